@@ -1,0 +1,264 @@
+//! Dataset cards: what is known about a published dataset, and where it is on this machine.
+//!
+//! The cards are the TOML files in `datasets/`, built into the program. A card never fetches anything: it finds a local
+//! file or says how to get one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::recipe::expand_home;
+
+/// Environment variable with further dataset folders, separated like `PATH`.
+pub const FOLDERS_VARIABLE: &str = "DEEPSPEC_DATASETS";
+
+/// Similarity (Jaro-Winkler, 0 to 1) from which a known name is offered in place of an unknown one.
+const SIMILAR: f64 = 0.75;
+
+const CARDS: [&str; 10] = [
+    include_str!("../../datasets/gsm8k.toml"),
+    include_str!("../../datasets/math500.toml"),
+    include_str!("../../datasets/aime25.toml"),
+    include_str!("../../datasets/humaneval.toml"),
+    include_str!("../../datasets/mbpp.toml"),
+    include_str!("../../datasets/livecodebench.toml"),
+    include_str!("../../datasets/mt-bench.toml"),
+    include_str!("../../datasets/alpaca.toml"),
+    include_str!("../../datasets/arena-hard-v2.toml"),
+    include_str!("../../datasets/open-perfectblend.toml"),
+];
+
+/// What a dataset is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Prompts to measure with.
+    Task,
+    /// Conversations to train on.
+    Training,
+}
+
+/// A published dataset.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Card {
+    /// Name, as recipes give it.
+    pub name: String,
+    /// What it is, in a line.
+    pub title: String,
+    /// What it is used for.
+    pub kind: Kind,
+    /// Where it comes from.
+    pub source: String,
+    /// Its licence, as far as known.
+    pub licence: String,
+    /// File names it is looked for under, in this order.
+    pub files: Vec<String>,
+    /// How to get it.
+    pub how_to_get: String,
+    /// The fields of a row.
+    pub fields: BTreeMap<String, String>,
+}
+
+/// Why a name leads to no file.
+#[derive(Debug, thiserror::Error)]
+pub enum CardError {
+    /// No card has this name.
+    #[error("there is no dataset card {name:?}{}; known: {known}. A task can also name its file with `path`", .nearest.as_ref().map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default())]
+    Unknown {
+        /// The name asked for.
+        name: String,
+        /// A card of a similar name.
+        nearest: Option<String>,
+        /// All names.
+        known: String,
+    },
+    /// The dataset is not on this machine.
+    #[error(
+        "the dataset {name:?} ({title}) is not here: no {files} in {folders}.\nTo get it: {how_to_get}\nA task can also name its file with `path`; further folders go into {FOLDERS_VARIABLE}."
+    )]
+    NotHere {
+        /// The card's name.
+        name: String,
+        /// The card's title.
+        title: String,
+        /// File names looked for.
+        files: String,
+        /// Folders searched.
+        folders: String,
+        /// The card's advice.
+        how_to_get: String,
+    },
+    /// A card in the program is not valid; only a faulty build has one.
+    #[error("the dataset card number {number} is not valid: {message}")]
+    Invalid {
+        /// Position among the cards, from 1.
+        number: usize,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+impl Card {
+    /// All cards.
+    ///
+    /// # Errors
+    /// [`CardError::Invalid`] in a faulty build.
+    pub fn all() -> Result<Vec<Self>, CardError> {
+        let parse = |(index, text): (usize, &str)| {
+            toml::from_str(text).map_err(|error| CardError::Invalid {
+                number: index + 1,
+                message: error.to_string(),
+            })
+        };
+        CARDS.into_iter().enumerate().map(parse).collect()
+    }
+
+    /// The card called `name`.
+    ///
+    /// # Errors
+    /// [`CardError::Unknown`] with the known names, and the nearest if one is near.
+    pub fn named(name: &str) -> Result<Self, CardError> {
+        let cards = Self::all()?;
+        if let Some(card) = cards.iter().find(|card| card.name == name) {
+            return Ok(card.clone());
+        }
+        let names: Vec<&str> = cards.iter().map(|card| card.name.as_str()).collect();
+        let lowercase = name.to_lowercase();
+        let nearest = names
+            .iter()
+            .map(|known| (strsim::jaro_winkler(&lowercase, known), *known))
+            .filter(|(similarity, _)| *similarity >= SIMILAR)
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+            .map(|(_, known)| known.to_owned());
+        Err(CardError::Unknown {
+            name: name.to_owned(),
+            nearest,
+            known: names.join(", "),
+        })
+    }
+
+    /// The first of the card's files that exists in `folders`, folder by folder.
+    ///
+    /// # Errors
+    /// [`CardError::NotHere`] with what was looked for, where, and how to get it.
+    pub fn resolve(&self, folders: &[PathBuf]) -> Result<PathBuf, CardError> {
+        let candidates = folders
+            .iter()
+            .flat_map(|folder| self.files.iter().map(|file| folder.join(file)));
+        candidates
+            .into_iter()
+            .find(|path| path.is_file())
+            .ok_or_else(|| CardError::NotHere {
+                name: self.name.clone(),
+                title: self.title.clone(),
+                files: self.files.join(" or "),
+                folders: folders
+                    .iter()
+                    .map(|folder| folder.display().to_string())
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                how_to_get: self.how_to_get.trim().to_owned(),
+            })
+    }
+}
+
+/// Where datasets are looked for: the folders of [`FOLDERS_VARIABLE`], `datasets` in the working directory, and
+/// `~/.cache/deepspec/datasets`.
+pub fn dataset_folders() -> Vec<PathBuf> {
+    let named = std::env::var_os(FOLDERS_VARIABLE).unwrap_or_default();
+    let named = std::env::split_paths(&named).filter(|folder| !folder.as_os_str().is_empty());
+    let usual = ["datasets", "~/.cache/deepspec/datasets"]
+        .into_iter()
+        .map(PathBuf::from);
+    named.chain(usual).map(|folder| expand_home(&folder)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_a_complete_card_for_every_published_dataset() {
+        let cards = Card::all().unwrap();
+        let names: Vec<&str> = cards.iter().map(|card| card.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "gsm8k",
+                "math500",
+                "aime25",
+                "humaneval",
+                "mbpp",
+                "livecodebench",
+                "mt-bench",
+                "alpaca",
+                "arena-hard-v2",
+                "open-perfectblend"
+            ]
+        );
+        for card in cards {
+            assert!(card.source.starts_with("https://"), "{}", card.name);
+            for text in [&card.title, &card.licence, &card.how_to_get] {
+                assert!(!text.trim().is_empty(), "{}", card.name);
+            }
+            assert!(!card.files.is_empty() && !card.fields.is_empty(), "{}", card.name);
+            assert_eq!(
+                card.kind == Kind::Task,
+                card.fields.contains_key("turns"),
+                "{}",
+                card.name
+            );
+        }
+    }
+
+    #[test]
+    fn a_card_finds_its_file_or_says_how_to_get_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let folders = [folder.path().join("none"), folder.path().to_owned()];
+        let card = Card::named("mt-bench").unwrap();
+        let message = card.resolve(&folders).unwrap_err().to_string();
+        for part in [
+            "mt-bench.jsonl",
+            "none",
+            "git clone",
+            "DEEPSPEC_DATASETS",
+            "`path`",
+        ] {
+            assert!(message.contains(part), "{part} is missing in: {message}");
+        }
+        let file = folder.path().join("mt-bench.jsonl");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(card.resolve(&folders).unwrap(), file);
+    }
+
+    #[test]
+    fn the_first_file_of_the_first_folder_wins() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let folders = [first.path().to_owned(), second.path().to_owned()];
+        let card = Card::named("open-perfectblend").unwrap();
+        std::fs::write(second.path().join("open-perfectblend.jsonl"), "").unwrap();
+        std::fs::write(first.path().join("open-perfectblend.parquet"), "").unwrap();
+        assert_eq!(
+            card.resolve(&folders).unwrap(),
+            first.path().join("open-perfectblend.parquet")
+        );
+        std::fs::write(first.path().join("open-perfectblend.jsonl"), "").unwrap();
+        assert_eq!(
+            card.resolve(&folders).unwrap(),
+            first.path().join("open-perfectblend.jsonl")
+        );
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_nearest() {
+        let message = Card::named("GSM-8K").unwrap_err().to_string();
+        assert!(
+            message.contains("did you mean \"gsm8k\"?") && message.contains("livecodebench"),
+            "{message}"
+        );
+        let message = Card::named("zzz").unwrap_err().to_string();
+        assert!(!message.contains("did you mean"), "{message}");
+    }
+}

@@ -1,0 +1,77 @@
+//! What can go wrong between a data file and its samples.
+
+use std::path::PathBuf;
+
+use dspark_runtime::text::TokenId;
+
+use super::report::{MalformedRow, ReadReport, RowNumber};
+
+/// An error that ends the reading of conversation data. A row that cannot be used is not one, unless reading
+/// is strict: it stands in the [`ReadReport`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConversationError {
+    /// A file could not be opened or read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A Parquet file is damaged, or written in a way that is not understood.
+    #[error("cannot read {path} as Parquet: {message}")]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// Strict reading, or the reading of an evaluation task, met a row it cannot use.
+    #[error("{0}")]
+    Malformed(MalformedRow),
+    /// Conversations are to be read, and the tokeniser has no chat template to write them with.
+    #[error(
+        "the tokeniser in {directory} has no chat template, which conversations need; use a target that has one, \
+         or train on plain text with data.format = \"text\""
+    )]
+    NoChatTemplate {
+        /// The tokeniser's directory.
+        directory: PathBuf,
+    },
+    /// The tokeniser gives an id for which the target has no embedding.
+    #[error(
+        "{path}, {number}: token {token:?} has the id {id}, but the target's vocabulary has {vocabulary_size} rows; \
+         tokeniser and target do not belong together"
+    )]
+    TokenBeyondVocabulary {
+        /// The file.
+        path: PathBuf,
+        /// The row in it.
+        number: RowNumber,
+        /// The token's text in the vocabulary.
+        token: String,
+        /// The token's id.
+        id: TokenId,
+        /// Rows of the target's embedding.
+        vocabulary_size: usize,
+    },
+    /// No sample was left.
+    #[error("{} left no sample to train on: {report}", paths(files))]
+    Empty {
+        /// The files read.
+        files: Vec<PathBuf>,
+        /// What became of their rows.
+        report: ReadReport,
+    },
+    /// A share of samples is not between 0 and 1.
+    #[error("the validation share should be at least 0 and below 1, found {0}")]
+    Share(f64),
+}
+
+fn paths(files: &[PathBuf]) -> String {
+    if files.is_empty() {
+        return "an empty list of data files".to_owned();
+    }
+    files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}

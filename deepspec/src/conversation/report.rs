@@ -1,0 +1,78 @@
+//! What became of every row that was read.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// How many malformed rows a report prints before it only counts.
+const SHOWN: usize = 10;
+
+/// Where a row stands in its file, counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowNumber {
+    /// A line of a JSON lines file.
+    Line(usize),
+    /// A row of a Parquet file.
+    Row(usize),
+}
+
+impl fmt::Display for RowNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line(number) => write!(f, "line {number}"),
+            Self::Row(number) => write!(f, "row {number}"),
+        }
+    }
+}
+
+/// A row that could not be used, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MalformedRow {
+    /// The file.
+    pub file: PathBuf,
+    /// The row in it.
+    pub number: RowNumber,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl fmt::Display for MalformedRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}: {}", self.file.display(), self.number, self.reason)
+    }
+}
+
+/// Counts over all files. `read` is the sum of `kept`, `too_short` and the malformed rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReadReport {
+    /// Rows read, blank lines left out.
+    pub read: usize,
+    /// Samples they became.
+    pub kept: usize,
+    /// Rows that hold no usable conversation, in the order of the files.
+    pub malformed: Vec<MalformedRow>,
+    /// Rows with fewer supervised tokens than asked for.
+    pub too_short: usize,
+    /// Kept samples that were longer than the limit and lost their end.
+    pub truncated: usize,
+}
+
+impl fmt::Display for ReadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} rows read, {} kept ({} of them truncated), {} too short, {} malformed",
+            self.read,
+            self.kept,
+            self.truncated,
+            self.too_short,
+            self.malformed.len()
+        )?;
+        for row in self.malformed.iter().take(SHOWN) {
+            write!(f, "\n  {row}")?;
+        }
+        match self.malformed.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "\n  and {more} more malformed rows"),
+        }
+    }
+}

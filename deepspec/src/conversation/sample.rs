@@ -1,0 +1,134 @@
+//! Samples: token ids with the mask of those that carry loss.
+
+use std::ops::Range;
+
+use dspark_runtime::text::{TextError, TokenId, Tokenizer};
+use serde_json::{Map, Value};
+
+use super::message::{ASSISTANT, Conversation};
+use super::supervision;
+
+/// Samples with fewer supervised tokens than this are dropped: they hold no full draft block.
+pub const MINIMUM_SUPERVISED_TOKENS: usize = 14;
+
+/// One row of the data as the model sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// The row's `id`, or the name of its file and its number if it has none.
+    pub id: String,
+    /// The tokens of the whole text.
+    pub token_ids: Vec<TokenId>,
+    /// For each token whether it carries loss: whether the target would have generated it.
+    pub loss_mask: Vec<bool>,
+}
+
+impl Sample {
+    /// How many tokens carry loss.
+    pub fn supervised_tokens(&self) -> usize {
+        self.loss_mask.iter().filter(|supervised| **supervised).count()
+    }
+
+    /// Writes a conversation through the tokeniser's chat template and cuts it into tokens. A token is
+    /// supervised if it begins in an answer. What comes after the last answer is left out: it carries no loss
+    /// and nothing that does looks at it.
+    ///
+    /// # Errors
+    /// Why the template or the tokeniser cannot take this conversation.
+    pub(super) fn from_conversation(
+        id: String,
+        mut conversation: Conversation,
+        tokenizer: &Tokenizer,
+        arguments: &Map<String, Value>,
+    ) -> Result<Self, String> {
+        let template = tokenizer.chat_template().ok_or("the tokeniser has no chat template")?;
+        let answered = conversation.messages.iter().rposition(|message| message.role == ASSISTANT);
+        let answered = answered.ok_or("there is no message of the assistant")?;
+        conversation.messages.truncate(answered + 1);
+        let rendered = supervision::render(template, arguments, &conversation.messages)?;
+        let tokens = tokenizer.encode_with_offsets(&rendered.text, false).map_err(|error| error.to_string())?;
+        let begins_in_answer =
+            |bytes: &Range<usize>| rendered.supervised.iter().any(|answer| answer.contains(&bytes.start));
+        let (token_ids, loss_mask) =
+            tokens.into_iter().map(|(token, bytes)| (token, begins_in_answer(&bytes))).unzip();
+        Ok(Self { id, token_ids, loss_mask })
+    }
+
+    /// Cuts a plain text into tokens, with the special tokens that the tokeniser puts around a text. Every token
+    /// but the first carries loss: nothing comes before it from which it could be predicted.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(super) fn from_text(id: String, text: &str, tokenizer: &Tokenizer) -> Result<Self, TextError> {
+        let token_ids = tokenizer.encode(text, true)?;
+        let loss_mask = (0..token_ids.len()).map(|position| position > 0).collect();
+        Ok(Self { id, token_ids, loss_mask })
+    }
+
+    /// Cuts off what is beyond `max_length` tokens; returns whether there was anything.
+    pub(super) fn truncate(&mut self, max_length: usize) -> bool {
+        let too_long = self.token_ids.len() > max_length;
+        self.token_ids.truncate(max_length);
+        self.loss_mask.truncate(max_length);
+        too_long
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conversation::message::Message;
+    use crate::conversation::testing;
+
+    fn sample(template: &str, turns: &[(&str, &str)]) -> (Sample, Vec<String>) {
+        let tokenizer = testing::tokenizer(Some(template));
+        let messages = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
+        let conversation = Conversation { messages };
+        let sample = Sample::from_conversation("x".to_owned(), conversation, &tokenizer, &Map::new()).unwrap();
+        let runs = sample
+            .token_ids
+            .iter()
+            .zip(&sample.loss_mask)
+            .collect::<Vec<_>>()
+            .chunk_by(|left, right| left.1 == right.1)
+            .filter(|run| *run[0].1)
+            .map(|run| tokenizer.decode(&run.iter().map(|(id, _)| **id).collect::<Vec<_>>(), false).unwrap())
+            .collect();
+        (sample, runs)
+    }
+
+    #[test]
+    fn the_mask_covers_the_tokens_of_the_answers() {
+        for template in ["smollm2", "qwen2_5", "qwen3"] {
+            let turns = [
+                ("system", "Be kind."),
+                ("user", "the first"),
+                ("assistant", "\n an answer, größer 🦀"),
+                ("user", "the second"),
+                ("assistant", "the end."),
+                ("user", "left out"),
+            ];
+            let (sample, runs) = sample(template, &turns);
+            assert_eq!(runs, ["\n an answer, größer 🦀<|im_end|>\n", "the end.<|im_end|>\n"], "{template}");
+            assert_eq!(sample.token_ids.len(), sample.loss_mask.len());
+            assert_eq!(sample.loss_mask.last(), Some(&true));
+        }
+    }
+
+    #[test]
+    fn plain_text_is_supervised_from_the_second_token() {
+        let tokenizer = testing::tokenizer(None);
+        let sample = Sample::from_text("x".to_owned(), "the thing", &tokenizer).unwrap();
+        assert_eq!(tokenizer.decode(&sample.token_ids, false).unwrap(), "the thing");
+        assert_eq!(sample.supervised_tokens(), sample.token_ids.len() - 1);
+        assert!(!sample.loss_mask[0]);
+    }
+
+    #[test]
+    fn truncation_keeps_tokens_and_mask_together() {
+        let tokenizer = testing::tokenizer(None);
+        let mut sample = Sample::from_text("x".to_owned(), "a b c d", &tokenizer).unwrap();
+        assert!(!sample.truncate(sample.token_ids.len()));
+        assert!(sample.truncate(3));
+        assert_eq!((sample.token_ids.len(), sample.loss_mask.len()), (3, 3));
+    }
+}

@@ -1,0 +1,3 @@
+//! Trains, measures and exports DSpark drafts from recipe files.
+
+pub mod objective;

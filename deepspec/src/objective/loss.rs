@@ -1,0 +1,195 @@
+//! The whole loss of a micro-batch: `0.1 CE + 0.9 L1 + 1.0 BCE` with decaying slot weights (paper, eq. 8-10).
+//!
+//! Legend: `n` supervised slots, `d` hidden size, `r` Markov rank, `f` width of the target's features, `s` tokens.
+
+use burn::tensor::activation::log_sigmoid;
+use burn::tensor::{Int, Tensor, TensorData};
+use dspark_runtime::model::{Draft, DraftSample};
+
+use super::anchors::SampleBlocks;
+use super::metrics::{LossSums, SlotOutcome};
+use super::vocabulary::{VocabularyRows, VocabularyWeights, vocabulary_loss};
+
+/// Added to every denominator, as the reference does.
+pub(super) const DENOMINATOR_OFFSET: f64 = 1e-6;
+
+/// Factors of the loss terms and the decay of slot weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossWeights {
+    /// Factor of the cross-entropy against the text.
+    pub cross_entropy: f64,
+    /// Factor of the L1 distance to the teacher.
+    pub l1: f64,
+    /// Factor of the confidence head's binary cross-entropy.
+    pub confidence: f64,
+    /// Slot `j` weighs `exp(-j / decay)`; `None`: 1.
+    pub decay: Option<f64>,
+}
+
+impl LossWeights {
+    /// The weight of a 0-based slot.
+    pub fn slot(&self, slot: usize) -> f64 {
+        self.decay.map_or(1.0, |decay| (-(slot as f64) / decay).exp())
+    }
+}
+
+/// The sum of slot weights of some samples: what a global batch divides by.
+pub fn slot_weight_sum<'a>(blocks: impl IntoIterator<Item = &'a SampleBlocks>, weights: &LossWeights) -> f64 {
+    blocks.into_iter().flat_map(SampleBlocks::supervised).map(|slot| weights.slot(slot.slot)).sum()
+}
+
+/// Samples that go through the draft together.
+#[derive(Clone, Debug)]
+pub struct MicroBatch<'a> {
+    /// Tokens per sample.
+    pub ids: Vec<&'a [u32]>,
+    /// Trained blocks per sample.
+    pub blocks: Vec<&'a SampleBlocks>,
+    /// Captured target features of all tokens, `[s, f]`, not tracked.
+    pub features_sf: Tensor<2>,
+    /// The target's hidden states after its final norm, `[s, d]`, not tracked.
+    pub last_hidden_sd: Tensor<2>,
+}
+
+/// What a micro-batch contributes to a step.
+#[derive(Clone, Debug)]
+pub struct MicroBatchLoss {
+    /// A scalar whose gradient is the micro-batch's share of the global gradient; `None` when nothing is supervised.
+    pub surrogate: Option<Tensor<1>>,
+    /// Sums for the report.
+    pub sums: LossSums,
+}
+
+/// Runs the draft over a micro-batch. `global_weight` is the [`slot_weight_sum`] of the whole global batch; with `train`
+/// false only the sums are computed.
+pub fn draft_loss(
+    draft: &Draft,
+    batch: &MicroBatch<'_>,
+    weights: &LossWeights,
+    global_weight: f64,
+    train: bool,
+) -> MicroBatchLoss {
+    let mut sums = LossSums { samples: batch.ids.len() as u64, ..LossSums::default() };
+    sums.candidates = batch.blocks.iter().map(|blocks| blocks.candidates as u64).sum();
+    let Some(slots) = Slots::of(batch, draft.config().block_size) else {
+        return MicroBatchLoss { surrogate: None, sums };
+    };
+    let lift = |x: Tensor<2>| if train { Tensor::from_inner(x) } else { x };
+    let hidden_bd = draft.forward_blocks(lift(slots.features_sf.clone()), &slots.samples);
+    let device = hidden_bd.device();
+    let indices: Tensor<1, Int> =
+        Tensor::from_data(TensorData::new(slots.block_rows.clone(), [slots.block_rows.len()]), &device);
+    let hidden_nd = hidden_bd.select(0, indices);
+    let factors_nr = draft.markov_factors(&slots.previous);
+    let w2 = draft.parameters.markov_head.as_ref().map(|head| head.markov_w2.weight.val());
+    let denominator = global_weight + DENOMINATOR_OFFSET;
+    let slot_weights: Vec<f64> = slots.slot.iter().map(|&slot| weights.slot(slot)).collect();
+    let scaled = |factor: f64| slot_weights.iter().map(|weight| (factor * weight / denominator) as f32).collect();
+    let rows = VocabularyRows {
+        hidden_nd: hidden_nd.clone(),
+        markov: factors_nr.clone().zip(w2),
+        head_vd: draft.head_weight(),
+        teacher_td: batch.last_hidden_sd.clone(),
+        teacher_head_vd: draft.head_weight(),
+        teacher_rows: slots.teacher_rows.clone(),
+        labels: slots.labels.clone(),
+    };
+    let row_weights =
+        VocabularyWeights { cross_entropy: scaled(weights.cross_entropy), l1: scaled(weights.l1) };
+    let vocabulary = vocabulary_loss(&rows, train.then_some(&row_weights));
+    let mut surrogate = vocabulary.surrogate;
+
+    let acceptance = |l1: &f32| (1.0 - f64::from(*l1) / 2.0).clamp(0.0, 1.0);
+    let targets: Vec<f32> = vocabulary.l1.iter().map(|l1| acceptance(l1) as f32).collect();
+    let confidence = draft.confidence_logits(hidden_nd, factors_nr).map(|logits_n| {
+        let n = targets.len();
+        let constant = |values: Vec<f32>| Tensor::<1>::from_data(TensorData::new(values, [n]), &device);
+        let targets_n = constant(targets);
+        // -[c log s(z) + (1 - c) log s(-z)], s the sigmoid
+        let loss_n = (log_sigmoid(logits_n.clone()) * targets_n.clone()
+            + log_sigmoid(logits_n.clone().neg()) * (targets_n.neg() + 1.0))
+            .neg();
+        if let Some(total) = surrogate.take() {
+            surrogate = Some(total + (loss_n.clone() * constant(scaled(weights.confidence))).sum());
+        }
+        (host(loss_n), host(logits_n))
+    });
+
+    let mut row = 0;
+    for blocks in &batch.blocks {
+        for &count in &blocks.slots {
+            let outcomes: Vec<SlotOutcome> = (row..row + count)
+                .map(|row| SlotOutcome {
+                    slot: slots.slot[row],
+                    weight: slot_weights[row],
+                    cross_entropy: f64::from(vocabulary.cross_entropy[row]),
+                    l1: f64::from(vocabulary.l1[row]),
+                    confidence: confidence.as_ref().map(|(losses, logits)| {
+                        (f64::from(losses[row]), 1.0 / (1.0 + (-f64::from(logits[row])).exp()))
+                    }),
+                })
+                .collect();
+            sums.add_block(&outcomes);
+            row += count;
+        }
+    }
+    MicroBatchLoss { surrogate, sums }
+}
+
+/// The supervised slots of a micro-batch as flat lists.
+struct Slots<'a> {
+    /// Samples that have blocks, and their features.
+    samples: Vec<DraftSample<'a>>,
+    features_sf: Tensor<2>,
+    /// Row among all block slots.
+    block_rows: Vec<i32>,
+    slot: Vec<usize>,
+    previous: Vec<u32>,
+    labels: Vec<u32>,
+    /// Row of the micro-batch's teacher hidden states.
+    teacher_rows: Vec<usize>,
+}
+
+impl<'a> Slots<'a> {
+    fn of(batch: &MicroBatch<'a>, block_size: usize) -> Option<Self> {
+        let mut features = Vec::new();
+        let mut slots = Self {
+            samples: Vec::new(),
+            features_sf: batch.features_sf.clone(),
+            block_rows: Vec::new(),
+            slot: Vec::new(),
+            previous: Vec::new(),
+            labels: Vec::new(),
+            teacher_rows: Vec::new(),
+        };
+        let (mut first_token, mut first_block) = (0, 0);
+        for (&ids, &blocks) in batch.ids.iter().zip(&batch.blocks) {
+            if !blocks.anchors.is_empty() {
+                features.push(batch.features_sf.clone().narrow(0, first_token, ids.len()));
+                slots.samples.push(DraftSample { ids, anchors: &blocks.anchors });
+            }
+            for supervised in blocks.supervised() {
+                let row = (first_block + supervised.block) * block_size + supervised.slot;
+                slots.block_rows.push(row as i32);
+                slots.slot.push(supervised.slot);
+                slots.previous.push(ids[supervised.previous()]);
+                slots.labels.push(ids[supervised.label()]);
+                slots.teacher_rows.push(first_token + supervised.previous());
+            }
+            first_token += ids.len();
+            first_block += blocks.anchors.len();
+        }
+        if slots.samples.is_empty() {
+            return None;
+        }
+        if slots.samples.len() < batch.ids.len() {
+            slots.features_sf = Tensor::cat(features, 0);
+        }
+        Some(slots)
+    }
+}
+
+fn host(tensor: Tensor<1>) -> Vec<f32> {
+    let tensor = if tensor.is_autodiff() { tensor.inner() } else { tensor };
+    tensor.try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"))
+}

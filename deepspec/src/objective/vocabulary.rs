@@ -1,0 +1,386 @@
+//! Cross-entropy and L1 against the teacher over a large vocabulary, with the gradient written out.
+//!
+//! For a row with logits `u`, teacher probabilities `q` and label `y`:
+//!
+//! * `p = softmax(u)`, `CE = -log p_y`, `L1 = sum |p - q|`;
+//! * `dCE/du = p - onehot(y)`, `dL1/du = p * (s - sum(p * s))` with `s = sign(p - q)`.
+//!
+//! Rows are taken in chunks, so memory does not grow with rows times vocabulary, and no probability tensor outlives its
+//! chunk. The gradients with respect to hidden states, Markov factors and `W2` re-enter autodiff as a sum of products
+//! with constants, whose derivative is exactly them.
+//!
+//! Legend: `n` rows (supervised slots), `m` rows of a chunk, `t` teacher rows, `d` hidden size, `r` Markov rank, `v`
+//! vocabulary.
+
+use burn::backend::Flex;
+use burn::tensor::activation::{log_softmax, softmax};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use dspark_runtime::kernels::simd;
+use rayon::prelude::*;
+
+/// Logits held at once.
+const CHUNK_ELEMENTS: usize = 8 << 20;
+
+/// The rows whose loss is wanted. Hidden states, factors and `W2` may be tracked by autodiff.
+#[derive(Clone, Debug)]
+pub struct VocabularyRows {
+    /// Draft hidden states after the final norm, `[n, d]`.
+    pub hidden_nd: Tensor<2>,
+    /// Markov factors of the tokens before, `[n, r]`, and `W2`, `[v, r]`; absent without a Markov head.
+    pub markov: Option<(Tensor<2>, Tensor<2>)>,
+    /// The frozen output head, `[v, d]`, not tracked.
+    pub head_vd: Tensor<2>,
+    /// The teacher's hidden states after its final norm, `[t, d]`, not tracked.
+    pub teacher_td: Tensor<2>,
+    /// The teacher's output head, `[v, d]`, not tracked (the draft's own, but for a draft with another head).
+    pub teacher_head_vd: Tensor<2>,
+    /// Row of `teacher_td` for each row.
+    pub teacher_rows: Vec<usize>,
+    /// The true token of each row.
+    pub labels: Vec<u32>,
+}
+
+/// How much each row's terms count in the loss, denominators included.
+#[derive(Clone, Debug)]
+pub struct VocabularyWeights {
+    /// Factor of each row's cross-entropy.
+    pub cross_entropy: Vec<f32>,
+    /// Factor of each row's L1.
+    pub l1: Vec<f32>,
+}
+
+/// The losses of each row, and a scalar whose gradient is that of the weighted sum.
+#[derive(Clone, Debug)]
+pub struct VocabularyLoss {
+    /// Cross-entropy per row, nats.
+    pub cross_entropy: Vec<f32>,
+    /// L1 distance per row, in `[0, 2]`.
+    pub l1: Vec<f32>,
+    /// Its value means nothing; its gradient is that of `sum(w_ce * CE + w_l1 * L1)`. `None` without weights.
+    pub surrogate: Option<Tensor<1>>,
+}
+
+/// Losses of all rows and, when weights are given, the surrogate for the backward pass.
+pub fn vocabulary_loss(rows: &VocabularyRows, weights: Option<&VocabularyWeights>) -> VocabularyLoss {
+    let plain = rows.plain();
+    let [n, _] = plain.hidden_nd.dims();
+    let [v, _] = plain.head_vd.dims();
+    let chunk = (CHUNK_ELEMENTS / v).clamp(1, n.max(1));
+    let mut loss = VocabularyLoss { cross_entropy: Vec::new(), l1: Vec::new(), surrogate: None };
+    let mut hidden_gradients = Vec::new();
+    let mut factor_gradients = Vec::new();
+    let mut w2_gradient: Option<Tensor<2>> = None;
+    for first in (0..n).step_by(chunk) {
+        let count = chunk.min(n - first);
+        let part = plain.narrow(first, count);
+        let chunk_weights = weights.map(|weights| weights.narrow(first, count));
+        let (cross_entropy, l1, gradient_mv) = part.losses_and_gradient(chunk_weights.as_ref());
+        loss.cross_entropy.extend(cross_entropy);
+        loss.l1.extend(l1);
+        let Some(gradient_mv) = gradient_mv else { continue };
+        hidden_gradients.push(gradient_mv.clone().matmul(part.head_vd.clone()));
+        if let Some((factors_mr, w2_vr)) = &part.markov {
+            factor_gradients.push(gradient_mv.clone().matmul(w2_vr.clone()));
+            let own = gradient_mv.transpose().matmul(factors_mr.clone());
+            w2_gradient = Some(match w2_gradient {
+                Some(sum) => sum + own,
+                None => own,
+            });
+        }
+    }
+    if !hidden_gradients.is_empty() {
+        let mut surrogate = product(&rows.hidden_nd, Tensor::cat(hidden_gradients, 0));
+        if let (Some((factors_nr, w2_vr)), Some(w2_gradient)) = (&rows.markov, w2_gradient) {
+            surrogate = surrogate + product(factors_nr, Tensor::cat(factor_gradients, 0)) + product(w2_vr, w2_gradient);
+        }
+        loss.surrogate = Some(surrogate);
+    }
+    loss
+}
+
+/// `sum(x * gradient)` with a constant gradient.
+fn product(x: &Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
+    let gradient = if x.is_autodiff() { Tensor::from_inner(gradient) } else { gradient };
+    (x.clone() * gradient).sum()
+}
+
+impl VocabularyWeights {
+    fn narrow(&self, first: usize, count: usize) -> Self {
+        let part = |values: &[f32]| values[first..first + count].to_vec();
+        Self { cross_entropy: part(&self.cross_entropy), l1: part(&self.l1) }
+    }
+}
+
+impl VocabularyRows {
+    /// The same without autodiff.
+    fn plain(&self) -> Self {
+        let untracked = |x: &Tensor<2>| if x.is_autodiff() { x.clone().inner() } else { x.clone() };
+        Self {
+            hidden_nd: untracked(&self.hidden_nd),
+            markov: self.markov.as_ref().map(|(factors, w2)| (untracked(factors), untracked(w2))),
+            ..self.clone()
+        }
+    }
+
+    fn narrow(&self, first: usize, count: usize) -> Self {
+        Self {
+            hidden_nd: self.hidden_nd.clone().narrow(0, first, count),
+            markov: self.markov.as_ref().map(|(factors, w2)| (factors.clone().narrow(0, first, count), w2.clone())),
+            teacher_rows: self.teacher_rows[first..first + count].to_vec(),
+            labels: self.labels[first..first + count].to_vec(),
+            ..self.clone()
+        }
+    }
+
+    /// Cross-entropy and L1 per row, and the gradient of their weighted sum with respect to the logits, `[m, v]`.
+    fn losses_and_gradient(&self, weights: Option<&VocabularyWeights>) -> (Vec<f32>, Vec<f32>, Option<Tensor<2>>) {
+        let base_mv = self.hidden_nd.clone().matmul(self.head_vd.clone().transpose());
+        let bias_mv = self.markov.as_ref().map(|(factors, w2)| factors.clone().matmul(w2.clone().transpose()));
+        // Slots of neighbouring blocks share teacher rows: each is computed once.
+        let mut distinct = self.teacher_rows.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let local: Vec<usize> = self
+            .teacher_rows
+            .iter()
+            .map(|row| distinct.binary_search(row).unwrap_or_else(|_| unreachable!("every row is among the distinct")))
+            .collect();
+        let device = base_mv.device();
+        let teacher_td = self.teacher_td.clone().select(0, ints(distinct, &device));
+        let teacher_tv = teacher_td.matmul(self.teacher_head_vd.clone().transpose());
+        if base_mv.clone().try_into_primitive::<Flex>().is_ok() {
+            self.on_host(base_mv, bias_mv, teacher_tv, &local, weights)
+        } else {
+            self.on_device(base_mv, bias_mv, teacher_tv, local, weights)
+        }
+    }
+
+    /// One pass over each row in this machine's memory.
+    fn on_host(
+        &self,
+        base_mv: Tensor<2>,
+        bias_mv: Option<Tensor<2>>,
+        teacher_tv: Tensor<2>,
+        local: &[usize],
+        weights: Option<&VocabularyWeights>,
+    ) -> (Vec<f32>, Vec<f32>, Option<Tensor<2>>) {
+        let [m, v] = base_mv.dims();
+        let device = base_mv.device();
+        let mut logits = values(base_mv);
+        let bias = bias_mv.map(values);
+        let mut teacher = values(teacher_tv);
+        teacher.par_chunks_mut(v).for_each(|row| {
+            simd::vectorized(
+                #[inline(always)]
+                || simd::softmax_row(row),
+            );
+        });
+        let losses: Vec<(f32, f32)> = logits
+            .par_chunks_mut(v)
+            .enumerate()
+            .map(|(row, logits)| {
+                let bias = bias.as_ref().map(|bias| &bias[row * v..(row + 1) * v]);
+                let teacher = &teacher[local[row] * v..(local[row] + 1) * v];
+                let weights = weights.map(|weights| (weights.cross_entropy[row], weights.l1[row]));
+                simd::vectorized(
+                    #[inline(always)]
+                    || row_loss(logits, bias, teacher, self.labels[row] as usize, weights),
+                )
+            })
+            .collect();
+        let (cross_entropy, l1) = losses.into_iter().unzip();
+        let gradient = weights.map(|_| Tensor::from_data(TensorData::new(logits, [m, v]), &device));
+        (cross_entropy, l1, gradient)
+    }
+
+    /// The same with tensor operations, for devices with their own memory.
+    fn on_device(
+        &self,
+        base_mv: Tensor<2>,
+        bias_mv: Option<Tensor<2>>,
+        teacher_tv: Tensor<2>,
+        local: Vec<usize>,
+        weights: Option<&VocabularyWeights>,
+    ) -> (Vec<f32>, Vec<f32>, Option<Tensor<2>>) {
+        let device = base_mv.device();
+        let m = local.len();
+        let logits_mv = match bias_mv {
+            Some(bias_mv) => base_mv + bias_mv,
+            None => base_mv,
+        };
+        let labels = ints(self.labels.iter().map(|&label| label as usize).collect(), &device).reshape([m, 1]);
+        let log_p = log_softmax(logits_mv, 1);
+        let cross_entropy_m1 = log_p.clone().gather(1, labels.clone()).neg();
+        let p = log_p.exp();
+        let q = softmax(teacher_tv, 1).select(0, ints(local, &device));
+        let difference = p.clone() - q;
+        let l1_m1 = difference.clone().abs().sum_dim(1);
+        let gradient = weights.map(|weights| {
+            let column = |values: &[f32]| {
+                Tensor::<2>::from_data(TensorData::new(values.to_vec(), [m, 1]), &device)
+            };
+            let (w_ce, w_l1) = (column(&weights.cross_entropy), column(&weights.l1));
+            let sign = difference.sign();
+            let mean_sign = (p.clone() * sign.clone()).sum_dim(1);
+            let gradient = p * (w_ce.clone() + w_l1 * (sign - mean_sign));
+            gradient.scatter(1, labels, w_ce.neg(), burn::tensor::IndexingUpdateOp::Add)
+        });
+        (values(cross_entropy_m1), values(l1_m1), gradient)
+    }
+}
+
+/// Losses of one row; its logits become the gradient when weights are given.
+#[inline(always)]
+fn row_loss(
+    logits: &mut [f32],
+    bias: Option<&[f32]>,
+    teacher: &[f32],
+    label: usize,
+    weights: Option<(f32, f32)>,
+) -> (f32, f32) {
+    if let Some(bias) = bias {
+        for (logit, bias) in logits.iter_mut().zip(bias) {
+            *logit += bias;
+        }
+    }
+    let maximum = simd::maximum(logits);
+    let label_logit = logits[label] - maximum;
+    let sum = lanes_sum(logits, |logit| {
+        *logit = simd::exp(*logit - maximum);
+        *logit
+    });
+    let cross_entropy = sum.ln() - label_logit;
+    let scale = 1.0 / sum;
+    for logit in logits.iter_mut() {
+        *logit *= scale;
+    }
+    let mut l1_lanes = [0.0_f32; 16];
+    let mut sign_lanes = [0.0_f32; 16];
+    let (p_chunks, p_rest) = logits.as_chunks::<16>();
+    let (q_chunks, q_rest) = teacher.as_chunks::<16>();
+    for (p, q) in p_chunks.iter().zip(q_chunks) {
+        for lane in 0..16 {
+            let difference = p[lane] - q[lane];
+            l1_lanes[lane] += difference.abs();
+            sign_lanes[lane] += p[lane] * sign(difference);
+        }
+    }
+    let mut l1: f32 = l1_lanes.iter().sum();
+    let mut mean_sign: f32 = sign_lanes.iter().sum();
+    for (p, q) in p_rest.iter().zip(q_rest) {
+        l1 += (p - q).abs();
+        mean_sign += p * sign(p - q);
+    }
+    if let Some((w_ce, w_l1)) = weights {
+        for (p, q) in logits.iter_mut().zip(teacher) {
+            *p *= w_ce + w_l1 * (sign(*p - q) - mean_sign);
+        }
+        logits[label] -= w_ce;
+    }
+    (cross_entropy, l1)
+}
+
+/// -1, 0 or 1.
+#[inline(always)]
+fn sign(x: f32) -> f32 {
+    f32::from(i8::from(x > 0.0) - i8::from(x < 0.0))
+}
+
+#[inline(always)]
+fn lanes_sum(row: &mut [f32], mut f: impl FnMut(&mut f32) -> f32) -> f32 {
+    let (chunks, rest) = row.as_chunks_mut::<16>();
+    let mut lanes = [0.0_f32; 16];
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += f(value);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest.iter_mut().map(f).sum::<f32>()
+}
+
+fn values(tensor: Tensor<2>) -> Vec<f32> {
+    let tensor = if tensor.dtype() == DType::F32 { tensor } else { tensor.cast(DType::F32) };
+    tensor.try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"))
+}
+
+fn ints(values: Vec<usize>, device: &Device) -> Tensor<1, Int> {
+    let count = values.len();
+    let values: Vec<i32> = values.into_iter().map(|value| value as i32).collect();
+    Tensor::from_data(TensorData::new(values, [count]), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Distribution;
+
+    use super::*;
+
+    /// Plain autodiff over the whole `[n, v]` tensors, as the definition says it.
+    fn by_autodiff(rows: &VocabularyRows, weights: &VocabularyWeights) -> (Tensor<1>, Tensor<2>, Tensor<2>) {
+        let device = rows.hidden_nd.device();
+        let n = rows.labels.len();
+        let constant = |x: Tensor<2>| Tensor::<2>::from_inner(x);
+        let (factors, w2) = rows.markov.clone().unwrap();
+        let logits = rows.hidden_nd.clone().matmul(constant(rows.head_vd.clone()).transpose())
+            + factors.matmul(w2.transpose());
+        let teacher = rows.teacher_td.clone().matmul(rows.teacher_head_vd.clone().transpose());
+        let teacher = teacher.select(0, ints(rows.teacher_rows.clone(), &device.clone().inner()));
+        let q = constant(softmax(teacher, 1));
+        let labels = ints(rows.labels.iter().map(|&l| l as usize).collect(), &device).reshape([n, 1]);
+        let cross_entropy = log_softmax(logits.clone(), 1).gather(1, labels).neg();
+        let l1 = (softmax(logits, 1) - q).abs().sum_dim(1);
+        let column = |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [n, 1]), &device);
+        let loss = (cross_entropy.clone() * column(&weights.cross_entropy) + l1.clone() * column(&weights.l1)).sum();
+        (loss, cross_entropy, l1)
+    }
+
+    #[test]
+    fn host_and_device_forms_agree_with_plain_autodiff() {
+        let device = Device::flex();
+        device.seed(11);
+        let normal = |shape: [usize; 2], std: f64| {
+            Tensor::<2>::random(shape, Distribution::Normal(0.0, std), &device)
+        };
+        let (n, t, d, r, v) = (13, 9, 24, 5, 101);
+        let tracked = |x: Tensor<2>| Tensor::<2>::from_inner(x).require_grad();
+        let rows = VocabularyRows {
+            hidden_nd: tracked(normal([n, d], 1.0)),
+            markov: Some((tracked(normal([n, r], 1.0)), tracked(normal([v, r], 0.5)))),
+            head_vd: normal([v, d], 0.3),
+            teacher_td: normal([t, d], 1.0),
+            teacher_head_vd: normal([v, d], 0.3),
+            teacher_rows: (0..n).map(|row| row * 5 % t).collect(),
+            labels: (0..n).map(|row| (row * 7 % v) as u32).collect(),
+        };
+        let weights = VocabularyWeights {
+            cross_entropy: (0..n).map(|row| 0.01 * row as f32).collect(),
+            l1: (0..n).map(|row| 0.2 - 0.01 * row as f32).collect(),
+        };
+        let (expected, cross_entropy, l1) = by_autodiff(&rows, &weights);
+        let gradients = expected.backward();
+        let fused = vocabulary_loss(&rows, Some(&weights));
+        let close = |got: &[f32], expected: Vec<f32>, tolerance: f32| {
+            let scale = expected.iter().fold(1e-6_f32, |a, b| a.max(b.abs()));
+            let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= tolerance * scale, "{worst} of {scale}");
+        };
+        close(&fused.cross_entropy, values(cross_entropy.inner()), 1e-5);
+        close(&fused.l1, values(l1.inner()), 1e-5);
+        let own = fused.surrogate.unwrap().backward();
+        let (factors, w2) = rows.markov.clone().unwrap();
+        for tensor in [&rows.hidden_nd, &factors, &w2] {
+            close(&values(tensor.grad(&own).unwrap()), values(tensor.grad(&gradients).unwrap()), 1e-5);
+        }
+        // The form for other devices, on the same numbers.
+        let plain = rows.plain();
+        let base = plain.hidden_nd.clone().matmul(plain.head_vd.clone().transpose());
+        let (factors, w2) = plain.markov.clone().unwrap();
+        let bias = factors.matmul(w2.transpose());
+        let teacher = plain.teacher_td.clone().matmul(plain.teacher_head_vd.clone().transpose());
+        let on_host = plain.on_host(base.clone(), Some(bias.clone()), teacher.clone(), &rows.teacher_rows, Some(&weights));
+        let on_device = plain.on_device(base, Some(bias), teacher, rows.teacher_rows.clone(), Some(&weights));
+        close(&on_host.0, on_device.0, 1e-5);
+        close(&on_host.1, on_device.1, 1e-5);
+        close(&values(on_host.2.unwrap()), values(on_device.2.unwrap()), 1e-5);
+    }
+}

@@ -1,0 +1,100 @@
+//! What can be wrong with a recipe, worded for the person who wrote it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Where a recipe's value was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In the recipe file, on this 1-based line where it is known.
+    File {
+        /// The recipe file.
+        file: PathBuf,
+        /// 1-based line; `None` for what is not there.
+        line: Option<usize>,
+    },
+    /// In a `--set` argument, given whole.
+    Override(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File {
+                file,
+                line: Some(line),
+            } => write!(f, "{}:{line}", file.display()),
+            Self::File { file, line: None } => write!(f, "{}", file.display()),
+            Self::Override(argument) => write!(f, "--set {argument}"),
+        }
+    }
+}
+
+/// A recipe that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    /// The file cannot be read as text.
+    #[error("cannot read the recipe {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{place}: not valid TOML: {message}")]
+    Syntax {
+        /// Where parsing stopped.
+        place: Place,
+        /// The parser's message.
+        message: String,
+    },
+    /// A `--set` argument is not of the form `section.key=value`, or reaches into something that is not a table.
+    #[error("--set {argument}: {reason}")]
+    Override {
+        /// The argument as given.
+        argument: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A key that no section has.
+    #[error("{place}: unknown key `{key}`; {hint}")]
+    UnknownKey {
+        /// Where it stands.
+        place: Place,
+        /// Its full path.
+        key: String,
+        /// The nearest known key, or all of them.
+        hint: String,
+    },
+    /// A value of the wrong type, or a name that is not among the choices.
+    #[error("{place}: `{key}` must be {expected}, found {found}")]
+    WrongType {
+        /// Where it stands.
+        place: Place,
+        /// Its full path.
+        key: String,
+        /// What is expected.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A key without a default is not given.
+    #[error("{place}: `{key}` is missing; recipes/README.md describes it")]
+    Missing {
+        /// The section it belongs in.
+        place: Place,
+        /// Its full path.
+        key: String,
+    },
+    /// A value of the right type that makes no sense.
+    #[error("{place}: `{key}` {reason}")]
+    Invalid {
+        /// Where it stands.
+        place: Place,
+        /// Its full path.
+        key: String,
+        /// What is expected and what was found.
+        reason: String,
+    },
+}

@@ -1,0 +1,45 @@
+//! Where a recipe's relative paths lead.
+
+use std::path::{Path, PathBuf};
+
+use super::schema::Recipe;
+
+/// `~` and `~/...` with the home directory in place of the tilde; everything else as it is, and so is a tilde on a
+/// machine that names no home directory.
+pub fn expand_home(path: &Path) -> PathBuf {
+    match (path.strip_prefix("~"), std::env::home_dir()) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => path.to_owned(),
+    }
+}
+
+/// The input file or folder a recipe in `folder` means by `path`: relative to the working directory, or, where
+/// nothing is there, relative to `folder` if something is. A path that leads nowhere stays relative to the working
+/// directory, so that the error about it shows what the user wrote.
+pub fn resolve_input(path: &Path, folder: &Path) -> PathBuf {
+    let path = expand_home(path);
+    let beside_recipe = folder.join(&path);
+    if !path.exists() && beside_recipe.exists() {
+        beside_recipe
+    } else {
+        path
+    }
+}
+
+/// Resolves every path of `recipe`, which was read from `folder`.
+pub(super) fn resolve(recipe: &mut Recipe, folder: &Path) {
+    // A target that leads nowhere may be a Hugging Face name, or a folder that an earlier stage makes.
+    if let Some(target) = resolve_input(Path::new(&recipe.target), folder).to_str() {
+        recipe.target = target.to_owned();
+    }
+    let inputs = recipe.data.train.iter_mut().chain(&mut recipe.data.validation);
+    let tasks = recipe
+        .evaluate
+        .tasks
+        .iter_mut()
+        .filter_map(|task| task.path.as_mut());
+    for path in inputs.chain(tasks) {
+        *path = resolve_input(path, folder);
+    }
+    recipe.output.dir = recipe.output.dir.take().map(|dir| expand_home(&dir));
+}

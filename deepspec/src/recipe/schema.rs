@@ -1,0 +1,357 @@
+//! The typed sections of a recipe, with their defaults. Names follow the reference where it has them.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A whole recipe: what to train, on what, how, and how to measure it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Short name of the experiment: letters, digits, `.`, `_`, `-`.
+    pub name: String,
+    /// The target model: a directory in Hugging Face layout, or a Hugging Face name (`owner/name`).
+    pub target: String,
+    /// The draft's shape and its loss.
+    pub model: ModelSection,
+    /// Optimiser, schedule, batches, checkpoints.
+    pub train: TrainSection,
+    /// Training and validation conversations.
+    pub data: DataSection,
+    /// What is measured after training.
+    #[serde(default)]
+    pub evaluate: EvaluateSection,
+    /// Where results go.
+    #[serde(default)]
+    pub output: OutputSection,
+}
+
+/// The drafting algorithm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Algorithm {
+    /// Semi-autoregressive block drafting with a Markov head and a confidence head.
+    Dspark,
+}
+
+/// How the logits of a draft position depend on the token drafted before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MarkovHeadType {
+    /// A low-rank bias looked up by the previous token.
+    Vanilla,
+}
+
+/// `[model]`: the draft's shape and the weights of its loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// Drafting algorithm.
+    #[serde(default = "defaults::algorithm")]
+    pub algorithm: Algorithm,
+    /// Draft positions per round, at least 1.
+    #[serde(default = "defaults::block_size")]
+    pub block_size: usize,
+    /// Decoder layers of the draft, at least 1.
+    pub num_draft_layers: usize,
+    /// Target layers whose outputs the draft reads (0-based, strictly increasing, without the final layer).
+    pub target_layer_ids: Vec<usize>,
+    /// Token that stands in for positions still to be drafted; `None`: the first embedding row no token uses.
+    #[serde(default)]
+    pub mask_token_id: Option<u32>,
+    /// Blocks trained per sequence, at least 1.
+    pub num_anchors: usize,
+    /// Rank of the Markov head's bias, at least 1.
+    pub markov_rank: usize,
+    /// Kind of Markov head.
+    #[serde(default = "defaults::markov_head_type")]
+    pub markov_head_type: MarkovHeadType,
+    /// Whether the draft predicts its own acceptance.
+    #[serde(default = "defaults::yes")]
+    pub enable_confidence_head: bool,
+    /// Whether the confidence head also sees the Markov embedding of the previous token.
+    #[serde(default = "defaults::yes")]
+    pub confidence_head_with_markov: bool,
+    /// Slot `j` of a block weighs `exp(-j / loss_decay_gamma)`; 0 or less: every slot weighs 1.
+    #[serde(default = "defaults::loss_decay_gamma")]
+    pub loss_decay_gamma: f64,
+    /// Weight of the cross-entropy against the text.
+    #[serde(default = "defaults::ce_loss_alpha")]
+    pub ce_loss_alpha: f64,
+    /// Weight of the L1 distance between draft and target distributions.
+    #[serde(default = "defaults::l1_loss_alpha")]
+    pub l1_loss_alpha: f64,
+    /// Weight of the confidence head's binary cross-entropy.
+    #[serde(default = "defaults::confidence_head_alpha")]
+    pub confidence_head_alpha: f64,
+    /// Whether draft layers and `fc` start from the target's own layers instead of random weights.
+    #[serde(default)]
+    pub initialize_from_target: bool,
+}
+
+impl ModelSection {
+    /// The loss decay, or `None` where every slot weighs the same.
+    pub fn loss_decay(&self) -> Option<f64> {
+        (self.loss_decay_gamma > 0.0).then_some(self.loss_decay_gamma)
+    }
+}
+
+/// How the learning rate moves over the steps of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Linear warm-up to `lr`, then a cosine to 0.
+    Cosine,
+    /// The reference's schedule, overshoot included, for repeating its runs.
+    Reference,
+}
+
+/// `[train]`: optimiser, schedule, batches, checkpoints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSection {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Optimiser steps; exactly one of `steps` and `epochs` is given.
+    #[serde(default)]
+    pub steps: Option<u64>,
+    /// Passes over the training data.
+    #[serde(default)]
+    pub epochs: Option<u64>,
+    /// Sequences per optimiser step.
+    pub global_batch_size: usize,
+    /// Sequences per forward pass; divides `global_batch_size`.
+    pub micro_batch_size: usize,
+    /// Share of the steps that warm up, in `[0, 1)`.
+    #[serde(default = "defaults::warmup_ratio")]
+    pub warmup_ratio: f64,
+    /// Learning-rate schedule.
+    #[serde(default = "defaults::schedule")]
+    pub schedule: Schedule,
+    /// Global gradient norm above which gradients are scaled down.
+    #[serde(default = "defaults::max_grad_norm")]
+    pub max_grad_norm: f64,
+    /// Decoupled weight decay.
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// AdamW's first-moment decay, in `[0, 1)`.
+    #[serde(default = "defaults::adam_beta1")]
+    pub adam_beta1: f64,
+    /// AdamW's second-moment decay, in `[0, 1)`.
+    #[serde(default = "defaults::adam_beta2")]
+    pub adam_beta2: f64,
+    /// AdamW's denominator offset.
+    #[serde(default = "defaults::adam_epsilon")]
+    pub adam_epsilon: f64,
+    /// Seed of initial weights, data order and anchors.
+    #[serde(default = "defaults::train_seed")]
+    pub seed: u64,
+    /// Steps between checkpoints.
+    #[serde(default = "defaults::checkpoint_every")]
+    pub checkpoint_every: u64,
+    /// Newest checkpoints kept, beside the best one.
+    #[serde(default = "defaults::keep_last")]
+    pub keep_last: usize,
+    /// Steps between measurements of the validation split; 0: never.
+    #[serde(default = "defaults::validate_every")]
+    pub validate_every: u64,
+    /// Steps between lines of the metrics log.
+    #[serde(default = "defaults::log_every")]
+    pub log_every: u64,
+}
+
+impl TrainSection {
+    /// Number of optimiser steps over `sequences` training sequences: `steps`, or as many as `epochs` passes take
+    /// (a last, partly filled batch of a pass is a step).
+    pub fn total_steps(&self, sequences: usize) -> u64 {
+        match (self.steps, self.epochs) {
+            (Some(steps), _) => steps,
+            (None, epochs) => {
+                let steps_per_epoch = sequences.div_ceil(self.global_batch_size.max(1)) as u64;
+                steps_per_epoch.saturating_mul(epochs.unwrap_or(1))
+            }
+        }
+    }
+}
+
+/// What a line of training data holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataFormat {
+    /// Conversations, rendered with the tokeniser's chat template; only assistant turns are trained on.
+    Chat,
+    /// Plain text without a template; every token is trained on.
+    Text,
+}
+
+/// `[data]`: where sequences come from and how they are cut.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// What a line holds.
+    #[serde(default = "defaults::data_format")]
+    pub format: DataFormat,
+    /// JSONL or Parquet files to train on.
+    pub train: Vec<PathBuf>,
+    /// JSONL or Parquet files to validate on; not together with `validation_fraction`.
+    #[serde(default)]
+    pub validation: Vec<PathBuf>,
+    /// Share of the training sequences set aside for validation, in `(0, 1)`.
+    #[serde(default)]
+    pub validation_fraction: Option<f64>,
+    /// Tokens after which a sequence is cut.
+    pub max_length: usize,
+    /// Sequences with fewer supervised tokens are dropped.
+    #[serde(default = "defaults::min_supervised_tokens")]
+    pub min_supervised_tokens: usize,
+    /// Extra variables for the chat template, for example `{ enable_thinking = false }`.
+    #[serde(default)]
+    pub template_arguments: serde_json::Map<String, serde_json::Value>,
+    /// Whether the first malformed line ends the run instead of being counted and reported.
+    #[serde(default)]
+    pub strict: bool,
+}
+
+/// Which turns of an evaluation conversation are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Turns {
+    /// Every turn, in order.
+    All,
+    /// The first turn only, as the published figures are measured.
+    First,
+}
+
+/// One evaluation task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluationTask {
+    /// Name in tables and reports.
+    pub name: String,
+    /// JSONL file with `turns` per line; `None`: the dataset card of this name says where it is.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+}
+
+/// `[evaluate]`: what is measured after training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluateSection {
+    /// Tasks, measured in this order.
+    pub tasks: Vec<EvaluationTask>,
+    /// Sampling temperature; 0 is greedy.
+    pub temperature: f64,
+    /// Token limit of an answer.
+    pub max_new_tokens: usize,
+    /// Prompts per task, from the start of its file; `None`: all.
+    pub samples: Option<usize>,
+    /// Seed of sampling.
+    pub seed: u64,
+    /// Which turns are answered.
+    pub turns: Turns,
+    /// Drafting stops before the first position whose confidence is below this; 0: never.
+    pub confidence_threshold: f64,
+}
+
+impl Default for EvaluateSection {
+    fn default() -> Self {
+        Self {
+            tasks: Vec::new(),
+            temperature: 1.0,
+            max_new_tokens: 2048,
+            samples: None,
+            seed: 0,
+            turns: Turns::All,
+            confidence_threshold: 0.0,
+        }
+    }
+}
+
+/// `[output]`: where results go.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputSection {
+    /// Folder of the run; `None`: `runs/` and the recipe's name.
+    pub dir: Option<PathBuf>,
+    /// Whether the exported draft leaves the frozen embedding and head out.
+    pub without_embeddings: bool,
+}
+
+impl Recipe {
+    /// Folder of the run: `output.dir`, or `runs/<name>` under the working directory.
+    pub fn output_dir(&self) -> PathBuf {
+        self.output
+            .dir
+            .clone()
+            .unwrap_or_else(|| PathBuf::from("runs").join(&self.name))
+    }
+}
+
+/// Defaults as functions, the form serde asks for.
+mod defaults {
+    use super::{Algorithm, DataFormat, MarkovHeadType, Schedule};
+
+    pub(super) fn algorithm() -> Algorithm {
+        Algorithm::Dspark
+    }
+    pub(super) fn markov_head_type() -> MarkovHeadType {
+        MarkovHeadType::Vanilla
+    }
+    pub(super) fn schedule() -> Schedule {
+        Schedule::Cosine
+    }
+    pub(super) fn data_format() -> DataFormat {
+        DataFormat::Chat
+    }
+    pub(super) fn yes() -> bool {
+        true
+    }
+    pub(super) fn block_size() -> usize {
+        7
+    }
+    pub(super) fn loss_decay_gamma() -> f64 {
+        4.0
+    }
+    pub(super) fn ce_loss_alpha() -> f64 {
+        0.1
+    }
+    pub(super) fn l1_loss_alpha() -> f64 {
+        0.9
+    }
+    pub(super) fn confidence_head_alpha() -> f64 {
+        1.0
+    }
+    pub(super) fn warmup_ratio() -> f64 {
+        0.04
+    }
+    pub(super) fn max_grad_norm() -> f64 {
+        1.0
+    }
+    pub(super) fn adam_beta1() -> f64 {
+        0.9
+    }
+    pub(super) fn adam_beta2() -> f64 {
+        0.999
+    }
+    pub(super) fn adam_epsilon() -> f64 {
+        1e-8
+    }
+    pub(super) fn train_seed() -> u64 {
+        42
+    }
+    pub(super) fn checkpoint_every() -> u64 {
+        500
+    }
+    pub(super) fn keep_last() -> usize {
+        3
+    }
+    pub(super) fn validate_every() -> u64 {
+        100
+    }
+    pub(super) fn log_every() -> u64 {
+        1
+    }
+    pub(super) fn min_supervised_tokens() -> usize {
+        14
+    }
+}

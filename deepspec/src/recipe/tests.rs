@@ -1,0 +1,373 @@
+//! What recipes promise to those who write them.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::{Recipe, RecipeError, Schedule, Turns, expand_home, resolve_input};
+
+const README: &str = include_str!("../../../recipes/README.md");
+const QUICKSTART: &str = include_str!("../../../recipes/quickstart.toml");
+const SMOLLM2: &str = include_str!("../../../recipes/smollm2_135m_dspark.toml");
+
+const SMALLEST: &str = r#"name = "smallest"
+target = "some/target"
+[model]
+num_draft_layers = 2
+target_layer_ids = [1, 8]
+num_anchors = 48
+markov_rank = 64
+[train]
+lr = 6e-4
+steps = 10
+global_batch_size = 4
+micro_batch_size = 2
+[data]
+train = ["a.jsonl"]
+max_length = 512
+"#;
+
+fn parse(text: &str, overrides: &[&str]) -> Result<Recipe, RecipeError> {
+    let overrides: Vec<String> = overrides.iter().map(|argument| (*argument).to_owned()).collect();
+    Recipe::parse(text, Path::new("r.toml"), &overrides)
+}
+
+fn error(overrides: &[&str]) -> String {
+    parse(SMALLEST, overrides)
+        .expect_err("the recipe must be refused")
+        .to_string()
+}
+
+fn error_after(from: &str, to: &str) -> String {
+    assert!(SMALLEST.contains(from), "{from:?} is not in the sample");
+    parse(&SMALLEST.replace(from, to), &[])
+        .expect_err("the recipe must be refused")
+        .to_string()
+}
+
+#[test]
+fn defaults_are_the_published_settings() {
+    let recipe = parse(SMALLEST, &[]).unwrap();
+    assert_eq!(recipe.model.block_size, 7);
+    assert_eq!(recipe.model.loss_decay(), Some(4.0));
+    assert_eq!(
+        (recipe.model.ce_loss_alpha, recipe.model.l1_loss_alpha),
+        (0.1, 0.9)
+    );
+    assert_eq!(recipe.train.schedule, Schedule::Cosine);
+    assert_eq!((recipe.train.adam_beta1, recipe.train.adam_beta2), (0.9, 0.999));
+    assert_eq!(recipe.data.min_supervised_tokens, 14);
+    assert_eq!(
+        (recipe.evaluate.temperature, recipe.evaluate.max_new_tokens),
+        (1.0, 2048)
+    );
+    assert_eq!(recipe.evaluate.turns, Turns::All);
+    assert_eq!(recipe.output_dir(), Path::new("runs/smallest"));
+}
+
+#[test]
+fn shipped_recipes_are_valid() {
+    let smollm2 = parse(SMOLLM2, &[]).unwrap();
+    assert_eq!(smollm2.model.target_layer_ids, [1, 8, 15, 22, 27]);
+    let quickstart = parse(QUICKSTART, &[]).unwrap();
+    let tasks: Vec<_> = quickstart
+        .evaluate
+        .tasks
+        .iter()
+        .map(|task| task.name.as_str())
+        .collect();
+    assert_eq!(tasks, ["sums", "code", "chat"]);
+}
+
+#[test]
+fn overrides_replace_add_and_keep_strings_without_quotes() {
+    let overrides = [
+        "train.lr=1e-3",
+        "train.lr=3e-4",
+        "model.target_layer_ids=[2, 5, 9]",
+        "output.dir=runs/other one",
+        "data.template_arguments.enable_thinking=false",
+        "evaluate.tasks=[{ name = \"sums\" }]",
+        "model.loss_decay_gamma=0",
+        "train.schedule=reference",
+    ];
+    let recipe = parse(SMALLEST, &overrides).unwrap();
+    assert_eq!(recipe.train.lr, 3e-4);
+    assert_eq!(recipe.model.target_layer_ids, [2, 5, 9]);
+    assert_eq!(recipe.output_dir(), Path::new("runs/other one"));
+    assert_eq!(recipe.data.template_arguments["enable_thinking"], false);
+    assert_eq!(
+        (
+            recipe.evaluate.tasks[0].name.as_str(),
+            &recipe.evaluate.tasks[0].path
+        ),
+        ("sums", &None)
+    );
+    assert_eq!(recipe.model.loss_decay(), None);
+    assert_eq!(recipe.train.schedule, Schedule::Reference);
+}
+
+#[test]
+fn unknown_keys_name_line_and_path_and_suggest() {
+    let message = error_after("lr = 6e-4", "lr = 6e-4\nwarmup_ration = 0.1");
+    assert_eq!(
+        message,
+        "r.toml:10: unknown key `train.warmup_ration`; did you mean `train.warmup_ratio`?"
+    );
+    let message = error_after("[data]", "[dta]");
+    assert_eq!(message, "r.toml:13: unknown key `dta`; did you mean `data`?");
+    let message = error(&["evaluate.tasks=[{ name = \"a\", file = \"b\" }]"]);
+    assert!(
+        message.contains("unknown key `evaluate.tasks[0].file`; known here: name, path"),
+        "{message}"
+    );
+    let message = error(&["train.learning=1"]);
+    assert!(
+        message.starts_with("--set train.learning=1: unknown key `train.learning`"),
+        "{message}"
+    );
+}
+
+#[test]
+fn wrong_types_name_key_expected_and_found() {
+    let cases = [
+        (
+            "lr = 6e-4",
+            "lr = \"fast\"",
+            "r.toml:9: `train.lr` must be a number, found the string \"fast\"",
+        ),
+        (
+            "steps = 10",
+            "steps = -1",
+            "r.toml:10: `train.steps` must be a whole number of at least 0, found the whole number -1",
+        ),
+        (
+            "steps = 10",
+            "steps = 1.5",
+            "r.toml:10: `train.steps` must be a whole number of at least 0, found the number 1.5",
+        ),
+        (
+            "[1, 8]",
+            "[1, true]",
+            "r.toml:5: `model.target_layer_ids[1]` must be a whole number of at least 0, found true",
+        ),
+        (
+            "[\"a.jsonl\"]",
+            "\"a.jsonl\"",
+            "r.toml:14: `data.train` must be an array, found the string \"a.jsonl\"",
+        ),
+        ("max_length = 512", "max_length = 2024-01-01", "found a date"),
+        (
+            "target = \"some/target\"",
+            "target = { path = \"x\" }",
+            "r.toml:2: `target` must be a string, found a table",
+        ),
+        (
+            "lr = 6e-4",
+            "lr = 1\nschedule = \"cosin\"",
+            "r.toml:10: `train.schedule` must be one of \"cosine\", \"reference\", found \"cosin\"",
+        ),
+        (
+            "lr = 6e-4",
+            "lr = 1\nschedule = 3",
+            "`train.schedule` must be one of \"cosine\", \"reference\", found the whole number 3",
+        ),
+    ];
+    for (from, to, expected) in cases {
+        let message = error_after(from, to);
+        assert!(
+            message.contains(expected),
+            "{message}\nshould contain\n{expected}"
+        );
+    }
+}
+
+#[test]
+fn missing_keys_and_broken_toml_are_named() {
+    let message = error_after("markov_rank = 64\n", "");
+    assert_eq!(
+        message,
+        "r.toml:3: `model.markov_rank` is missing; recipes/README.md describes it"
+    );
+    assert!(
+        parse("name = \"x\"", &[])
+            .unwrap_err()
+            .to_string()
+            .contains("`target` is missing")
+    );
+    let message = error_after("lr = 6e-4", "lr = = 6e-4");
+    assert!(message.starts_with("r.toml:9: not valid TOML"), "{message}");
+    let message = error_after("lr = 6e-4", "lr = 6e-4\nlr = 1");
+    assert!(message.starts_with("r.toml:10: not valid TOML"), "{message}");
+}
+
+#[test]
+fn malformed_overrides_are_refused() {
+    assert!(error(&["train.lr"]).contains("expected the form section.key=value"));
+    assert!(error(&["train..lr=1"]).contains("is not a key"));
+    assert!(error(&["=1"]).contains("is not a key"));
+    assert!(error(&["name.x=1"]).contains("`name` is of type string, not a table"));
+    // A value that smuggles in a second line is a string, not two keys.
+    assert!(error(&["train.lr=1\nsteps = 2"]).contains("`train.lr` must be a number"));
+}
+
+#[test]
+fn values_out_of_range_are_refused() {
+    let cases = [
+        (
+            vec!["model.block_size=0"],
+            "`model.block_size` must be at least 1, found 0",
+        ),
+        (
+            vec!["model.target_layer_ids=[3, 3]"],
+            "must be strictly increasing, found [3, 3]",
+        ),
+        (
+            vec!["model.target_layer_ids=[]"],
+            "`model.target_layer_ids` is empty",
+        ),
+        (
+            vec!["model.ce_loss_alpha=0", "model.l1_loss_alpha=0"],
+            "nothing would train the draft",
+        ),
+        (
+            vec!["model.l1_loss_alpha=-0.5"],
+            "`model.l1_loss_alpha` must be at least 0, found -0.5",
+        ),
+        (
+            vec!["model.loss_decay_gamma=nan"],
+            "`model.loss_decay_gamma` must be finite",
+        ),
+        (vec!["train.lr=0"], "`train.lr` must be above 0, found 0"),
+        (vec!["train.lr=inf"], "`train.lr` must be above 0, found inf"),
+        (
+            vec!["train.epochs=2"],
+            "`train.epochs` cannot stand beside `train.steps`",
+        ),
+        (
+            vec!["train.micro_batch_size=3"],
+            "must divide `train.global_batch_size` = 4, found 3",
+        ),
+        (
+            vec!["train.warmup_ratio=1"],
+            "`train.warmup_ratio` must be at least 0 and below 1, found 1",
+        ),
+        (vec!["train.keep_last=0"], "`train.keep_last` must be at least 1"),
+        (vec!["data.train=[]"], "`data.train` is empty"),
+        (
+            vec!["data.max_length=14"],
+            "must exceed `data.min_supervised_tokens` = 14, found 14",
+        ),
+        (
+            vec!["data.validation_fraction=1.0"],
+            "`data.validation_fraction` must lie between 0 and 1",
+        ),
+        (
+            vec!["data.validation=[\"v\"]", "data.validation_fraction=0.1"],
+            "cannot stand beside `data.validation`",
+        ),
+        (
+            vec!["evaluate.tasks=[{name='a'},{name='a'}]"],
+            "names \"a\" twice",
+        ),
+        (
+            vec!["evaluate.temperature=-1"],
+            "`evaluate.temperature` must be at least 0",
+        ),
+        (
+            vec!["evaluate.samples=0"],
+            "`evaluate.samples` must be at least 1",
+        ),
+        (vec!["name=../up"], "names a folder"),
+    ];
+    for (overrides, expected) in cases {
+        let message = error(&overrides);
+        assert!(
+            message.contains(expected),
+            "{message}\nshould contain\n{expected}"
+        );
+        assert!(message.starts_with("--set "), "the argument is named: {message}");
+    }
+    assert!(error(&["data.format=text", "data.template_arguments.a=1"]).contains("uses no template"));
+    assert!(error_after("steps = 10\n", "").contains("r.toml:8: `train` needs either `steps` or `epochs`"));
+}
+
+#[test]
+fn epochs_count_partly_filled_batches() {
+    let recipe = parse(&SMALLEST.replace("steps = 10", "epochs = 3"), &[]).unwrap();
+    assert_eq!(recipe.train.total_steps(9), 9);
+    assert_eq!(parse(SMALLEST, &[]).unwrap().train.total_steps(9), 10);
+}
+
+#[test]
+fn inputs_are_found_beside_the_recipe_when_not_in_the_working_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    let beside = folder.path().join("only-beside-the-recipe.jsonl");
+    std::fs::write(&beside, "").unwrap();
+    let recipe_file = folder.path().join("r.toml");
+    std::fs::write(
+        &recipe_file,
+        SMALLEST.replace("a.jsonl", "only-beside-the-recipe.jsonl"),
+    )
+    .unwrap();
+    let recipe = Recipe::load(&recipe_file, &[]).unwrap();
+    assert_eq!(recipe.data.train, [beside]);
+    assert_eq!(
+        recipe.target, "some/target",
+        "a name that is no folder stays as it is"
+    );
+    assert_eq!(
+        resolve_input(Path::new("nowhere.jsonl"), folder.path()),
+        Path::new("nowhere.jsonl")
+    );
+    let home = std::env::home_dir().unwrap();
+    assert_eq!(expand_home(Path::new("~/models")), home.join("models"));
+    assert_eq!(expand_home(Path::new("a/~")), Path::new("a/~"));
+
+    let missing = Recipe::load(&folder.path().join("none.toml"), &[])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        missing.contains("cannot read the recipe") && missing.contains("none.toml"),
+        "{missing}"
+    );
+}
+
+/// Full keys of every field, sections themselves left out, array elements written `[]`.
+fn fields(value: &serde_json::Value, path: &str, found: &mut BTreeSet<String>) {
+    match value {
+        // The one table whose keys belong to the template, not to the recipe.
+        serde_json::Value::Object(table) if path != "data.template_arguments" => {
+            for (key, value) in table {
+                let full = if path.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{path}.{key}")
+                };
+                if !value.is_object() || full == "data.template_arguments" {
+                    found.insert(full.clone());
+                }
+                fields(value, &full, found);
+            }
+        }
+        serde_json::Value::Array(items) => {
+            for item in items.iter().filter(|item| item.is_object()) {
+                fields(item, &format!("{path}[]"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn every_field_is_documented_and_every_documented_field_exists() {
+    let recipe = parse(SMALLEST, &["evaluate.tasks=[{ name = \"a\" }]"]).unwrap();
+    let mut existing = BTreeSet::new();
+    fields(&serde_json::to_value(&recipe).unwrap(), "", &mut existing);
+    let documented: BTreeSet<String> = README
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+        .map(|(field, _)| field.to_owned())
+        .filter(|field| !field.ends_with(".toml"))
+        .collect();
+    assert_eq!(existing, documented);
+}

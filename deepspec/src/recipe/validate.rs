@@ -1,0 +1,197 @@
+//! What a recipe must satisfy beyond its types. What depends on the target (its number of layers, its vocabulary)
+//! is checked where the target is known.
+
+use super::error::RecipeError;
+use super::schema::{DataFormat, DataSection, EvaluateSection, ModelSection, Recipe, TrainSection};
+use super::source::Document;
+
+/// Reason a key's value cannot be used.
+type Complaint = (&'static str, String);
+
+/// Checks all sections.
+///
+/// # Errors
+/// [`RecipeError::Invalid`] for the first value that cannot be used.
+pub(super) fn check(recipe: &Recipe, document: &Document) -> Result<(), RecipeError> {
+    check_name(recipe)
+        .and_then(|()| check_model(&recipe.model))
+        .and_then(|()| check_train(&recipe.train))
+        .and_then(|()| check_data(&recipe.data))
+        .and_then(|()| check_evaluate(&recipe.evaluate))
+        .map_err(|(key, reason)| RecipeError::Invalid {
+            place: document.place(key),
+            key: key.to_owned(),
+            reason,
+        })
+}
+
+fn check_name(recipe: &Recipe) -> Result<(), Complaint> {
+    let name = &recipe.name;
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if name.is_empty() || name.starts_with('.') || !name.bytes().all(allowed) {
+        return Err((
+            "name",
+            format!(
+                "names a folder: expected letters, digits, `.`, `_` and `-`, not starting with `.`, found {name:?}"
+            ),
+        ));
+    }
+    if recipe.target.is_empty() {
+        return Err((
+            "target",
+            "is empty: expected a directory or a Hugging Face name".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn check_model(model: &ModelSection) -> Result<(), Complaint> {
+    at_least_one("model.block_size", model.block_size)?;
+    at_least_one("model.num_draft_layers", model.num_draft_layers)?;
+    at_least_one("model.num_anchors", model.num_anchors)?;
+    at_least_one("model.markov_rank", model.markov_rank)?;
+    let ids = &model.target_layer_ids;
+    if ids.is_empty() {
+        return Err((
+            "model.target_layer_ids",
+            "is empty: expected at least one layer".to_owned(),
+        ));
+    }
+    if !ids.is_sorted_by(|a, b| a < b) {
+        return Err((
+            "model.target_layer_ids",
+            format!("must be strictly increasing, found {ids:?}"),
+        ));
+    }
+    if !model.loss_decay_gamma.is_finite() {
+        let found = model.loss_decay_gamma;
+        return Err((
+            "model.loss_decay_gamma",
+            format!("must be finite (0 for no decay), found {found}"),
+        ));
+    }
+    not_negative("model.ce_loss_alpha", model.ce_loss_alpha)?;
+    not_negative("model.l1_loss_alpha", model.l1_loss_alpha)?;
+    not_negative("model.confidence_head_alpha", model.confidence_head_alpha)?;
+    if model.ce_loss_alpha == 0.0 && model.l1_loss_alpha == 0.0 {
+        let reason = "and `model.l1_loss_alpha` are both 0: nothing would train the draft".to_owned();
+        return Err(("model.ce_loss_alpha", reason));
+    }
+    Ok(())
+}
+
+fn check_train(train: &TrainSection) -> Result<(), Complaint> {
+    positive("train.lr", train.lr)?;
+    match (train.steps, train.epochs) {
+        (Some(_), Some(_)) => {
+            return Err((
+                "train.epochs",
+                "cannot stand beside `train.steps`: give one".to_owned(),
+            ));
+        }
+        (None, None) => return Err(("train", "needs either `steps` or `epochs`".to_owned())),
+        (Some(0), None) => return Err(("train.steps", "must be at least 1, found 0".to_owned())),
+        (None, Some(0)) => return Err(("train.epochs", "must be at least 1, found 0".to_owned())),
+        _ => {}
+    }
+    at_least_one("train.global_batch_size", train.global_batch_size)?;
+    at_least_one("train.micro_batch_size", train.micro_batch_size)?;
+    if !train.global_batch_size.is_multiple_of(train.micro_batch_size) {
+        let (micro, global) = (train.micro_batch_size, train.global_batch_size);
+        let reason = format!("must divide `train.global_batch_size` = {global}, found {micro}");
+        return Err(("train.micro_batch_size", reason));
+    }
+    fraction("train.warmup_ratio", train.warmup_ratio)?;
+    positive("train.max_grad_norm", train.max_grad_norm)?;
+    not_negative("train.weight_decay", train.weight_decay)?;
+    fraction("train.adam_beta1", train.adam_beta1)?;
+    fraction("train.adam_beta2", train.adam_beta2)?;
+    positive("train.adam_epsilon", train.adam_epsilon)?;
+    at_least_one("train.checkpoint_every", train.checkpoint_every)?;
+    at_least_one("train.keep_last", train.keep_last)?;
+    at_least_one("train.log_every", train.log_every)
+}
+
+fn check_data(data: &DataSection) -> Result<(), Complaint> {
+    if data.train.is_empty() {
+        return Err((
+            "data.train",
+            "is empty: expected at least one JSONL or Parquet file".to_owned(),
+        ));
+    }
+    if let Some(share) = data.validation_fraction {
+        if !data.validation.is_empty() {
+            let reason = "cannot stand beside `data.validation`: give one".to_owned();
+            return Err(("data.validation_fraction", reason));
+        }
+        if !(share > 0.0 && share < 1.0) {
+            let reason = format!("must lie between 0 and 1 (both excluded), found {share}");
+            return Err(("data.validation_fraction", reason));
+        }
+    }
+    at_least_one("data.min_supervised_tokens", data.min_supervised_tokens)?;
+    if data.max_length <= data.min_supervised_tokens {
+        let (found, minimum) = (data.max_length, data.min_supervised_tokens);
+        let reason = format!("must exceed `data.min_supervised_tokens` = {minimum}, found {found}");
+        return Err(("data.max_length", reason));
+    }
+    if data.format == DataFormat::Text && !data.template_arguments.is_empty() {
+        let reason = "has no meaning with `data.format = \"text\"`, which uses no template".to_owned();
+        return Err(("data.template_arguments", reason));
+    }
+    Ok(())
+}
+
+fn check_evaluate(evaluate: &EvaluateSection) -> Result<(), Complaint> {
+    let tasks = &evaluate.tasks;
+    for (index, task) in tasks.iter().enumerate() {
+        if task.name.is_empty() {
+            return Err((
+                "evaluate.tasks",
+                format!("has a task without a name (number {})", index + 1),
+            ));
+        }
+        if tasks[..index].iter().any(|earlier| earlier.name == task.name) {
+            return Err(("evaluate.tasks", format!("names {:?} twice", task.name)));
+        }
+    }
+    not_negative("evaluate.temperature", evaluate.temperature)?;
+    at_least_one("evaluate.max_new_tokens", evaluate.max_new_tokens)?;
+    at_least_one("evaluate.samples", evaluate.samples.unwrap_or(1))?;
+    fraction("evaluate.confidence_threshold", evaluate.confidence_threshold)
+}
+
+fn at_least_one<N: Default + PartialEq + std::fmt::Display>(
+    key: &'static str,
+    found: N,
+) -> Result<(), Complaint> {
+    if found == N::default() {
+        Err((key, format!("must be at least 1, found {found}")))
+    } else {
+        Ok(())
+    }
+}
+
+fn positive(key: &'static str, found: f64) -> Result<(), Complaint> {
+    if found.is_finite() && found > 0.0 {
+        Ok(())
+    } else {
+        Err((key, format!("must be above 0, found {found}")))
+    }
+}
+
+fn not_negative(key: &'static str, found: f64) -> Result<(), Complaint> {
+    if found.is_finite() && found >= 0.0 {
+        Ok(())
+    } else {
+        Err((key, format!("must be at least 0, found {found}")))
+    }
+}
+
+fn fraction(key: &'static str, found: f64) -> Result<(), Complaint> {
+    if (0.0..1.0).contains(&found) {
+        Ok(())
+    } else {
+        Err((key, format!("must be at least 0 and below 1, found {found}")))
+    }
+}

@@ -1,0 +1,161 @@
+//! Writing so that a crash at any moment leaves the old state or the new one, never something in between.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::CheckpointError;
+
+/// Writes a file whole: temporary file beside it, `fsync`, rename.
+///
+/// # Errors
+/// When the folder cannot be written (a full disk included); the temporary file is then removed.
+pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), CheckpointError> {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
+    let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut temporary| {
+        temporary.write_all(contents)?;
+        temporary.as_file().sync_all()?;
+        temporary.persist(path).map_err(|error| error.error)?;
+        sync_folder(folder)
+    });
+    written.map_err(CheckpointError::io(path))
+}
+
+/// A folder that is filled out of sight and appears under its name when it is complete.
+///
+/// Dropped without [`commit`](Self::commit), it vanishes. A process killed half-way leaves a hidden folder beside the
+/// final one, which the next [`begin`](Self::begin) for the same name removes.
+#[derive(Debug)]
+pub struct AtomicDirectory {
+    temporary: PathBuf,
+    destination: PathBuf,
+    committed: bool,
+}
+
+impl AtomicDirectory {
+    /// Starts a new folder that will become `destination`.
+    ///
+    /// # Errors
+    /// When the parent cannot be created or written.
+    pub fn begin(destination: &Path) -> Result<Self, CheckpointError> {
+        let name = destination.file_name().ok_or_else(|| CheckpointError::Invalid {
+            path: destination.to_owned(),
+            reason: "not a folder name".to_owned(),
+        })?;
+        let temporary = destination.with_file_name(format!(".{}.partial", name.to_string_lossy()));
+        match fs::remove_dir_all(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(CheckpointError::Io { path: temporary, source: error });
+            }
+            _ => {}
+        }
+        fs::create_dir_all(&temporary).map_err(CheckpointError::io(&temporary))?;
+        Ok(Self { temporary, destination: destination.to_owned(), committed: false })
+    }
+
+    /// Where to put the files for now.
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Makes the folder durable and gives it its name, replacing what was there.
+    ///
+    /// # Errors
+    /// When a file cannot be synced or the rename fails.
+    pub fn commit(mut self) -> Result<(), CheckpointError> {
+        sync_tree(&self.temporary).map_err(CheckpointError::io(&self.temporary))?;
+        let parent = self.destination.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new(".")).to_owned();
+        let replaced = self.temporary.with_extension("replaced");
+        let exists = self.destination.exists();
+        let renamed = (|| {
+            if exists {
+                let _ = fs::remove_dir_all(&replaced);
+                fs::rename(&self.destination, &replaced)?;
+            }
+            fs::rename(&self.temporary, &self.destination)?;
+            sync_folder(&parent)
+        })();
+        renamed.map_err(CheckpointError::io(&self.destination))?;
+        self.committed = true;
+        if exists {
+            fs::remove_dir_all(&replaced).map_err(CheckpointError::io(&replaced))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for AtomicDirectory {
+    fn drop(&mut self) {
+        if !self.committed {
+            let _ = fs::remove_dir_all(&self.temporary);
+        }
+    }
+}
+
+fn sync_tree(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() { sync_tree(&path)? } else { File::open(&path)?.sync_all()? }
+    }
+    sync_folder(folder)
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_appears_only_when_committed() {
+        let root = tempfile::tempdir().unwrap();
+        let destination = root.path().join("step-10");
+        let folder = AtomicDirectory::begin(&destination).unwrap();
+        fs::write(folder.path().join("a"), "1").unwrap();
+        assert!(!destination.exists());
+        folder.commit().unwrap();
+        assert_eq!(fs::read_to_string(destination.join("a")).unwrap(), "1");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_abandoned_folder_vanishes_and_the_old_one_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let destination = root.path().join("best");
+        let first = AtomicDirectory::begin(&destination).unwrap();
+        fs::write(first.path().join("a"), "old").unwrap();
+        first.commit().unwrap();
+        let second = AtomicDirectory::begin(&destination).unwrap();
+        fs::write(second.path().join("a"), "new").unwrap();
+        drop(second);
+        assert_eq!(fs::read_to_string(destination.join("a")).unwrap(), "old");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_cleared_and_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join(".best.partial")).unwrap();
+        fs::write(root.path().join(".best.partial/stale"), "x").unwrap();
+        let folder = AtomicDirectory::begin(&root.path().join("best")).unwrap();
+        fs::write(folder.path().join("a"), "1").unwrap();
+        folder.commit().unwrap();
+        assert!(!root.path().join("best/stale").exists());
+    }
+
+    #[test]
+    fn no_space_left_is_an_error_that_names_the_file() {
+        let device = Path::new("/dev/full");
+        if !device.exists() {
+            return;
+        }
+        // `/dev/full` refuses every byte, as a full disk does; its folder refuses temporary files or the rename fails.
+        let error = File::options().write(true).open(device).and_then(|mut file| file.write_all(b"x")).unwrap_err();
+        let error = CheckpointError::io("runs/a/step-1")(error).to_string();
+        assert!(error.contains("runs/a/step-1") && error.contains("No space left"), "{error}");
+    }
+}

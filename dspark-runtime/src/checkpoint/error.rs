@@ -1,0 +1,129 @@
+//! What can be wrong with a checkpoint.
+
+use std::path::PathBuf;
+
+/// An error that names the file and, where there is one, the tensor or field.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A folder holds no weights.
+    #[error(
+        "{}: no weights found: expected `model.safetensors` or `model.safetensors.index.json` in this folder",
+        path.display()
+    )]
+    NoWeights {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A JSON file is not what it should be.
+    #[error("{}: not valid JSON: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A safetensors file is damaged.
+    #[error("{}: damaged safetensors file: {reason}; download or export it again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A field of `config.json` is missing, of the wrong type, or has a value that is not supported.
+    #[error("{}: field `{field}`: expected {expected}, found {found}", path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field's name.
+        field: String,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// A tensor that the model needs is not in the files.
+    #[error(
+        "{}: tensor `{name}` is missing (and {others} more); the file does not belong to this configuration",
+        path.display()
+    )]
+    MissingTensor {
+        /// The file or folder.
+        path: PathBuf,
+        /// The first missing tensor.
+        name: String,
+        /// How many others are missing.
+        others: usize,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("{}: tensor `{name}`: expected shape {expected:?}, found {found:?}", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The shape that the configuration asks for.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+    /// A tensor's number type is not F32, F16 or BF16.
+    #[error("{}: tensor `{name}` has dtype {found}: expected F32, F16 or BF16", path.display())]
+    Dtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The type in the file.
+        found: String,
+    },
+    /// The files hold tensors that the model has no place for.
+    #[error(
+        "{}: tensor `{name}` (and {others} more) has no place in the model that config.json describes",
+        path.display()
+    )]
+    UnexpectedTensor {
+        /// The file or folder.
+        path: PathBuf,
+        /// The first such tensor.
+        name: String,
+        /// How many others there are.
+        others: usize,
+    },
+    /// The draft was trained for another target.
+    #[error("draft {} does not fit the target: {what}: the draft has {draft}, the target has {target}", path.display())]
+    OtherTarget {
+        /// The draft's folder.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+        /// The draft's value.
+        draft: String,
+        /// The target's value.
+        target: String,
+    },
+    /// Anything else that is wrong with one file.
+    #[error("{}: {reason}", path.display())]
+    Invalid {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+}
+
+impl CheckpointError {
+    /// Wraps an input or output error with its path.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}

@@ -1,0 +1,149 @@
+//! Reading the fields of a `config.json` with errors that name the file, the field, what was expected and found.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::CheckpointError;
+
+/// One JSON object and the file that it came from.
+#[derive(Clone, Debug)]
+pub struct JsonFields {
+    path: PathBuf,
+    fields: Map<String, Value>,
+}
+
+impl JsonFields {
+    /// Reads a file that must hold a JSON object.
+    ///
+    /// # Errors
+    /// When the file is missing, is not JSON, or holds something else than an object.
+    pub fn read(path: &Path) -> Result<Self, CheckpointError> {
+        let text = fs::read_to_string(path).map_err(CheckpointError::io(path))?;
+        let value =
+            serde_json::from_str(&text).map_err(|source| CheckpointError::Json { path: path.to_owned(), source })?;
+        match value {
+            Value::Object(fields) => Ok(Self { path: path.to_owned(), fields }),
+            other => Err(CheckpointError::Invalid {
+                path: path.to_owned(),
+                reason: format!("expected a JSON object, found {}", kind(&other)),
+            }),
+        }
+    }
+
+    /// Fields that are already in memory; `path` appears in errors.
+    pub fn new(path: impl Into<PathBuf>, fields: Map<String, Value>) -> Self {
+        Self { path: path.into(), fields }
+    }
+
+    /// The file that the fields came from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All fields, in the order of the file.
+    pub fn as_map(&self) -> &Map<String, Value> {
+        &self.fields
+    }
+
+    /// A field that is present and not null.
+    pub fn get(&self, field: &str) -> Option<&Value> {
+        self.fields.get(field).filter(|value| !value.is_null())
+    }
+
+    /// The error for a field whose value does not fit.
+    pub fn wrong(&self, field: &str, expected: impl Into<String>) -> CheckpointError {
+        CheckpointError::Field {
+            path: self.path.clone(),
+            field: field.to_owned(),
+            expected: expected.into(),
+            found: self.fields.get(field).map_or_else(|| "nothing".to_owned(), Value::to_string),
+        }
+    }
+
+    /// A whole number of at least `minimum`.
+    ///
+    /// # Errors
+    /// When the field is missing, not a whole number, or below the minimum.
+    pub fn size(&self, field: &str, minimum: usize) -> Result<usize, CheckpointError> {
+        self.optional_size(field, minimum)?.ok_or_else(|| self.wrong(field, format!("a whole number >= {minimum}")))
+    }
+
+    /// The same, `None` when the field is absent or null.
+    ///
+    /// # Errors
+    /// When the field is not a whole number of at least `minimum`, or is absurdly large (over 2^31).
+    pub fn optional_size(&self, field: &str, minimum: usize) -> Result<Option<usize>, CheckpointError> {
+        let Some(value) = self.get(field) else { return Ok(None) };
+        let number = value.as_u64().filter(|&number| number <= 1 << 31).map(|number| number as usize);
+        match number.filter(|&number| number >= minimum) {
+            Some(number) => Ok(Some(number)),
+            None => Err(self.wrong(field, format!("a whole number >= {minimum}"))),
+        }
+    }
+
+    /// A finite number.
+    ///
+    /// # Errors
+    /// When the field is present and something else.
+    pub fn optional_float(&self, field: &str) -> Result<Option<f64>, CheckpointError> {
+        let Some(value) = self.get(field) else { return Ok(None) };
+        value.as_f64().filter(|number| number.is_finite()).map(Some).ok_or_else(|| self.wrong(field, "a number"))
+    }
+
+    /// True or false; `default` when absent or null.
+    ///
+    /// # Errors
+    /// When the field is present and something else.
+    pub fn flag(&self, field: &str, default: bool) -> Result<bool, CheckpointError> {
+        match self.get(field) {
+            None => Ok(default),
+            Some(value) => value.as_bool().ok_or_else(|| self.wrong(field, "true or false")),
+        }
+    }
+
+    /// A string.
+    ///
+    /// # Errors
+    /// When the field is present and something else.
+    pub fn optional_text(&self, field: &str) -> Result<Option<&str>, CheckpointError> {
+        match self.get(field) {
+            None => Ok(None),
+            Some(value) => value.as_str().map(Some).ok_or_else(|| self.wrong(field, "a string")),
+        }
+    }
+
+    /// A list of whole numbers, negative ones included.
+    ///
+    /// # Errors
+    /// When the field is missing or something else.
+    pub fn integers(&self, field: &str) -> Result<Vec<i64>, CheckpointError> {
+        let wrong = || self.wrong(field, "a list of whole numbers");
+        let list = self.get(field).and_then(Value::as_array).ok_or_else(wrong)?;
+        list.iter().map(|value| value.as_i64().ok_or_else(wrong)).collect()
+    }
+
+    /// An object inside this one, with the same file in its errors.
+    ///
+    /// # Errors
+    /// When the field is present and not an object.
+    pub fn object(&self, field: &str) -> Result<Option<Self>, CheckpointError> {
+        match self.get(field) {
+            None => Ok(None),
+            Some(Value::Object(fields)) => Ok(Some(Self { path: self.path.clone(), fields: fields.clone() })),
+            Some(_) => Err(self.wrong(field, "an object")),
+        }
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,82 @@
+//! Filling a module from weight files: a parameter's dotted path is its name on disk.
+
+use std::collections::BTreeSet;
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Device, Tensor};
+
+use super::{CheckpointError, Weights};
+
+/// Loads every parameter of `module` from the tensor named by its path.
+///
+/// Parameters that were not initialised yet never are: their values come from the file alone. Returns the module and
+/// the names that were used, so that the caller can refuse what has no place.
+///
+/// # Errors
+/// When a tensor is missing (the first one is named, the others counted), or has another shape or an unknown dtype.
+pub fn load_module<M: Module>(
+    module: M,
+    weights: &Weights,
+    device: &Device,
+) -> Result<(M, BTreeSet<String>), CheckpointError> {
+    let mut loader = Loader {
+        weights,
+        device,
+        path: Vec::new(),
+        used: BTreeSet::new(),
+        missing: Vec::new(),
+        error: None,
+    };
+    let module = module.map(&mut loader);
+    if let Some(error) = loader.error {
+        return Err(error);
+    }
+    if let Some(name) = loader.missing.first() {
+        return Err(CheckpointError::MissingTensor {
+            path: weights.folder().to_owned(),
+            name: name.clone(),
+            others: loader.missing.len() - 1,
+        });
+    }
+    Ok((module, loader.used))
+}
+
+struct Loader<'a> {
+    weights: &'a Weights,
+    device: &'a Device,
+    path: Vec<String>,
+    used: BTreeSet<String>,
+    missing: Vec<String>,
+    error: Option<CheckpointError>,
+}
+
+impl ModuleMapper for Loader<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let name = self.path.join(".");
+        if self.error.is_some() {
+            return param;
+        }
+        if self.weights.shape(&name).is_none() {
+            self.missing.push(name);
+            return param;
+        }
+        match self.weights.tensor(&name, param.lazy_shape(), self.device) {
+            Ok(tensor) => {
+                self.used.insert(name);
+                Param::initialized(param.id, tensor)
+            }
+            Err(error) => {
+                self.error = Some(error);
+                param
+            }
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Files that hold models.
+//!
+//! Everything read here may come from anywhere, so parsing is bounded and strict: a header that lies, a tensor of
+//! another shape or a configuration field that this project does not compute is an error that names the file, what was
+//! expected and what was found. Everything written here appears whole or not at all.
+
+mod atomic;
+mod error;
+mod json_fields;
+mod load;
+mod save;
+mod weights;
+
+pub use atomic::{AtomicDirectory, write_file};
+pub use error::CheckpointError;
+pub use json_fields::JsonFields;
+pub use load::load_module;
+pub use save::{WeightDtype, WeightsToSave};
+pub use weights::Weights;

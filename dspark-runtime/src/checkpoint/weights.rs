@@ -1,0 +1,294 @@
+//! Tensors in `model.safetensors`, or in the shards that `model.safetensors.index.json` lists.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Shape, Tensor, TensorData};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use memmap2::Mmap;
+use rayon::prelude::*;
+use safetensors::{Dtype, SafeTensors};
+
+use super::{CheckpointError, JsonFields};
+
+/// Elements converted by one task.
+const CONVERT_CHUNK: usize = 1 << 16;
+
+/// The weight files of one folder, memory-mapped; tensors are converted to f32 as they are asked for, so that a model's
+/// weights are never resident twice.
+#[derive(Debug)]
+pub struct Weights {
+    folder: PathBuf,
+    files: Vec<(PathBuf, Mmap)>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Byte range in the file.
+    start: usize,
+    end: usize,
+}
+
+impl Weights {
+    /// Opens the weights of a Hugging Face folder.
+    ///
+    /// # Errors
+    /// When there are none, a shard is missing, or a header does not fit its file.
+    pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        let single = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        if single.is_file() {
+            Self::open_files(folder, vec![single])
+        } else if index.is_file() {
+            Self::open_shards(folder, &index)
+        } else {
+            Err(CheckpointError::NoWeights { path: folder.to_owned() })
+        }
+    }
+
+    fn open_shards(folder: &Path, index: &Path) -> Result<Self, CheckpointError> {
+        let fields = JsonFields::read(index)?;
+        let map = fields.object("weight_map")?.ok_or_else(|| fields.wrong("weight_map", "an object"))?;
+        let mut shards = Vec::new();
+        for (tensor, file) in map.as_map() {
+            // A shard is a plain file name: a path could point out of the folder.
+            let name = file.as_str().filter(|name| !name.contains(['/', '\\']) && name.ends_with(".safetensors"));
+            let name = name.ok_or_else(|| map.wrong(tensor, "the file name of a shard beside the index"))?;
+            let path = folder.join(name);
+            if !shards.contains(&path) {
+                shards.push(path);
+            }
+        }
+        let weights = Self::open_files(folder, shards)?;
+        let absent: Vec<&String> =
+            map.as_map().keys().filter(|name| !weights.tensors.contains_key(name.as_str())).collect();
+        match absent.first() {
+            None => Ok(weights),
+            Some(name) => Err(CheckpointError::MissingTensor {
+                path: index.to_owned(),
+                name: (*name).clone(),
+                others: absent.len() - 1,
+            }),
+        }
+    }
+
+    fn open_files(folder: &Path, paths: Vec<PathBuf>) -> Result<Self, CheckpointError> {
+        let mut weights = Self { folder: folder.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
+        for path in paths {
+            let file = File::open(&path).map_err(CheckpointError::io(&path))?;
+            // SAFETY: the mapping is only read. A file that another process truncates meanwhile raises a signal; weights
+            // are not rewritten in place by anything that writes them atomically, as this project does.
+            let map = unsafe { Mmap::map(&file) }.map_err(CheckpointError::io(&path))?;
+            weights.index_file(&path, &map)?;
+            weights.files.push((path, map));
+        }
+        Ok(weights)
+    }
+
+    fn index_file(&mut self, path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+        let damaged = |reason: String| CheckpointError::Damaged { path: path.to_owned(), reason };
+        // The header is checked against the file by the library: sizes, offsets, gaps and overlaps.
+        let parsed = SafeTensors::deserialize(bytes).map_err(|error| damaged(error.to_string()))?;
+        for (name, view) in parsed.iter() {
+            let start = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
+            let entry = Entry {
+                file: self.files.len(),
+                dtype: view.dtype(),
+                shape: view.shape().to_vec(),
+                start,
+                end: start + view.data().len(),
+            };
+            if self.tensors.insert(name.to_owned(), entry).is_some() {
+                return Err(damaged(format!("tensor `{name}` is in two shards")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The folder that was opened.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// All tensor names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// A tensor's shape, when it is there.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// A tensor's number type, when it is there.
+    pub fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.tensors.get(name).map(|entry| entry.dtype)
+    }
+
+    /// The values of one tensor as f32, row-major.
+    ///
+    /// # Errors
+    /// When the tensor is missing, has another shape than `expected`, or is not F32, F16 or BF16.
+    pub fn values(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+        let Some(entry) = self.tensors.get(name) else {
+            let path = self.folder.clone();
+            return Err(CheckpointError::MissingTensor { path, name: name.to_owned(), others: 0 });
+        };
+        let (path, map) = &self.files[entry.file];
+        if entry.shape != expected {
+            return Err(CheckpointError::Shape {
+                path: path.clone(),
+                name: name.to_owned(),
+                expected: expected.to_vec(),
+                found: entry.shape.clone(),
+            });
+        }
+        let bytes = &map[entry.start..entry.end];
+        match entry.dtype {
+            Dtype::F32 => Ok(convert(bytes, |from: &[[u8; 4]], to| {
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = f32::from_le_bytes(*from));
+            })),
+            Dtype::BF16 => Ok(convert(bytes, |from: &[[u8; 2]], to| {
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = bf16::from_le_bytes(*from).to_f32());
+            })),
+            Dtype::F16 => Ok(convert(bytes, |from: &[[u8; 2]], to| {
+                let halves: Vec<f16> = from.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
+                halves.convert_to_f32_slice(to);
+            })),
+            other => Err(CheckpointError::Dtype {
+                path: path.clone(),
+                name: name.to_owned(),
+                found: format!("{other:?}"),
+            }),
+        }
+    }
+
+    /// One tensor on a device, as f32.
+    ///
+    /// # Errors
+    /// As [`values`](Self::values).
+    pub fn tensor<const D: usize>(
+        &self,
+        name: &str,
+        shape: Shape,
+        device: &Device,
+    ) -> Result<Tensor<D>, CheckpointError> {
+        let values = self.values(name, &shape)?;
+        Ok(Tensor::from_data(TensorData::new(values, shape), device))
+    }
+
+    /// Metadata strings of the first file's header.
+    pub fn metadata(&self, key: &str) -> Option<String> {
+        let (_, map) = self.files.first()?;
+        let (_, header) = SafeTensors::read_metadata(map).ok()?;
+        header.metadata().as_ref()?.get(key).cloned()
+    }
+}
+
+fn convert<const N: usize>(bytes: &[u8], convert_chunk: impl Fn(&[[u8; N]], &mut [f32]) + Sync) -> Vec<f32> {
+    let (elements, _) = bytes.as_chunks::<N>();
+    let mut values = vec![0.0; elements.len()];
+    let chunks = values.par_chunks_mut(CONVERT_CHUNK).zip(elements.par_chunks(CONVERT_CHUNK));
+    chunks.for_each(|(to, from)| convert_chunk(from, to));
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use safetensors::tensor::TensorView;
+
+    use super::*;
+
+    fn index_json(entries: &[(&str, &str)]) -> serde_json::Value {
+        let map: serde_json::Map<String, serde_json::Value> =
+            entries.iter().map(|(tensor, file)| ((*tensor).to_owned(), (*file).into())).collect();
+        serde_json::json!({ "weight_map": map })
+    }
+
+    fn write(path: &Path, dtype: Dtype, shape: Vec<usize>, bytes: &[u8]) {
+        let view = TensorView::new(dtype, shape, bytes).unwrap();
+        safetensors::serialize_to_file([("w", view)], None, path).unwrap();
+    }
+
+    #[test]
+    fn all_three_number_types_read_alike() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let values = [1.5_f32, -0.25, 3.0, 1024.0];
+        let f32_bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let f16_bytes: Vec<u8> = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        let bf16_bytes: Vec<u8> = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+        for (dtype, bytes) in [(Dtype::F32, f32_bytes), (Dtype::F16, f16_bytes), (Dtype::BF16, bf16_bytes)] {
+            write(&path, dtype, vec![2, 2], &bytes);
+            let weights = Weights::open(folder.path()).unwrap();
+            assert_eq!(weights.values("w", &[2, 2]).unwrap(), values);
+        }
+    }
+
+    #[test]
+    fn errors_name_tensor_shapes_and_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let error = Weights::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("no weights found"), "{error}");
+        write(&path, Dtype::F32, vec![1, 2], &[0; 8]);
+        let weights = Weights::open(folder.path()).unwrap();
+        let error = weights.values("w", &[2, 1]).unwrap_err().to_string();
+        assert!(error.contains("`w`") && error.contains("[2, 1]") && error.contains("[1, 2]"), "{error}");
+        assert!(error.contains("model.safetensors"), "{error}");
+        let error = weights.values("v", &[2, 1]).unwrap_err().to_string();
+        assert!(error.contains("`v` is missing"), "{error}");
+        write(&path, Dtype::I32, vec![1, 2], &[0; 8]);
+        let error = Weights::open(folder.path()).unwrap().values("w", &[1, 2]).unwrap_err().to_string();
+        assert!(error.contains("I32"), "{error}");
+    }
+
+    #[test]
+    fn truncated_files_and_lying_headers_are_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        write(&path, Dtype::F32, vec![4], &[0; 16]);
+        let whole = fs::read(&path).unwrap();
+        for length in [0, 4, 20, whole.len() - 1] {
+            fs::write(&path, &whole[..length]).unwrap();
+            let error = Weights::open(folder.path()).unwrap_err().to_string();
+            assert!(error.contains("model.safetensors"), "{error}");
+        }
+        for (from, to) in [("[4]", "[9]"), ("[0,16]", "[0,99]"), ("[0,16]", "[8,16]")] {
+            let text = String::from_utf8_lossy(&whole).replace(from, to);
+            fs::write(&path, text.as_bytes()).unwrap();
+            let error = Weights::open(folder.path()).unwrap_err().to_string();
+            assert!(error.contains("damaged"), "{from} -> {to}: {error}");
+        }
+        let mut huge = whole.clone();
+        huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        fs::write(&path, huge).unwrap();
+        assert!(Weights::open(folder.path()).unwrap_err().to_string().contains("damaged"));
+    }
+
+    #[test]
+    fn shards_are_joined_and_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder.path().join("a.safetensors"), Dtype::F32, vec![1], &[0; 4]);
+        let index = folder.path().join("model.safetensors.index.json");
+        fs::write(&index, index_json(&[("w", "a.safetensors")]).to_string()).unwrap();
+        assert_eq!(Weights::open(folder.path()).unwrap().names().collect::<Vec<_>>(), ["w"]);
+        for (entry, expected) in [
+            (("x", "a.safetensors"), "`x` is missing"),
+            (("w", "../a.safetensors"), "beside the index"),
+            (("w", "b.safetensors"), "b.safetensors"),
+        ] {
+            fs::write(&index, index_json(&[entry]).to_string()).unwrap();
+            let error = Weights::open(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Choosing the device that computes: `cpu`, `cuda` or `cuda:1`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::{Device, DeviceType};
+
+/// A device as a person names it on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// All cores of this machine, 32-bit floats.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU by its index.
+    Cuda(usize),
+}
+
+/// Why a device cannot be used.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum DeviceError {
+    /// The name is not one of the known forms.
+    #[error("unknown device `{0}`: expected `cpu`, `cuda` or `cuda:INDEX`")]
+    Unknown(String),
+    /// The binary was built without the `cuda` feature.
+    #[error("this binary has no CUDA support: build it with `cargo build --release --features cuda`")]
+    NotBuilt,
+    /// The index is beyond the GPUs found.
+    #[error("device `cuda:{index}` was asked for, but {found} CUDA devices were found (is the NVIDIA driver loaded?)")]
+    NotFound {
+        /// The index asked for.
+        index: usize,
+        /// How many GPUs there are.
+        found: usize,
+    },
+}
+
+impl FromStr for DeviceChoice {
+    type Err = DeviceError;
+
+    fn from_str(name: &str) -> Result<Self, DeviceError> {
+        let unknown = || DeviceError::Unknown(name.to_owned());
+        match name.split_once(':') {
+            None if name == "cpu" => Ok(Self::Cpu),
+            None if name == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", index)) => index.parse().map(Self::Cuda).map_err(|_| unknown()),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// When the binary lacks the feature, or the machine lacks the GPU. Opening CUDA without a driver would abort the
+    /// process, so the devices are listed first.
+    pub fn open(self) -> Result<Device, DeviceError> {
+        match self {
+            Self::Cpu => Ok(Device::flex()),
+            Self::Cuda(index) => open_cuda(index),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(index: usize) -> Result<Device, DeviceError> {
+    let found = Device::enumerate(DeviceType::Cuda).into_vec().len();
+    if index >= found {
+        return Err(DeviceError::NotFound { index, found });
+    }
+    Ok(Device::cuda(index))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_index: usize) -> Result<Device, DeviceError> {
+    Err(DeviceError::NotBuilt)
+}
+
+/// The name of a device's backend, for messages: `flex` on the CPU.
+pub fn is_cpu(device: &Device) -> bool {
+    Device::enumerate(DeviceType::Flex).into_vec().contains(&device.clone().inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_parsed_and_printed_alike() {
+        for name in ["cpu", "cuda:0", "cuda:3"] {
+            assert_eq!(name.parse::<DeviceChoice>().unwrap().to_string(), name);
+        }
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+        for name in ["gpu", "cuda:", "cuda:x", "cpu:0", ""] {
+            assert_eq!(name.parse::<DeviceChoice>(), Err(DeviceError::Unknown(name.to_owned())));
+        }
+    }
+}

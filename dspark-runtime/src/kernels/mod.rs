@@ -1,0 +1,42 @@
+//! Operations that are written for the CPU, where composing tensor operations costs too much: a few rows (a decoding step
+//! or a verify pass) through a model, whose speed is that of reading its weights once.
+//!
+//! Each has a form in tensor operations, which other devices and autodiff take, and which the tests compare with. On the
+//! CPU, a row's result does not depend on how many rows go through together: so verifying a block gives bit for bit the
+//! logits that decoding one token at a time gives.
+
+mod attention;
+mod linear;
+mod rows;
+pub mod simd;
+
+pub use attention::attend_few_rows;
+pub use linear::linear;
+pub use rows::{rms_norm, rotate, swiglu};
+
+use burn::backend::Flex;
+use burn::tensor::{DType, Shape, Tensor};
+use burn_flex::FlexTensor;
+
+/// Up to this many rows count as few: a block of 15 drafted tokens and its anchor.
+pub const FEW_ROWS: usize = 16;
+
+/// The values of a tensor that lies in this machine's memory as plain f32, row-major; `None` on other devices, under
+/// autodiff, or for other number types.
+fn host<const D: usize>(x: &Tensor<D>) -> Option<FlexTensor> {
+    if x.is_autodiff() || x.dtype() != DType::F32 {
+        return None;
+    }
+    let tensor = x.clone().try_into_primitive::<Flex>().ok()?;
+    Some(if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() })
+}
+
+/// A new tensor in this machine's memory.
+fn from_host<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    let data = burn::tensor::TensorData::new(values, Shape::from(shape));
+    Tensor::from_primitive::<Flex>(FlexTensor::from_data(data))
+}
+
+fn slice(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice::<f32>().unwrap_or_else(|| unreachable!("host() made the tensor contiguous"))
+}

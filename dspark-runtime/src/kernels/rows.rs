@@ -1,0 +1,113 @@
+//! Small operations on rows that would otherwise be many passes over memory: norms, rotation, the gate of the MLP.
+
+use burn::tensor::activation::silu;
+use burn::tensor::Tensor;
+
+use super::{FEW_ROWS, from_host, host, simd, slice};
+
+/// `x / sqrt(mean(x^2) + eps) * weight` over the last axis.
+pub fn rms_norm<const D: usize>(x: Tensor<D>, weight_d: Tensor<1>, eps: f64) -> Tensor<D> {
+    let shape = x.dims();
+    let width = shape[D - 1];
+    if let (Some(values), Some(weight)) = (host(&x), host(&weight_d)) {
+        let mut out = slice(&values).to_vec();
+        let weight = slice(&weight);
+        simd::vectorized(
+            #[inline(always)]
+            || out.chunks_mut(width).for_each(|row| norm_row(row, weight, eps)),
+        );
+        return from_host(out, shape);
+    }
+    let mean_square = x.clone().square().mean_dim(D - 1);
+    x * (mean_square + eps).sqrt().recip() * weight_d.unsqueeze()
+}
+
+#[inline(always)]
+fn norm_row(row: &mut [f32], weight: &[f32], eps: f64) {
+    let (chunks, rest) = row.as_chunks::<16>();
+    let mut lanes = [0.0_f32; 16];
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += value * value;
+        }
+    }
+    let sum: f32 = lanes.iter().sum::<f32>() + rest.iter().map(|value| value * value).sum::<f32>();
+    let scale = 1.0 / (sum / row.len() as f32 + eps as f32).sqrt();
+    for (value, weight) in row.iter_mut().zip(weight) {
+        *value *= scale * weight;
+    }
+}
+
+/// Rotary embedding: the first half of each head pairs with its second half.
+/// `x [n, h, 2p]`, `cos, sin [n, 1, p]` -> `[n, h, 2p]`
+pub fn rotate(x_nhw: Tensor<3>, cos_n1p: &Tensor<3>, sin_n1p: &Tensor<3>) -> Tensor<3> {
+    let [n, h, w] = x_nhw.dims();
+    let half = w / 2;
+    if n <= FEW_ROWS
+        && let (Some(x), Some(cos), Some(sin)) = (host(&x_nhw), host(cos_n1p), host(sin_n1p))
+    {
+        let mut out = slice(&x).to_vec();
+        let angles = slice(&cos).chunks(half).zip(slice(&sin).chunks(half));
+        for (token, (cos, sin)) in out.chunks_mut(h * w).zip(angles) {
+            for head in token.chunks_mut(w) {
+                let (first, second) = head.split_at_mut(half);
+                for (((first, second), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                    (*first, *second) = (*first * cos - *second * sin, *second * cos + *first * sin);
+                }
+            }
+        }
+        return from_host(out, [n, h, w]);
+    }
+    let first = x_nhw.clone().narrow(2, 0, half);
+    let second = x_nhw.narrow(2, half, half);
+    let turned_first = first.clone() * cos_n1p.clone() - second.clone() * sin_n1p.clone();
+    let turned_second = second * cos_n1p.clone() + first * sin_n1p.clone();
+    Tensor::cat(vec![turned_first, turned_second], 2)
+}
+
+/// `silu(gate) * up`, `[n, f] -> [n, f]`
+pub fn swiglu(gate_nf: Tensor<2>, up_nf: Tensor<2>) -> Tensor<2> {
+    if let (Some(gate), Some(up)) = (host(&gate_nf), host(&up_nf)) {
+        let mut out = slice(&gate).to_vec();
+        simd::vectorized(
+            #[inline(always)]
+            || {
+                for (gate, up) in out.iter_mut().zip(slice(&up)) {
+                    *gate = *gate / (1.0 + simd::exp((-*gate).min(80.0))) * up;
+                }
+            },
+        );
+        return from_host(out, gate_nf.dims());
+    }
+    silu(gate_nf) * up_nf
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Distribution};
+
+    use super::*;
+
+    fn close<const D: usize>(fused: Tensor<D>, composed: Tensor<D>) {
+        let difference: f32 = (fused - composed.inner()).abs().max().into_scalar();
+        assert!(difference < 2e-6, "{difference}");
+    }
+
+    /// Tensors under autodiff take the composed form, plain ones the fused form.
+    #[test]
+    fn fused_forms_agree_with_composed_ones() {
+        let device = Device::flex();
+        device.seed(3);
+        let normal = |shape: [usize; 3]| Tensor::<3>::random(shape, Distribution::Normal(0.0, 1.0), &device);
+        let x = normal([5, 3, 14]);
+        let weight = normal([1, 1, 14]).reshape([14]);
+        close(rms_norm(x.clone(), weight.clone(), 1e-6), rms_norm(x.clone().autodiff(), weight.autodiff(), 1e-6));
+        let (cos, sin) = (normal([5, 1, 7]), normal([5, 1, 7]));
+        close(
+            rotate(x.clone(), &cos, &sin),
+            rotate(x.clone().autodiff(), &cos.clone().autodiff(), &sin.clone().autodiff()),
+        );
+        let (gate, up) = (x.clone().reshape([5, 42]) * 4.0, normal([5, 3, 14]).reshape([5, 42]));
+        close(swiglu(gate.clone(), up.clone()), swiglu(gate.autodiff(), up.autodiff()));
+    }
+}

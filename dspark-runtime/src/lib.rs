@@ -1,0 +1,12 @@
+//! Decoding with DSpark drafts.
+//!
+//! The rooms, in the order a request walks them: [`text`] turns words into token ids, [`checkpoint`] reads weights,
+//! [`model`] computes hidden states and logits, [`speculate`] drafts and verifies. `ARCHITECTURE.md` says what each
+//! must never know.
+
+pub mod checkpoint;
+pub mod device;
+pub mod kernels;
+pub mod model;
+pub mod speculate;
+pub mod text;

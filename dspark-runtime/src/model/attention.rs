@@ -1,0 +1,259 @@
+//! Grouped-query attention: over a growing cache when decoding, over context and blocks when training a draft.
+//!
+//! Legend: `n` rows (tokens), `d` hidden size, `h` query heads, `c` key and value heads, `g = h / c` query heads per
+//! key head, `w` head width, `t` keys, `a` anchors, `k` block size, `s` context tokens of one sample.
+
+use burn::module::Module;
+use burn::tensor::activation::softmax;
+use burn::tensor::{Bool, Device, Tensor, TensorData, s};
+
+use super::config::LayerConfig;
+use super::layers::{Linear, RmsNorm};
+use super::rope::Rotation;
+use crate::kernels;
+
+/// Stands for minus infinity in masked scores: its exponential is exactly 0 next to any real score, and a row in which
+/// everything is masked stays finite.
+const MASKED: f32 = -1e30;
+
+/// The projections of one attention layer.
+#[derive(Module, Debug)]
+pub struct SelfAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    q_norm: Option<RmsNorm>,
+    k_norm: Option<RmsNorm>,
+    head_dim: usize,
+}
+
+/// Keys and values, each `[n, c, w]`.
+#[derive(Clone, Debug)]
+pub struct KeysValues {
+    pub keys_ncw: Tensor<3>,
+    pub values_ncw: Tensor<3>,
+}
+
+impl KeysValues {
+    /// The rows of one sample.
+    pub fn narrow(&self, first: usize, count: usize) -> Self {
+        Self {
+            keys_ncw: self.keys_ncw.clone().narrow(0, first, count),
+            values_ncw: self.values_ncw.clone().narrow(0, first, count),
+        }
+    }
+}
+
+impl SelfAttention {
+    /// Random weights.
+    pub fn new(config: &LayerConfig, device: &Device) -> Self {
+        let (d, query, key) = (config.hidden_size, config.query_width(), config.key_value_width());
+        let head_norm = || config.qk_norm.then(|| RmsNorm::new(config.head_dim, config.rms_norm_eps, device));
+        Self {
+            q_proj: Linear::new(d, query, config.qkv_bias, device),
+            k_proj: Linear::new(d, key, config.qkv_bias, device),
+            v_proj: Linear::new(d, key, config.qkv_bias, device),
+            o_proj: Linear::new(query, d, config.output_bias, device),
+            q_norm: head_norm(),
+            k_norm: head_norm(),
+            head_dim: config.head_dim,
+        }
+    }
+
+    /// Queries, normed and turned: `[n, d] -> [n, h, w]`
+    pub fn queries(&self, x_nd: Tensor<2>, rotation: &Rotation) -> Tensor<3> {
+        rotation.apply(self.heads(self.q_proj.forward(x_nd), self.q_norm.as_ref()))
+    }
+
+    /// Keys (normed and turned) and values: `[n, d] -> 2 x [n, c, w]`
+    pub fn keys_values(&self, x_nd: Tensor<2>, rotation: &Rotation) -> KeysValues {
+        let keys_ncw = rotation.apply(self.heads(self.k_proj.forward(x_nd.clone()), self.k_norm.as_ref()));
+        KeysValues { keys_ncw, values_ncw: self.heads(self.v_proj.forward(x_nd), None) }
+    }
+
+    /// `[n, h * w] -> [n, d]`
+    pub fn output(&self, attended_nq: Tensor<2>) -> Tensor<2> {
+        self.o_proj.forward(attended_nq)
+    }
+
+    fn heads(&self, x_nq: Tensor<2>, norm: Option<&RmsNorm>) -> Tensor<3> {
+        let [n, width] = x_nq.dims();
+        let x_nhw = x_nq.reshape([n, width / self.head_dim, self.head_dim]);
+        match norm {
+            Some(norm) => norm.forward(x_nhw),
+            None => x_nhw,
+        }
+    }
+}
+
+/// Attention of rows to cached keys: row `i` of `n` sees the first `visible(i)` of the `t` keys.
+///
+/// `queries [n, h, w]`, `keys, values [c, t, w]` -> `[n, h * w]`. `mask` is true where a row must not look, `[n, t]`.
+pub fn attend(
+    queries_nhw: Tensor<3>,
+    keys_ctw: Tensor<3>,
+    values_ctw: Tensor<3>,
+    mask_nt: Option<Tensor<2, Bool>>,
+) -> Tensor<2> {
+    let [n, h, w] = queries_nhw.dims();
+    let [c, t, _] = keys_ctw.dims();
+    let g = h / c;
+    let scale = (w as f64).powf(-0.5);
+    let queries_cgnw = queries_nhw.mul_scalar(scale).reshape([n, c, g, w]).permute([1, 2, 0, 3]);
+    let mut scores = queries_cgnw.reshape([c, g * n, w]).matmul(keys_ctw.swap_dims(1, 2));
+    if let Some(mask_nt) = mask_nt {
+        let mask = mask_nt.reshape([1, 1, n, t]).expand([c, g, n, t]);
+        scores = scores.reshape([c, g, n, t]).mask_fill(mask, MASKED).reshape([c, g * n, t]);
+    }
+    let attended = softmax(scores, 2).matmul(values_ctw);
+    attended.reshape([c, g, n, w]).permute([2, 0, 1, 3]).reshape([n, h * w])
+}
+
+/// The causal mask of `n` rows that continue `past` keys, `[n, past + n]`, true where a row must not look. One row needs
+/// none.
+pub fn causal_mask(n: usize, past: usize, device: &Device) -> Option<Tensor<2, Bool>> {
+    if n == 1 {
+        return None;
+    }
+    let mask = (0..n).flat_map(|row| (0..past + n).map(move |key| key > past + row)).collect::<Vec<bool>>();
+    Some(Tensor::from_data(TensorData::new(mask, [n, past + n]), device))
+}
+
+/// Which context tokens the blocks of one sample must *not* see, `[a, s]`: all from their anchor on (the anchor itself is
+/// seen through the block).
+pub fn block_context_mask(anchors: &[usize], s: usize, device: &Device) -> Tensor<2, Bool> {
+    let mask = anchors.iter().flat_map(|&anchor| (0..s).map(move |token| token >= anchor)).collect::<Vec<bool>>();
+    Tensor::from_data(TensorData::new(mask, [anchors.len(), s]), device)
+}
+
+/// Attention of the blocks of one sample: each slot sees the context before its anchor and all slots of its own block.
+///
+/// `queries [a * k, h, w]`, `context` of `s` rows, `block` of `a * k` rows, `mask [a, s]` as [`block_context_mask`]
+/// makes it -> `[a * k, h * w]`. The scores between different blocks are never computed.
+pub fn attend_blocks(
+    queries_nhw: Tensor<3>,
+    context: &KeysValues,
+    block: &KeysValues,
+    mask_as: Tensor<2, Bool>,
+) -> Tensor<2> {
+    let [n, h, w] = queries_nhw.dims();
+    let [a, s] = mask_as.dims();
+    let [_, c, _] = context.keys_ncw.dims();
+    let (g, k) = (h / c, n / a);
+    let scale = (w as f64).powf(-0.5);
+
+    let queries_cagkw = queries_nhw.mul_scalar(scale).reshape([a, k, c, g, w]).permute([2, 0, 3, 1, 4]);
+    let by_head = |x_ncw: &Tensor<3>| x_ncw.clone().swap_dims(0, 1);
+    let by_block = |x_ncw: &Tensor<3>| x_ncw.clone().reshape([a, k, c, w]).permute([2, 0, 1, 3]);
+
+    let rows_crw = queries_cagkw.clone().reshape([c, a * g * k, w]);
+    let context_scores = rows_crw.matmul(by_head(&context.keys_ncw).swap_dims(1, 2)).reshape([c, a, g * k, s]);
+    let mask = mask_as.reshape([1, a, 1, s]).expand([c, a, g * k, s]);
+    let context_scores = context_scores.mask_fill(mask, MASKED);
+    let blocks_carw = queries_cagkw.reshape([c, a, g * k, w]);
+    let block_scores = blocks_carw.matmul(by_block(&block.keys_ncw).swap_dims(2, 3));
+
+    let weights = softmax(Tensor::cat(vec![context_scores, block_scores], 3), 3);
+    let to_context = weights.clone().narrow(3, 0, s).reshape([c, a * g * k, s]);
+    let to_block = weights.narrow(3, s, k);
+    let from_context = to_context.matmul(by_head(&context.values_ncw)).reshape([c, a, g * k, w]);
+    let attended = from_context + to_block.matmul(by_block(&block.values_ncw));
+    attended.reshape([c, a, g, k, w]).permute([1, 3, 0, 2, 4]).reshape([n, h * w])
+}
+
+/// Keys and values of one sequence, for every layer of a model.
+///
+/// Rows are written in place, so appending one token costs the same at any length; the buffers double when full.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Keys and values per layer, each `[c, capacity, w]`.
+    layers: Vec<(Tensor<3>, Tensor<3>)>,
+    length: usize,
+    capacity: usize,
+}
+
+impl KvCache {
+    /// An empty cache for `layers` layers with room for `capacity` tokens.
+    pub fn new(config: &LayerConfig, layers: usize, capacity: usize, device: &Device) -> Self {
+        let capacity = capacity.max(1);
+        let buffer = || Tensor::zeros([config.num_key_value_heads, capacity, config.head_dim], device);
+        Self { layers: (0..layers).map(|_| (buffer(), buffer())).collect(), length: 0, capacity }
+    }
+
+    /// Tokens in the cache.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether no token was cached yet.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Forgets all tokens from `length` on.
+    pub fn truncate(&mut self, length: usize) {
+        self.length = self.length.min(length);
+    }
+
+    /// Bytes that the buffers occupy.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(|(keys, _)| 2 * keys.dims().iter().product::<usize>() * size_of::<f32>()).sum()
+    }
+
+    /// Makes room for `count` more tokens.
+    pub(super) fn reserve(&mut self, count: usize) {
+        let needed = self.length + count;
+        if needed <= self.capacity {
+            return;
+        }
+        self.capacity = needed.next_power_of_two();
+        for (keys, values) in &mut self.layers {
+            for buffer in [keys, values] {
+                let [c, _, w] = buffer.dims();
+                let grown = Tensor::zeros([c, self.capacity, w], &buffer.device());
+                let used = buffer.clone().narrow(1, 0, self.length);
+                *buffer = grown.slice_assign(s![.., 0..self.length, ..], used);
+            }
+        }
+    }
+
+    /// Counts rows written by [`attend`](Self::attend) as part of the sequence.
+    pub(super) fn advance(&mut self, count: usize) {
+        self.length += count;
+        debug_assert!(self.length <= self.capacity);
+    }
+
+    /// Writes the new rows of one layer behind the sequence and attends to all of it: `[n, h, w] -> [n, h * w]`.
+    ///
+    /// The rows become part of the sequence with [`advance`](Self::advance); without it they are overwritten by the next
+    /// call, which is how a draft block is dropped after its round. Room must have been made by
+    /// [`reserve`](Self::reserve).
+    pub(super) fn attend(
+        &mut self,
+        layer: usize,
+        queries_nhw: Tensor<3>,
+        new: KeysValues,
+        causal: bool,
+    ) -> Tensor<2> {
+        let past = self.length;
+        let [n, _, _] = new.keys_ncw.dims();
+        self.write(layer, new);
+        let (keys, values) = &self.layers[layer];
+        let visible = past + n;
+        if let Some(attended) = kernels::attend_few_rows(&queries_nhw, keys, values, past, n, causal) {
+            return attended;
+        }
+        let mask = if causal { causal_mask(queries_nhw.dims()[0], past, &queries_nhw.device()) } else { None };
+        attend(queries_nhw, keys.clone().narrow(1, 0, visible), values.clone().narrow(1, 0, visible), mask)
+    }
+
+    /// Writes rows behind the sequence without attending to them.
+    pub(super) fn write(&mut self, layer: usize, new: KeysValues) {
+        let past = self.length;
+        let [n, _, _] = new.keys_ncw.dims();
+        let (keys, values) = &mut self.layers[layer];
+        keys.inplace(|keys| keys.slice_assign(s![.., past..past + n, ..], new.keys_ncw.swap_dims(0, 1)));
+        values.inplace(|values| values.slice_assign(s![.., past..past + n, ..], new.values_ncw.swap_dims(0, 1)));
+    }
+}

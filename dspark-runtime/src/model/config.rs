@@ -1,0 +1,354 @@
+//! The configuration of a target, read strictly from a Hugging Face `config.json`.
+
+use std::fmt;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::checkpoint::{CheckpointError, JsonFields};
+
+/// A decoder family: which architecture name it has, and how its layers differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Llama: no biases unless the configuration asks for them.
+    Llama,
+    /// Qwen2: biases on q, k and v.
+    Qwen2,
+    /// Qwen3: RMS norms on the heads of q and k.
+    Qwen3,
+}
+
+impl Family {
+    const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
+
+    /// The `model_type` of the configuration.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    /// The entry of `architectures`.
+    pub fn architecture(self) -> &'static str {
+        match self {
+            Self::Llama => "LlamaForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Qwen3 => "Qwen3ForCausalLM",
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.model_type())
+    }
+}
+
+/// How rotary frequencies are stretched for long contexts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// As trained.
+    None,
+    /// All positions divided by a factor.
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// Llama 3's: low frequencies divided by a factor, high ones kept, a ramp between.
+    Llama3 {
+        /// The divisor of low frequencies.
+        factor: f64,
+        /// Wavelengths over `original_max_position / low` are stretched.
+        low_frequency_factor: f64,
+        /// Wavelengths under `original_max_position / high` are kept.
+        high_frequency_factor: f64,
+        /// The context length of pre-training.
+        original_max_position: usize,
+    },
+}
+
+/// Sizes of the decoder layers that target and draft are made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerConfig {
+    /// Width of the residual stream, `d`.
+    pub hidden_size: usize,
+    /// Width inside the MLP.
+    pub intermediate_size: usize,
+    /// Query heads, `h`.
+    pub num_attention_heads: usize,
+    /// Key and value heads; divides the query heads.
+    pub num_key_value_heads: usize,
+    /// Width of one head; even.
+    pub head_dim: usize,
+    /// Added to the mean square in every RMS norm.
+    pub rms_norm_eps: f64,
+    /// Biases on q, k and v.
+    pub qkv_bias: bool,
+    /// Bias on the attention output.
+    pub output_bias: bool,
+    /// Biases in the MLP.
+    pub mlp_bias: bool,
+    /// RMS norms on the heads of q and k.
+    pub qk_norm: bool,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Context stretching.
+    pub rope_scaling: RopeScaling,
+}
+
+impl LayerConfig {
+    /// Query heads per key and value head.
+    pub fn group_size(&self) -> usize {
+        self.num_attention_heads / self.num_key_value_heads
+    }
+
+    /// Width of all query heads together.
+    pub fn query_width(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Width of all key (or value) heads together.
+    pub fn key_value_width(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
+    }
+}
+
+/// A target's configuration. [`fields`](Self::fields) keeps the file as it was read, because a draft's configuration
+/// repeats it.
+#[derive(Clone, Debug)]
+pub struct TargetConfig {
+    /// The decoder family.
+    pub family: Family,
+    /// Sizes of each layer.
+    pub layer: LayerConfig,
+    /// Rows of the embedding, `v`.
+    pub vocab_size: usize,
+    /// Number of decoder layers, `N`.
+    pub num_hidden_layers: usize,
+    /// Longest context the target was made for, tokens.
+    pub max_position_embeddings: usize,
+    /// Whether the output head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// The file.
+    pub fields: JsonFields,
+}
+
+impl TargetConfig {
+    /// Reads `config.json` of a target folder.
+    ///
+    /// # Errors
+    /// When the file is missing or asks for anything that this project does not compute; the field is named.
+    pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
+        Self::from_fields(JsonFields::read(&folder.join("config.json"))?)
+    }
+
+    /// Reads a configuration that is already in memory.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn from_fields(fields: JsonFields) -> Result<Self, CheckpointError> {
+        let family = family(&fields)?;
+        let layer = layer_config(&fields, family)?;
+        let num_hidden_layers = fields.size("num_hidden_layers", 1)?;
+        refuse_unsupported(&fields, num_hidden_layers)?;
+        Ok(Self {
+            family,
+            layer,
+            vocab_size: fields.size("vocab_size", 1)?,
+            num_hidden_layers,
+            max_position_embeddings: fields.optional_size("max_position_embeddings", 1)?.unwrap_or(2048),
+            tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
+            fields,
+        })
+    }
+}
+
+fn family(fields: &JsonFields) -> Result<Family, CheckpointError> {
+    let known = || Family::ALL.map(Family::architecture).join(", ");
+    if let Some(architectures) = fields.get("architectures") {
+        let name = architectures.as_array().and_then(|list| list.first()).and_then(Value::as_str);
+        let found = Family::ALL.into_iter().find(|family| Some(family.architecture()) == name);
+        return found.ok_or_else(|| fields.wrong("architectures", format!("one of {}", known())));
+    }
+    let name = fields.optional_text("model_type")?;
+    let found = Family::ALL.into_iter().find(|family| Some(family.model_type()) == name);
+    found.ok_or_else(|| fields.wrong("model_type", "one of llama, qwen2, qwen3"))
+}
+
+/// The sizes of a layer; shared with drafts, whose files repeat the target's fields.
+pub(super) fn layer_config(fields: &JsonFields, family: Family) -> Result<LayerConfig, CheckpointError> {
+    let hidden_size = fields.size("hidden_size", 1)?;
+    let num_attention_heads = fields.size("num_attention_heads", 1)?;
+    let num_key_value_heads = fields.optional_size("num_key_value_heads", 1)?.unwrap_or(num_attention_heads);
+    if !num_attention_heads.is_multiple_of(num_key_value_heads) {
+        return Err(fields.wrong("num_key_value_heads", format!("a divisor of {num_attention_heads} attention heads")));
+    }
+    let head_dim = match fields.optional_size("head_dim", 2)? {
+        Some(head_dim) => head_dim,
+        None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
+        None => return Err(fields.wrong("hidden_size", format!("a multiple of {num_attention_heads} attention heads"))),
+    };
+    if !head_dim.is_multiple_of(2) {
+        return Err(fields.wrong("head_dim", "an even number"));
+    }
+    let rms_norm_eps = fields.optional_float("rms_norm_eps")?.unwrap_or(1e-6);
+    if rms_norm_eps <= 0.0 {
+        return Err(fields.wrong("rms_norm_eps", "a number > 0"));
+    }
+    // Qwen2 has no field for its biases: they are part of the family.
+    let attention_bias = fields.flag("attention_bias", false)?;
+    let (rope_theta, rope_scaling) = rope(fields)?;
+    Ok(LayerConfig {
+        hidden_size,
+        intermediate_size: fields.size("intermediate_size", 1)?,
+        num_attention_heads,
+        num_key_value_heads,
+        head_dim,
+        rms_norm_eps,
+        qkv_bias: attention_bias || family == Family::Qwen2,
+        output_bias: attention_bias && family != Family::Qwen2,
+        mlp_bias: fields.flag("mlp_bias", false)?,
+        qk_norm: family == Family::Qwen3,
+        rope_theta,
+        rope_scaling,
+    })
+}
+
+/// Rotary settings: `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling` (before).
+fn rope(fields: &JsonFields) -> Result<(f64, RopeScaling), CheckpointError> {
+    let new = fields.object("rope_parameters")?;
+    let old = fields.object("rope_scaling")?;
+    let theta = match &new {
+        Some(parameters) => parameters.optional_float("rope_theta")?.or(fields.optional_float("rope_theta")?),
+        None => fields.optional_float("rope_theta")?,
+    };
+    let theta = theta.unwrap_or(10_000.0);
+    if theta <= 0.0 {
+        return Err(fields.wrong("rope_theta", "a number > 0"));
+    }
+    let Some(scaling) = new.or(old) else { return Ok((theta, RopeScaling::None)) };
+    let kind = match scaling.optional_text("rope_type")? {
+        Some(kind) => kind,
+        None => scaling.optional_text("type")?.unwrap_or("default"),
+    };
+    let positive = |field: &str| match scaling.optional_float(field)? {
+        Some(value) if value > 0.0 => Ok(value),
+        _ => Err(scaling.wrong(field, "a number > 0")),
+    };
+    let scaling = match kind {
+        "default" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: positive("factor")? },
+        "llama3" => RopeScaling::Llama3 {
+            factor: positive("factor")?,
+            low_frequency_factor: positive("low_freq_factor")?,
+            high_frequency_factor: positive("high_freq_factor")?,
+            original_max_position: scaling.size("original_max_position_embeddings", 1)?,
+        },
+        _ => return Err(scaling.wrong("rope_type", "one of default, linear, llama3")),
+    };
+    let partial = fields.optional_float("partial_rotary_factor")?.unwrap_or(1.0);
+    if partial != 1.0 {
+        return Err(fields.wrong("partial_rotary_factor", "1.0 (partial rotary embedding is not supported)"));
+    }
+    Ok((theta, scaling))
+}
+
+/// Settings that would change the result and are not computed here.
+fn refuse_unsupported(fields: &JsonFields, num_hidden_layers: usize) -> Result<(), CheckpointError> {
+    let activation = fields.optional_text("hidden_act")?.unwrap_or("silu");
+    if activation != "silu" {
+        return Err(fields.wrong("hidden_act", "\"silu\""));
+    }
+    // Files carry a window size even where it is switched off.
+    if fields.flag("use_sliding_window", false)? {
+        return Err(fields.wrong("use_sliding_window", "false (sliding-window attention is not supported)"));
+    }
+    if let Some(types) = fields.get("layer_types") {
+        let full = types.as_array().filter(|types| types.len() == num_hidden_layers);
+        if !full.is_some_and(|types| types.iter().all(|kind| kind == "full_attention")) {
+            let expected = format!("a list of {num_hidden_layers} times \"full_attention\"");
+            return Err(fields.wrong("layer_types", expected));
+        }
+    }
+    for (field, neutral) in [("attention_multiplier", 1.0), ("logit_scale", 1.0), ("embedding_multiplier", 1.0)] {
+        if fields.optional_float(field)?.is_some_and(|value| value != neutral) {
+            return Err(fields.wrong(field, format!("{neutral} (scaling is not supported)")));
+        }
+    }
+    for field in ["quantization_config", "final_logit_softcapping", "attn_logit_softcapping", "num_experts"] {
+        if fields.get(field).is_some() {
+            return Err(fields.wrong(field, "nothing (not supported)"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn base() -> Value {
+        json!({
+            "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 96,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 2,
+            "vocab_size": 256, "rms_norm_eps": 1e-6, "hidden_act": "silu", "rope_theta": 10000.0,
+        })
+    }
+
+    fn read(value: Value) -> Result<TargetConfig, CheckpointError> {
+        let Value::Object(fields) = value else { panic!("not an object") };
+        TargetConfig::from_fields(JsonFields::new("config.json", fields))
+    }
+
+    fn read_with(field: &str, value: Value) -> Result<TargetConfig, CheckpointError> {
+        let mut fields = base();
+        fields[field] = value;
+        read(fields)
+    }
+
+    #[test]
+    fn both_ways_of_writing_rope_are_read() {
+        let config = read_with("rope_parameters", json!({"rope_theta": 5e5, "rope_type": "default"})).unwrap();
+        assert_eq!((config.layer.rope_theta, config.layer.rope_scaling), (5e5, RopeScaling::None));
+        let config = read_with("rope_scaling", json!({"type": "linear", "factor": 2.0})).unwrap();
+        assert_eq!(config.layer.rope_scaling, RopeScaling::Linear { factor: 2.0 });
+    }
+
+    #[test]
+    fn families_differ_where_they_should() {
+        let config = read_with("architectures", json!(["Qwen2ForCausalLM"])).unwrap();
+        assert!(config.layer.qkv_bias && !config.layer.output_bias && !config.layer.qk_norm);
+        let config = read_with("architectures", json!(["LlamaForCausalLM"])).unwrap();
+        assert!(!config.layer.qkv_bias && !config.layer.qk_norm);
+        assert!(read(base()).unwrap().layer.qk_norm);
+    }
+
+    #[test]
+    fn unsupported_values_are_named() {
+        for (field, value) in [
+            ("architectures", json!(["MixtralForCausalLM"])),
+            ("hidden_act", json!("gelu")),
+            ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
+            ("use_sliding_window", json!(true)),
+            ("layer_types", json!(["full_attention", "sliding_attention"])),
+            ("layer_types", json!(["full_attention"])),
+            ("num_key_value_heads", json!(3)),
+            ("head_dim", json!(15)),
+            ("hidden_size", json!(-4)),
+            ("vocab_size", json!("many")),
+            ("vocab_size", json!(1_u64 << 40)),
+            ("num_hidden_layers", json!(0)),
+            ("rms_norm_eps", json!(0)),
+            ("quantization_config", json!({"bits": 4})),
+            ("tie_word_embeddings", json!("yes")),
+        ] {
+            let error = read_with(field, value.clone()).unwrap_err().to_string();
+            let named = if field == "rope_scaling" { "rope_type" } else { field };
+            assert!(error.contains(named) && error.contains("config.json"), "{field} = {value}: {error}");
+        }
+    }
+}

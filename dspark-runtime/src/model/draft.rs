@@ -1,0 +1,352 @@
+//! The DSpark draft (paper, section 3): a small decoder whose blocks attend to features of the target.
+//!
+//! Legend: `n` block rows, `s` context rows, `f = m * d` width of the target's features, `d` hidden size, `k` block size,
+//! `a` anchors, `v` vocabulary.
+
+use std::path::Path;
+
+use burn::module::{Module, Param};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+
+use super::attention::{KvCache, KeysValues, attend_blocks, block_context_mask};
+use super::draft_config::DraftConfig;
+use super::heads::{ConfidenceHead, MarkovHead};
+use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
+use super::rope::Rotary;
+use super::target::Target;
+use crate::checkpoint::{
+    AtomicDirectory, CheckpointError, WeightDtype, Weights, WeightsToSave, load_module, write_file,
+};
+use crate::kernels;
+
+/// Names of the two tables that a draft takes over from its target.
+const SHARED: [&str; 2] = ["embed_tokens.weight", "lm_head.weight"];
+
+/// What training changes, named as on disk.
+#[derive(Module, Debug)]
+pub struct DraftParameters {
+    /// `[d, m * d]`, no bias
+    pub fc: Linear,
+    /// Norm of the context feature.
+    pub hidden_norm: RmsNorm,
+    /// Draft layers.
+    pub layers: Vec<DecoderLayer>,
+    /// Final norm.
+    pub norm: RmsNorm,
+    /// Absent when the rank is 0.
+    pub markov_head: Option<MarkovHead>,
+    /// Absent when the configuration says so.
+    pub confidence_head: Option<ConfidenceHead>,
+}
+
+/// A draft model: its own parameters, and the target's embedding and output head, which stay frozen.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    config: DraftConfig,
+    /// What training changes.
+    pub parameters: DraftParameters,
+    embed_tokens: Embedding,
+    lm_head: Linear,
+    rotary: Rotary,
+}
+
+/// One training sample: its tokens, and the anchors whose blocks are trained.
+#[derive(Clone, Copy, Debug)]
+pub struct DraftSample<'a> {
+    /// All tokens of the sequence, as many as it has feature rows.
+    pub ids: &'a [u32],
+    /// Positions of the anchors, increasing.
+    pub anchors: &'a [usize],
+}
+
+/// The target's features so far, as every draft layer's keys and values.
+#[derive(Debug)]
+pub struct DraftContext {
+    cache: KvCache,
+}
+
+impl DraftContext {
+    /// Tokens whose features were added.
+    pub fn len(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Whether no features were added yet.
+    pub fn is_empty(&self) -> bool {
+        self.cache.is_empty()
+    }
+}
+
+/// What one parallel pass over a block yields, before the Markov head.
+#[derive(Clone, Debug)]
+pub struct BlockOutput {
+    /// After the final norm, `[k, d]`.
+    pub hidden_kd: Tensor<2>,
+    /// `lm_head(hidden)`, `[k, v]`.
+    pub base_logits_kv: Tensor<2>,
+}
+
+impl Draft {
+    /// A fresh draft for a target: random layers, the target's embedding and head.
+    pub fn new(config: DraftConfig, target: &Target) -> Self {
+        let parameters = DraftParameters::new(&config, target.device()).materialize();
+        Self::assemble(config, parameters, target.embed_tokens().weight.val(), target.head_weight())
+    }
+
+    /// Puts a draft together from its parts; the tables are shared, not copied.
+    pub fn assemble(
+        config: DraftConfig,
+        parameters: DraftParameters,
+        embedding_vd: Tensor<2>,
+        head_vd: Tensor<2>,
+    ) -> Self {
+        let table = |weight: Tensor<2>| Param::initialized(burn::module::ParamId::new(), weight);
+        Self {
+            rotary: Rotary::new(&config.layer),
+            config,
+            parameters,
+            embed_tokens: Embedding { weight: table(embedding_vd) },
+            lm_head: Linear { weight: table(head_vd), bias: None },
+        }
+    }
+
+    /// Loads a draft folder for a target.
+    ///
+    /// Embedding and head are the target's, whether or not the file repeats them; a file that holds other ones keeps
+    /// its own.
+    ///
+    /// # Errors
+    /// When the draft was made for another target, or its weights do not fit its configuration.
+    pub fn load(folder: &Path, target: &Target) -> Result<Self, CheckpointError> {
+        let config = DraftConfig::read(folder)?;
+        config.check_target(folder, target.config())?;
+        let weights = Weights::open(folder)?;
+        let (parameters, used) = load_module(DraftParameters::new(&config, target.device()), &weights, target.device())?;
+        let unexpected: Vec<&str> =
+            weights.names().filter(|name| !used.contains(*name) && !SHARED.contains(name)).collect();
+        if let Some(name) = unexpected.first() {
+            return Err(CheckpointError::UnexpectedTensor {
+                path: folder.to_owned(),
+                name: (*name).to_owned(),
+                others: unexpected.len() - 1,
+            });
+        }
+        let embedding_vd = shared_table(&weights, SHARED[0], target.embed_tokens().weight.val())?;
+        let head_vd = shared_table(&weights, SHARED[1], target.head_weight())?;
+        Ok(Self::assemble(config, parameters, embedding_vd, head_vd))
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &DraftConfig {
+        &self.config
+    }
+
+    /// The device that the frozen tables are on.
+    pub fn device(&self) -> Device {
+        self.lm_head.weight.val().device()
+    }
+
+    /// The same draft with other parameters, those of an optimiser step for example.
+    pub fn with_parameters(&self, parameters: DraftParameters) -> Self {
+        Self { parameters, ..self.clone() }
+    }
+
+    /// The context feature: `hidden_norm(fc(features))`, `[s, f] -> [s, d]`
+    pub fn context_feature(&self, features_sf: Tensor<2>) -> Tensor<2> {
+        self.parameters.hidden_norm.forward(self.parameters.fc.forward(features_sf))
+    }
+
+    /// The embedded block inputs: the anchor, then `k - 1` mask tokens. `[a] -> [a * k, d]`
+    pub fn block_inputs(&self, anchor_ids: &[u32]) -> Tensor<2> {
+        let mask = self.config.mask_token_id as i32;
+        let slots = |&anchor: &u32| {
+            std::iter::once(anchor as i32).chain(std::iter::repeat_n(mask, self.config.block_size - 1))
+        };
+        let ids: Vec<i32> = anchor_ids.iter().flat_map(slots).collect();
+        self.embed_tokens.forward(ints(ids, &self.device()))
+    }
+
+    /// The training forward over several samples at once: the features of all their tokens, one sample after the other,
+    /// `[s, f]` -> hidden states of all block slots after the final norm, `[a * k, d]` over all samples.
+    ///
+    /// Each sample has at least one anchor.
+    pub fn forward_blocks(&self, features_sf: Tensor<2>, samples: &[DraftSample<'_>]) -> Tensor<2> {
+        self.forward_blocks_observed(features_sf, samples, |_, _| ())
+    }
+
+    /// The same, handing the output of each layer `[a * k, d]` to `observe`.
+    pub fn forward_blocks_observed(
+        &self,
+        features_sf: Tensor<2>,
+        samples: &[DraftSample<'_>],
+        mut observe: impl FnMut(usize, &Tensor<2>),
+    ) -> Tensor<2> {
+        let device = features_sf.device();
+        let k = self.config.block_size;
+        let context_sd = self.context_feature(features_sf);
+        let anchor_ids: Vec<u32> =
+            samples.iter().flat_map(|sample| sample.anchors.iter().map(|&anchor| sample.ids[anchor])).collect();
+        let context_positions: Vec<usize> = samples.iter().flat_map(|sample| 0..sample.ids.len()).collect();
+        let block_positions: Vec<usize> = samples
+            .iter()
+            .flat_map(|sample| sample.anchors.iter().flat_map(|&anchor| anchor..anchor + k))
+            .collect();
+        let context_rotation = self.rotary.at(&context_positions, &device);
+        let block_rotation = self.rotary.at(&block_positions, &device);
+        let masks: Vec<Tensor<2, Bool>> = samples
+            .iter()
+            .map(|sample| block_context_mask(sample.anchors, sample.ids.len(), &device))
+            .collect();
+
+        let mut x_nd = self.block_inputs(&anchor_ids);
+        if device.is_autodiff() {
+            x_nd = Tensor::from_inner(x_nd);
+        }
+        for (index, layer) in self.parameters.layers.iter().enumerate() {
+            x_nd = layer.forward(x_nd, |attention, normed_nd| {
+                // The context goes through the layer's key and value projections, but not through its input norm.
+                let context = attention.keys_values(context_sd.clone(), &context_rotation);
+                let queries_nhw = attention.queries(normed_nd.clone(), &block_rotation);
+                let block = attention.keys_values(normed_nd, &block_rotation);
+                let (mut token, mut slot) = (0, 0);
+                let mut rows = Vec::with_capacity(samples.len());
+                for (sample, mask_as) in samples.iter().zip(&masks) {
+                    let (s, n) = (sample.ids.len(), sample.anchors.len() * k);
+                    let queries_nhw = queries_nhw.clone().narrow(0, slot, n);
+                    let context = context.narrow(token, s);
+                    rows.push(attend_blocks(queries_nhw, &context, &block.narrow(slot, n), mask_as.clone()));
+                    (token, slot) = (token + s, slot + n);
+                }
+                attention.output(if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) })
+            });
+            observe(index, &x_nd);
+        }
+        self.parameters.norm.forward(x_nd)
+    }
+
+    /// An empty context with room for `capacity` tokens.
+    pub fn new_context(&self, capacity: usize) -> DraftContext {
+        let layers = self.config.num_hidden_layers;
+        DraftContext { cache: KvCache::new(&self.config.layer, layers, capacity, &self.device()) }
+    }
+
+    /// Adds the target's features of newly committed tokens, `[n, f]`, behind the context.
+    pub fn extend_context(&self, context: &mut DraftContext, features_nf: Tensor<2>) {
+        let [n, _] = features_nf.dims();
+        let first = context.cache.len();
+        let positions: Vec<usize> = (first..first + n).collect();
+        let rotation = self.rotary.at(&positions, &features_nf.device());
+        let context_nd = self.context_feature(features_nf);
+        context.cache.reserve(n);
+        for (index, layer) in self.parameters.layers.iter().enumerate() {
+            context.cache.write(index, layer.self_attn.keys_values(context_nd.clone(), &rotation));
+        }
+        context.cache.advance(n);
+    }
+
+    /// One parallel pass over the block that starts at the anchor; the anchor's position is the context's length. The
+    /// context stays as it was.
+    pub fn forward_block(&self, context: &mut DraftContext, anchor: u32) -> BlockOutput {
+        let k = self.config.block_size;
+        let first = context.cache.len();
+        let positions: Vec<usize> = (first..first + k).collect();
+        let rotation = self.rotary.at(&positions, &self.device());
+        context.cache.reserve(k);
+        let mut x_kd = self.block_inputs(&[anchor]);
+        for (index, layer) in self.parameters.layers.iter().enumerate() {
+            x_kd = layer.forward(x_kd, |attention, normed_kd| {
+                let queries = attention.queries(normed_kd.clone(), &rotation);
+                let new: KeysValues = attention.keys_values(normed_kd, &rotation);
+                attention.output(context.cache.attend(index, queries, new, false))
+            });
+        }
+        let hidden_kd = self.parameters.norm.forward(x_kd);
+        BlockOutput { base_logits_kv: self.base_logits(hidden_kd.clone()), hidden_kd }
+    }
+
+    /// `lm_head(hidden)`, `[n, d] -> [n, v]`
+    pub fn base_logits(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
+        kernels::linear(hidden_nd, self.head_weight())
+    }
+
+    /// The frozen output head, `[v, d]`.
+    pub fn head_weight(&self) -> Tensor<2> {
+        self.lm_head.weight.val()
+    }
+
+    /// The Markov factors of the tokens before each slot, `[n, r]`; `None` without a Markov head.
+    pub fn markov_factors(&self, previous: &[u32]) -> Option<Tensor<2>> {
+        let head = self.parameters.markov_head.as_ref()?;
+        let ids = previous.iter().map(|&id| id as i32).collect();
+        Some(head.factors(ints(ids, &head.markov_w1.weight.val().device())))
+    }
+
+    /// Confidence logits `[n]` of slots from their hidden states `[n, d]` and the Markov factors `[n, r]` of the tokens
+    /// before them; `None` without a confidence head.
+    pub fn confidence_logits(&self, hidden_nd: Tensor<2>, factors_nr: Option<Tensor<2>>) -> Option<Tensor<1>> {
+        let head = self.parameters.confidence_head.as_ref()?;
+        let factors_nr = factors_nr.filter(|_| self.config.confidence_head_with_markov);
+        Some(head.logits(hidden_nd, factors_nr))
+    }
+
+    /// Writes the checkpoint folder, whole or not at all. Without embeddings, readers take the two tables from the
+    /// target.
+    ///
+    /// # Errors
+    /// When the folder cannot be written, or a parameter is not finite.
+    pub fn save(&self, folder: &Path, dtype: WeightDtype, with_embeddings: bool) -> Result<(), CheckpointError> {
+        let mut weights = WeightsToSave::new();
+        weights.add_module(&self.parameters);
+        if with_embeddings {
+            weights.add(SHARED[0], &self.embed_tokens.weight.val());
+            weights.add(SHARED[1], &self.lm_head.weight.val());
+        }
+        if let Some(name) = weights.first_not_finite() {
+            return Err(CheckpointError::Invalid {
+                path: folder.to_owned(),
+                reason: format!("tensor `{name}` holds a value that is not finite; nothing was written"),
+            });
+        }
+        let directory = AtomicDirectory::begin(folder)?;
+        weights.write(&directory.path().join("model.safetensors"), dtype)?;
+        let config = serde_json::to_string_pretty(&self.config.to_json(dtype)).unwrap_or_default() + "\n";
+        write_file(&directory.path().join("config.json"), config.as_bytes())?;
+        directory.commit()
+    }
+}
+
+impl DraftParameters {
+    /// Random parameters; nothing is allocated before the first use.
+    pub fn new(config: &DraftConfig, device: &Device) -> Self {
+        let d = config.layer.hidden_size;
+        let norm = || RmsNorm::new(d, config.layer.rms_norm_eps, device);
+        let with_markov = config.confidence_head_with_markov && config.markov_rank > 0;
+        let confidence_width = d + if with_markov { config.markov_rank } else { 0 };
+        Self {
+            fc: Linear::new(config.feature_width(), d, false, device),
+            hidden_norm: norm(),
+            layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(&config.layer, device)).collect(),
+            norm: norm(),
+            markov_head: (config.markov_rank > 0)
+                .then(|| MarkovHead::new(config.vocab_size, config.markov_rank, device)),
+            confidence_head: config.enable_confidence_head.then(|| ConfidenceHead::new(confidence_width, device)),
+        }
+    }
+}
+
+/// The target's table, unless the draft's file holds another one. Published drafts repeat the target's in bf16, so values
+/// are compared after rounding to that.
+fn shared_table(weights: &Weights, name: &str, target_vd: Tensor<2>) -> Result<Tensor<2>, CheckpointError> {
+    if weights.shape(name).is_none() {
+        return Ok(target_vd);
+    }
+    let own_vd: Tensor<2> = weights.tensor(name, target_vd.shape(), &target_vd.device())?;
+    let scale: f32 = target_vd.clone().abs().max().into_scalar();
+    let difference: f32 = (own_vd.clone() - target_vd.clone()).abs().max().into_scalar();
+    Ok(if difference <= scale / 256.0 { target_vd } else { own_vd })
+}
+
+fn ints(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
+}

@@ -1,0 +1,224 @@
+//! The configuration of a draft: the target's fields and what DSpark adds to them.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::config::{Family, LayerConfig, TargetConfig, layer_config};
+use super::target::LayerId;
+use crate::checkpoint::{CheckpointError, JsonFields, WeightDtype};
+
+/// Architecture name of DSpark drafts with Qwen3 layers, the only ones so far.
+const ARCHITECTURE: &str = "Qwen3DSparkModel";
+
+/// What a draft is, and which target it was made for.
+#[derive(Clone, Debug)]
+pub struct DraftConfig {
+    /// Sizes of each draft layer.
+    pub layer: LayerConfig,
+    /// Rows of the target's embedding, `v`.
+    pub vocab_size: usize,
+    /// Draft layers.
+    pub num_hidden_layers: usize,
+    /// Drafted tokens per round, `k`.
+    pub block_size: usize,
+    /// The token that stands in for positions still to be drafted.
+    pub mask_token_id: u32,
+    /// Target layers whose outputs make the context feature, strictly increasing.
+    pub target_layer_ids: Vec<LayerId>,
+    /// Decoder layers of the target.
+    pub num_target_layers: usize,
+    /// Blocks per sequence that it was trained with; of no use when decoding.
+    pub num_anchors: usize,
+    /// Rank of the Markov head; 0: no head.
+    pub markov_rank: usize,
+    /// Whether there is a confidence head.
+    pub enable_confidence_head: bool,
+    /// Whether the confidence head sees the Markov factors of the token before.
+    pub confidence_head_with_markov: bool,
+    /// The whole file.
+    fields: JsonFields,
+}
+
+/// What a recipe decides about a draft; everything else follows from the target.
+#[derive(Clone, Debug)]
+pub struct DraftShape {
+    /// Drafted tokens per round.
+    pub block_size: usize,
+    /// Draft layers.
+    pub num_draft_layers: usize,
+    /// Captured target layers.
+    pub target_layer_ids: Vec<LayerId>,
+    /// The stand-in token.
+    pub mask_token_id: u32,
+    /// Blocks per training sequence.
+    pub num_anchors: usize,
+    /// Rank of the Markov head; 0: none.
+    pub markov_rank: usize,
+    /// Whether there is a confidence head.
+    pub enable_confidence_head: bool,
+    /// Whether it sees the Markov factors.
+    pub confidence_head_with_markov: bool,
+}
+
+impl DraftConfig {
+    /// The configuration of a draft for a target.
+    ///
+    /// Every family gets Qwen3's layer (q/k norm); only a Qwen3 target hands on its attention bias, because the engines
+    /// know no other DSpark layer.
+    ///
+    /// # Errors
+    /// When the layer ids do not fit the target (see [`check_layer_ids`]) or the mask token is outside the vocabulary.
+    pub fn for_target(target: &TargetConfig, shape: &DraftShape) -> Result<Self, CheckpointError> {
+        let mut fields = target.fields.as_map().clone();
+        for field in ["mlp_bias", "pretraining_tp", "rope_interleaved", "is_llama_config", "transformers.js_config"] {
+            fields.remove(field);
+        }
+        if target.family != Family::Qwen3 {
+            fields.insert("attention_bias".into(), json!(false));
+            // Of Qwen2: its window fields mean nothing while windows are off.
+            fields.insert("use_sliding_window".into(), json!(false));
+            fields.insert("sliding_window".into(), Value::Null);
+        }
+        let layer_types = vec!["full_attention"; shape.num_draft_layers];
+        let own = json!({
+            "architectures": [ARCHITECTURE],
+            "model_type": Family::Qwen3.model_type(),
+            "head_dim": target.layer.head_dim,
+            "num_key_value_heads": target.layer.num_key_value_heads,
+            "hidden_act": "silu",
+            "rms_norm_eps": target.layer.rms_norm_eps,
+            "vocab_size": target.vocab_size,
+            "max_position_embeddings": target.max_position_embeddings,
+            "num_hidden_layers": shape.num_draft_layers,
+            "layer_types": layer_types,
+            "tie_word_embeddings": false,
+            "block_size": shape.block_size,
+            "mask_token_id": shape.mask_token_id,
+            "target_layer_ids": shape.target_layer_ids.iter().map(|id| id.0).collect::<Vec<_>>(),
+            "num_target_layers": target.num_hidden_layers,
+            "num_anchors": shape.num_anchors,
+            "markov_rank": shape.markov_rank,
+            "markov_head_type": "vanilla",
+            "enable_confidence_head": shape.enable_confidence_head,
+            "confidence_head_with_markov": shape.confidence_head_with_markov,
+            "sample_from_anchor": true,
+        });
+        if let Value::Object(own) = own {
+            fields.extend(own);
+        }
+        Self::from_fields(JsonFields::new(target.fields.path(), fields))
+    }
+
+    /// Reads `config.json` of a draft folder.
+    ///
+    /// # Errors
+    /// When a field is missing or asks for something that is not supported; it is named.
+    pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
+        Self::from_fields(JsonFields::read(&folder.join("config.json"))?)
+    }
+
+    fn from_fields(fields: JsonFields) -> Result<Self, CheckpointError> {
+        let architecture = fields.get("architectures").and_then(Value::as_array).and_then(|list| list.first());
+        if architecture.and_then(Value::as_str) != Some(ARCHITECTURE) {
+            return Err(fields.wrong("architectures", format!("[\"{ARCHITECTURE}\"]: a DSpark draft")));
+        }
+        if !fields.flag("sample_from_anchor", true)? {
+            let expected = "true: the anchor's own slot drafts the first token";
+            return Err(fields.wrong("sample_from_anchor", expected));
+        }
+        let markov_rank = fields.optional_size("markov_rank", 0)?.unwrap_or(0);
+        let head = fields.optional_text("markov_head_type")?.unwrap_or("vanilla");
+        if markov_rank > 0 && head != "vanilla" {
+            return Err(fields.wrong("markov_head_type", "\"vanilla\""));
+        }
+        let vocab_size = fields.size("vocab_size", 1)?;
+        let mask_token_id = fields.size("mask_token_id", 0)?;
+        if mask_token_id >= vocab_size {
+            return Err(fields.wrong("mask_token_id", format!("a token id below vocab_size {vocab_size}")));
+        }
+        let num_target_layers = fields.size("num_target_layers", 1)?;
+        let target_layer_ids: Vec<LayerId> = fields.integers("target_layer_ids")?.into_iter().map(LayerId).collect();
+        if let Err(expected) = check_layer_ids(&target_layer_ids, num_target_layers) {
+            return Err(fields.wrong("target_layer_ids", expected));
+        }
+        Ok(Self {
+            layer: layer_config(&fields, Family::Qwen3)?,
+            vocab_size,
+            num_hidden_layers: fields.size("num_hidden_layers", 1)?,
+            block_size: fields.size("block_size", 1)?,
+            mask_token_id: mask_token_id as u32,
+            target_layer_ids,
+            num_target_layers,
+            num_anchors: fields.optional_size("num_anchors", 0)?.unwrap_or(0),
+            markov_rank,
+            enable_confidence_head: fields.flag("enable_confidence_head", false)?,
+            confidence_head_with_markov: fields.flag("confidence_head_with_markov", false)?,
+            fields,
+        })
+    }
+
+    /// Checks that the draft was made for this target.
+    ///
+    /// # Errors
+    /// Names the first thing that differs: hidden size, vocabulary, number of layers, layer ids.
+    pub fn check_target(&self, folder: &Path, target: &TargetConfig) -> Result<(), CheckpointError> {
+        let differs = |what: &str, draft: String, target: String| {
+            Err(CheckpointError::OtherTarget { path: folder.to_owned(), what: what.to_owned(), draft, target })
+        };
+        for (what, draft, target) in [
+            ("hidden_size", self.layer.hidden_size, target.layer.hidden_size),
+            ("vocab_size", self.vocab_size, target.vocab_size),
+            ("num_target_layers", self.num_target_layers, target.num_hidden_layers),
+        ] {
+            if draft != target {
+                return differs(what, draft.to_string(), target.to_string());
+            }
+        }
+        if let Err(expected) = check_layer_ids(&self.target_layer_ids, target.num_hidden_layers) {
+            let ids: Vec<String> = self.target_layer_ids.iter().map(ToString::to_string).collect();
+            let found = format!("{} layers: {expected}", target.num_hidden_layers);
+            return differs("target_layer_ids", format!("[{}]", ids.join(", ")), found);
+        }
+        if self.block_size >= target.max_position_embeddings {
+            let context = format!("a context of {} tokens", target.max_position_embeddings);
+            return differs("block_size", self.block_size.to_string(), context);
+        }
+        Ok(())
+    }
+
+    /// Width of the concatenated target features, `m * d`.
+    pub fn feature_width(&self) -> usize {
+        self.target_layer_ids.len() * self.layer.hidden_size
+    }
+
+    /// The fields to write as `config.json`, for weights of the given type.
+    pub fn to_json(&self, dtype: WeightDtype) -> Map<String, Value> {
+        let mut fields = self.fields.as_map().clone();
+        let name = match dtype {
+            WeightDtype::Bf16 => "bfloat16",
+            WeightDtype::F32 => "float32",
+        };
+        fields.remove("torch_dtype");
+        fields.insert("dtype".into(), json!(name));
+        fields
+    }
+}
+
+/// Layer ids must be strictly increasing, at least -1, and stop before the target's last layer: training sees that layer
+/// before the final norm, other engines after it.
+///
+/// # Errors
+/// What is expected, in words.
+pub fn check_layer_ids(ids: &[LayerId], num_target_layers: usize) -> Result<(), String> {
+    let increasing = ids.windows(2).all(|pair| pair[0] < pair[1]);
+    let last = num_target_layers as i64 - 1;
+    let inside = ids.iter().all(|id| (-1..last).contains(&id.0));
+    if ids.is_empty() || !increasing || !inside {
+        return Err(format!(
+            "at least one layer id, strictly increasing, each below the final layer {last} (whose output other engines \
+             see normalised)"
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! The layers that every decoder here is built from.
+//!
+//! Legend: `n` rows (tokens), `d` hidden size, `f` width inside the MLP, `v` vocabulary.
+
+use burn::module::{Initializer, Module, Param};
+use burn::tensor::{Device, Int, Tensor};
+
+use super::attention::SelfAttention;
+use super::config::LayerConfig;
+use crate::kernels;
+
+/// Spread of freshly initialised weights, as the families' own configurations have it.
+const INITIAL_STD: f64 = 0.02;
+
+fn normal<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
+    Initializer::Normal { mean: 0.0, std: INITIAL_STD }.init(shape, device)
+}
+
+/// `y = x W^T + b`, the weight lying as it does on disk: `[d_out, d_in]`.
+#[derive(Module, Debug)]
+pub struct Linear {
+    /// `[d_out, d_in]`
+    pub weight: Param<Tensor<2>>,
+    /// `[d_out]`
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+impl Linear {
+    /// Random weights (normal, 0.02), zero bias; nothing is allocated before the first use.
+    pub fn new(d_in: usize, d_out: usize, bias: bool, device: &Device) -> Self {
+        let bias = bias.then(|| Initializer::Zeros.init([d_out], device));
+        Self { weight: normal([d_out, d_in], device), bias }
+    }
+
+    /// `[n, d_in] -> [n, d_out]`
+    pub fn forward(&self, x_nd: Tensor<2>) -> Tensor<2> {
+        let y_no = kernels::linear(x_nd, self.weight.val());
+        match &self.bias {
+            Some(bias) => y_no + bias.val().unsqueeze::<2>(),
+            None => y_no,
+        }
+    }
+}
+
+/// A table of vectors by token id.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// `[v, d]`
+    pub weight: Param<Tensor<2>>,
+}
+
+impl Embedding {
+    /// Random weights (normal, 0.02).
+    pub fn new(rows: usize, width: usize, device: &Device) -> Self {
+        Self { weight: normal([rows, width], device) }
+    }
+
+    /// `[n] -> [n, d]`
+    pub fn forward(&self, ids_n: Tensor<1, Int>) -> Tensor<2> {
+        self.weight.val().select(0, ids_n)
+    }
+}
+
+/// `x / sqrt(mean(x^2) + eps) * weight` over the last axis.
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// `[d]`
+    pub weight: Param<Tensor<1>>,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// Unit weight.
+    pub fn new(width: usize, eps: f64, device: &Device) -> Self {
+        Self { weight: Initializer::Ones.init([width], device), eps }
+    }
+
+    /// Any shape, last axis `d`; the shape stays.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        kernels::rms_norm(x, self.weight.val(), self.eps)
+    }
+}
+
+/// The gated MLP: `down(silu(gate x) * up x)`.
+#[derive(Module, Debug)]
+pub struct Mlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+impl Mlp {
+    fn new(config: &LayerConfig, device: &Device) -> Self {
+        let (d, f, bias) = (config.hidden_size, config.intermediate_size, config.mlp_bias);
+        Self {
+            gate_proj: Linear::new(d, f, bias, device),
+            up_proj: Linear::new(d, f, bias, device),
+            down_proj: Linear::new(f, d, bias, device),
+        }
+    }
+
+    fn forward(&self, x_nd: Tensor<2>) -> Tensor<2> {
+        let gate_nf = self.gate_proj.forward(x_nd.clone());
+        self.down_proj.forward(kernels::swiglu(gate_nf, self.up_proj.forward(x_nd)))
+    }
+}
+
+/// One decoder layer: attention and MLP, each behind a norm and around a residual.
+#[derive(Module, Debug)]
+pub struct DecoderLayer {
+    /// Norm before attention.
+    pub input_layernorm: RmsNorm,
+    /// Attention; the caller decides what is attended to.
+    pub self_attn: SelfAttention,
+    /// Norm before the MLP.
+    pub post_attention_layernorm: RmsNorm,
+    /// The gated MLP.
+    pub mlp: Mlp,
+}
+
+impl DecoderLayer {
+    /// Random weights.
+    pub fn new(config: &LayerConfig, device: &Device) -> Self {
+        let norm = || RmsNorm::new(config.hidden_size, config.rms_norm_eps, device);
+        Self {
+            input_layernorm: norm(),
+            self_attn: SelfAttention::new(config, device),
+            post_attention_layernorm: norm(),
+            mlp: Mlp::new(config, device),
+        }
+    }
+
+    /// `h = x + attention(norm(x))`, then `h + mlp(norm(h))`; `attend` computes the attention from the normed rows.
+    pub fn forward(
+        &self,
+        x_nd: Tensor<2>,
+        attend: impl FnOnce(&SelfAttention, Tensor<2>) -> Tensor<2>,
+    ) -> Tensor<2> {
+        let attended_nd = attend(&self.self_attn, self.input_layernorm.forward(x_nd.clone()));
+        let h_nd = x_nd + attended_nd;
+        let fed_nd = self.mlp.forward(self.post_attention_layernorm.forward(h_nd.clone()));
+        h_nd + fed_nd
+    }
+}

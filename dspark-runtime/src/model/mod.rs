@@ -1,0 +1,25 @@
+//! Models: the target and the draft that is distilled from it.
+//!
+//! A module is written once and runs with and without autodiff: the trainer and the decoder use the same code. Activations
+//! are rows of tokens, `[n, d]`: several sequences of different length lie one after the other, and only attention
+//! ([`attention`]) knows where one ends and the next begins. So nothing is ever padded.
+//!
+//! A module's fields carry the names of the tensors on disk, so that a file can be read next to the code.
+
+mod attention;
+mod config;
+mod draft;
+mod draft_config;
+mod heads;
+mod layers;
+mod rope;
+mod target;
+
+pub use attention::{KvCache, block_context_mask};
+pub use config::{Family, LayerConfig, RopeScaling, TargetConfig};
+pub use draft::{BlockOutput, Draft, DraftContext, DraftParameters, DraftSample};
+pub use draft_config::{DraftConfig, DraftShape, check_layer_ids};
+pub use heads::{ConfidenceHead, MarkovHead};
+pub use layers::{DecoderLayer, Embedding, Linear, RmsNorm};
+pub use rope::Rotary;
+pub use target::{LayerId, Target, TargetOutput, TargetSegment};

@@ -1,0 +1,239 @@
+//! The target: a decoder-only language model of the Llama, Qwen2 or Qwen3 family.
+//!
+//! Legend: `n` rows (the tokens of all segments), `d` hidden size, `v` vocabulary.
+
+use std::fmt;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::attention::{KvCache, attend, causal_mask};
+use super::config::TargetConfig;
+use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
+use super::rope::Rotary;
+use crate::checkpoint::{CheckpointError, Weights, load_module};
+use crate::kernels;
+
+/// Which hidden state of the target: the output of decoder layer `0..N`, or -1 for the embedding's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerId(pub i64);
+
+impl fmt::Display for LayerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The weights, named as on disk.
+#[derive(Module, Debug)]
+struct CausalLm {
+    model: Decoder,
+    /// Absent when the head is the embedding.
+    lm_head: Option<Linear>,
+}
+
+#[derive(Module, Debug)]
+struct Decoder {
+    embed_tokens: Embedding,
+    layers: Vec<DecoderLayer>,
+    norm: RmsNorm,
+}
+
+/// A target model on a device.
+#[derive(Debug, Clone)]
+pub struct Target {
+    config: TargetConfig,
+    weights: CausalLm,
+    rotary: Rotary,
+    device: Device,
+}
+
+/// A run of new tokens of one sequence.
+#[derive(Debug)]
+pub struct TargetSegment<'a> {
+    /// The new tokens, at least one.
+    pub ids: &'a [u32],
+    /// What came before, and where the new keys go. Without one, the segment is a whole sequence of its own.
+    pub cache: Option<&'a mut KvCache>,
+}
+
+/// Hidden states of the rows of all segments, in order.
+#[derive(Debug, Clone)]
+pub struct TargetOutput {
+    /// Outputs of the captured layers side by side, `[n, m * d]`; absent when none was asked for.
+    pub features_nf: Option<Tensor<2>>,
+    /// After the final norm, `[n, d]`.
+    pub last_hidden_nd: Tensor<2>,
+}
+
+impl Target {
+    /// Loads a Hugging Face folder.
+    ///
+    /// # Errors
+    /// When the configuration asks for something unsupported, or the weights do not fit it.
+    pub fn load(folder: &Path, device: &Device) -> Result<Self, CheckpointError> {
+        let config = TargetConfig::read(folder)?;
+        let weights = Weights::open(folder)?;
+        Self::from_weights(config, &weights, device)
+    }
+
+    /// Builds a target from a configuration and weight files.
+    ///
+    /// # Errors
+    /// When a tensor is missing, has another shape, or has no place in the model.
+    pub fn from_weights(config: TargetConfig, weights: &Weights, device: &Device) -> Result<Self, CheckpointError> {
+        let random = CausalLm::new(&config, device);
+        let (loaded, used) = load_module(random, weights, device)?;
+        // Old files carry rotary buffers; files of tied models may repeat the embedding as a head.
+        let ignored = |name: &str| {
+            name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == "lm_head.weight")
+        };
+        let unexpected: Vec<&str> = weights.names().filter(|name| !used.contains(*name) && !ignored(name)).collect();
+        if let Some(name) = unexpected.first() {
+            return Err(CheckpointError::UnexpectedTensor {
+                path: weights.folder().to_owned(),
+                name: (*name).to_owned(),
+                others: unexpected.len() - 1,
+            });
+        }
+        Ok(Self { rotary: Rotary::new(&config.layer), config, weights: loaded, device: device.clone() })
+    }
+
+    /// A target with random weights, for training one or for tests.
+    pub fn random(config: TargetConfig, device: &Device) -> Self {
+        let weights = CausalLm::new(&config, device).materialize();
+        Self { rotary: Rotary::new(&config.layer), config, weights, device: device.clone() }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &TargetConfig {
+        &self.config
+    }
+
+    /// The device that the weights are on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Number of parameters, the head of a tied model counted once.
+    pub fn num_parameters(&self) -> usize {
+        self.weights.num_params()
+    }
+
+    /// The token embedding, for a draft to share.
+    pub fn embed_tokens(&self) -> &Embedding {
+        &self.weights.model.embed_tokens
+    }
+
+    /// The output head's weight `[v, d]`, for a draft to share; the embedding's in a tied model.
+    pub fn head_weight(&self) -> Tensor<2> {
+        match &self.weights.lm_head {
+            Some(head) => head.weight.val(),
+            None => self.weights.model.embed_tokens.weight.val(),
+        }
+    }
+
+    /// The decoder layers, for a draft that starts from them.
+    pub fn layers(&self) -> &[DecoderLayer] {
+        &self.weights.model.layers
+    }
+
+    /// An empty cache with room for `capacity` tokens.
+    pub fn new_cache(&self, capacity: usize) -> KvCache {
+        KvCache::new(&self.config.layer, self.config.num_hidden_layers, capacity, &self.device)
+    }
+
+    /// Runs all segments at once. Captured are the outputs of the layers in `capture`, in that order.
+    ///
+    /// Every id must be below the vocabulary size; every layer id at least -1 and below the number of layers.
+    pub fn forward(&self, segments: &mut [TargetSegment<'_>], capture: &[LayerId]) -> TargetOutput {
+        let ids: Vec<i32> = segments.iter().flat_map(|segment| segment.ids.iter().map(|&id| id as i32)).collect();
+        let total = ids.len();
+        let mut positions = Vec::with_capacity(total);
+        for segment in segments.iter_mut() {
+            let past = segment.cache.as_ref().map_or(0, |cache| cache.len());
+            positions.extend(past..past + segment.ids.len());
+            if let Some(cache) = &mut segment.cache {
+                cache.reserve(segment.ids.len());
+            }
+        }
+        let rotation = self.rotary.at(&positions, &self.device);
+        let mut x_nd = self.weights.model.embed_tokens.forward(self.ints(ids));
+        let mut captured: Vec<Option<Tensor<2>>> = vec![None; capture.len()];
+        let mut keep = |layer: i64, x_nd: &Tensor<2>| {
+            for (slot, id) in captured.iter_mut().zip(capture) {
+                if id.0 == layer {
+                    *slot = Some(x_nd.clone());
+                }
+            }
+        };
+        keep(-1, &x_nd);
+        for (index, layer) in self.weights.model.layers.iter().enumerate() {
+            x_nd = layer.forward(x_nd, |attention, normed_nd| {
+                let queries_nhw = attention.queries(normed_nd.clone(), &rotation);
+                let new = attention.keys_values(normed_nd, &rotation);
+                let mut rows = Vec::with_capacity(segments.len());
+                let mut first = 0;
+                for segment in segments.iter_mut() {
+                    let count = segment.ids.len();
+                    let (queries_nhw, new) =
+                        (queries_nhw.clone().narrow(0, first, count), new.narrow(first, count));
+                    first += count;
+                    rows.push(match &mut segment.cache {
+                        Some(cache) => cache.attend(index, queries_nhw, new, true),
+                        None => {
+                            let mask = causal_mask(count, 0, &queries_nhw.device());
+                            let by_head = |x_ncw: Tensor<3>| x_ncw.swap_dims(0, 1);
+                            attend(queries_nhw, by_head(new.keys_ncw), by_head(new.values_ncw), mask)
+                        }
+                    });
+                }
+                attention.output(join(rows))
+            });
+            keep(index as i64, &x_nd);
+        }
+        for segment in segments.iter_mut() {
+            if let Some(cache) = &mut segment.cache {
+                cache.advance(segment.ids.len());
+            }
+        }
+        let captured: Vec<Tensor<2>> = captured.into_iter().flatten().collect();
+        assert_eq!(captured.len(), capture.len(), "a captured layer id is out of range");
+        TargetOutput {
+            features_nf: (!captured.is_empty()).then(|| Tensor::cat(captured, 1)),
+            last_hidden_nd: self.weights.model.norm.forward(x_nd),
+        }
+    }
+
+    /// Logits from hidden states after the final norm: `[n, d] -> [n, v]`
+    pub fn logits(&self, last_hidden_nd: Tensor<2>) -> Tensor<2> {
+        kernels::linear(last_hidden_nd, self.head_weight())
+    }
+
+    /// Visits every parameter under its name on disk.
+    pub fn collect_weights(&self, into: &mut crate::checkpoint::WeightsToSave) {
+        into.add_module(&self.weights);
+    }
+
+    fn ints(&self, values: Vec<i32>) -> Tensor<1, Int> {
+        let count = values.len();
+        Tensor::from_data(TensorData::new(values, [count]), &self.device)
+    }
+}
+
+impl CausalLm {
+    fn new(config: &TargetConfig, device: &Device) -> Self {
+        let (v, d) = (config.vocab_size, config.layer.hidden_size);
+        let model = Decoder {
+            embed_tokens: Embedding::new(v, d, device),
+            layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(&config.layer, device)).collect(),
+            norm: RmsNorm::new(d, config.layer.rms_norm_eps, device),
+        };
+        Self { model, lm_head: (!config.tie_word_embeddings).then(|| Linear::new(d, v, false, device)) }
+    }
+}
+
+fn join(mut rows: Vec<Tensor<2>>) -> Tensor<2> {
+    if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) }
+}

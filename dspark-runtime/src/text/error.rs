@@ -1,0 +1,71 @@
+//! What can go wrong between text and token ids.
+
+use std::path::PathBuf;
+
+/// An error of the tokeniser, its files or its chat template.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TextError {
+    /// A file of the model directory could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file of the model directory is not JSON.
+    #[error("{path} is not valid JSON: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A field of a configuration file has a value of the wrong kind.
+    #[error("{path}: `{field}` should be {expected}, found {found}")]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field, with its parents.
+        field: String,
+        /// What is understood there.
+        expected: &'static str,
+        /// What stands there, shortened.
+        found: String,
+    },
+    /// `tokenizer.json` does not describe a tokeniser that can be built.
+    #[error("{path} cannot be loaded as a tokeniser: {message}")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What the tokeniser library says.
+        message: String,
+    },
+    /// A text could not be cut into tokens.
+    #[error("cannot tokenise {text:?}: {message}")]
+    Encode {
+        /// The beginning of the text.
+        text: String,
+        /// What the tokeniser library says.
+        message: String,
+    },
+    /// Token ids could not be turned back into text.
+    #[error("cannot decode {count} token ids: {message}")]
+    Decode {
+        /// How many ids there were.
+        count: usize,
+        /// What the tokeniser library says.
+        message: String,
+    },
+    /// A chat template does not compile, or refused the conversation.
+    #[error("chat template {name}, line {line}: {message}")]
+    Template {
+        /// The file and field the template comes from.
+        name: String,
+        /// The line of the template, counted from 1; 0 if none is known.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+}

@@ -1,0 +1,25 @@
+//! Text and token ids: the tokeniser, the chat template that turns a conversation into text, and the
+//! incremental way back from ids to text.
+//!
+//! A request enters here as messages. [`ChatTemplate::render`] writes them as the one string the target
+//! was trained on, [`Tokenizer::encode`] cuts it into ids, and once ids come back a [`Detokenizer`] gives
+//! out the text that no later id can change. Everything is read from a Hugging Face model directory.
+//!
+//! Nothing here knows tensors, models or sampling.
+
+mod chat_template;
+mod detokenize;
+mod error;
+mod python;
+#[cfg(test)]
+mod testing;
+mod tokenizer;
+mod tokenizer_config;
+
+pub use chat_template::ChatTemplate;
+pub use detokenize::Detokenizer;
+pub use error::TextError;
+pub use tokenizer::Tokenizer;
+
+/// The number of one token: a row of the target's embedding.
+pub type TokenId = u32;

@@ -1,0 +1,353 @@
+//! What chat templates expect of Python: the values, filters and functions that the `transformers`
+//! package gives to Jinja, written so that the output is the same byte for byte.
+
+use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::value::{Kwargs, Tuple, Value, ValueKind, from_args};
+use minijinja::{Error, ErrorKind, State};
+
+/// A JSON value as a template sees it. Objects keep the order of their keys.
+pub(super) fn to_template_value(json: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(value) => Value::from(*value),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(value), _) => Value::from(value),
+            (None, Some(value)) => Value::from(value),
+            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(items) => items.iter().map(to_template_value).collect(),
+        Json::Object(fields) => {
+            Value::from_pairs(fields.iter().map(|(key, value)| (key.as_str(), to_template_value(value))))
+        }
+    }
+}
+
+/// `raise_exception(message)`: how a template refuses a conversation.
+pub(super) fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// `value | tojson(ensure_ascii, indent, separators, sort_keys)` as Python's `json.dumps` writes it: no
+/// escaping for HTML, and letters outside ASCII as themselves.
+pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
+    let ensure_ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
+    let indent = match options.get::<Option<Value>>("indent")? {
+        None => None,
+        Some(indent) if indent.is_none() => None,
+        Some(indent) => Some(match indent.as_str() {
+            Some(text) => text.to_owned(),
+            None => " ".repeat(usize::try_from(indent)?),
+        }),
+    };
+    let (item, key) = match options.get::<Option<Vec<String>>>("separators")? {
+        Some(pair) => match <[String; 2]>::try_from(pair) {
+            Ok([item, key]) => (item, key),
+            Err(_) => return raise_exception("tojson: `separators` must be two strings".to_owned()),
+        },
+        None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
+        None => (", ".to_owned(), ": ".to_owned()),
+    };
+    let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
+    options.assert_all_used()?;
+    let mut writer = JsonWriter { out: String::new(), ensure_ascii, indent, item, key, sort_keys, depth: 0 };
+    writer.write(value)?;
+    Ok(Value::from(writer.out))
+}
+
+struct JsonWriter {
+    out: String,
+    ensure_ascii: bool,
+    indent: Option<String>,
+    item: String,
+    key: String,
+    sort_keys: bool,
+    depth: usize,
+}
+
+impl JsonWriter {
+    fn write(&mut self, value: &Value) -> Result<(), Error> {
+        match value.kind() {
+            ValueKind::None => self.out.push_str("null"),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number if value.is_integer() => self.out.push_str(&value.to_string()),
+            ValueKind::Number => self.out.push_str(&python_float(f64::try_from(value.clone())?)),
+            ValueKind::String => self.write_string(value.as_str().unwrap_or_default()),
+            ValueKind::Seq | ValueKind::Iterable => {
+                let mut items = value.try_iter()?.checked().peekable();
+                let empty = items.peek().is_none();
+                self.open('[');
+                for (index, element) in items.enumerate() {
+                    self.next_item(index);
+                    self.write(&element?)?;
+                }
+                self.close(']', empty);
+            }
+            ValueKind::Map => {
+                let mut keys: Vec<Value> = value.try_iter()?.checked().collect::<Result<_, _>>()?;
+                if self.sort_keys {
+                    keys.sort();
+                }
+                self.open('{');
+                for (index, key) in keys.iter().enumerate() {
+                    self.next_item(index);
+                    self.write_key(key)?;
+                    let separator = self.key.clone();
+                    self.out.push_str(&separator);
+                    self.write(&value.get_item(key)?)?;
+                }
+                self.close('}', keys.is_empty());
+            }
+            other => {
+                return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: {other} is not a JSON value")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Keys that are numbers, booleans or none become strings, as in Python.
+    fn write_key(&mut self, key: &Value) -> Result<(), Error> {
+        if let Some(text) = key.as_str() {
+            self.write_string(text);
+            return Ok(());
+        }
+        self.out.push('"');
+        self.write(key)?;
+        self.out.push('"');
+        Ok(())
+    }
+
+    fn write_string(&mut self, text: &str) {
+        self.out.push('"');
+        for character in text.chars() {
+            match character {
+                '"' => self.out.push_str("\\\""),
+                '\\' => self.out.push_str("\\\\"),
+                '\n' => self.out.push_str("\\n"),
+                '\r' => self.out.push_str("\\r"),
+                '\t' => self.out.push_str("\\t"),
+                '\u{8}' => self.out.push_str("\\b"),
+                '\u{c}' => self.out.push_str("\\f"),
+                control if control < ' ' => self.push_escape(control as u16),
+                other if self.ensure_ascii && other > '~' => {
+                    for unit in other.encode_utf16(&mut [0; 2]) {
+                        self.push_escape(*unit);
+                    }
+                }
+                other => self.out.push(other),
+            }
+        }
+        self.out.push('"');
+    }
+
+    fn push_escape(&mut self, unit: u16) {
+        // Writing to a string cannot fail.
+        let _ = write!(self.out, "\\u{unit:04x}");
+    }
+
+    fn open(&mut self, bracket: char) {
+        self.out.push(bracket);
+        self.depth += 1;
+    }
+
+    fn next_item(&mut self, index: usize) {
+        if index > 0 {
+            let separator = self.item.clone();
+            self.out.push_str(&separator);
+        }
+        self.new_line();
+    }
+
+    fn close(&mut self, bracket: char, empty: bool) {
+        self.depth -= 1;
+        if !empty {
+            self.new_line();
+        }
+        self.out.push(bracket);
+    }
+
+    fn new_line(&mut self) {
+        if let Some(indent) = &self.indent {
+            self.out.push('\n');
+            self.out.push_str(&indent.repeat(self.depth));
+        }
+    }
+}
+
+/// A float as Python's `repr` writes it: shortest digits, an exponent below 1e-4 and from 1e16 on.
+fn python_float(value: f64) -> String {
+    if value.is_nan() {
+        return "NaN".to_owned();
+    }
+    if value.is_infinite() {
+        return if value > 0.0 { "Infinity" } else { "-Infinity" }.to_owned();
+    }
+    let magnitude = value.abs();
+    if magnitude != 0.0 && !(1e-4..1e16).contains(&magnitude) {
+        let scientific = format!("{value:e}");
+        return match scientific.split_once('e') {
+            Some((digits, exponent)) => match exponent.strip_prefix('-') {
+                Some(exponent) => format!("{digits}e-{exponent:0>2}"),
+                None => format!("{digits}e+{exponent:0>2}"),
+            },
+            None => scientific,
+        };
+    }
+    format!("{value:?}")
+}
+
+/// Python methods that templates call and the engine does not have: first the ones below, then those of
+/// minijinja's own collection.
+pub(super) fn call_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    if let Some(text) = value.as_str() {
+        match method {
+            "removeprefix" => {
+                let (prefix,): (&str,) = from_args(args)?;
+                return Ok(Value::from(text.strip_prefix(prefix).unwrap_or(text)));
+            }
+            "removesuffix" => {
+                let (suffix,): (&str,) = from_args(args)?;
+                return Ok(Value::from(text.strip_suffix(suffix).unwrap_or(text)));
+            }
+            "partition" => {
+                let (separator,): (&str,) = from_args(args)?;
+                let parts = match text.split_once(separator) {
+                    Some((before, after)) => [before, separator, after],
+                    None => [text, "", ""],
+                };
+                return Ok(Value::from(Tuple::from(parts.map(Value::from))));
+            }
+            "rpartition" => {
+                let (separator,): (&str,) = from_args(args)?;
+                let parts = match text.rsplit_once(separator) {
+                    Some((before, after)) => [before, separator, after],
+                    None => ["", "", text],
+                };
+                return Ok(Value::from(Tuple::from(parts.map(Value::from))));
+            }
+            "rsplit" => {
+                let (separator, limit): (&str, Option<i64>) = from_args(args)?;
+                let mut parts: Vec<&str> = match limit.and_then(|limit| usize::try_from(limit).ok()) {
+                    Some(limit) => text.rsplitn(limit.saturating_add(1), separator).collect(),
+                    None => text.rsplit(separator).collect(),
+                };
+                parts.reverse();
+                return Ok(parts.into_iter().collect());
+            }
+            _ => {}
+        }
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// `strftime_now(format)`: the moment of rendering. Python uses the local time zone; here it is UTC, since
+/// the standard library knows no other. A template that shows a date takes `date_string` as an argument,
+/// which is how a run stays reproducible.
+pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+    strftime(format, seconds)
+}
+
+const MONTHS: [&str; 12] = [
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+];
+/// From the weekday of the first of January 1970.
+const WEEKDAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+
+fn strftime(format: &str, unix_seconds: u64) -> Result<String, Error> {
+    let (days, second_of_day) = (unix_seconds / 86_400, unix_seconds % 86_400);
+    let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
+    let (year, month, day) = civil_date(days);
+    let (month_name, weekday) = (MONTHS[month as usize - 1], WEEKDAYS[(days % 7) as usize]);
+    let hour_of_12 = (hour + 11) % 12 + 1;
+    let mut out = String::new();
+    let mut characters = format.chars();
+    while let Some(character) = characters.next() {
+        if character != '%' {
+            out.push(character);
+            continue;
+        }
+        let directive = characters.next();
+        // Writing to a string cannot fail.
+        let _ = match directive {
+            Some('Y') => write!(out, "{year}"),
+            Some('y') => write!(out, "{:02}", year % 100),
+            Some('m') => write!(out, "{month:02}"),
+            Some('B') => write!(out, "{month_name}"),
+            Some('b') => write!(out, "{}", &month_name[..3]),
+            Some('d') => write!(out, "{day:02}"),
+            Some('A') => write!(out, "{weekday}"),
+            Some('a') => write!(out, "{}", &weekday[..3]),
+            Some('H') => write!(out, "{hour:02}"),
+            Some('I') => write!(out, "{hour_of_12:02}"),
+            Some('p') => write!(out, "{}", if hour < 12 { "AM" } else { "PM" }),
+            Some('M') => write!(out, "{minute:02}"),
+            Some('S') => write!(out, "{second:02}"),
+            Some('%') => write!(out, "%"),
+            other => {
+                let shown = other.map(String::from).unwrap_or_default();
+                return Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    format!("strftime_now: the directive `%{shown}` is not known; known are YymBbdAaHIpMS%"),
+                ));
+            }
+        };
+    }
+    Ok(out)
+}
+
+/// Year, month and day of the Gregorian calendar, `days` after 1970-01-01. Years are counted from March, so
+/// that the leap day is the last one of its year.
+fn civil_date(days: u64) -> (u64, u64, u64) {
+    const DAYS_FROM_MARCH_0000: u64 = 719_468;
+    const DAYS_PER_ERA: u64 = 146_097;
+    let days = days + DAYS_FROM_MARCH_0000;
+    let (era, day_of_era) = (days / DAYS_PER_ERA, days % DAYS_PER_ERA);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_are_written_as_python_writes_them() {
+        let cases = [
+            (0.1, "0.1"), (1.0, "1.0"), (-2.5, "-2.5"), (0.0, "0.0"), (1e15, "1000000000000000.0"), (1e16, "1e+16"),
+            (1.5e-7, "1.5e-07"), (0.0001, "0.0001"), (0.00001, "1e-05"), (1e300, "1e+300"), (f64::NAN, "NaN"),
+            (f64::NEG_INFINITY, "-Infinity"),
+        ];
+        for (value, written) in cases {
+            assert_eq!(python_float(value), written);
+        }
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, written) in [
+            (0, "Thu 01 Jan 1970 12:00:00 AM"),
+            (951_782_400, "Tue 29 Feb 2000 12:00:00 AM"),
+            (1_709_251_199, "Thu 29 Feb 2024 11:59:59 PM"),
+            (1_735_689_599, "Tue 31 Dec 2024 11:59:59 PM"),
+            (4_102_444_800, "Fri 01 Jan 2100 12:00:00 AM"),
+        ] {
+            assert_eq!(strftime("%a %d %b %Y %I:%M:%S %p", seconds).unwrap(), written);
+        }
+        assert_eq!(strftime("%A, %B %d, %y %H%% %m", 1_709_251_199).unwrap(), "Thursday, February 29, 24 23% 02");
+    }
+
+    #[test]
+    fn an_unknown_date_directive_is_named() {
+        let message = strftime("%Q", 0).unwrap_err().to_string();
+        assert!(message.contains("`%Q`"), "{message}");
+    }
+}
