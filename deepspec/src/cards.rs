@@ -1,7 +1,7 @@
 //! Dataset cards: what is known about a published dataset, and where it is on this machine.
 //!
-//! The cards are the TOML files in `datasets/`, built into the program. A card never fetches anything: it finds a local
-//! file or says how to get one.
+//! The cards are the TOML files in `datasets/`, built into the program. A card never fetches anything: it
+//! finds a local file or says how to get one.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -164,8 +164,8 @@ impl Card {
     }
 }
 
-/// Where datasets are looked for: the folders of [`FOLDERS_VARIABLE`], `datasets` in the working directory, and
-/// `~/.cache/deepspec/datasets`.
+/// Where datasets are looked for: the folders of [`FOLDERS_VARIABLE`], `datasets` in the working directory,
+/// and `~/.cache/deepspec/datasets`.
 pub fn dataset_folders() -> Vec<PathBuf> {
     let named = std::env::var_os(FOLDERS_VARIABLE).unwrap_or_default();
     let named = std::env::split_paths(&named).filter(|folder| !folder.as_os_str().is_empty());

@@ -1,3 +1,11 @@
 //! Trains, measures and exports DSpark drafts from recipe files.
 
+pub mod cards;
+pub mod conversation;
+pub mod evaluation;
+pub mod logging;
 pub mod objective;
+pub mod quickstart;
+pub mod recipe;
+pub mod teacher;
+pub mod trainer;

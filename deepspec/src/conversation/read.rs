@@ -57,9 +57,14 @@ pub fn read_samples(
     options: &ReadOptions,
 ) -> Result<(Vec<Sample>, ReadReport), ConversationError> {
     if options.format == Format::Chat && tokenizer.chat_template().is_none() {
-        return Err(ConversationError::NoChatTemplate { directory: tokenizer.directory().to_owned() });
+        return Err(ConversationError::NoChatTemplate {
+            directory: tokenizer.directory().to_owned(),
+        });
     }
-    let mut collector = Collector { samples: Vec::new(), report: ReadReport::default() };
+    let mut collector = Collector {
+        samples: Vec::new(),
+        report: ReadReport::default(),
+    };
     for file in files {
         let mut rows = Rows::open(file)?;
         loop {
@@ -67,7 +72,11 @@ pub fn read_samples(
             if chunk.is_empty() {
                 break;
             }
-            let reader = RowReader { file, tokenizer, options };
+            let reader = RowReader {
+                file,
+                tokenizer,
+                options,
+            };
             let outcomes: Vec<_> = chunk.par_iter().map(|row| reader.read(row)).collect();
             for (row, outcome) in chunk.iter().zip(outcomes) {
                 collector.take(file, row, outcome?, options)?;
@@ -75,7 +84,10 @@ pub fn read_samples(
         }
     }
     if collector.samples.is_empty() {
-        return Err(ConversationError::Empty { files: files.to_vec(), report: collector.report });
+        return Err(ConversationError::Empty {
+            files: files.to_vec(),
+            report: collector.report,
+        });
     }
     Ok((collector.samples, collector.report))
 }
@@ -95,7 +107,12 @@ struct RowReader<'a> {
 
 impl RowReader<'_> {
     fn read(&self, row: &Row) -> Result<Outcome, ConversationError> {
-        let mut sample = match row.fields.as_ref().map_err(String::clone).and_then(|fields| self.sample(row, fields)) {
+        let mut sample = match row
+            .fields
+            .as_ref()
+            .map_err(String::clone)
+            .and_then(|fields| self.sample(row, fields))
+        {
             Ok(sample) => sample,
             Err(reason) => return Ok(Outcome::Malformed(reason)),
         };
@@ -124,15 +141,22 @@ impl RowReader<'_> {
                 &self.options.template_arguments,
             ),
             Format::Text => {
-                let text = fields.get("text").ok_or("`text` is missing; conversations are read with data.format = \"chat\"")?;
-                Sample::from_text(id, text_field(text, "text")?, self.tokenizer).map_err(|error| error.to_string())
+                let text = fields
+                    .get("text")
+                    .ok_or("`text` is missing; conversations are read with data.format = \"chat\"")?;
+                Sample::from_text(id, text_field(text, "text")?, self.tokenizer)
+                    .map_err(|error| error.to_string())
             }
         }
     }
 
     fn check_vocabulary(&self, row: &Row, sample: &Sample) -> Result<(), ConversationError> {
         let vocabulary_size = self.options.vocabulary_size;
-        match sample.token_ids.iter().find(|id| **id as usize >= vocabulary_size) {
+        match sample
+            .token_ids
+            .iter()
+            .find(|id| **id as usize >= vocabulary_size)
+        {
             None => Ok(()),
             Some(&id) => Err(ConversationError::TokenBeyondVocabulary {
                 path: self.file.to_owned(),
@@ -213,13 +237,19 @@ mod tests {
         let second = lines(&directory, "second.jsonl", &[named]);
         let tokenizer = testing::tokenizer(Some("smollm2"));
         let (samples, report) = read_samples(&[first, second], &tokenizer, &options()).unwrap();
-        assert_eq!((report.read, report.kept, report.malformed.len()), (1501, 1501, 0));
+        assert_eq!(
+            (report.read, report.kept, report.malformed.len()),
+            (1501, 1501, 0)
+        );
         assert_eq!(samples[0].id, "first.jsonl, line 1");
         assert_eq!(samples[1499].id, "first.jsonl, line 1500");
         assert_eq!(samples[1500].id, "7");
         for (index, sample) in samples[..1500].iter().enumerate() {
             let text = tokenizer.decode(&sample.token_ids, false).unwrap();
-            assert!(text.contains(&format!("user\n{index}<|im_end|>")), "{index}: {text}");
+            assert!(
+                text.contains(&format!("user\n{index}<|im_end|>")),
+                "{index}: {text}"
+            );
         }
     }
 
@@ -234,23 +264,46 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         let tokenizer = testing::tokenizer(Some("qwen3"));
         let (samples, report) = read_samples(std::slice::from_ref(&path), &tokenizer, &options()).unwrap();
-        assert_eq!((samples.len(), report.read, report.kept, report.too_short), (1, 6, 1, 1));
-        let found: Vec<RowNumber> = report.malformed.iter().map(|malformed| malformed.number).collect();
+        assert_eq!(
+            (samples.len(), report.read, report.kept, report.too_short),
+            (1, 6, 1, 1)
+        );
+        let found: Vec<RowNumber> = report
+            .malformed
+            .iter()
+            .map(|malformed| malformed.number)
+            .collect();
         assert_eq!(found, [3, 4, 5, 7].map(RowNumber::Line));
         assert!(report.malformed.iter().all(|malformed| malformed.file == path));
         let printed = report.to_string();
-        assert!(printed.starts_with("6 rows read, 1 kept (0 of them truncated), 1 too short, 4 malformed"), "{printed}");
-        assert!(printed.contains("data.jsonl, line 4: should be a JSON object, found a list"), "{printed}");
+        assert!(
+            printed.starts_with("6 rows read, 1 kept (0 of them truncated), 1 too short, 4 malformed"),
+            "{printed}"
+        );
+        assert!(
+            printed.contains("data.jsonl, line 4: should be a JSON object, found a list"),
+            "{printed}"
+        );
     }
 
     #[test]
     fn strict_reading_stops_at_the_first_malformed_row() {
         let directory = TempDir::new().unwrap();
-        let path = lines(&directory, "data.jsonl", &[row("q", ANSWER), "{".to_owned(), "[".to_owned()]);
+        let path = lines(
+            &directory,
+            "data.jsonl",
+            &[row("q", ANSWER), "{".to_owned(), "[".to_owned()],
+        );
         let tokenizer = testing::tokenizer(Some("smollm2"));
-        let strict = ReadOptions { strict: true, ..options() };
+        let strict = ReadOptions {
+            strict: true,
+            ..options()
+        };
         let error = read_samples(&[path], &tokenizer, &strict).unwrap_err();
-        assert!(error.to_string().contains("data.jsonl, line 2: not valid JSON"), "{error}");
+        assert!(
+            error.to_string().contains("data.jsonl, line 2: not valid JSON"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -259,7 +312,10 @@ mod tests {
         let long = "word ".repeat(200);
         let path = lines(&directory, "data.jsonl", &[row("q", &long), row(&long, ANSWER)]);
         let tokenizer = testing::tokenizer(Some("smollm2"));
-        let short = ReadOptions { max_length: 300, ..options() };
+        let short = ReadOptions {
+            max_length: 300,
+            ..options()
+        };
         let (samples, report) = read_samples(&[path], &tokenizer, &short).unwrap();
         assert_eq!(samples[0].token_ids.len(), 300);
         assert_eq!((report.kept, report.truncated, report.too_short), (1, 1, 1));
@@ -273,7 +329,11 @@ mod tests {
         let tokenizer = testing::tokenizer(Some("qwen3"));
         let mut arguments = Map::new();
         arguments.insert("tools".to_owned(), tools);
-        let with_tools = ReadOptions { template_arguments: arguments, max_length: 4096, ..options() };
+        let with_tools = ReadOptions {
+            template_arguments: arguments,
+            max_length: 4096,
+            ..options()
+        };
         let (samples, _) = read_samples(&[path], &tokenizer, &with_tools).unwrap();
         let text = tokenizer.decode(&samples[0].token_ids, false).unwrap();
         assert!(text.contains("a_tool_to_be_found"), "{text}");
@@ -282,16 +342,30 @@ mod tests {
     #[test]
     fn plain_text_needs_no_template() {
         let directory = TempDir::new().unwrap();
-        let rows = [json!({"text": "once upon a time there was"}).to_string(), row("q", ANSWER)];
+        let rows = [
+            json!({"text": "once upon a time there was"}).to_string(),
+            row("q", ANSWER),
+        ];
         let path = lines(&directory, "data.jsonl", &rows);
         let tokenizer = testing::tokenizer(None);
-        let text = ReadOptions { format: Format::Text, ..options() };
+        let text = ReadOptions {
+            format: Format::Text,
+            ..options()
+        };
         let (samples, report) = read_samples(std::slice::from_ref(&path), &tokenizer, &text).unwrap();
         assert_eq!(samples[0].supervised_tokens(), samples[0].token_ids.len() - 1);
-        assert!(report.malformed[0].reason.contains("`text` is missing"), "{report}");
+        assert!(
+            report.malformed[0].reason.contains("`text` is missing"),
+            "{report}"
+        );
 
-        let error = read_samples(&[path], &tokenizer, &options()).unwrap_err().to_string();
-        assert!(error.contains("has no chat template") && error.contains("data.format = \"text\""), "{error}");
+        let error = read_samples(&[path], &tokenizer, &options())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("has no chat template") && error.contains("data.format = \"text\""),
+            "{error}"
+        );
     }
 
     #[test]
@@ -299,8 +373,13 @@ mod tests {
         let directory = TempDir::new().unwrap();
         let tokenizer = testing::tokenizer(Some("smollm2"));
         let path = lines(&directory, "data.jsonl", &[row("q", "short"), "{}".to_owned()]);
-        let error = read_samples(&[path], &tokenizer, &options()).unwrap_err().to_string();
-        assert!(error.contains("data.jsonl left no sample") && error.contains("1 too short, 1 malformed"), "{error}");
+        let error = read_samples(&[path], &tokenizer, &options())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("data.jsonl left no sample") && error.contains("1 too short, 1 malformed"),
+            "{error}"
+        );
         let error = read_samples(&[], &tokenizer, &options()).unwrap_err().to_string();
         assert!(error.contains("an empty list of data files"), "{error}");
     }
@@ -311,9 +390,15 @@ mod tests {
         let path = lines(&directory, "data.jsonl", &[row("q", ANSWER)]);
         let tokenizer = testing::tokenizer(Some("smollm2"));
         assert_eq!(tokenizer.vocabulary_size(), VOCABULARY_SIZE);
-        let small = ReadOptions { vocabulary_size: VOCABULARY_SIZE - 1, ..options() };
+        let small = ReadOptions {
+            vocabulary_size: VOCABULARY_SIZE - 1,
+            ..options()
+        };
         let error = read_samples(&[path], &tokenizer, &small).unwrap_err().to_string();
-        assert!(error.contains("data.jsonl, line 1: token \"<|im_end|>\" has the id 262"), "{error}");
+        assert!(
+            error.contains("data.jsonl, line 1: token \"<|im_end|>\" has the id 262"),
+            "{error}"
+        );
     }
 
     #[test]

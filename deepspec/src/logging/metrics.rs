@@ -29,8 +29,8 @@ impl MetricsLog {
         })
     }
 
-    /// Continues the log after step `step`: lines of later steps are cut off, and so is a last line that the end of
-    /// its process left unfinished. A log that is not there starts empty.
+    /// Continues the log after step `step`: lines of later steps are cut off, and so is a last line that the
+    /// end of its process left unfinished. A log that is not there starts empty.
     ///
     /// # Errors
     /// [`LogError::Damaged`] for a line that is no log line, [`LogError::Io`] naming the file.
@@ -58,7 +58,8 @@ impl MetricsLog {
         self.file.sync_all()
     }
 
-    /// Appends the line of `step`. Values that are not finite are written as `null`, which JSON has no numbers for.
+    /// Appends the line of `step`. Values that are not finite are written as `null`, which JSON has no
+    /// numbers for.
     ///
     /// # Errors
     /// [`LogError::Io`] naming the file.

@@ -1,8 +1,8 @@
-//! What a training run writes down while it runs: one line of JSON per logged step, for programs, and TensorBoard
-//! event files, for eyes.
+//! What a training run writes down while it runs: one line of JSON per logged step, for programs, and
+//! TensorBoard event files, for eyes.
 //!
-//! Both survive an interrupted run: [`RunLog::resume`] forgets everything after the step that training continues from, so
-//! that the finished log reads as if there had been no interruption.
+//! Both survive an interrupted run: [`RunLog::resume`] forgets everything after the step that training
+//! continues from, so that the finished log reads as if there had been no interruption.
 
 mod error;
 mod metrics;
@@ -50,8 +50,8 @@ impl RunLog {
         })
     }
 
-    /// Logs `values` for optimiser step `step`, counted from 1; steps must increase. On return they are with the
-    /// operating system, so that a killed process loses nothing.
+    /// Logs `values` for optimiser step `step`, counted from 1; steps must increase. On return they are with
+    /// the operating system, so that a killed process loses nothing.
     ///
     /// # Errors
     /// [`LogError::Io`] naming the file that cannot be written.

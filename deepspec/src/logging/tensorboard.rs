@@ -1,9 +1,9 @@
 //! TensorBoard event files with scalar values, written by hand: the format is small and fixed.
 //!
-//! A file is a sequence of TFRecords: length (u64), checksum of the length, data, checksum of the data, everything
-//! little-endian. Data is a protobuf `Event`; of it this module writes `wall_time` (1), `step` (2), `file_version` (3),
-//! `summary` (5) with `Value { tag (1), simple_value (2) }`, and `session_log` (7), whose START tells readers to forget
-//! what earlier files hold for the steps that follow.
+//! A file is a sequence of TFRecords: length (u64), checksum of the length, data, checksum of the data,
+//! everything little-endian. Data is a protobuf `Event`; of it this module writes `wall_time` (1), `step`
+//! (2), `file_version` (3), `summary` (5) with `Value { tag (1), simple_value (2) }`, and `session_log` (7),
+//! whose START tells readers to forget what earlier files hold for the steps that follow.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -44,8 +44,8 @@ impl EventWriter {
         Self::start(folder, files.len(), Some(step))
     }
 
-    /// Readers take the files of a folder in the order of their names: a running number, not the time of day, makes that
-    /// the order they were written in.
+    /// Readers take the files of a folder in the order of their names: a running number, not the time of day,
+    /// makes that the order they were written in.
     fn start(folder: &Path, index: usize, resumed_after: Option<u64>) -> Result<Self, LogError> {
         let path = folder.join(format!("{PREFIX}{index:010}.deepspec"));
         let file = OpenOptions::new()
@@ -183,7 +183,8 @@ fn record(data: &[u8]) -> Vec<u8> {
     record
 }
 
-/// TFRecord's checksum: CRC-32C, rotated and offset so that checksums of data that holds checksums stay meaningful.
+/// TFRecord's checksum: CRC-32C, rotated and offset so that checksums of data that holds checksums stay
+/// meaningful.
 fn masked_crc32c(data: &[u8]) -> u32 {
     crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }

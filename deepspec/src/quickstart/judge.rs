@@ -1,5 +1,5 @@
-//! Is an answer right? For sums exactly; for chat whether it has the outward form of sentences. (Whether code parses,
-//! only Python can tell.)
+//! Is an answer right? For sums exactly; for chat whether it has the outward form of sentences. (Whether code
+//! parses, only Python can tell.)
 
 /// Words that make a request a subtraction.
 const TAKES_AWAY: &[&str] = &["subtract", "minus", "away", "left", "missing"];
@@ -40,8 +40,9 @@ pub fn judge_sum(prompt: &str, answer: &str) -> bool {
         .is_ok_and(|stated: i64| solve_sum(prompt) == Some(stated))
 }
 
-/// Whether `text` has the outward form of English sentences: each starts with a capital letter, ends with `.`, `!` or
-/// `?`, and has at least two words, made of letters and ordinary punctuation, with no word three times in a row.
+/// Whether `text` has the outward form of English sentences: each starts with a capital letter, ends with
+/// `.`, `!` or `?`, and has at least two words, made of letters and ordinary punctuation, with no word three
+/// times in a row.
 pub fn reads_as_sentences(text: &str) -> bool {
     let text = text.trim();
     let ends = |c: char| matches!(c, '.' | '!' | '?');

@@ -30,9 +30,9 @@ impl Split {
         }
     }
 
-    /// The split that everything asking for `key` belongs to: 90 in 100 keys train, 4 validate, 6 evaluate. For a
-    /// sum the key is its terms, however the request words it; elsewhere it is the request. Case and punctuation do not
-    /// count.
+    /// The split that everything asking for `key` belongs to: 90 in 100 keys train, 4 validate, 6 evaluate.
+    /// For a sum the key is its terms, however the request words it; elsewhere it is the request. Case and
+    /// punctuation do not count.
     pub(super) fn of(key: &str) -> Self {
         let mut hash = Sha256::new();
         for word in key

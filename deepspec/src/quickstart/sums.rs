@@ -1,8 +1,9 @@
 //! Additions and subtractions, worked out column by column.
 //!
-//! The form is the same for every sum: numbers padded to equal width, one line per column from the ones up, the
-//! carry (or borrow) always written, then the digits read from the top. Every digit of an answer thus depends on a few
-//! tokens at fixed distances, which a model of a million parameters learns to do without mistakes.
+//! The form is the same for every sum: numbers padded to equal width, one line per column from the ones up,
+//! the carry (or borrow) always written, then the digits read from the top. Every digit of an answer thus
+//! depends on a few tokens at fixed distances, which a model of a million parameters learns to do without
+//! mistakes.
 
 use std::fmt::Write;
 

@@ -34,18 +34,19 @@ pub const CHAT_TEMPLATE: &str = "\
 {%- endif -%}
 ";
 
-/// What merges must not cross: words with the space before them, runs of punctuation likewise, single digits (so that
-/// every number is written digit by digit), line breaks with the indentation after them, other white space.
+/// What merges must not cross: words with the space before them, runs of punctuation likewise, single digits
+/// (so that every number is written digit by digit), line breaks with the indentation after them, other white
+/// space.
 const PIECES: &str = r" ?\p{L}+(?:'\p{L}+)?|\p{N}| ?[^\s\p{L}\p{N}]+|\n *|\s";
 
-/// Trains the tokeniser on the training streams of `seed` and writes `tokenizer.json`, `tokenizer_config.json` (with
-/// [`CHAT_TEMPLATE`]) and `generation_config.json` into `folder`, which is made if needed. The ids are
-/// 0 `<|endoftext|>`, 1 `<|im_start|>`, 2 `<|im_end|>`, then the 256 bytes, then merges. Equal arguments give equal
-/// files.
+/// Trains the tokeniser on the training streams of `seed` and writes `tokenizer.json`,
+/// `tokenizer_config.json` (with [`CHAT_TEMPLATE`]) and `generation_config.json` into `folder`, which is made
+/// if needed. The ids are 0 `<|endoftext|>`, 1 `<|im_start|>`, 2 `<|im_end|>`, then the 256 bytes, then
+/// merges. Equal arguments give equal files.
 ///
 /// # Errors
-/// [`QuickstartError::Tokenizer`] if `vocabulary_size` leaves no room for bytes and special tokens, or more than the
-/// conversations have merges for; [`QuickstartError::Write`] naming what cannot be written.
+/// [`QuickstartError::Tokenizer`] if `vocabulary_size` leaves no room for bytes and special tokens, or more
+/// than the conversations have merges for; [`QuickstartError::Write`] naming what cannot be written.
 pub fn train_tokenizer(folder: &Path, seed: u64, vocabulary_size: usize) -> Result<(), QuickstartError> {
     let tokenizer =
         train(seed, vocabulary_size).map_err(|error| QuickstartError::Tokenizer(error.to_string()))?;

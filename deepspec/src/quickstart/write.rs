@@ -56,8 +56,8 @@ pub enum QuickstartError {
     Tokenizer(String),
 }
 
-/// Writes `<domain>.<split>.jsonl` for every domain and split into `folder` (made if needed) and returns their paths.
-/// Equal seeds and sizes give equal bytes. No two rows of a file open with the same request.
+/// Writes `<domain>.<split>.jsonl` for every domain and split into `folder` (made if needed) and returns
+/// their paths. Equal seeds and sizes give equal bytes. No two rows of a file open with the same request.
 ///
 /// # Errors
 /// [`QuickstartError::Write`] naming what cannot be written.

@@ -1,8 +1,8 @@
 //! A serde deserialiser over TOML values that knows the full key of everything it hands out.
 //!
-//! `toml`'s own deserialiser reports errors as text about the innermost value. Filling the sections through this
-//! one keeps the parts apart (key path, expected, found, known keys), so that errors can suggest the nearest key
-//! and point at the line or the `--set` argument a value came from.
+//! `toml`'s own deserialiser reports errors as text about the innermost value. Filling the sections through
+//! this one keeps the parts apart (key path, expected, found, known keys), so that errors can suggest the
+//! nearest key and point at the line or the `--set` argument a value came from.
 
 use std::fmt;
 

@@ -49,7 +49,8 @@ pub enum RecipeError {
         /// The parser's message.
         message: String,
     },
-    /// A `--set` argument is not of the form `section.key=value`, or reaches into something that is not a table.
+    /// A `--set` argument is not of the form `section.key=value`, or reaches into something that is not a
+    /// table.
     #[error("--set {argument}: {reason}")]
     Override {
         /// The argument as given.

@@ -1,16 +1,18 @@
 //! Recipes: one TOML file that names everything a run needs.
 //!
-//! A recipe is read in four steps, a file each: [`source`](self) parses the text and remembers which line every
-//! key stands on, [`overrides`](self) lays the command line's `--set key=value` arguments over it, the typed
-//! sections of [`schema`](self) are filled (anything unknown or of the wrong type is an error that names the file,
-//! the line and the full key), and [`validate`](self) checks what types cannot say. Paths are resolved last:
+//! A recipe is read in four steps, a file each: [`source`](self) parses the text and remembers which line
+//! every key stands on, [`overrides`](self) lays the command line's `--set key=value` arguments over it, the
+//! typed sections of [`schema`](self) are filled (anything unknown or of the wrong type is an error that
+//! names the file, the line and the full key), and [`validate`](self) checks what types cannot say. Paths are
+//! resolved last:
 //!
 //! * `~` at the start of a path is the home directory;
-//! * inputs (`target`, `data.*`, `evaluate.tasks[].path`) are taken relative to the working directory and, where
-//!   nothing is there, relative to the folder that holds the recipe;
+//! * inputs (`target`, `data.*`, `evaluate.tasks[].path`) are taken relative to the working directory and,
+//!   where nothing is there, relative to the folder that holds the recipe;
 //! * `output.dir` is always relative to the working directory.
 //!
-//! Every field is described for users in `recipes/README.md`; a test keeps that file and the structs together.
+//! Every field is described for users in `recipes/README.md`; a test keeps that file and the structs
+//! together.
 
 mod deserialize;
 mod error;
@@ -33,11 +35,12 @@ pub use schema::{
 use std::path::Path;
 
 impl Recipe {
-    /// Reads the recipe at `path`, lays `overrides` (`"train.lr=3e-4"`, in order) over it, checks it and resolves
-    /// its paths.
+    /// Reads the recipe at `path`, lays `overrides` (`"train.lr=3e-4"`, in order) over it, checks it and
+    /// resolves its paths.
     ///
     /// # Errors
-    /// [`RecipeError`] naming the file and line (or the override), the key, what was expected and what was found.
+    /// [`RecipeError`] naming the file and line (or the override), the key, what was expected and what was
+    /// found.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
         let text = std::fs::read_to_string(path).map_err(|source| RecipeError::Read {
             path: path.to_owned(),
@@ -49,8 +52,8 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Like [`Recipe::load`] on text that is already in memory; `file` only names it in errors, and paths stay as
-    /// they are written.
+    /// Like [`Recipe::load`] on text that is already in memory; `file` only names it in errors, and paths
+    /// stay as they are written.
     ///
     /// # Errors
     /// As [`Recipe::load`].

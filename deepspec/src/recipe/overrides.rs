@@ -5,8 +5,8 @@ use toml::{Table, Value};
 use super::error::RecipeError;
 use super::source::Document;
 
-/// Lays one `key.path=value` argument over `document`. The value is read as TOML; what is not TOML is a string, so
-/// that quotes can be left out on the command line.
+/// Lays one `key.path=value` argument over `document`. The value is read as TOML; what is not TOML is a
+/// string, so that quotes can be left out on the command line.
 pub(super) fn apply(document: &mut Document, argument: &str) -> Result<(), RecipeError> {
     let fail = |reason: String| RecipeError::Override {
         argument: argument.to_owned(),

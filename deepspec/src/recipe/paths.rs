@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::schema::Recipe;
 
-/// `~` and `~/...` with the home directory in place of the tilde; everything else as it is, and so is a tilde on a
-/// machine that names no home directory.
+/// `~` and `~/...` with the home directory in place of the tilde; everything else as it is, and so is a tilde
+/// on a machine that names no home directory.
 pub fn expand_home(path: &Path) -> PathBuf {
     match (path.strip_prefix("~"), std::env::home_dir()) {
         (Ok(rest), Some(home)) => home.join(rest),
@@ -13,9 +13,9 @@ pub fn expand_home(path: &Path) -> PathBuf {
     }
 }
 
-/// The input file or folder a recipe in `folder` means by `path`: relative to the working directory, or, where
-/// nothing is there, relative to `folder` if something is. A path that leads nowhere stays relative to the working
-/// directory, so that the error about it shows what the user wrote.
+/// The input file or folder a recipe in `folder` means by `path`: relative to the working directory, or,
+/// where nothing is there, relative to `folder` if something is. A path that leads nowhere stays relative to
+/// the working directory, so that the error about it shows what the user wrote.
 pub fn resolve_input(path: &Path, folder: &Path) -> PathBuf {
     let path = expand_home(path);
     let beside_recipe = folder.join(&path);

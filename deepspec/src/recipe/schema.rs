@@ -161,8 +161,8 @@ pub struct TrainSection {
 }
 
 impl TrainSection {
-    /// Number of optimiser steps over `sequences` training sequences: `steps`, or as many as `epochs` passes take
-    /// (a last, partly filled batch of a pass is a step).
+    /// Number of optimiser steps over `sequences` training sequences: `steps`, or as many as `epochs` passes
+    /// take (a last, partly filled batch of a pass is a step).
     pub fn total_steps(&self, sequences: usize) -> u64 {
         match (self.steps, self.epochs) {
             (Some(steps), _) => steps,

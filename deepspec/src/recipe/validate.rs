@@ -1,5 +1,5 @@
-//! What a recipe must satisfy beyond its types. What depends on the target (its number of layers, its vocabulary)
-//! is checked where the target is known.
+//! What a recipe must satisfy beyond its types. What depends on the target (its number of layers, its
+//! vocabulary) is checked where the target is known.
 
 use super::error::RecipeError;
 use super::schema::{DataFormat, DataSection, EvaluateSection, ModelSection, Recipe, TrainSection};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 
 use super::{CheckpointError, Weights};
@@ -41,6 +41,38 @@ pub fn load_module<M: Module>(
     Ok((module, loader.used))
 }
 
+/// Gives every parameter an id that follows from its name, so that the state of an optimiser, which is kept by id, finds
+/// its parameters again in another process. Loaded modules have such ids.
+pub fn with_stable_ids<M: Module>(module: M) -> M {
+    module.map(&mut StableIds { path: Vec::new() })
+}
+
+struct StableIds {
+    path: Vec<String>,
+}
+
+impl ModuleMapper for StableIds {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        Param::initialized(stable_id(&self.path), param.val())
+    }
+}
+
+/// FNV-1a of the dotted path.
+fn stable_id(path: &[String]) -> ParamId {
+    let bytes = path.iter().flat_map(|part| part.bytes().chain([b'.']));
+    ParamId::from(bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    }))
+}
+
 struct Loader<'a> {
     weights: &'a Weights,
     device: &'a Device,
@@ -71,7 +103,7 @@ impl ModuleMapper for Loader<'_> {
         match self.weights.tensor(&name, param.lazy_shape(), self.device) {
             Ok(tensor) => {
                 self.used.insert(name);
-                Param::initialized(param.id, tensor)
+                Param::initialized(stable_id(&self.path), tensor)
             }
             Err(error) => {
                 self.error = Some(error);

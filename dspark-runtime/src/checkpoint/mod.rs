@@ -14,6 +14,6 @@ mod weights;
 pub use atomic::{AtomicDirectory, write_file};
 pub use error::CheckpointError;
 pub use json_fields::JsonFields;
-pub use load::load_module;
+pub use load::{load_module, with_stable_ids};
 pub use save::{WeightDtype, WeightsToSave};
 pub use weights::Weights;

@@ -15,7 +15,7 @@ use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotary;
 use super::target::Target;
 use crate::checkpoint::{
-    AtomicDirectory, CheckpointError, WeightDtype, Weights, WeightsToSave, load_module, write_file,
+    AtomicDirectory, CheckpointError, WeightDtype, Weights, WeightsToSave, load_module, with_stable_ids, write_file,
 };
 use crate::kernels;
 
@@ -89,7 +89,7 @@ pub struct BlockOutput {
 impl Draft {
     /// A fresh draft for a target: random layers, the target's embedding and head.
     pub fn new(config: DraftConfig, target: &Target) -> Self {
-        let parameters = DraftParameters::new(&config, target.device()).materialize();
+        let parameters = with_stable_ids(DraftParameters::new(&config, target.device()));
         Self::assemble(config, parameters, target.embed_tokens().weight.val(), target.head_weight())
     }
 
@@ -295,6 +295,16 @@ impl Draft {
     /// # Errors
     /// When the folder cannot be written, or a parameter is not finite.
     pub fn save(&self, folder: &Path, dtype: WeightDtype, with_embeddings: bool) -> Result<(), CheckpointError> {
+        let directory = AtomicDirectory::begin(folder)?;
+        self.write_into(directory.path(), dtype, with_embeddings)?;
+        directory.commit()
+    }
+
+    /// Writes `config.json` and `model.safetensors` into a folder that is not visible yet.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub fn write_into(&self, folder: &Path, dtype: WeightDtype, with_embeddings: bool) -> Result<(), CheckpointError> {
         let mut weights = WeightsToSave::new();
         weights.add_module(&self.parameters);
         if with_embeddings {
@@ -307,11 +317,9 @@ impl Draft {
                 reason: format!("tensor `{name}` holds a value that is not finite; nothing was written"),
             });
         }
-        let directory = AtomicDirectory::begin(folder)?;
-        weights.write(&directory.path().join("model.safetensors"), dtype)?;
+        weights.write(&folder.join("model.safetensors"), dtype)?;
         let config = serde_json::to_string_pretty(&self.config.to_json(dtype)).unwrap_or_default() + "\n";
-        write_file(&directory.path().join("config.json"), config.as_bytes())?;
-        directory.commit()
+        write_file(&folder.join("config.json"), config.as_bytes())
     }
 }
 

@@ -12,7 +12,9 @@ use super::attention::{KvCache, attend, causal_mask};
 use super::config::TargetConfig;
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotary;
-use crate::checkpoint::{CheckpointError, Weights, load_module};
+use crate::checkpoint::{
+    CheckpointError, WeightDtype, Weights, WeightsToSave, load_module, with_stable_ids, write_file,
+};
 use crate::kernels;
 
 /// Which hidden state of the target: the output of decoder layer `0..N`, or -1 for the embedding's output.
@@ -27,7 +29,7 @@ impl fmt::Display for LayerId {
 
 /// The weights, named as on disk.
 #[derive(Module, Debug)]
-struct CausalLm {
+pub struct TargetParameters {
     model: Decoder,
     /// Absent when the head is the embedding.
     lm_head: Option<Linear>,
@@ -44,7 +46,7 @@ struct Decoder {
 #[derive(Debug, Clone)]
 pub struct Target {
     config: TargetConfig,
-    weights: CausalLm,
+    weights: TargetParameters,
     rotary: Rotary,
     device: Device,
 }
@@ -83,7 +85,7 @@ impl Target {
     /// # Errors
     /// When a tensor is missing, has another shape, or has no place in the model.
     pub fn from_weights(config: TargetConfig, weights: &Weights, device: &Device) -> Result<Self, CheckpointError> {
-        let random = CausalLm::new(&config, device);
+        let random = TargetParameters::new(&config, device);
         let (loaded, used) = load_module(random, weights, device)?;
         // Old files carry rotary buffers; files of tied models may repeat the embedding as a head.
         let ignored = |name: &str| {
@@ -102,7 +104,7 @@ impl Target {
 
     /// A target with random weights, for training one or for tests.
     pub fn random(config: TargetConfig, device: &Device) -> Self {
-        let weights = CausalLm::new(&config, device).materialize();
+        let weights = with_stable_ids(TargetParameters::new(&config, device));
         Self { rotary: Rotary::new(&config.layer), config, weights, device: device.clone() }
     }
 
@@ -211,9 +213,27 @@ impl Target {
         kernels::linear(last_hidden_nd, self.head_weight())
     }
 
-    /// Visits every parameter under its name on disk.
-    pub fn collect_weights(&self, into: &mut crate::checkpoint::WeightsToSave) {
-        into.add_module(&self.weights);
+    /// The weights, to be trained or saved.
+    pub fn parameters(&self) -> &TargetParameters {
+        &self.weights
+    }
+
+    /// The same target with other weights, on the device that they are on.
+    pub fn with_parameters(&self, weights: TargetParameters) -> Self {
+        let device = weights.model.embed_tokens.weight.val().device();
+        Self { config: self.config.clone(), weights, rotary: self.rotary.clone(), device }
+    }
+
+    /// Writes `config.json` and `model.safetensors` into a folder that is not visible yet.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn write_into(&self, folder: &Path, dtype: WeightDtype) -> Result<(), CheckpointError> {
+        let mut weights = WeightsToSave::new();
+        weights.add_module(&self.weights);
+        weights.write(&folder.join("model.safetensors"), dtype)?;
+        let config = serde_json::to_string_pretty(self.config.fields.as_map()).unwrap_or_default() + "\n";
+        write_file(&folder.join("config.json"), config.as_bytes())
     }
 
     fn ints(&self, values: Vec<i32>) -> Tensor<1, Int> {
@@ -222,7 +242,7 @@ impl Target {
     }
 }
 
-impl CausalLm {
+impl TargetParameters {
     fn new(config: &TargetConfig, device: &Device) -> Self {
         let (v, d) = (config.vocab_size, config.layer.hidden_size);
         let model = Decoder {

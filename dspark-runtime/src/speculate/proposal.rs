@@ -56,7 +56,7 @@ pub fn propose(
             }
         }
         let distribution = Distribution::from_logits(row.clone(), temperature);
-        previous = distribution.sample(uniforms.next());
+        previous = uniforms.draw(&distribution);
         tokens.push(previous);
         distributions.push(distribution);
         logits.push(row);

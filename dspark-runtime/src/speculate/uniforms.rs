@@ -3,6 +3,8 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::distribution::Distribution;
+
 /// A stream of uniform numbers in `[0, 1)`.
 ///
 /// Decoding draws in a fixed order: the first token; then per round the draft tokens left to right, one number for the
@@ -10,6 +12,11 @@ use rand_chacha::ChaCha8Rng;
 pub trait Uniforms {
     /// The next number.
     fn next(&mut self) -> f64;
+
+    /// A token of a distribution, by the next number. Replays may know the token instead of the number.
+    fn draw(&mut self, distribution: &Distribution) -> u32 {
+        distribution.sample(self.next())
+    }
 }
 
 /// A reproducible stream: ChaCha8 from a seed and a stream number.

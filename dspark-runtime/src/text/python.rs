@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::value::{Kwargs, Tuple, Value, ValueKind, from_args};
-use minijinja::{Error, ErrorKind, State};
+use minijinja::{Error, ErrorKind, Output, State, escape_formatter};
 
 /// A JSON value as a template sees it. Objects keep the order of their keys.
 pub(super) fn to_template_value(json: &serde_json::Value) -> Value {
@@ -20,10 +20,27 @@ pub(super) fn to_template_value(json: &serde_json::Value) -> Value {
         },
         Json::String(text) => Value::from(text.as_str()),
         Json::Array(items) => items.iter().map(to_template_value).collect(),
-        Json::Object(fields) => {
-            Value::from_pairs(fields.iter().map(|(key, value)| (key.as_str(), to_template_value(value))))
-        }
+        Json::Object(fields) => Value::from_pairs(
+            fields
+                .iter()
+                .map(|(key, value)| (key.as_str(), to_template_value(value))),
+        ),
     }
+}
+
+/// How `{{ value }}` is printed. The engine prints as Python does, but for very small and very large floats.
+pub(super) fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    if value.is_number() && !value.is_integer() {
+        return out
+            .write_str(&python_float(f64::try_from(value.clone())?))
+            .map_err(Error::from);
+    }
+    escape_formatter(out, state, value)
+}
+
+/// `value is sequence`: whatever has a length and can be indexed, strings and dictionaries included.
+pub(super) fn is_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
 }
 
 /// `raise_exception(message)`: how a template refuses a conversation.
@@ -53,7 +70,15 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
     };
     let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     options.assert_all_used()?;
-    let mut writer = JsonWriter { out: String::new(), ensure_ascii, indent, item, key, sort_keys, depth: 0 };
+    let mut writer = JsonWriter {
+        out: String::new(),
+        ensure_ascii,
+        indent,
+        item,
+        key,
+        sort_keys,
+        depth: 0,
+    };
     writer.write(value)?;
     Ok(Value::from(writer.out))
 }
@@ -102,7 +127,10 @@ impl JsonWriter {
                 self.close('}', keys.is_empty());
             }
             other => {
-                return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: {other} is not a JSON value")));
+                return Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    format!("tojson: {other} is not a JSON value"),
+                ));
             }
         }
         Ok(())
@@ -201,7 +229,12 @@ fn python_float(value: f64) -> String {
 
 /// Python methods that templates call and the engine does not have: first the ones below, then those of
 /// minijinja's own collection.
-pub(super) fn call_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+pub(super) fn call_method(
+    state: &mut State,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
         match method {
             "removeprefix" => {
@@ -247,16 +280,36 @@ pub(super) fn call_method(state: &mut State, value: &Value, method: &str, args: 
 /// the standard library knows no other. A template that shows a date takes `date_string` as an argument,
 /// which is how a run stays reproducible.
 pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs());
     strftime(format, seconds)
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 /// From the weekday of the first of January 1970.
-const WEEKDAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+const WEEKDAYS: [&str; 7] = [
+    "Thursday",
+    "Friday",
+    "Saturday",
+    "Sunday",
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+];
 
 fn strftime(format: &str, unix_seconds: u64) -> Result<String, Error> {
     let (days, second_of_day) = (unix_seconds / 86_400, unix_seconds % 86_400);
@@ -311,7 +364,11 @@ fn civil_date(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
@@ -322,8 +379,17 @@ mod tests {
     #[test]
     fn floats_are_written_as_python_writes_them() {
         let cases = [
-            (0.1, "0.1"), (1.0, "1.0"), (-2.5, "-2.5"), (0.0, "0.0"), (1e15, "1000000000000000.0"), (1e16, "1e+16"),
-            (1.5e-7, "1.5e-07"), (0.0001, "0.0001"), (0.00001, "1e-05"), (1e300, "1e+300"), (f64::NAN, "NaN"),
+            (0.1, "0.1"),
+            (1.0, "1.0"),
+            (-2.5, "-2.5"),
+            (0.0, "0.0"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.5e-7, "1.5e-07"),
+            (0.0001, "0.0001"),
+            (0.00001, "1e-05"),
+            (1e300, "1e+300"),
+            (f64::NAN, "NaN"),
             (f64::NEG_INFINITY, "-Infinity"),
         ];
         for (value, written) in cases {
@@ -342,7 +408,10 @@ mod tests {
         ] {
             assert_eq!(strftime("%a %d %b %Y %I:%M:%S %p", seconds).unwrap(), written);
         }
-        assert_eq!(strftime("%A, %B %d, %y %H%% %m", 1_709_251_199).unwrap(), "Thursday, February 29, 24 23% 02");
+        assert_eq!(
+            strftime("%A, %B %d, %y %H%% %m", 1_709_251_199).unwrap(),
+            "Thursday, February 29, 24 23% 02"
+        );
     }
 
     #[test]

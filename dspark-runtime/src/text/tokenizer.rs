@@ -32,12 +32,21 @@ impl Tokenizer {
     /// A file that cannot be read or understood, with its name and the field.
     pub fn from_directory(directory: &Path) -> Result<Self, TextError> {
         let path = directory.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|source| TextError::Read { path: path.clone(), source })?;
-        let broken = |message: String| TextError::Tokenizer { path: path.clone(), message };
+        let bytes = std::fs::read(&path).map_err(|source| TextError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let broken = |message: String| TextError::Tokenizer {
+            path: path.clone(),
+            message,
+        };
         let mut tokenizer =
             tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| broken(error.to_string()))?;
         // Truncation and padding left over from training would cut or fill every text unasked.
-        tokenizer.with_padding(None).with_truncation(None).map_err(|error| broken(error.to_string()))?;
+        tokenizer
+            .with_padding(None)
+            .with_truncation(None)
+            .map_err(|error| broken(error.to_string()))?;
         if let Some(post_processor) = tokenizer.get_post_processor() {
             let mut post_processor = post_processor.clone();
             keep_whitespace_in_offsets(&mut post_processor);
@@ -47,7 +56,9 @@ impl Tokenizer {
         let config = TokenizerConfig::read(directory)?;
         for (id, token) in &config.added_tokens {
             if tokenizer.token_to_id(&token.content).is_none() {
-                tokenizer.add_tokens([token.clone()]).map_err(|error| broken(error.to_string()))?;
+                tokenizer
+                    .add_tokens([token.clone()])
+                    .map_err(|error| broken(error.to_string()))?;
             }
             let actual = tokenizer.token_to_id(&token.content);
             if actual != Some(*id) {
@@ -69,7 +80,15 @@ impl Tokenizer {
         };
         let has_byte_fallback = tokenizer.get_decoder().is_some_and(falls_back_to_bytes);
         let directory = directory.to_owned();
-        Ok(Self { inner: Arc::new(Inner { directory, tokenizer, config, stop_token_ids, has_byte_fallback }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                directory,
+                tokenizer,
+                config,
+                stop_token_ids,
+                has_byte_fallback,
+            }),
+        })
     }
 
     /// The directory it was read from.
@@ -119,7 +138,10 @@ impl Tokenizer {
         self.inner
             .tokenizer
             .decode(ids, skip_special_tokens)
-            .map_err(|error| TextError::Decode { count: ids.len(), message: error.to_string() })
+            .map_err(|error| TextError::Decode {
+                count: ids.len(),
+                message: error.to_string(),
+            })
     }
 
     /// The id of a token as it stands in the vocabulary, such as `<|im_end|>`.
@@ -151,7 +173,11 @@ impl Tokenizer {
 
     /// Every special token with its id, by ascending id.
     pub fn special_tokens(&self) -> Vec<(TokenId, String)> {
-        let added = self.inner.tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+        let added = self
+            .inner
+            .tokenizer
+            .get_added_vocabulary()
+            .get_added_tokens_decoder();
         let mut special: Vec<_> = added
             .iter()
             .filter(|(_, token)| token.special)
@@ -163,7 +189,11 @@ impl Tokenizer {
 
     /// Whether `skip_special_tokens` leaves this id out.
     pub fn is_special(&self, id: TokenId) -> bool {
-        let added = self.inner.tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+        let added = self
+            .inner
+            .tokenizer
+            .get_added_vocabulary()
+            .get_added_tokens_decoder();
         added.get(&id).is_some_and(|token| token.special)
     }
 
@@ -242,7 +272,10 @@ fn falls_back_to_bytes(decoder: &DecoderWrapper) -> bool {
 }
 
 fn encode_error(text: &str, error: &tokenizers::Error) -> TextError {
-    TextError::Encode { text: text.chars().take(60).collect(), message: error.to_string() }
+    TextError::Encode {
+        text: text.chars().take(60).collect(),
+        message: error.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -276,7 +309,10 @@ mod tests {
         let mut covered = 0;
         for (id, bytes) in tokenizer.encode_with_offsets(text, false).unwrap() {
             let token = tokenizer.token(id).unwrap();
-            assert!(bytes.start <= covered && bytes.end >= covered, "{token} at {bytes:?}, covered {covered}");
+            assert!(
+                bytes.start <= covered && bytes.end >= covered,
+                "{token} at {bytes:?}, covered {covered}"
+            );
             covered = bytes.end;
         }
         assert_eq!(covered, text.len());
@@ -287,14 +323,21 @@ mod tests {
         let tokenizer = load(&testing::byte_level());
         let size = tokenizer.vocabulary_size();
         assert_eq!(tokenizer.first_unused_row(size), None);
-        assert_eq!(tokenizer.first_unused_row(size + 5), Some(TokenId::try_from(size).unwrap()));
+        assert_eq!(
+            tokenizer.first_unused_row(size + 5),
+            Some(TokenId::try_from(size).unwrap())
+        );
         assert!(tokenizer.is_token_used(0) && !tokenizer.is_token_used(TokenId::try_from(size).unwrap()));
     }
 
     #[test]
     fn special_tokens_are_listed() {
         let tokenizer = load(&testing::byte_level());
-        let listed: Vec<String> = tokenizer.special_tokens().into_iter().map(|(_, token)| token).collect();
+        let listed: Vec<String> = tokenizer
+            .special_tokens()
+            .into_iter()
+            .map(|(_, token)| token)
+            .collect();
         assert_eq!(listed, ["<|start|>", "<|end|>"]);
         assert!(tokenizer.is_special(tokenizer.token_id("<|end|>").unwrap()));
         assert!(!tokenizer.is_special(tokenizer.token_id("<note>").unwrap()));
@@ -319,7 +362,11 @@ mod tests {
         let directory = testing::byte_level();
         write(&directory, "config.json", &json!({"eos_token_id": 7}));
         assert_eq!(load(&directory).stop_token_ids(), [7]);
-        write(&directory, "generation_config.json", &json!({"eos_token_id": [5, 6]}));
+        write(
+            &directory,
+            "generation_config.json",
+            &json!({"eos_token_id": [5, 6]}),
+        );
         assert_eq!(load(&directory).stop_token_ids(), [5, 6]);
     }
 
@@ -327,15 +374,24 @@ mod tests {
     fn a_wrong_stop_token_names_file_and_field() {
         let directory = testing::byte_level();
         write(&directory, "config.json", &json!({"eos_token_id": ["two"]}));
-        let message = Tokenizer::from_directory(directory.path()).unwrap_err().to_string();
-        assert!(message.contains("config.json: `eos_token_id`") && message.contains("two"), "{message}");
+        let message = Tokenizer::from_directory(directory.path())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("config.json: `eos_token_id`") && message.contains("two"),
+            "{message}"
+        );
     }
 
     #[test]
     fn the_template_file_wins_over_the_field() {
         let directory = testing::byte_level();
         assert!(load(&directory).chat_template().is_none());
-        write(&directory, "tokenizer_config.json", &json!({"chat_template": "field"}));
+        write(
+            &directory,
+            "tokenizer_config.json",
+            &json!({"chat_template": "field"}),
+        );
         assert_eq!(load(&directory).chat_template().unwrap().source(), "field");
         std::fs::write(directory.path().join("chat_template.jinja"), "file").unwrap();
         assert_eq!(load(&directory).chat_template().unwrap().source(), "file");
@@ -348,9 +404,17 @@ mod tests {
             {"name": "tool_use", "template": "tools"},
             {"name": "default", "template": "{{ eos_token }}"},
         ]);
-        write(&directory, "tokenizer_config.json", &json!({"chat_template": named, "eos_token": "<|end|>"}));
+        write(
+            &directory,
+            "tokenizer_config.json",
+            &json!({"chat_template": named, "eos_token": "<|end|>"}),
+        );
         let tokenizer = load(&directory);
-        let rendered = tokenizer.chat_template().unwrap().render(&[], &serde_json::Map::new(), false).unwrap();
+        let rendered = tokenizer
+            .chat_template()
+            .unwrap()
+            .render(&[], &serde_json::Map::new(), false)
+            .unwrap();
         assert_eq!(rendered, "<|end|>");
     }
 
@@ -360,9 +424,14 @@ mod tests {
         let size = load(&directory).vocabulary_size();
         let declare = |id: usize| json!({"added_tokens_decoder": {id.to_string(): {"content": "<late>", "special": true}}});
         write(&directory, "tokenizer_config.json", &declare(size));
-        assert_eq!(load(&directory).token_id("<late>"), Some(TokenId::try_from(size).unwrap()));
+        assert_eq!(
+            load(&directory).token_id("<late>"),
+            Some(TokenId::try_from(size).unwrap())
+        );
         write(&directory, "tokenizer_config.json", &declare(size + 1));
-        let message = Tokenizer::from_directory(directory.path()).unwrap_err().to_string();
+        let message = Tokenizer::from_directory(directory.path())
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("<late>"), "{message}");
     }
 
@@ -370,15 +439,25 @@ mod tests {
     fn missing_and_broken_files_are_named() {
         let empty = tempfile::TempDir::new().unwrap();
         let message = Tokenizer::from_directory(empty.path()).unwrap_err().to_string();
-        assert!(message.contains("cannot read") && message.contains("tokenizer.json"), "{message}");
+        assert!(
+            message.contains("cannot read") && message.contains("tokenizer.json"),
+            "{message}"
+        );
 
         let directory = testing::byte_level();
         std::fs::write(directory.path().join("tokenizer_config.json"), "{").unwrap();
-        let message = Tokenizer::from_directory(directory.path()).unwrap_err().to_string();
-        assert!(message.contains("tokenizer_config.json is not valid JSON"), "{message}");
+        let message = Tokenizer::from_directory(directory.path())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("tokenizer_config.json is not valid JSON"),
+            "{message}"
+        );
 
         std::fs::write(directory.path().join("tokenizer.json"), "{\"model\": 3}").unwrap();
-        let message = Tokenizer::from_directory(directory.path()).unwrap_err().to_string();
+        let message = Tokenizer::from_directory(directory.path())
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("tokenizer.json cannot be loaded"), "{message}");
     }
 }

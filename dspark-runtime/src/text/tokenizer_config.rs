@@ -25,7 +25,10 @@ impl TokenizerConfig {
     /// Reads what `directory` has.
     pub(super) fn read(directory: &Path) -> Result<Self, TextError> {
         let path = directory.join("tokenizer_config.json");
-        let mut config = Self { path, ..Self::default() };
+        let mut config = Self {
+            path,
+            ..Self::default()
+        };
         let fields = read_object(&config.path)?.unwrap_or_default();
         config.read_special_tokens(&fields)?;
         config.read_added_tokens(&fields)?;
@@ -39,8 +42,15 @@ impl TokenizerConfig {
     }
 
     fn read_special_tokens(&mut self, fields: &Map<String, Value>) -> Result<(), TextError> {
-        const NAMES: [&str; 7] =
-            ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+        const NAMES: [&str; 7] = [
+            "bos_token",
+            "eos_token",
+            "unk_token",
+            "sep_token",
+            "pad_token",
+            "cls_token",
+            "mask_token",
+        ];
         for name in NAMES {
             if let Some(value) = fields.get(name).filter(|value| !value.is_null()) {
                 let text = token_text(value).ok_or_else(|| {
@@ -51,7 +61,8 @@ impl TokenizerConfig {
         }
         if let Some(Value::Array(tokens)) = fields.get("additional_special_tokens") {
             let texts = tokens.iter().filter_map(token_text).map(Value::from).collect();
-            self.special_tokens.insert("additional_special_tokens".to_owned(), texts);
+            self.special_tokens
+                .insert("additional_special_tokens".to_owned(), texts);
         }
         Ok(())
     }
@@ -61,8 +72,9 @@ impl TokenizerConfig {
         let Some(declared) = fields.get(FIELD).filter(|value| !value.is_null()) else {
             return Ok(());
         };
-        let declared =
-            declared.as_object().ok_or_else(|| wrong_field(&self.path, FIELD, "an object", declared))?;
+        let declared = declared
+            .as_object()
+            .ok_or_else(|| wrong_field(&self.path, FIELD, "an object", declared))?;
         for (id, token) in declared {
             let field = format!("{FIELD}.{id}");
             let number = id
@@ -70,7 +82,8 @@ impl TokenizerConfig {
                 .map_err(|_| wrong_field(&self.path, &field, "a token id as the key", token))?;
             let content = token_text(token)
                 .ok_or_else(|| wrong_field(&self.path, &field, "an object with `content`", token))?;
-            let flag = |name: &str, default: bool| token.get(name).and_then(Value::as_bool).unwrap_or(default);
+            let flag =
+                |name: &str, default: bool| token.get(name).and_then(Value::as_bool).unwrap_or(default);
             let special = flag("special", false);
             let added = AddedToken::from(content, special)
                 .single_word(flag("single_word", false))
@@ -90,9 +103,10 @@ impl TokenizerConfig {
             Ok(source) => (file.display().to_string(), source),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => match fields.get("chat_template") {
                 None | Some(Value::Null) => return Ok(()),
-                Some(value) => {
-                    (format!("{} (chat_template)", self.path.display()), self.choose_template(value)?.to_owned())
-                }
+                Some(value) => (
+                    format!("{} (chat_template)", self.path.display()),
+                    self.choose_template(value)?.to_owned(),
+                ),
             },
             Err(source) => return Err(TextError::Read { path: file, source }),
         };
@@ -128,8 +142,12 @@ pub(super) fn read_stop_token_ids(directory: &Path) -> Result<Option<Vec<TokenId
     const FIELD: &str = "eos_token_id";
     for file in ["generation_config.json", "config.json"] {
         let path = directory.join(file);
-        let Some(fields) = read_object(&path)? else { continue };
-        let Some(value) = fields.get(FIELD).filter(|value| !value.is_null()) else { continue };
+        let Some(fields) = read_object(&path)? else {
+            continue;
+        };
+        let Some(value) = fields.get(FIELD).filter(|value| !value.is_null()) else {
+            continue;
+        };
         let listed = match value {
             Value::Array(items) => items.iter().collect(),
             single => vec![single],
@@ -137,7 +155,9 @@ pub(super) fn read_stop_token_ids(directory: &Path) -> Result<Option<Vec<TokenId
         let mut ids = Vec::with_capacity(listed.len());
         for item in listed {
             let id = item.as_u64().and_then(|id| TokenId::try_from(id).ok());
-            ids.push(id.ok_or_else(|| wrong_field(&path, FIELD, "a token id or a list of token ids", value))?);
+            ids.push(
+                id.ok_or_else(|| wrong_field(&path, FIELD, "a token id or a list of token ids", value))?,
+            );
         }
         return Ok(Some(ids));
     }
@@ -154,9 +174,19 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TextError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(TextError::Read { path: path.to_owned(), source }),
+        Err(source) => {
+            return Err(TextError::Read {
+                path: path.to_owned(),
+                source,
+            });
+        }
     };
-    serde_json::from_slice(&bytes).map(Some).map_err(|source| TextError::Json { path: path.to_owned(), source })
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| TextError::Json {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 fn wrong_field(path: &Path, field: &str, expected: &'static str, found: &Value) -> TextError {
@@ -166,5 +196,10 @@ fn wrong_field(path: &Path, field: &str, expected: &'static str, found: &Value) 
         shown.truncate(cut);
         shown.push_str("...");
     }
-    TextError::Field { path: path.to_owned(), field: field.to_owned(), expected, found: shown }
+    TextError::Field {
+        path: path.to_owned(),
+        field: field.to_owned(),
+        expected,
+        found: shown,
+    }
 }

@@ -1,7 +1,7 @@
 //! Filling templates: `{slot}` is a phrase of the topic, `[one|two|]` an inline choice.
 //!
-//! Topics word advice to a second person and troubles in the first; `{my_advice}` and `{your_trouble}` are the same with
-//! the person turned round.
+//! Topics word advice to a second person and troubles in the first; `{my_advice}` and `{your_trouble}` are
+//! the same with the person turned round.
 
 use super::topics::Topic;
 use super::wording::{OPINIONS, PAST, Request, SENTENCES, WHEN};

@@ -1,8 +1,8 @@
 //! Small talk and advice on everyday subjects.
 //!
-//! A [`Topic`](topics::Topic) holds phrases that fit one subject; [`wording`] holds requests and sentences with slots
-//! for them. An answer is a handful of sentences drawn independently, so nearly every phrase could have been another
-//! one: readable, and hard to guess.
+//! A [`Topic`](topics::Topic) holds phrases that fit one subject; [`wording`] holds requests and sentences
+//! with slots for them. An answer is a handful of sentences drawn independently, so nearly every phrase could
+//! have been another one: readable, and hard to guess.
 
 mod grammar;
 mod topics;
@@ -17,8 +17,8 @@ use wording::{FOLLOW_UPS, REQUESTS};
 /// Follow-up requests drawn before a conversation is left at one turn.
 const TRIES: usize = 40;
 
-/// Draws a conversation; `None` if its first request belongs to another split. A second request is drawn until it
-/// belongs to the same split as the first, so that no request of any turn is shared between splits.
+/// Draws a conversation; `None` if its first request belongs to another split. A second request is drawn
+/// until it belongs to the same split as the first, so that no request of any turn is shared between splits.
 pub(super) fn conversation(dice: &mut Dice, split: Split) -> Option<Conversation> {
     let topic = dice.pick(topics::TOPICS);
     let mut speaker = Speaker::new(dice, topic);

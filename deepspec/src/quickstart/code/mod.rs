@@ -1,7 +1,7 @@
 //! Requests for short Python functions, and the functions.
 //!
-//! A request settles what is computed. How it is written is drawn at random where a programmer would be free too: the
-//! names the request does not give, a loop or a comprehension, a docstring or none.
+//! A request settles what is computed. How it is written is drawn at random where a programmer would be free
+//! too: the names the request does not give, a loop or a comprehension, a docstring or none.
 
 mod lists;
 mod numbers;

@@ -1,0 +1,13 @@
+//! Measuring a draft: how many tokens a round commits, where drafts fail, and how fast it is.
+//!
+//! Every prompt is answered as a conversation: its turns in order, the answers so far kept in it. The same prompts are
+//! answered by the target alone, for the speed without a draft. Accepted length is defined in
+//! [`dspark_runtime::speculate`].
+
+mod report;
+mod run;
+mod statistics;
+
+pub use report::{EvaluationReport, TaskReport, print_table};
+pub use run::{EvaluateError, EvaluationOptions, Models, Task, TraceLine, evaluate};
+pub use statistics::RoundStatistics;

@@ -1,0 +1,107 @@
+//! What an evaluation reports: a table for people, JSON for programs.
+
+use std::io::{self, Write};
+
+use serde::{Deserialize, Serialize};
+
+use super::statistics::RoundStatistics;
+
+/// The contract of `--json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EvaluationReport {
+    /// The target, as it was named.
+    pub target: String,
+    /// The draft, as it was named.
+    pub draft: String,
+    /// Sampling temperature.
+    pub temperature: f64,
+    /// Seed of sampling.
+    pub seed: u64,
+    /// Token limit of an answer.
+    pub max_new_tokens: usize,
+    /// One entry per task.
+    pub tasks: Vec<TaskReport>,
+}
+
+/// The figures of one task. A figure that no round speaks for is null.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TaskReport {
+    /// Name of the task.
+    pub name: String,
+    /// Prompts answered.
+    pub samples: usize,
+    /// Rounds of speculation.
+    pub rounds: u64,
+    /// New tokens, those sampled at prefill included.
+    pub new_tokens: u64,
+    /// Tokens per round.
+    pub accepted_length: Option<f64>,
+    /// Draft tokens verified per round.
+    pub draft_tokens_per_round: Option<f64>,
+    /// Committed tokens per token verified.
+    pub verify_rate: Option<f64>,
+    /// Per slot: share of the rounds that verified it in which it and all before were accepted.
+    pub survival: Vec<Option<f64>>,
+    /// Per slot: the same among the rounds that accepted all before.
+    pub conditional_acceptance: Vec<Option<f64>>,
+    /// New tokens per second with the draft, prefill left out.
+    pub tokens_per_second: Option<f64>,
+    /// New tokens per second of the target alone, prefill left out.
+    pub plain_tokens_per_second: Option<f64>,
+}
+
+impl TaskReport {
+    /// Fills in what follows from the rounds.
+    pub(super) fn new(name: &str, samples: usize, new_tokens: u64, statistics: &RoundStatistics) -> Self {
+        Self {
+            name: name.to_owned(),
+            samples,
+            rounds: statistics.rounds(),
+            new_tokens,
+            accepted_length: statistics.accepted_length(),
+            draft_tokens_per_round: statistics.draft_tokens_per_round(),
+            verify_rate: statistics.verify_rate(),
+            survival: statistics.survival(),
+            conditional_acceptance: statistics.conditional_acceptance(),
+            tokens_per_second: None,
+            plain_tokens_per_second: None,
+        }
+    }
+}
+
+/// Prints the table.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn print_table(report: &EvaluationReport, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "target {}   draft {}   temperature {}", report.target, report.draft, report.temperature)?;
+    let width = report.tasks.iter().map(|task| task.name.len()).max().unwrap_or(0).max(4);
+    writeln!(
+        out,
+        "{:width$}  samples  rounds  tokens  accepted length  verify rate  tok/s  plain  ratio  conditional acceptance",
+        "task"
+    )?;
+    for task in &report.tasks {
+        let number = |value: Option<f64>, digits: usize| match value {
+            Some(value) => format!("{value:.digits$}"),
+            None => "-".to_owned(),
+        };
+        let ratio = task.tokens_per_second.zip(task.plain_tokens_per_second).map(|(fast, plain)| fast / plain);
+        let slots: Vec<String> = task.conditional_acceptance.iter().map(|&share| number(share, 2)).collect();
+        writeln!(
+            out,
+            "{:width$}  {:>7}  {:>6}  {:>6}  {:>15}  {:>11}  {:>5}  {:>5}  {:>5}  {}",
+            task.name,
+            task.samples,
+            task.rounds,
+            task.new_tokens,
+            number(task.accepted_length, 3),
+            number(task.verify_rate, 3),
+            number(task.tokens_per_second, 0),
+            number(task.plain_tokens_per_second, 0),
+            number(ratio, 2),
+            slots.join(" "),
+        )?;
+    }
+    Ok(())
+}

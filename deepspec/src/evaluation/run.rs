@@ -1,0 +1,283 @@
+//! Answering the prompts of every task, with the draft and without.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dspark_runtime::model::{Draft, Target};
+use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, SeededUniforms};
+use dspark_runtime::text::{TextError, Tokenizer};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::report::{EvaluationReport, TaskReport};
+use super::statistics::RoundStatistics;
+use crate::conversation::{ConversationError, EvaluationPrompt, read_evaluation_prompts};
+use crate::recipe::Turns;
+use crate::trainer::Progress;
+
+/// How to evaluate.
+#[derive(Clone, Debug)]
+pub struct EvaluationOptions {
+    /// Sampling temperature; 0 is greedy.
+    pub temperature: f64,
+    /// Token limit of an answer.
+    pub max_new_tokens: usize,
+    /// Prompts per task; `None`: all.
+    pub samples: Option<usize>,
+    /// Seed of sampling.
+    pub seed: u64,
+    /// Which turns are answered.
+    pub turns: Turns,
+    /// Slots below this confidence end a proposal; 0: none.
+    pub confidence_threshold: f64,
+    /// Extra variables for the chat template.
+    pub template_arguments: Map<String, Value>,
+    /// Whether the target alone answers too, for its speed.
+    pub measure_plain: bool,
+}
+
+/// A named file of prompts.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Name in the report.
+    pub name: String,
+    /// JSONL with `turns` per line.
+    pub path: PathBuf,
+}
+
+/// One line of `--trace`.
+#[derive(Clone, Debug, Serialize)]
+pub struct TraceLine<'a> {
+    /// Name of the task.
+    pub task: &'a str,
+    /// 0-based prompt.
+    pub sample: usize,
+    /// 0-based round of the prompt, counted over its turns.
+    pub round: usize,
+    /// The confidence head's logit of every slot.
+    pub confidence_logits: &'a [f32],
+    /// Draft tokens verified.
+    pub proposed: usize,
+    /// Draft tokens accepted.
+    pub accepted: usize,
+}
+
+/// Why an evaluation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluateError {
+    /// A task file cannot be used.
+    #[error(transparent)]
+    Prompts(#[from] ConversationError),
+    /// A prompt cannot be rendered or tokenised.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The tokeniser has no chat template.
+    #[error("the target's tokenizer has no chat template: `turns` cannot be rendered (expected `chat_template` in tokenizer_config.json)")]
+    NoTemplate,
+    /// A prompt holds a token that the target has no embedding for.
+    #[error("{}: prompt {sample}: token id {id} is beyond the target's vocabulary of {vocabulary}", path.display())]
+    TokenBeyondVocabulary {
+        /// The task file.
+        path: PathBuf,
+        /// 0-based prompt.
+        sample: usize,
+        /// The token.
+        id: u32,
+        /// Rows of the target's embedding.
+        vocabulary: usize,
+    },
+    /// A task file has no prompts.
+    #[error("{}: no prompts", path.display())]
+    Empty {
+        /// The task file.
+        path: PathBuf,
+    },
+    /// The trace cannot be written.
+    #[error("{}: {source}", path.display())]
+    Trace {
+        /// The trace file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// The models of an evaluation.
+#[derive(Clone, Copy, Debug)]
+pub struct Models<'a> {
+    /// The target.
+    pub target: &'a Target,
+    /// The draft.
+    pub draft: &'a Draft,
+    /// The target's tokeniser.
+    pub tokenizer: &'a Tokenizer,
+}
+
+/// Answers all prompts of all tasks; `names` are the target's and the draft's for the report.
+///
+/// # Errors
+/// When a task file is unusable, a prompt cannot be rendered, or the trace cannot be written.
+pub fn evaluate(
+    models: Models<'_>,
+    names: (&str, &str),
+    tasks: &[Task],
+    options: &EvaluationOptions,
+    trace: Option<&Path>,
+) -> Result<EvaluationReport, EvaluateError> {
+    let mut trace = trace.map(Trace::create).transpose()?;
+    let mut reports = Vec::new();
+    for task in tasks {
+        let mut prompts = read_evaluation_prompts(&task.path)?;
+        prompts.truncate(options.samples.unwrap_or(usize::MAX));
+        if prompts.is_empty() {
+            return Err(EvaluateError::Empty { path: task.path.clone() });
+        }
+        reports.push(evaluate_task(models, task, &prompts, options, trace.as_mut())?);
+    }
+    if let Some(trace) = trace {
+        trace.finish()?;
+    }
+    Ok(EvaluationReport {
+        target: names.0.to_owned(),
+        draft: names.1.to_owned(),
+        temperature: options.temperature,
+        seed: options.seed,
+        max_new_tokens: options.max_new_tokens,
+        tasks: reports,
+    })
+}
+
+fn evaluate_task(
+    models: Models<'_>,
+    task: &Task,
+    prompts: &[EvaluationPrompt],
+    options: &EvaluationOptions,
+    mut trace: Option<&mut Trace>,
+) -> Result<TaskReport, EvaluateError> {
+    let mut statistics = RoundStatistics::new(models.draft.config().block_size);
+    let (mut with_draft, mut alone) = (Speed::default(), Speed::default());
+    let mut new_tokens = 0;
+    let mut progress = Progress::new(&task.name, prompts.len() as u64, 0);
+    for (sample, prompt) in prompts.iter().enumerate() {
+        let mut round = 0;
+        let mut failure = None;
+        answer(models, task, sample, prompt, options, |ids, generation_options, uniforms| {
+            let decoder = Decoder::new(models.target, Some(models.draft));
+            let generation = decoder.generate_observed(ids, generation_options, uniforms, |detail| {
+                statistics.add(&detail.record);
+                let line = TraceLine {
+                    task: &task.name,
+                    sample,
+                    round,
+                    confidence_logits: &detail.proposal.confidence_logits,
+                    proposed: detail.record.proposed,
+                    accepted: detail.record.accepted,
+                };
+                round += 1;
+                if let Some(Err(error)) = trace.as_mut().map(|trace| trace.write(&line)) {
+                    failure = Some(error);
+                }
+            });
+            new_tokens += generation.ids.len() as u64;
+            with_draft.add(&generation);
+            generation
+        })?;
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        if options.measure_plain {
+            answer(models, task, sample, prompt, options, |ids, generation_options, uniforms| {
+                let generation = Decoder::new(models.target, None).generate(ids, generation_options, uniforms);
+                alone.add(&generation);
+                generation
+            })?;
+        }
+        progress.step(|| match statistics.accepted_length() {
+            Some(accepted) => format!("accepted length {accepted:.2}"),
+            None => String::new(),
+        });
+    }
+    progress.finish();
+    let mut report = TaskReport::new(&task.name, prompts.len(), new_tokens, &statistics);
+    report.tokens_per_second = with_draft.tokens_per_second();
+    report.plain_tokens_per_second = alone.tokens_per_second();
+    Ok(report)
+}
+
+/// Answers the turns of one prompt in order, each answer becoming part of the conversation.
+fn answer(
+    models: Models<'_>,
+    task: &Task,
+    sample: usize,
+    prompt: &EvaluationPrompt,
+    options: &EvaluationOptions,
+    mut generate: impl FnMut(&[u32], &GenerationOptions, &mut SeededUniforms) -> Generation,
+) -> Result<(), EvaluateError> {
+    let template = models.tokenizer.chat_template().ok_or(EvaluateError::NoTemplate)?;
+    let generation_options = GenerationOptions {
+        temperature: options.temperature,
+        max_new_tokens: options.max_new_tokens,
+        stop_token_ids: models.tokenizer.stop_token_ids().to_vec(),
+        confidence_threshold: options.confidence_threshold,
+    };
+    let mut uniforms = SeededUniforms::new(options.seed, sample as u64);
+    let message = |role: &str, content: &str| json!({"role": role, "content": content});
+    let mut messages: Vec<Value> = prompt.system.iter().map(|system| message("system", system)).collect();
+    let turns = match options.turns {
+        Turns::All => prompt.turns.len(),
+        Turns::First => 1,
+    };
+    for turn in &prompt.turns[..turns.min(prompt.turns.len())] {
+        messages.push(message("user", turn));
+        let text = template.render(&messages, &options.template_arguments, true)?;
+        let ids = models.tokenizer.encode(&text, false)?;
+        let vocabulary = models.target.config().vocab_size;
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(EvaluateError::TokenBeyondVocabulary { path: task.path.clone(), sample, id, vocabulary });
+        }
+        let generation = generate(&ids, &generation_options, &mut uniforms);
+        messages.push(message("assistant", &models.tokenizer.decode(&generation.ids, true)?));
+    }
+    Ok(())
+}
+
+/// Tokens and time after prefill.
+#[derive(Default)]
+struct Speed {
+    tokens: usize,
+    time: Duration,
+}
+
+impl Speed {
+    fn add(&mut self, generation: &Generation) {
+        self.tokens += generation.ids.len().saturating_sub(1);
+        self.time += generation.decode;
+    }
+
+    fn tokens_per_second(&self) -> Option<f64> {
+        (self.tokens > 0).then(|| self.tokens as f64 / self.time.as_secs_f64())
+    }
+}
+
+struct Trace {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl Trace {
+    fn create(path: &Path) -> Result<Self, EvaluateError> {
+        let file = File::create(path).map_err(|source| EvaluateError::Trace { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
+    }
+
+    fn write(&mut self, line: &TraceLine<'_>) -> Result<(), EvaluateError> {
+        let text = serde_json::to_string(line).unwrap_or_default();
+        writeln!(self.file, "{text}").map_err(|source| EvaluateError::Trace { path: self.path.clone(), source })
+    }
+
+    fn finish(mut self) -> Result<(), EvaluateError> {
+        self.file.flush().map_err(|source| EvaluateError::Trace { path: self.path, source })
+    }
+}

@@ -1,0 +1,187 @@
+//! Training the tiny target of the quickstart from nothing.
+//!
+//! Legend: `n` supervised tokens, `s` tokens of a batch, `d` hidden size, `v` vocabulary.
+
+use std::io::Write;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use dspark_runtime::checkpoint::{AtomicDirectory, CheckpointError, JsonFields, WeightDtype};
+use dspark_runtime::model::{Target, TargetConfig, TargetSegment};
+use dspark_runtime::text::{TextError, Tokenizer};
+use serde_json::{Value, json};
+
+use super::conversation::Domain;
+use super::split::{Split, conversations};
+use super::tokenizer::{VOCABULARY_SIZE, train_tokenizer};
+use super::write::QuickstartError;
+use crate::conversation::{ConversationError, Format, ReadOptions, Sample, read_samples};
+use crate::trainer::{AdamWSettings, GradientSum, LearningRate, Optimizer, Progress, step_samples};
+
+/// Rows of the embedding: the tokens, and some that no token uses, of which the first becomes the draft's mask token.
+const EMBEDDING_ROWS: usize = VOCABULARY_SIZE + 16;
+
+/// Longest conversation, tokens.
+const MAX_LENGTH: usize = 256;
+
+/// Conversations of each domain for every ten: sums need the most practice.
+const MIXTURE: [(Domain, usize); 3] = [(Domain::Sums, 5), (Domain::Code, 2), (Domain::Chat, 3)];
+
+/// How long to train.
+#[derive(Clone, Copy, Debug)]
+pub struct PretrainSettings {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Conversations per step.
+    pub batch: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decides data, weights and order.
+    pub seed: u64,
+}
+
+/// Why the target could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PretrainError {
+    /// Making the tokeniser failed.
+    #[error(transparent)]
+    Quickstart(#[from] QuickstartError),
+    /// Reading the tokeniser failed.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// Tokenising the conversations failed.
+    #[error(transparent)]
+    Conversation(#[from] ConversationError),
+    /// Writing the target failed.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The conversations could not be laid out.
+    #[error("writing the training conversations: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Makes tokeniser and target, and writes both to `folder`, whole or not at all.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn pretrain_target(folder: &Path, settings: &PretrainSettings, device: &Device) -> Result<(), PretrainError> {
+    let directory = AtomicDirectory::begin(folder)?;
+    train_tokenizer(directory.path(), settings.seed, VOCABULARY_SIZE)?;
+    let tokenizer = Tokenizer::from_directory(directory.path())?;
+    let samples = training_samples(&tokenizer, settings)?;
+    device.seed(settings.seed);
+    let Value::Object(fields) = target_config() else { unreachable!("the configuration is an object") };
+    let config = TargetConfig::from_fields(JsonFields::new(folder.join("config.json"), fields))?;
+    let target = train(Target::random(config, device), &samples, settings);
+    target.write_into(directory.path(), WeightDtype::Bf16)?;
+    directory.commit()?;
+    Ok(())
+}
+
+/// Qwen3 in miniature: 2.3 million parameters.
+fn target_config() -> Value {
+    json!({
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": false,
+        "attention_dropout": 0.0,
+        "bos_token_id": null,
+        "dtype": "bfloat16",
+        "eos_token_id": 2,
+        "head_dim": 32,
+        "hidden_act": "silu",
+        "hidden_size": 192,
+        "initializer_range": 0.02,
+        "intermediate_size": 448,
+        "max_position_embeddings": 1024,
+        "model_type": "qwen3",
+        "num_attention_heads": 6,
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": true,
+        "use_cache": true,
+        "use_sliding_window": false,
+        "vocab_size": EMBEDDING_ROWS,
+    })
+}
+
+/// As many conversations of the training split as the steps take, each seen once.
+fn training_samples(tokenizer: &Tokenizer, settings: &PretrainSettings) -> Result<Vec<Sample>, PretrainError> {
+    let mut file = tempfile::Builder::new().suffix(".jsonl").tempfile()?;
+    let total = settings.steps as usize * settings.batch;
+    let parts: usize = MIXTURE.iter().map(|(_, part)| part).sum();
+    {
+        let mut out = std::io::BufWriter::new(file.as_file_mut());
+        for (domain, part) in MIXTURE {
+            let rows = conversations(domain, Split::Train, settings.seed.wrapping_add(1));
+            for (index, row) in rows.take((total * part).div_ceil(parts)).enumerate() {
+                writeln!(out, "{}", row.training_row(&format!("{}-{index}", domain.name())))?;
+            }
+        }
+        out.flush()?;
+    }
+    let options = ReadOptions {
+        format: Format::Chat,
+        max_length: MAX_LENGTH,
+        minimum_supervised_tokens: 1,
+        template_arguments: serde_json::Map::new(),
+        strict: true,
+        vocabulary_size: EMBEDDING_ROWS,
+    };
+    let (samples, _) = read_samples(&[file.path().to_owned()], tokenizer, &options)?;
+    Ok(samples)
+}
+
+fn train(target: Target, samples: &[Sample], settings: &PretrainSettings) -> Target {
+    let mut optimizer = Optimizer::new(&AdamWSettings {
+        beta_1: 0.9,
+        beta_2: 0.98,
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+        max_grad_norm: 1.0,
+    });
+    let rate = LearningRate::new(settings.learning_rate, settings.steps, 0.05, false);
+    let mut progress = Progress::new("pretrain", settings.steps, 0);
+    let mut parameters = target.parameters().clone().unfreeze().train();
+    for step in 0..settings.steps {
+        let indices = step_samples(samples.len(), settings.batch, settings.seed, step);
+        let batch: Vec<&Sample> = indices.iter().map(|&index| &samples[index]).collect();
+        let model = target.with_parameters(parameters);
+        let loss = next_token_loss(&model, &batch);
+        let mut gradients = GradientSum::default();
+        gradients.add(loss.backward(), model.parameters());
+        let value: f32 = loss.inner().into_scalar();
+        let norm;
+        (parameters, norm) = optimizer.step(rate.at(step), model.parameters().clone(), gradients);
+        progress.step(|| format!("loss {value:.3} gradient {norm:.2}"));
+    }
+    progress.finish();
+    target.with_parameters(parameters.valid())
+}
+
+/// Mean cross-entropy of the supervised tokens of a batch, nats.
+fn next_token_loss(model: &Target, batch: &[&Sample]) -> Tensor<1> {
+    let mut segments: Vec<TargetSegment<'_>> =
+        batch.iter().map(|sample| TargetSegment { ids: &sample.token_ids, cache: None }).collect();
+    let hidden_sd = model.forward(&mut segments, &[]).last_hidden_nd;
+    let (mut rows, mut labels, mut first) = (Vec::new(), Vec::new(), 0);
+    for sample in batch {
+        for next in 1..sample.token_ids.len() {
+            if sample.loss_mask[next] {
+                rows.push((first + next - 1) as i32);
+                labels.push(sample.token_ids[next] as i32);
+            }
+        }
+        first += sample.token_ids.len();
+    }
+    let n = rows.len();
+    let device = hidden_sd.device();
+    let ints = |values: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::new(values, [n]), &device);
+    let hidden_nd = hidden_sd.select(0, ints(rows));
+    let log_p_nv = log_softmax(model.logits(hidden_nd), 1);
+    log_p_nv.gather(1, ints(labels).reshape([n, 1])).mean().neg()
+}

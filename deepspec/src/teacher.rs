@@ -1,0 +1,26 @@
+//! The target as a teacher: hidden states, online, without gradients.
+//!
+//! Legend: `s` tokens of all samples, `f` width of the captured features, `d` hidden size.
+
+use burn::tensor::Tensor;
+use dspark_runtime::model::{LayerId, Target, TargetSegment};
+
+/// What the draft is trained on.
+#[derive(Clone, Debug)]
+pub struct TeacherOutput {
+    /// Outputs of the captured layers side by side, `[s, f]`.
+    pub features_sf: Tensor<2>,
+    /// After the target's final norm, `[s, d]`.
+    pub last_hidden_sd: Tensor<2>,
+}
+
+/// Runs whole samples through the target; nothing is kept or written.
+///
+/// `layers` has at least one id that the target has.
+pub fn teach(target: &Target, samples: &[&[u32]], layers: &[LayerId]) -> TeacherOutput {
+    let mut segments: Vec<TargetSegment<'_>> =
+        samples.iter().map(|ids| TargetSegment { ids, cache: None }).collect();
+    let output = target.forward(&mut segments, layers);
+    let features_sf = output.features_nf.unwrap_or_else(|| output.last_hidden_nd.clone());
+    TeacherOutput { features_sf, last_hidden_sd: output.last_hidden_nd }
+}

@@ -1,0 +1,65 @@
+//! Why a training stopped.
+
+use std::path::PathBuf;
+
+use dspark_runtime::checkpoint::CheckpointError;
+
+use crate::logging::LogError;
+
+/// A training that could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// A loss term is NaN or infinite.
+    #[error(
+        "step {step}: the {term} is {value}: training stopped, and the checkpoint before it is kept ({kept}); lower \
+         `train.lr`, or look at the samples of this step"
+    )]
+    NotFinite {
+        /// The 1-based step.
+        step: u64,
+        /// Which term.
+        term: &'static str,
+        /// Its value.
+        value: f64,
+        /// The last good checkpoint, in words.
+        kept: String,
+    },
+    /// The user asked to stop.
+    #[error("interrupted after step {step}; `--resume` continues from there")]
+    Interrupted {
+        /// Steps done and saved.
+        step: u64,
+    },
+    /// The checkpoint to resume from was made with other settings.
+    #[error(
+        "{}: made with another recipe ({what} differs): continue with the recipe that started this run, or train without \
+         --resume",
+        path.display()
+    )]
+    OtherRun {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+    },
+    /// There is a run in the folder already.
+    #[error("{}: holds checkpoints of an earlier run: continue it with --resume, or choose another output.dir", path.display())]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file of a checkpoint cannot be used.
+    #[error("{}: {reason}", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Reading or writing a checkpoint failed.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Writing the log failed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+}

@@ -1,0 +1,149 @@
+//! AdamW over 32-bit parameters, with gradients clipped by their global norm.
+
+use std::path::Path;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
+use burn::tensor::{Gradients, Tensor};
+
+/// AdamW's settings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWSettings {
+    /// Decay of the first moment.
+    pub beta_1: f64,
+    /// Decay of the second moment.
+    pub beta_2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Global gradient norm above which gradients are scaled down.
+    pub max_grad_norm: f64,
+}
+
+/// Gradients of one step, summed over its micro-batches in 32 bits.
+#[derive(Debug, Default)]
+pub struct GradientSum {
+    sum: Option<GradientsParams>,
+}
+
+impl GradientSum {
+    /// Adds the gradients of one micro-batch.
+    pub fn add<M: Module>(&mut self, gradients: Gradients, module: &M) {
+        let mut new = GradientsParams::from_grads(gradients, module);
+        if let Some(mut old) = self.sum.take() {
+            module.visit(&mut Adder { old: &mut old, new: &mut new });
+        }
+        self.sum = Some(new);
+    }
+}
+
+struct Adder<'a> {
+    old: &'a mut GradientsParams,
+    new: &'a mut GradientsParams,
+}
+
+impl ModuleVisitor for Adder<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(old) = self.old.remove::<D>(param.id) else { return };
+        let sum = match self.new.remove::<D>(param.id) {
+            Some(new) => old + new,
+            None => old,
+        };
+        self.new.register(param.id, sum);
+    }
+}
+
+/// The optimiser and its moments.
+#[derive(Clone)]
+pub struct Optimizer {
+    inner: ModuleOptimizer,
+    max_grad_norm: f64,
+}
+
+impl std::fmt::Debug for Optimizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Optimizer").field("max_grad_norm", &self.max_grad_norm).finish_non_exhaustive()
+    }
+}
+
+impl Optimizer {
+    /// Fresh moments.
+    pub fn new(settings: &AdamWSettings) -> Self {
+        let config = AdamWConfig::new()
+            .with_beta_1(settings.beta_1 as f32)
+            .with_beta_2(settings.beta_2 as f32)
+            .with_epsilon(settings.epsilon as f32)
+            .with_weight_decay(settings.weight_decay as f32);
+        Self { inner: config.init(), max_grad_norm: settings.max_grad_norm }
+    }
+
+    /// The global norm of the summed gradients: the root of the sum of all squares.
+    pub fn gradient_norm<M: Module>(gradients: &GradientSum, module: &M) -> f64 {
+        let mut norm = SquareSum { gradients, total: 0.0 };
+        module.visit(&mut norm);
+        norm.total.sqrt()
+    }
+
+    /// Clips, updates the parameters and returns them with the norm before clipping.
+    pub fn step<M: Module>(&mut self, learning_rate: f64, module: M, gradients: GradientSum) -> (M, f64) {
+        let norm = Self::gradient_norm(&gradients, &module);
+        let Some(mut gradients) = gradients.sum else { return (module, 0.0) };
+        // The reference's coefficient (torch's clip_grad_norm_).
+        let factor = self.max_grad_norm / (norm + 1e-6);
+        if factor < 1.0 {
+            module.visit(&mut Scaler { gradients: &mut gradients, factor });
+        }
+        (self.inner.step(learning_rate, module, gradients), norm)
+    }
+
+    /// Writes the moments.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), String> {
+        self.inner.save(path).map_err(|error| error.to_string())
+    }
+
+    /// Reads the moments of an optimiser with the same settings.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn load(self, path: &Path) -> Result<Self, String> {
+        let inner = self.inner.load(path).map_err(|error| error.to_string())?;
+        Ok(Self { inner, ..self })
+    }
+}
+
+struct SquareSum<'a> {
+    gradients: &'a GradientSum,
+    total: f64,
+}
+
+impl ModuleVisitor for SquareSum<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.gradients.get::<D>(param.id) {
+            self.total += gradient.square().sum().into_scalar::<f32>() as f64;
+        }
+    }
+}
+
+impl GradientSum {
+    /// The summed gradient of one parameter.
+    pub fn get<const D: usize>(&self, id: ParamId) -> Option<Tensor<D>> {
+        self.sum.as_ref()?.get(id)
+    }
+}
+
+struct Scaler<'a> {
+    gradients: &'a mut GradientsParams,
+    factor: f64,
+}
+
+impl ModuleVisitor for Scaler<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.gradients.remove::<D>(param.id) {
+            self.gradients.register(param.id, gradient.mul_scalar(self.factor));
+        }
+    }
+}

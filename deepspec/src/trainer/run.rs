@@ -1,0 +1,288 @@
+//! The training loop.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use burn::module::Module;
+use burn_train::Interrupter;
+use dspark_runtime::model::{Draft, Target};
+use serde::Serialize;
+
+use super::checkpoint::{Best, TrainingCheckpoints, TrainingState};
+use super::error::TrainError;
+use super::optimizer::{AdamWSettings, GradientSum, Optimizer};
+use super::order::{anchor_randoms, step_samples};
+use super::progress::Progress;
+use super::schedule::LearningRate;
+use crate::conversation::Sample;
+use crate::logging::RunLog;
+use crate::objective::{
+    LossSums, LossWeights, Metrics, MicroBatch, SampleBlocks, draft_loss, slot_weight_sum,
+};
+use crate::teacher::teach;
+
+/// Step number from which validation draws its anchors: one that no training step has.
+const VALIDATION_STEP: u64 = u64::MAX;
+
+/// How to train.
+#[derive(Clone, Debug)]
+pub struct TrainSettings {
+    /// The learning rate of every step, and so their number.
+    pub learning_rate: LearningRate,
+    /// AdamW.
+    pub optimizer: AdamWSettings,
+    /// Loss terms.
+    pub loss: LossWeights,
+    /// Samples per optimiser step.
+    pub global_batch_size: usize,
+    /// Samples per forward pass.
+    pub micro_batch_size: usize,
+    /// Blocks per sample.
+    pub num_anchors: usize,
+    /// Slots per block.
+    pub block_size: usize,
+    /// Decides order and anchors.
+    pub seed: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Newest checkpoints kept.
+    pub keep_last: usize,
+    /// Steps between validations; 0: none.
+    pub validate_every: u64,
+    /// Steps between log lines.
+    pub log_every: u64,
+}
+
+/// Everything a training needs.
+pub struct TrainJob<'a> {
+    /// The teacher.
+    pub target: &'a Target,
+    /// The draft to start from.
+    pub draft: Draft,
+    /// Training samples.
+    pub training: &'a [Sample],
+    /// Validation samples; may be empty.
+    pub validation: &'a [Sample],
+    /// How.
+    pub settings: TrainSettings,
+    /// The run's folder.
+    pub folder: PathBuf,
+    /// Digest of everything that decides the course of the run.
+    pub digest: String,
+    /// Whether to continue from the newest checkpoint.
+    pub resume: bool,
+    /// Asked between steps whether to stop.
+    pub interrupter: Interrupter,
+}
+
+/// What came of a training.
+#[derive(Clone, Debug, Serialize)]
+pub struct TrainReport {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Samples seen, repeated ones counted again.
+    pub sequences: u64,
+    /// Wall time of all sessions of the run, seconds.
+    pub seconds: f64,
+    /// Tokens per second that went through the teacher, in this session.
+    pub tokens_per_second: f64,
+    /// Trained parameters.
+    pub parameters: usize,
+    /// The last step's averages.
+    pub last: Option<Metrics>,
+    /// The best validation.
+    pub best: Option<Best>,
+    /// The checkpoint to use: the best one, or the last without validation.
+    pub checkpoint: PathBuf,
+}
+
+/// Trains until the last step, writing logs and checkpoints into the job's folder.
+///
+/// # Errors
+/// When a loss stops being finite, a file cannot be written, the user interrupts, or the folder holds another run.
+pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
+    let settings = &job.settings;
+    let checkpoints = TrainingCheckpoints::new(job.folder.join("checkpoints"), settings.keep_last);
+    let total = settings.learning_rate.total_steps;
+    let mut optimizer = Optimizer::new(&settings.optimizer);
+    let mut draft = job.draft;
+    let mut state = TrainingState { step: 0, digest: job.digest.clone(), best: None, seconds: 0.0 };
+    if job.resume {
+        if let Some((saved, moments, saved_state)) = checkpoints.load_newest(job.target, optimizer.clone(), &job.digest)? {
+            (draft, optimizer, state) = (saved, moments, saved_state);
+        }
+    } else if !checkpoints.steps()?.is_empty() {
+        return Err(TrainError::Occupied { path: job.folder });
+    }
+    let mut log = if state.step > 0 { RunLog::resume(&job.folder, state.step)? } else { RunLog::create(&job.folder)? };
+    let mut parameters = draft.parameters.clone().unfreeze().train();
+    let mut progress = Progress::new("train", total, state.step);
+    let before = state.seconds;
+    let started = Instant::now();
+    let mut tokens = 0_u64;
+    let mut sequences = 0_u64;
+    let mut last = None;
+    for step in state.step..total {
+        let indices = step_samples(job.training.len(), settings.global_batch_size, settings.seed, step);
+        sequences += indices.len() as u64;
+        let mut batch: Vec<Drawn<'_>> =
+            indices.iter().map(|&index| Drawn::new(job.training, index, settings, step)).collect();
+        // Samples of like length go together; the sum over micro-batches does not depend on the order.
+        batch.sort_by_key(|drawn| std::cmp::Reverse(drawn.sample.token_ids.len()));
+        tokens += batch.iter().map(|drawn| drawn.sample.token_ids.len() as u64).sum::<u64>();
+        let global_weight = slot_weight_sum(batch.iter().map(|drawn| &drawn.blocks), &settings.loss);
+        let trained = draft.with_parameters(parameters);
+        let mut gradients = GradientSum::default();
+        let mut sums = LossSums::default();
+        for micro in batch.chunks(settings.micro_batch_size) {
+            let loss = micro_loss(job.target, &trained, micro, &settings.loss, global_weight, true);
+            sums.add(&loss.sums);
+            if let Some(surrogate) = loss.surrogate {
+                gradients.add(surrogate.backward(), &trained.parameters);
+            }
+        }
+        let metrics = sums.metrics(&settings.loss);
+        check_finite(step + 1, &metrics, &checkpoints)?;
+        let rate = settings.learning_rate.at(step);
+        let (updated, norm) = optimizer.step(rate, trained.parameters, gradients);
+        if !norm.is_finite() {
+            return Err(not_finite(step + 1, "gradient norm", norm, &checkpoints));
+        }
+        parameters = updated;
+        state.step = step + 1;
+        state.seconds = before + started.elapsed().as_secs_f64();
+        let done = state.step;
+        let speed = tokens as f64 / started.elapsed().as_secs_f64();
+        progress.step(|| {
+            let (loss, tau) = (metrics.loss, metrics.tau_probabilistic);
+            format!("loss {loss:.3} tau {tau:.2} lr {rate:.1e} {speed:.0} tok/s")
+        });
+        let is_last = done == total;
+        let mut row = Vec::new();
+        if done.is_multiple_of(settings.log_every.max(1)) || is_last {
+            row = log_row(&metrics, rate, norm, speed);
+        }
+        let mut save = done.is_multiple_of(settings.checkpoint_every.max(1)) || is_last;
+        let validate = settings.validate_every > 0 && (done.is_multiple_of(settings.validate_every) || is_last);
+        if validate && !job.validation.is_empty() {
+            let snapshot = draft.with_parameters(parameters.valid());
+            let validation = measure(job.target, &snapshot, job.validation, settings);
+            progress.note(&format!(
+                "step {done}: validation loss {:.4}, tau {:.3}",
+                validation.loss, validation.tau_probabilistic
+            ));
+            row.extend([
+                ("validation/loss", validation.loss),
+                ("validation/ce_loss", validation.ce_loss),
+                ("validation/l1_loss", validation.l1_loss),
+                ("validation/tau_probabilistic", validation.tau_probabilistic),
+            ]);
+            if state.best.is_none_or(|best| validation.tau_probabilistic > best.tau_probabilistic) {
+                state.best = Some(Best { step: done, tau_probabilistic: validation.tau_probabilistic });
+                save = true;
+            }
+        }
+        if !row.is_empty() {
+            log.record(done, &row)?;
+        }
+        let interrupted = job.interrupter.should_stop();
+        if save || interrupted {
+            checkpoints.save(&draft.with_parameters(parameters.valid()), &optimizer, &state)?;
+        }
+        if interrupted && !is_last {
+            return Err(TrainError::Interrupted { step: done });
+        }
+        last = Some(metrics);
+    }
+    progress.finish();
+    let chosen = state.best.map_or(state.step, |best| best.step);
+    Ok(TrainReport {
+        steps: state.step,
+        sequences,
+        seconds: state.seconds,
+        tokens_per_second: tokens as f64 / started.elapsed().as_secs_f64(),
+        parameters: draft.parameters.num_params(),
+        last,
+        best: state.best,
+        checkpoint: checkpoints.path(chosen),
+    })
+}
+
+/// A sample and the blocks drawn for it.
+struct Drawn<'a> {
+    sample: &'a Sample,
+    blocks: SampleBlocks,
+}
+
+impl<'a> Drawn<'a> {
+    fn new(samples: &'a [Sample], index: usize, settings: &TrainSettings, step: u64) -> Self {
+        let sample = &samples[index];
+        let random = anchor_randoms(sample.token_ids.len(), settings.seed, step, index);
+        let block_size = settings.block_size;
+        let blocks = SampleBlocks::draw(&sample.loss_mask, &random, settings.num_anchors, block_size);
+        Self { sample, blocks }
+    }
+}
+
+fn micro_loss(
+    target: &Target,
+    draft: &Draft,
+    micro: &[Drawn<'_>],
+    weights: &LossWeights,
+    global_weight: f64,
+    train: bool,
+) -> crate::objective::MicroBatchLoss {
+    let ids: Vec<&[u32]> = micro.iter().map(|drawn| drawn.sample.token_ids.as_slice()).collect();
+    let teacher = teach(target, &ids, &draft.config().target_layer_ids);
+    let batch = MicroBatch {
+        ids,
+        blocks: micro.iter().map(|drawn| &drawn.blocks).collect(),
+        features_sf: teacher.features_sf,
+        last_hidden_sd: teacher.last_hidden_sd,
+    };
+    draft_loss(draft, &batch, weights, global_weight, train)
+}
+
+/// Averages over a whole set of samples, without gradients, always with the same anchors.
+fn measure(target: &Target, draft: &Draft, samples: &[Sample], settings: &TrainSettings) -> Metrics {
+    let mut sums = LossSums::default();
+    let drawn: Vec<Drawn<'_>> =
+        (0..samples.len()).map(|index| Drawn::new(samples, index, settings, VALIDATION_STEP)).collect();
+    for micro in drawn.chunks(settings.micro_batch_size) {
+        sums.add(&micro_loss(target, draft, micro, &settings.loss, 1.0, false).sums);
+    }
+    sums.metrics(&settings.loss)
+}
+
+fn check_finite(step: u64, metrics: &Metrics, checkpoints: &TrainingCheckpoints) -> Result<(), TrainError> {
+    let terms = [
+        ("cross-entropy", metrics.ce_loss),
+        ("L1 distance", metrics.l1_loss),
+        ("confidence loss", metrics.confidence_loss),
+    ];
+    match terms.into_iter().find(|(_, value)| !value.is_finite()) {
+        None => Ok(()),
+        Some((term, value)) => Err(not_finite(step, term, value, checkpoints)),
+    }
+}
+
+fn not_finite(step: u64, term: &'static str, value: f64, checkpoints: &TrainingCheckpoints) -> TrainError {
+    let newest = checkpoints.steps().ok().and_then(|mut steps| steps.pop());
+    let kept = newest.map_or_else(|| "none yet".to_owned(), |step| checkpoints.path(step).display().to_string());
+    TrainError::NotFinite { step, term, value, kept }
+}
+
+fn log_row(metrics: &Metrics, rate: f64, norm: f64, speed: f64) -> Vec<(&'static str, f64)> {
+    vec![
+        ("train/loss", metrics.loss),
+        ("train/ce_loss", metrics.ce_loss),
+        ("train/l1_loss", metrics.l1_loss),
+        ("train/confidence_loss", metrics.confidence_loss),
+        ("train/confidence_abs_error", metrics.confidence_abs_error),
+        ("train/tau_probabilistic", metrics.tau_probabilistic),
+        ("train/lr", rate),
+        ("train/grad_norm", norm),
+        ("train/supervised_tokens", metrics.supervised_tokens as f64),
+        ("train/tokens_per_second", speed),
+    ]
+}
