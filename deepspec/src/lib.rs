@@ -1,6 +1,7 @@
 //! Trains, measures and exports DSpark drafts from recipe files.
 
 pub mod cards;
+pub mod commands;
 pub mod conversation;
 pub mod evaluation;
 pub mod logging;

@@ -5,6 +5,7 @@
 //! must never know.
 
 pub mod checkpoint;
+pub mod commands;
 pub mod device;
 pub mod kernels;
 pub mod model;

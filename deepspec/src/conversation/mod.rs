@@ -1,10 +1,10 @@
 //! Conversation data: from files to token ids with a loss mask.
 //!
-//! A row walks through five steps. [`rows`] reads JSON lines or Parquet and numbers what it reads. [`message`]
-//! understands the forms in which a row can hold a conversation. [`supervision`] writes it through the chat
+//! A row walks through five steps. `rows` reads JSON lines or Parquet and numbers what it reads. `message`
+//! understands the forms in which a row can hold a conversation. `supervision` writes it through the chat
 //! template and finds the text that the target itself would have generated: the assistant's turns with their
-//! end-of-turn token, without the tokens of the generation prompt. [`sample`] cuts that text into tokens and
-//! turns the found text into a mask. [`read`] runs all this over many files in parallel, keeps their order, and
+//! end-of-turn token, without the tokens of the generation prompt. `sample` cuts that text into tokens and
+//! turns the found text into a mask. `read` runs all this over many files in parallel, keeps their order, and
 //! counts what it could not use in a [`ReadReport`]: nothing is dropped without a number.
 //!
 //! [`split_validation`] sets some samples aside, and [`read_evaluation_prompts`] reads the task files of an

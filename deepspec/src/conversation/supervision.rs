@@ -238,7 +238,10 @@ mod tests {
             supervised("qwen2_5", &json!({}), &turns),
             ["a<|im_end|>\n", "<|im_end|>\n"]
         );
-        let turns = [("user", "q"), ("assistant", "PLACEHOLDER OF THE ANSWER")];
+        let turns = [
+            ("user", "PLACEHOLDER OF THE ANSWER"),
+            ("assistant", "PLACEHOLDER OF THE ANSWER"),
+        ];
         let found = supervised("smollm2", &json!({}), &turns);
         assert_eq!(found, ["PLACEHOLDER OF THE ANSWER<|im_end|>\n"]);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use burn::module::{Module, ModuleMapper, Param, ParamId};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 
 use super::{CheckpointError, Weights};
@@ -39,6 +39,32 @@ pub fn load_module<M: Module>(
         });
     }
     Ok((module, loader.used))
+}
+
+/// Names and shapes of a module's parameters, without initialising any.
+pub fn parameter_shapes<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
+    let mut shapes = Shapes { path: Vec::new(), found: Vec::new() };
+    module.visit(&mut shapes);
+    shapes.found
+}
+
+struct Shapes {
+    path: Vec<String>,
+    found: Vec<(String, Vec<usize>)>,
+}
+
+impl ModuleVisitor for Shapes {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.found.push((self.path.join("."), param.lazy_shape().to_vec()));
+    }
 }
 
 /// Gives every parameter an id that follows from its name, so that the state of an optimiser, which is kept by id, finds

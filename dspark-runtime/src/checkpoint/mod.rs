@@ -8,12 +8,14 @@ mod atomic;
 mod error;
 mod json_fields;
 mod load;
+mod resolve;
 mod save;
 mod weights;
 
 pub use atomic::{AtomicDirectory, write_file};
 pub use error::CheckpointError;
 pub use json_fields::JsonFields;
-pub use load::{load_module, with_stable_ids};
+pub use load::{load_module, parameter_shapes, with_stable_ids};
+pub use resolve::resolve_model;
 pub use save::{WeightDtype, WeightsToSave};
 pub use weights::Weights;

@@ -2,85 +2,142 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// Rows of the matrix handled together, so that the vectors of `x` are loaded once for all of them.
-const ROW_BLOCK: usize = 4;
+/// Rows of the matrix handled together, and rows of `x` with them: 16 sums stay in registers while each vector that is
+/// loaded is used four times.
+const BLOCK: usize = 4;
 
-/// `out[i][o] = x[i] . w[o]` for `M` rows of `x` and a run of rows of `w`; `out` holds `M` rows of `w.len() / k`.
+/// Bytes of a cache line: a vector that crosses one costs two loads.
+const CACHE_LINE: usize = 64;
+
+/// `out[i][o] = x[i] . w[o]` for the rows of `x` and a run of rows of `w`, each of length `k`; `out` has as many rows as
+/// `x`, each as long as `w` has rows.
 ///
-/// Each product is summed in an order that depends on `k` alone.
+/// The matrix is read once, whatever the number of rows of `x`. Each product is summed in an order that depends on `k`
+/// alone.
 pub fn dot_rows(x: &[f32], w: &[f32], k: usize, out: &mut [&mut [f32]]) {
-    let mut first = 0;
-    while first < out.len() {
-        let count = (out.len() - first).min(4);
-        let x = &x[first * k..(first + count) * k];
-        let out = &mut out[first..first + count];
-        match count {
-            1 => Arch::new().dispatch(DotRows::<1> { x, w, k, out }),
-            2 => Arch::new().dispatch(DotRows::<2> { x, w, k, out }),
-            3 => Arch::new().dispatch(DotRows::<3> { x, w, k, out }),
-            _ => Arch::new().dispatch(DotRows::<4> { x, w, k, out }),
-        }
-        first += count;
+    // A copy of `x` whose rows start on cache lines; `w` lies where it lies.
+    let stride = k.next_multiple_of(CACHE_LINE / size_of::<f32>());
+    let mut buffer = vec![0.0; out.len() * stride + CACHE_LINE / size_of::<f32>()];
+    let offset = buffer.as_ptr().align_offset(CACHE_LINE);
+    let aligned = &mut buffer[offset..offset + out.len() * stride];
+    for (to, from) in aligned.chunks_mut(stride).zip(x.chunks(k)) {
+        to[..k].copy_from_slice(from);
     }
+    Arch::new().dispatch(DotRows { x: aligned, stride, w, k, out });
 }
 
-struct DotRows<'a, 'b, const M: usize> {
+struct DotRows<'a, 'b> {
     x: &'a [f32],
+    stride: usize,
     w: &'a [f32],
     k: usize,
     out: &'a mut [&'b mut [f32]],
 }
 
-impl<const M: usize> WithSimd for DotRows<'_, '_, M> {
+impl WithSimd for DotRows<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { x, w, k, out } = self;
-        let x: [&[f32]; M] = std::array::from_fn(|i| &x[i * k..(i + 1) * k]);
-        let rows = w.len() / k;
-        let mut row = 0;
-        while row + ROW_BLOCK <= rows {
-            let w: [&[f32]; ROW_BLOCK] = std::array::from_fn(|r| &w[(row + r) * k..(row + r + 1) * k]);
-            let sums = dot_block(simd, x, w);
-            for (i, out) in out.iter_mut().enumerate() {
-                out[row..row + ROW_BLOCK].copy_from_slice(&sums[i]);
-            }
-            row += ROW_BLOCK;
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let rows = self.w.len() / self.k;
+        let whole = rows - rows % BLOCK;
+        for row in (0..whole).step_by(BLOCK) {
+            self.row_block::<S, BLOCK>(simd, row);
         }
-        while row < rows {
-            let sums = dot_block(simd, x, [&w[row * k..(row + 1) * k]]);
-            for (i, out) in out.iter_mut().enumerate() {
-                out[row] = sums[i][0];
+        for row in whole..rows {
+            self.row_block::<S, 1>(simd, row);
+        }
+    }
+}
+
+impl DotRows<'_, '_> {
+    #[inline(always)]
+    fn row_block<S: Simd, const R: usize>(&mut self, simd: S, row: usize) {
+        let mut first = 0;
+        while first < self.out.len() {
+            match self.out.len() - first {
+                1 => self.block::<S, 1, R>(simd, first, row),
+                2 => self.block::<S, 2, R>(simd, first, row),
+                3 => self.block::<S, 3, R>(simd, first, row),
+                _ => self.block::<S, BLOCK, R>(simd, first, row),
             }
-            row += 1;
+            first += BLOCK;
+        }
+    }
+
+    #[inline(always)]
+    fn block<S: Simd, const M: usize, const R: usize>(&mut self, simd: S, first: usize, row: usize) {
+        let (k, stride) = (self.k, self.stride);
+        let mut x: [&[f32]; M] = [&[]; M];
+        for (i, x) in x.iter_mut().enumerate() {
+            *x = &self.x[(first + i) * stride..][..k];
+        }
+        let mut w: [&[f32]; R] = [&[]; R];
+        for (r, w) in w.iter_mut().enumerate() {
+            *w = &self.w[(row + r) * k..][..k];
+        }
+        let sums = dot_block(simd, x, w);
+        for (i, sums) in sums.iter().enumerate() {
+            self.out[first + i][row..row + R].copy_from_slice(sums);
         }
     }
 }
 
 #[inline(always)]
 fn dot_block<S: Simd, const M: usize, const R: usize>(simd: S, x: [&[f32]; M], w: [&[f32]; R]) -> [[f32; R]; M] {
-    let x = x.map(|x| S::as_simd_f32s(x));
-    let w = w.map(|w| S::as_simd_f32s(w));
-    let steps = w[0].0.len();
-    let x_body = x.map(|(body, _)| &body[..steps]);
-    let w_body = w.map(|(body, _)| &body[..steps]);
+    let mut x_body: [&[S::f32s]; M] = [&[]; M];
+    let mut w_body: [&[S::f32s]; R] = [&[]; R];
+    let mut x_tail: [&[f32]; M] = [&[]; M];
+    let mut w_tail: [&[f32]; R] = [&[]; R];
+    for i in 0..M {
+        (x_body[i], x_tail[i]) = S::as_simd_f32s(x[i]);
+    }
+    for r in 0..R {
+        (w_body[r], w_tail[r]) = S::as_simd_f32s(w[r]);
+    }
+    let steps = w_body[0].len();
+    assert!(x_body.iter().all(|body| body.len() == steps) && w_body.iter().all(|body| body.len() == steps));
     let mut sums = [[simd.splat_f32s(0.0); R]; M];
     for step in 0..steps {
-        let w_now: [S::f32s; R] = std::array::from_fn(|r| w_body[r][step]);
-        for (sums, x) in sums.iter_mut().zip(x_body) {
-            let x_now = x[step];
-            for (sum, w_now) in sums.iter_mut().zip(w_now) {
-                *sum = simd.mul_add_f32s(x_now, w_now, *sum);
+        let mut w_now = [simd.splat_f32s(0.0); R];
+        for r in 0..R {
+            // SAFETY: every body has `steps` vectors, as asserted above. Checked indexing here halves the speed.
+            w_now[r] = unsafe { *w_body[r].get_unchecked(step) };
+            // The rows after these are wanted next; the hardware's own prefetching stops at the end of a row.
+            prefetch(w_body[r].as_ptr().wrapping_add(step + R * steps));
+        }
+        for i in 0..M {
+            // SAFETY: as above.
+            let x_now = unsafe { *x_body[i].get_unchecked(step) };
+            for r in 0..R {
+                sums[i][r] = simd.mul_add_f32s(x_now, w_now[r], sums[i][r]);
             }
         }
     }
-    std::array::from_fn(|i| {
-        std::array::from_fn(|r| {
-            let tail: f32 = x[i].1.iter().zip(w[r].1).map(|(x, w)| x * w).sum();
-            simd.reduce_sum_f32s(sums[i][r]) + tail
-        })
-    })
+    let mut out = [[0.0; R]; M];
+    for i in 0..M {
+        for r in 0..R {
+            let mut sum = simd.reduce_sum_f32s(sums[i][r]);
+            for (x, w) in x_tail[i].iter().zip(w_tail[r]) {
+                sum += x * w;
+            }
+            out[i][r] = sum;
+        }
+    }
+    out
+}
+
+/// Asks for the cache line of an address, which may be anywhere.
+#[inline(always)]
+fn prefetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// `out += factor * x`

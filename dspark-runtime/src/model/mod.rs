@@ -22,4 +22,4 @@ pub use draft_config::{DraftConfig, DraftShape, check_layer_ids};
 pub use heads::{ConfidenceHead, MarkovHead};
 pub use layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 pub use rope::Rotary;
-pub use target::{LayerId, Target, TargetOutput, TargetParameters, TargetSegment};
+pub use target::{LayerId, Target, TargetOutput, TargetParameters, TargetSegment, target_shapes};

@@ -13,7 +13,8 @@ use super::config::TargetConfig;
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotary;
 use crate::checkpoint::{
-    CheckpointError, WeightDtype, Weights, WeightsToSave, load_module, with_stable_ids, write_file,
+    CheckpointError, WeightDtype, Weights, WeightsToSave, load_module, parameter_shapes, with_stable_ids,
+    write_file,
 };
 use crate::kernels;
 
@@ -240,6 +241,11 @@ impl Target {
         let count = values.len();
         Tensor::from_data(TensorData::new(values, [count]), &self.device)
     }
+}
+
+/// Names and shapes of the tensors that a target's files must hold.
+pub fn target_shapes(config: &TargetConfig) -> Vec<(String, Vec<usize>)> {
+    parameter_shapes(&TargetParameters::new(config, &Device::flex()))
 }
 
 impl TargetParameters {

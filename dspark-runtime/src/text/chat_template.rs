@@ -9,7 +9,7 @@ use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment};
 use serde_json::Map;
 
-use super::{TextError, python};
+use super::{TextError, python, tojson};
 
 /// The name under which the one template of an environment is stored.
 const TEMPLATE: &str = "chat_template";
@@ -45,7 +45,7 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_unknown_method_callback(python::call_method);
         environment.set_formatter(python::print);
-        environment.add_filter("tojson", python::tojson);
+        environment.add_filter("tojson", tojson::tojson);
         environment.add_test("sequence", python::is_sequence);
         environment.add_function("raise_exception", python::raise_exception);
         environment.add_function("strftime_now", python::strftime_now);

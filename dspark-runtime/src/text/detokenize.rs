@@ -78,9 +78,9 @@ impl Detokenizer {
         Some(piece)
     }
 
-    /// Forgets all but the tokens of the last piece. Should these alone decode to nothing (a lone space at
-    /// the beginning of a text may), a decoder would treat the next token as the first of a text: then the
-    /// window stays as it is.
+    /// Forgets all but the tokens of the last piece. Should these alone decode to nothing (vocabularies may have
+    /// an empty token), a decoder would treat the next token as the first of a text: then the window stays as
+    /// it is.
     fn shorten_window(&mut self) -> Result<(), TextError> {
         let recent = &self.window[self.window.len() - self.waiting..];
         let text = self.tokenizer.decode(recent, self.skip_special_tokens)?;
@@ -146,6 +146,14 @@ mod tests {
             .into_iter()
             .flatten()
             .collect();
+        assert_eq!(text, ["th", " th"]);
+    }
+
+    #[test]
+    fn an_empty_token_does_not_make_the_next_one_first() {
+        let tokenizer = testing::load(&testing::sentence_piece());
+        let ids = ["th", "", "▁th"].map(|token| tokenizer.token_id(token).unwrap());
+        let text: Vec<String> = pieces(&tokenizer, &ids, true).into_iter().flatten().collect();
         assert_eq!(text, ["th", " th"]);
     }
 

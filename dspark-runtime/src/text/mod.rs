@@ -13,6 +13,7 @@ mod error;
 mod python;
 #[cfg(test)]
 mod testing;
+mod tojson;
 mod tokenizer;
 mod tokenizer_config;
 

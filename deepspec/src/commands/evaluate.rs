@@ -1,0 +1,132 @@
+//! `deepspec evaluate`
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use dspark_runtime::checkpoint::write_file;
+use dspark_runtime::device::DeviceChoice;
+use dspark_runtime::model::Draft;
+use serde_json::{Map, Value};
+
+use super::setup::load_target;
+use crate::cards::{Card, dataset_folders};
+use crate::evaluation::{EvaluationOptions, Models, Task, evaluate, print_table};
+use crate::recipe::Turns;
+
+/// Arguments of `deepspec evaluate`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The target: a folder in Hugging Face layout
+    #[arg(long)]
+    target: String,
+    /// The draft: a checkpoint folder
+    #[arg(long)]
+    draft: PathBuf,
+    /// A task: a JSONL file with `turns` per line, or the name of a dataset card; may be given several times
+    #[arg(long = "task", required = true, num_args = 1..)]
+    tasks: Vec<String>,
+    /// Sampling temperature; 0 is greedy
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f64,
+    /// Token limit of an answer
+    #[arg(long, default_value_t = 2048)]
+    max_new_tokens: usize,
+    /// Prompts per task, from the start of its file (default: all)
+    #[arg(long)]
+    samples: Option<usize>,
+    /// Seed of sampling
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Which turns of a conversation are answered; published figures are of the first
+    #[arg(long, value_enum, default_value = "all")]
+    turns: TurnsArgument,
+    /// Verify no slot whose confidence is below this
+    #[arg(long, default_value_t = 0.0)]
+    confidence_threshold: f64,
+    /// A variable of the chat template, `enable_thinking=false`; may be given several times
+    #[arg(long = "template-argument", value_name = "NAME=VALUE")]
+    template_arguments: Vec<String>,
+    /// Leave out the run without the draft
+    #[arg(long)]
+    no_plain: bool,
+    /// Write the report as JSON to this file (`-`: standard output, instead of the table)
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Write one JSON line per round to this file
+    #[arg(long)]
+    trace: Option<PathBuf>,
+    /// cpu, cuda or cuda:INDEX
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum TurnsArgument {
+    All,
+    First,
+}
+
+/// Evaluates and prints the table.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    if !arguments.temperature.is_finite() || arguments.temperature < 0.0 {
+        bail!("--temperature: expected a number >= 0, found {}", arguments.temperature);
+    }
+    let tasks: Vec<Task> = arguments.tasks.iter().map(|name| find_task(name)).collect::<Result<_>>()?;
+    let device = arguments.device.open()?;
+    let (_, target, tokenizer) = load_target(&arguments.target, &device)?;
+    let draft = Draft::load(&arguments.draft, &target)?;
+    let options = EvaluationOptions {
+        temperature: arguments.temperature,
+        max_new_tokens: arguments.max_new_tokens,
+        samples: arguments.samples,
+        seed: arguments.seed,
+        turns: match arguments.turns {
+            TurnsArgument::All => Turns::All,
+            TurnsArgument::First => Turns::First,
+        },
+        confidence_threshold: arguments.confidence_threshold,
+        template_arguments: template_arguments(&arguments.template_arguments)?,
+        measure_plain: !arguments.no_plain,
+    };
+    let models = Models { target: &target, draft: &draft, tokenizer: &tokenizer };
+    let names = (arguments.target.as_str(), &*arguments.draft.to_string_lossy());
+    let report = evaluate(models, names, &tasks, &options, arguments.trace.as_deref())?;
+    let json = serde_json::to_string_pretty(&report)? + "\n";
+    match &arguments.json {
+        Some(path) if path.as_os_str() == "-" => print!("{json}"),
+        other => {
+            if let Some(path) = other {
+                write_file(path, json.as_bytes())?;
+            }
+            print_table(&report, &mut std::io::stdout())?;
+        }
+    }
+    Ok(())
+}
+
+fn find_task(name: &str) -> Result<Task> {
+    let path = PathBuf::from(name);
+    if path.is_file() {
+        let stem = path.file_stem().map_or(name.to_owned(), |stem| stem.to_string_lossy().into_owned());
+        return Ok(Task { name: stem, path });
+    }
+    if name.contains(['/', '.']) {
+        bail!("--task {name}: no such file");
+    }
+    let path = Card::named(name)?.resolve(&dataset_folders())?;
+    Ok(Task { name: name.to_owned(), path })
+}
+
+fn template_arguments(pairs: &[String]) -> Result<Map<String, Value>> {
+    pairs
+        .iter()
+        .map(|pair| {
+            let (name, value) = pair
+                .split_once('=')
+                .with_context(|| format!("--template-argument {pair}: expected NAME=VALUE"))?;
+            let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+            Ok((name.to_owned(), value))
+        })
+        .collect()
+}

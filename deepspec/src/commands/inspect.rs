@@ -1,0 +1,172 @@
+//! `deepspec inspect`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use burn::tensor::Device;
+use clap::Args;
+use dspark_runtime::checkpoint::{CheckpointError, Weights, parameter_shapes};
+use dspark_runtime::model::{DraftConfig, DraftParameters, TargetConfig};
+use serde::Serialize;
+
+/// Tables that a draft may leave to its target.
+const SHARED: [&str; 2] = ["embed_tokens.weight", "lm_head.weight"];
+
+/// Arguments of `deepspec inspect`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// A checkpoint folder: a draft or a target
+    folder: PathBuf,
+    /// Check a draft against this target's folder too
+    #[arg(long)]
+    target: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a checkpoint is, and what is wrong with it.
+#[derive(Debug, Default, Serialize)]
+struct Findings {
+    /// Facts in the order of printing.
+    facts: Vec<(&'static str, String)>,
+    /// What is wrong, each a sentence.
+    problems: Vec<String>,
+}
+
+/// Prints the findings; an error when anything is wrong.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let findings = inspect(&arguments.folder, arguments.target.as_deref());
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&findings)?);
+    } else {
+        for (name, value) in &findings.facts {
+            println!("{name:<24} {value}");
+        }
+        for problem in &findings.problems {
+            println!("WRONG: {problem}");
+        }
+        if findings.problems.is_empty() {
+            println!("nothing wrong was found");
+        }
+    }
+    match findings.problems.len() {
+        0 => Ok(()),
+        count => bail!("{}: {count} problem(s)", arguments.folder.display()),
+    }
+}
+
+fn inspect(folder: &Path, target: Option<&Path>) -> Findings {
+    let mut findings = Findings::default();
+    match DraftConfig::read(folder) {
+        Ok(config) => findings.draft(folder, &config, target),
+        // A folder that is no draft may be a target.
+        Err(not_a_draft) => match TargetConfig::read(folder) {
+            Ok(config) if !looks_like_draft(&config) => findings.target(folder, &config),
+            _ => findings.problems.push(not_a_draft.to_string()),
+        },
+    }
+    findings
+}
+
+fn looks_like_draft(config: &TargetConfig) -> bool {
+    config.fields.get("block_size").or(config.fields.get("target_layer_ids")).is_some()
+}
+
+impl Findings {
+    fn fact(&mut self, name: &'static str, value: impl ToString) {
+        self.facts.push((name, value.to_string()));
+    }
+
+    fn problem(&mut self, error: &CheckpointError) {
+        self.problems.push(error.to_string());
+    }
+
+    fn draft(&mut self, folder: &Path, config: &DraftConfig, target: Option<&Path>) {
+        let ids: Vec<String> = config.target_layer_ids.iter().map(ToString::to_string).collect();
+        let heads = match (config.markov_rank, config.enable_confidence_head) {
+            (0, false) => "none (a DFlash draft)".to_owned(),
+            (rank, confidence) => {
+                let markov = if rank > 0 { format!("vanilla Markov head of rank {rank}") } else { "no Markov head".into() };
+                let confidence = if confidence { "confidence head" } else { "no confidence head" };
+                format!("{markov}, {confidence}")
+            }
+        };
+        self.fact("algorithm", if config.markov_rank > 0 { "DSpark" } else { "DFlash" });
+        self.fact("heads", heads);
+        self.fact("block size", config.block_size);
+        self.fact("draft layers", config.num_hidden_layers);
+        self.fact("hidden size", config.layer.hidden_size);
+        self.fact("vocabulary", config.vocab_size);
+        self.fact("mask token", config.mask_token_id);
+        self.fact("fits a target with", format!("{} layers, of which it reads [{}]", config.num_target_layers, ids.join(", ")));
+        let expected = parameter_shapes(&DraftParameters::new(config, &Device::flex()));
+        let count: usize = expected.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        self.fact("trained parameters", count);
+        self.weights(folder, expected, &SHARED.map(|name| (name, [config.vocab_size, config.layer.hidden_size])));
+        if let Some(target) = target {
+            match TargetConfig::read(target) {
+                Ok(target) => {
+                    if let Err(error) = config.check_target(folder, &target) {
+                        self.problem(&error);
+                    }
+                }
+                Err(error) => self.problem(&error),
+            }
+        }
+    }
+
+    fn target(&mut self, folder: &Path, config: &TargetConfig) {
+        self.fact("algorithm", "none: a target model");
+        self.fact("family", config.family);
+        self.fact("layers", config.num_hidden_layers);
+        self.fact("hidden size", config.layer.hidden_size);
+        self.fact("vocabulary", config.vocab_size);
+        self.fact("context", config.max_position_embeddings);
+        self.fact("head", if config.tie_word_embeddings { "the embedding" } else { "its own" });
+        let expected = dspark_runtime::model::target_shapes(config);
+        let count: usize = expected.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        self.fact("parameters", count);
+        self.weights(folder, expected, &[]);
+    }
+
+    /// Compares names, shapes and values with what the configuration asks for.
+    fn weights(&mut self, folder: &Path, expected: Vec<(String, Vec<usize>)>, optional: &[(&str, [usize; 2])]) {
+        let weights = match Weights::open(folder) {
+            Ok(weights) => weights,
+            Err(error) => return self.problem(&error),
+        };
+        let present: Vec<&str> = optional.iter().map(|(name, _)| *name).filter(|name| weights.shape(name).is_some()).collect();
+        if !optional.is_empty() {
+            self.fact("embedding and head", if present.is_empty() { "left to the target" } else { "in the file" });
+            if present.len() == 1 {
+                self.problems.push(format!("{} holds `{}` but not the other table: both or neither", folder.display(), present[0]));
+            }
+        }
+        let mut dtypes: Vec<String> = Vec::new();
+        let optional_shapes = optional.iter().filter(|(name, _)| present.contains(name));
+        let expected: Vec<(String, Vec<usize>)> = expected
+            .into_iter()
+            .chain(optional_shapes.map(|(name, shape)| ((*name).to_owned(), shape.to_vec())))
+            .collect();
+        for (name, shape) in &expected {
+            match weights.values(name, shape) {
+                Ok(values) => {
+                    if values.iter().any(|value| !value.is_finite()) {
+                        self.problems.push(format!("tensor `{name}` holds values that are not finite"));
+                    }
+                    let dtype = weights.dtype(name).map(|dtype| format!("{dtype:?}")).unwrap_or_default();
+                    if !dtypes.contains(&dtype) {
+                        dtypes.push(dtype);
+                    }
+                }
+                Err(error) => self.problem(&error),
+            }
+        }
+        self.fact("number type", dtypes.join(", "));
+        let known = |name: &str| expected.iter().any(|(expected, _)| expected == name);
+        for name in weights.names().filter(|name| !known(name)) {
+            self.problems.push(format!("tensor `{name}` has no place in the model that config.json describes"));
+        }
+    }
+}

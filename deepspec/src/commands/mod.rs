@@ -1,0 +1,80 @@
+//! The command line, one thin file per verb.
+
+mod evaluate;
+mod export;
+mod inspect;
+mod quickstart;
+mod run;
+mod setup;
+mod stages;
+mod train;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use dspark_runtime::checkpoint::CheckpointError;
+
+use crate::evaluation::EvaluateError;
+use crate::trainer::TrainError;
+
+/// Trains, measures and exports DSpark drafts from recipe files.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Everything a recipe asks for, in order: data, train, evaluate, export; what is done already is skipped
+    Run(run::Arguments),
+    /// Train a draft
+    Train(train::Arguments),
+    /// Measure a draft's accepted length and speed
+    Evaluate(evaluate::Arguments),
+    /// Write a draft for other programs
+    Export(export::Arguments),
+    /// Say what a checkpoint is, and what is wrong with it
+    Inspect(inspect::Arguments),
+    /// Write the quickstart's conversations
+    QuickstartData(quickstart::DataArguments),
+    /// Train the quickstart's tiny target from nothing
+    QuickstartTarget(quickstart::TargetArguments),
+    /// Measure the quickstart's tiny target: sums right, code that parses, sentences
+    QuickstartCheck(quickstart::CheckArguments),
+}
+
+impl Cli {
+    /// Runs the verb.
+    ///
+    /// # Errors
+    /// Whatever went wrong, with the chain of causes.
+    pub fn run(self) -> Result<()> {
+        match self.verb {
+            Verb::Run(arguments) => run::run(&arguments),
+            Verb::Train(arguments) => train::run(&arguments),
+            Verb::Evaluate(arguments) => evaluate::run(&arguments),
+            Verb::Export(arguments) => export::run(&arguments),
+            Verb::Inspect(arguments) => inspect::run(&arguments),
+            Verb::QuickstartData(arguments) => quickstart::write_data(&arguments),
+            Verb::QuickstartTarget(arguments) => quickstart::train_target(&arguments),
+            Verb::QuickstartCheck(arguments) => quickstart::check_target(&arguments),
+        }
+    }
+}
+
+/// 1 when the work failed, 2 when the input was wrong.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let failed = error.chain().any(|cause| {
+        let training = cause.downcast_ref::<TrainError>().is_some_and(|error| {
+            matches!(error, TrainError::NotFinite { .. } | TrainError::Interrupted { .. } | TrainError::Log(_))
+        });
+        let device = cause.downcast_ref::<CheckpointError>().is_some_and(|error| match error {
+            CheckpointError::Io { source, .. } => source.kind() != std::io::ErrorKind::NotFound,
+            _ => false,
+        });
+        let trace = matches!(cause.downcast_ref::<EvaluateError>(), Some(EvaluateError::Trace { .. }));
+        training || device || trace
+    });
+    if failed { 1 } else { 2 }
+}

@@ -1,0 +1,160 @@
+//! `deepspec run`
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use dspark_runtime::checkpoint::{CheckpointError, WeightDtype, write_file};
+use dspark_runtime::device::DeviceChoice;
+use dspark_runtime::model::Draft;
+use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, SeededUniforms};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::setup::{Prepared, hash_file};
+use super::stages::{Stages, digest, hex};
+use super::train::train_prepared;
+use crate::conversation::read_evaluation_prompts;
+use crate::evaluation::{EvaluationOptions, EvaluationReport, Models, Task, evaluate, print_table};
+
+/// Longest sample answer shown at the end, tokens.
+const SAMPLE_TOKENS: usize = 160;
+
+/// Arguments of `deepspec run`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The recipe file
+    recipe: PathBuf,
+    /// Override a field of the recipe, `train.lr=3e-4`; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Delete what an earlier run of this recipe left, and start anew
+    #[arg(long)]
+    restart: bool,
+    /// cpu, cuda or cuda:INDEX
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
+}
+
+/// How many samples the recipe's data makes.
+#[derive(Debug, Serialize, Deserialize)]
+struct DataResult {
+    training: usize,
+    validation: usize,
+}
+
+/// Data, train, evaluate, export, report.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let prepared = Prepared::load(&arguments.recipe, &arguments.set, arguments.device)?;
+    let folder = prepared.recipe.output_dir();
+    if arguments.restart {
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(CheckpointError::io(&folder)(error).into());
+            }
+            _ => {}
+        }
+    }
+    // Unusable tasks are found before hours of training, not after.
+    let tasks = prepared.tasks()?;
+    for task in &tasks {
+        read_evaluation_prompts(&task.path)?;
+    }
+    let stages = Stages::of_run(&folder);
+    let training_digest = prepared.training_digest()?;
+    stages.run("data", &training_digest, || {
+        let (training, validation) = prepared.samples()?;
+        Ok((DataResult { training: training.len(), validation: validation.len() }, Vec::new()))
+    })?;
+    let training: Value = stages.run("train", &training_digest, || {
+        let report = train_prepared(&prepared, true)?;
+        Ok((serde_json::to_value(&report)?, vec![report.checkpoint]))
+    })?;
+    let checkpoint = training["checkpoint"].as_str().context("the training stage recorded no checkpoint")?;
+    let draft = Draft::load(Path::new(checkpoint), &prepared.target)?;
+
+    let settings = serde_json::to_string(&prepared.recipe.evaluate)?;
+    let inputs = digest(&[&training_digest, checkpoint, &settings, &task_digest(&tasks)?]);
+    let evaluation: EvaluationReport = stages.run("evaluate", &inputs, || {
+        Ok((evaluate_recipe(&prepared, &draft, checkpoint, &tasks)?, Vec::new()))
+    })?;
+    let exported = folder.join("draft");
+    let without = prepared.recipe.output.without_embeddings;
+    let inputs = digest(&[&training_digest, checkpoint, if without { "without" } else { "with" }]);
+    stages.run("export", &inputs, || {
+        draft.save(&exported, WeightDtype::Bf16, !without)?;
+        Ok((Value::Null, vec![exported.clone()]))
+    })?;
+    let report = json!({"evaluation": evaluation, "training": training});
+    let report_path = folder.join("report.json");
+    write_file(&report_path, (serde_json::to_string_pretty(&report)? + "\n").as_bytes())?;
+
+    println!();
+    print_table(&evaluation, &mut std::io::stdout())?;
+    show_sample(&prepared, &draft, &tasks)?;
+    println!("report:     {}", report_path.display());
+    println!("checkpoint: {}", exported.display());
+    Ok(())
+}
+
+fn task_digest(tasks: &[Task]) -> Result<String> {
+    let mut hash = Sha256::new();
+    for task in tasks {
+        hash.update(task.name.as_bytes());
+        hash_file(&mut hash, &task.path)?;
+    }
+    Ok(hex(hash))
+}
+
+fn evaluate_recipe(
+    prepared: &Prepared,
+    draft: &Draft,
+    checkpoint: &str,
+    tasks: &[Task],
+) -> Result<EvaluationReport> {
+    let settings = &prepared.recipe.evaluate;
+    let options = EvaluationOptions {
+        temperature: settings.temperature,
+        max_new_tokens: settings.max_new_tokens,
+        samples: settings.samples,
+        seed: settings.seed,
+        turns: settings.turns,
+        confidence_threshold: settings.confidence_threshold,
+        template_arguments: prepared.recipe.data.template_arguments.clone(),
+        measure_plain: true,
+    };
+    let models = Models { target: &prepared.target, draft, tokenizer: &prepared.tokenizer };
+    Ok(evaluate(models, (&prepared.recipe.target, checkpoint), tasks, &options, None)?)
+}
+
+/// Answers the first prompt of the first task with the draft and without, at temperature 0.
+fn show_sample(prepared: &Prepared, draft: &Draft, tasks: &[Task]) -> Result<()> {
+    let Some(task) = tasks.first() else { return Ok(()) };
+    let prompts = read_evaluation_prompts(&task.path)?;
+    let (Some(prompt), Some(template)) = (prompts.first(), prepared.tokenizer.chat_template()) else { return Ok(()) };
+    let Some(turn) = prompt.turns.first() else { return Ok(()) };
+    let messages = [json!({"role": "user", "content": turn})];
+    let text = template.render(&messages, &prepared.recipe.data.template_arguments, true)?;
+    let ids = prepared.tokenizer.encode(&text, false)?;
+    let options = GenerationOptions {
+        temperature: 0.0,
+        max_new_tokens: SAMPLE_TOKENS,
+        stop_token_ids: prepared.tokenizer.stop_token_ids().to_vec(),
+        confidence_threshold: 0.0,
+    };
+    let answer = |draft: Option<&Draft>| -> Generation {
+        Decoder::new(&prepared.target, draft).generate(&ids, &options, &mut SeededUniforms::new(0, 0))
+    };
+    let (with_draft, alone) = (answer(Some(draft)), answer(None));
+    println!("\nprompt:  {turn}");
+    println!("answer:  {}", prepared.tokenizer.decode(&alone.ids, true)?.trim().replace('\n', "\n         "));
+    let passes = with_draft.rounds.len() + 1;
+    println!(
+        "with the draft: {} in {passes} passes of the target instead of {}\n",
+        if with_draft.ids == alone.ids { "the same tokens" } else { "OTHER TOKENS (this is a bug)" },
+        alone.ids.len()
+    );
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! What several verbs start with: models, samples, digests.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::Device;
+use dspark_runtime::device::DeviceChoice;
+use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, Target};
+use dspark_runtime::text::Tokenizer;
+use sha2::{Digest, Sha256};
+
+use super::stages::hex;
+use crate::cards::{Card, dataset_folders};
+use crate::conversation::{Format, ReadOptions, Sample, read_samples, split_validation};
+use crate::evaluation::Task;
+use crate::objective::LossWeights;
+use crate::recipe::{DataFormat, Recipe, Schedule};
+use crate::trainer::{AdamWSettings, LearningRate, TrainSettings};
+
+/// Bytes hashed at each end of a large file.
+const HASHED_ENDS: u64 = 1 << 20;
+
+/// A recipe with its target loaded.
+pub struct Prepared {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// The target's folder.
+    pub target_folder: PathBuf,
+    /// The target.
+    pub target: Target,
+    /// Its tokeniser.
+    pub tokenizer: Tokenizer,
+}
+
+impl Prepared {
+    /// Reads the recipe and loads its target.
+    ///
+    /// # Errors
+    /// When the recipe or the target is unusable.
+    pub fn load(recipe: &Path, overrides: &[String], device: DeviceChoice) -> Result<Self> {
+        let recipe = Recipe::load(recipe, overrides)?;
+        let device = device.open()?;
+        let (target_folder, target, tokenizer) = load_target(&recipe.target, &device)?;
+        Ok(Self { recipe, target_folder, target, tokenizer })
+    }
+
+    /// Training and validation samples, the reading reported on standard error.
+    ///
+    /// # Errors
+    /// When a file is unusable or nothing is left.
+    pub fn samples(&self) -> Result<(Vec<Sample>, Vec<Sample>)> {
+        let data = &self.recipe.data;
+        let options = ReadOptions {
+            format: match data.format {
+                DataFormat::Chat => Format::Chat,
+                DataFormat::Text => Format::Text,
+            },
+            max_length: data.max_length,
+            minimum_supervised_tokens: data.min_supervised_tokens,
+            template_arguments: data.template_arguments.clone(),
+            strict: data.strict,
+            vocabulary_size: self.target.config().vocab_size,
+        };
+        let (training, report) = read_samples(&data.train, &self.tokenizer, &options)?;
+        eprintln!("training data: {report}");
+        if let Some(fraction) = data.validation_fraction {
+            let split = split_validation(training, fraction)?;
+            return Ok((split.training, split.validation));
+        }
+        if data.validation.is_empty() {
+            return Ok((training, Vec::new()));
+        }
+        let (validation, report) = read_samples(&data.validation, &self.tokenizer, &options)?;
+        eprintln!("validation data: {report}");
+        Ok((training, validation))
+    }
+
+    /// A fresh draft as the recipe describes it.
+    ///
+    /// # Errors
+    /// When the recipe's layer ids or mask token do not fit the target.
+    pub fn fresh_draft(&self) -> Result<Draft> {
+        let model = &self.recipe.model;
+        let rows = self.target.config().vocab_size;
+        let mask_token_id = match model.mask_token_id.or_else(|| self.tokenizer.first_unused_row(rows)) {
+            Some(id) => id,
+            None => bail!(
+                "model.mask_token_id: every one of the target's {rows} embedding rows belongs to a token, so the recipe must \
+                 name a reserved special token that texts never contain; the tokenizer's special tokens are {}",
+                special_tokens(&self.tokenizer)
+            ),
+        };
+        let config = DraftConfig::for_target(
+            self.target.config(),
+            &DraftShape {
+                block_size: model.block_size,
+                num_draft_layers: model.num_draft_layers,
+                target_layer_ids: model.target_layer_ids.iter().map(|&id| LayerId(id as i64)).collect(),
+                mask_token_id,
+                num_anchors: model.num_anchors,
+                markov_rank: model.markov_rank,
+                enable_confidence_head: model.enable_confidence_head,
+                confidence_head_with_markov: model.confidence_head_with_markov,
+            },
+        )
+        .context("the recipe's [model] does not fit the target")?;
+        self.target.device().seed(self.recipe.train.seed);
+        let draft = Draft::new(config, &self.target);
+        Ok(if model.initialize_from_target { draft.initialized_from(&self.target) } else { draft })
+    }
+
+    /// The trainer's settings.
+    pub fn train_settings(&self, samples: usize) -> TrainSettings {
+        let (train, model) = (&self.recipe.train, &self.recipe.model);
+        let overshoot = train.schedule == Schedule::Reference;
+        TrainSettings {
+            learning_rate: LearningRate::new(train.lr, train.total_steps(samples), train.warmup_ratio, overshoot),
+            optimizer: AdamWSettings {
+                beta_1: train.adam_beta1,
+                beta_2: train.adam_beta2,
+                epsilon: train.adam_epsilon,
+                weight_decay: train.weight_decay,
+                max_grad_norm: train.max_grad_norm,
+            },
+            loss: LossWeights {
+                cross_entropy: model.ce_loss_alpha,
+                l1: model.l1_loss_alpha,
+                confidence: if model.enable_confidence_head { model.confidence_head_alpha } else { 0.0 },
+                decay: model.loss_decay(),
+            },
+            global_batch_size: train.global_batch_size,
+            micro_batch_size: train.micro_batch_size,
+            num_anchors: model.num_anchors,
+            block_size: model.block_size,
+            seed: train.seed,
+            checkpoint_every: train.checkpoint_every,
+            keep_last: train.keep_last,
+            validate_every: train.validate_every,
+            log_every: train.log_every,
+        }
+    }
+
+    /// Digest of everything that decides the course of a training: settings, data, target.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn training_digest(&self) -> Result<String> {
+        let recipe = &self.recipe;
+        let mut hash = Sha256::new();
+        let sections = serde_json::to_string(&(&recipe.model, &recipe.train, &recipe.data))?;
+        hash.update(sections.as_bytes());
+        for file in recipe.data.train.iter().chain(&recipe.data.validation) {
+            hash_file(&mut hash, file)?;
+        }
+        for name in ["config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"] {
+            let file = self.target_folder.join(name);
+            if file.is_file() {
+                hash_file(&mut hash, &file)?;
+            }
+        }
+        Ok(hex(hash))
+    }
+
+    /// The recipe's evaluation tasks with their files.
+    ///
+    /// # Errors
+    /// When a task has no file and its card finds none.
+    pub fn tasks(&self) -> Result<Vec<Task>> {
+        let of = |task: &crate::recipe::EvaluationTask| -> Result<Task> {
+            let path = match &task.path {
+                Some(path) => path.clone(),
+                None => Card::named(&task.name)?.resolve(&dataset_folders())?,
+            };
+            Ok(Task { name: task.name.clone(), path })
+        };
+        self.recipe.evaluate.tasks.iter().map(of).collect()
+    }
+}
+
+/// Loads a target and its tokeniser from a folder, or, with the `hub` feature, by its Hugging Face name.
+///
+/// # Errors
+/// When the folder or its files are unusable.
+pub fn load_target(name: &str, device: &Device) -> Result<(PathBuf, Target, Tokenizer)> {
+    let folder = dspark_runtime::checkpoint::resolve_model(name)?;
+    let target = Target::load(&folder, device)?;
+    let tokenizer = Tokenizer::from_directory(&folder)?;
+    Ok((folder, target, tokenizer))
+}
+
+fn special_tokens(tokenizer: &Tokenizer) -> String {
+    let tokens: Vec<String> = tokenizer.special_tokens().iter().map(|(id, token)| format!("{token} ({id})")).collect();
+    if tokens.is_empty() { "none".to_owned() } else { tokens.join(", ") }
+}
+
+/// Adds a file's length and contents; of a large file, its two ends (weights change everywhere or nowhere).
+pub fn hash_file(hash: &mut Sha256, path: &Path) -> Result<()> {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        let mut bytes = length.to_le_bytes().to_vec();
+        if length <= 64 * HASHED_ENDS {
+            file.read_to_end(&mut bytes)?;
+        } else {
+            file.by_ref().take(HASHED_ENDS).read_to_end(&mut bytes)?;
+            file.seek(SeekFrom::End(-(HASHED_ENDS as i64)))?;
+            file.read_to_end(&mut bytes)?;
+        }
+        Ok(bytes)
+    };
+    let bytes = read().with_context(|| path.display().to_string())?;
+    hash.update(&bytes);
+    Ok(())
+}

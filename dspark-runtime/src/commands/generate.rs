@@ -1,0 +1,158 @@
+//! `dspark generate`
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::resolve_model;
+use crate::device::DeviceChoice;
+use crate::model::{Draft, Target};
+use crate::speculate::{Decoder, Generation, GenerationOptions, SeededUniforms};
+use crate::text::Tokenizer;
+
+/// Arguments of `dspark generate`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The target: a folder in Hugging Face layout
+    #[arg(long)]
+    target: String,
+    /// A draft for it: a checkpoint folder; without one the target decodes alone
+    #[arg(long)]
+    draft: Option<PathBuf>,
+    /// The prompt (default: standard input)
+    #[arg(long)]
+    prompt: Option<String>,
+    /// A system message before it
+    #[arg(long)]
+    system: Option<String>,
+    /// Give the prompt to the model as it is, without the chat template
+    #[arg(long)]
+    raw: bool,
+    /// A variable of the chat template, `enable_thinking=false`; may be given several times
+    #[arg(long = "template-argument", value_name = "NAME=VALUE")]
+    template_arguments: Vec<String>,
+    /// Sampling temperature; 0 is greedy
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f64,
+    /// Token limit of the answer
+    #[arg(long, default_value_t = 256)]
+    max_new_tokens: usize,
+    /// Seed of sampling
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Verify no slot whose confidence is below this
+    #[arg(long, default_value_t = 0.0)]
+    confidence_threshold: f64,
+    /// Go on after the model's stop tokens
+    #[arg(long)]
+    ignore_stop: bool,
+    /// Print ids, text, rounds, accepted lengths and times as JSON
+    #[arg(long)]
+    json: bool,
+    /// cpu, cuda or cuda:INDEX
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
+}
+
+/// Answers and prints.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    if !arguments.temperature.is_finite() || arguments.temperature < 0.0 {
+        bail!("--temperature: expected a number >= 0, found {}", arguments.temperature);
+    }
+    let device = arguments.device.open()?;
+    let started = Instant::now();
+    let folder = resolve_model(&arguments.target)?;
+    let target = Target::load(&folder, &device)?;
+    let tokenizer = Tokenizer::from_directory(&folder)?;
+    let draft = arguments.draft.as_deref().map(|folder| Draft::load(folder, &target)).transpose()?;
+    let load = started.elapsed();
+
+    let ids = prompt_ids(arguments, &tokenizer)?;
+    let vocabulary = target.config().vocab_size;
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
+        bail!("the prompt holds token id {id}, beyond the target's vocabulary of {vocabulary}: tokenizer and weights do not match");
+    }
+    let context = target.config().max_position_embeddings;
+    if ids.is_empty() || ids.len() >= context {
+        bail!("the prompt has {} tokens; expected 1 to {} for a context of {context}", ids.len(), context - 1);
+    }
+    let stop = if arguments.ignore_stop { Vec::new() } else { tokenizer.stop_token_ids().to_vec() };
+    let options = GenerationOptions {
+        temperature: arguments.temperature,
+        max_new_tokens: arguments.max_new_tokens,
+        stop_token_ids: stop,
+        confidence_threshold: arguments.confidence_threshold,
+    };
+    let mut uniforms = SeededUniforms::new(arguments.seed, 0);
+    let generation = Decoder::new(&target, draft.as_ref()).generate(&ids, &options, &mut uniforms);
+    let text = tokenizer.decode(&generation.ids, true)?;
+    let speed = generation.ids.len().saturating_sub(1) as f64 / generation.decode.as_secs_f64().max(1e-9);
+    if arguments.json {
+        let report = report(&ids, &generation, &text, load.as_secs_f64(), speed);
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{}", text.trim_end());
+        let accepted = generation.accepted_length().map(|tau| format!(", accepted length {tau:.2}")).unwrap_or_default();
+        eprintln!("{} tokens, {speed:.1} tokens/s{accepted}", generation.ids.len());
+    }
+    Ok(())
+}
+
+fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let prompt = match &arguments.prompt {
+        Some(prompt) => prompt.clone(),
+        None => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).context("reading the prompt from standard input")?;
+            text
+        }
+    };
+    match tokenizer.chat_template() {
+        Some(template) if !arguments.raw => {
+            let mut messages = Vec::new();
+            if let Some(system) = &arguments.system {
+                messages.push(json!({"role": "system", "content": system}));
+            }
+            messages.push(json!({"role": "user", "content": prompt}));
+            let rendered = template.render(&messages, &template_arguments(&arguments.template_arguments)?, true)?;
+            Ok(tokenizer.encode(&rendered, false)?)
+        }
+        _ if arguments.system.is_some() => {
+            bail!("--system: the prompt goes to the model as it is (--raw, or no chat template), so there is no place for it")
+        }
+        _ => Ok(tokenizer.encode(&prompt, true)?),
+    }
+}
+
+fn template_arguments(pairs: &[String]) -> Result<Map<String, Value>> {
+    let pair = |pair: &String| {
+        let (name, value) =
+            pair.split_once('=').with_context(|| format!("--template-argument {pair}: expected NAME=VALUE"))?;
+        Ok((name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| Value::from(value))))
+    };
+    pairs.iter().map(pair).collect()
+}
+
+fn report(prompt: &[u32], generation: &Generation, text: &str, load: f64, speed: f64) -> Value {
+    let committed: Vec<usize> = generation.rounds.iter().map(|round| round.counted).collect();
+    let proposed: Vec<usize> = generation.rounds.iter().map(|round| round.proposed).collect();
+    json!({
+        "prompt_ids": prompt,
+        "ids": generation.ids,
+        "text": text,
+        "rounds": generation.rounds.len(),
+        "accepted_lengths": committed,
+        "proposed_lengths": proposed,
+        "accepted_length": generation.accepted_length(),
+        "tokens_per_second": speed,
+        "times": {
+            "load_seconds": load,
+            "prefill_seconds": generation.prefill.as_secs_f64(),
+            "decode_seconds": generation.decode.as_secs_f64(),
+        },
+    })
+}
