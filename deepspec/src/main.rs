@@ -6,7 +6,10 @@ use clap::Parser;
 use deepspec::commands::{Cli, exit_code};
 
 fn main() -> ExitCode {
-    match Cli::parse().run() {
+    let cli = Cli::parse();
+    // On a worker of the thread pool: parallel operations then start without handing over to another thread and sleeping
+    // until it answers, which costs more than a small matrix product.
+    match rayon::scope(|_| cli.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -15,6 +15,7 @@ pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), CheckpointError> {
     fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
     let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut temporary| {
         temporary.write_all(contents)?;
+        share(temporary.as_file())?;
         temporary.as_file().sync_all()?;
         temporary.persist(path).map_err(|error| error.error)?;
         sync_folder(folder)
@@ -97,9 +98,24 @@ impl Drop for AtomicDirectory {
 fn sync_tree(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        if path.is_dir() { sync_tree(&path)? } else { File::open(&path)?.sync_all()? }
+        if path.is_dir() {
+            sync_tree(&path)?;
+        } else {
+            let file = File::open(&path)?;
+            share(&file)?;
+            file.sync_all()?;
+        }
     }
     sync_folder(folder)
+}
+
+/// Lets others read: temporary files are made for their owner alone.
+fn share(file: &File) -> io::Result<()> {
+    #[cfg(unix)]
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    #[cfg(not(unix))]
+    let _ = file;
+    Ok(())
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {

@@ -6,6 +6,8 @@
 
 mod atomic;
 mod error;
+#[cfg(feature = "hub")]
+mod hub;
 mod json_fields;
 mod load;
 mod resolve;

@@ -1,0 +1,232 @@
+//! What bad input gets: exit code 2 (1 where the machine failed) and a message that names what is wrong.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn deepspec(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_deepspec")).current_dir(workspace()).args(arguments).output().unwrap()
+}
+
+#[track_caller]
+fn refused(output: &Output, code: i32, words: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    for word in words {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+}
+
+/// A copy of the quickstart's target that can be spoilt.
+fn target_copy(root: &Path) -> PathBuf {
+    let copy = root.join("target");
+    fs::create_dir(&copy).unwrap();
+    for entry in fs::read_dir(workspace().join("checkpoints/quickstart-target")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
+    }
+    copy
+}
+
+fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
+fn quoted(path: &Path) -> String {
+    format!("{:?}", path.display().to_string())
+}
+
+/// Trains the quickstart for a step with some settings changed.
+fn train(root: &Path, settings: &[String]) -> Output {
+    let output = format!("output.dir={}", quoted(&root.join("run")));
+    let mut arguments = vec!["train", "recipes/quickstart.toml", "--set", "train.steps=1", "--set", &output];
+    for set in settings {
+        arguments.extend(["--set", set]);
+    }
+    deepspec(&arguments)
+}
+
+#[test]
+fn spoilt_targets_are_named() {
+    let root = tempfile::tempdir().unwrap();
+    let target = target_copy(root.path());
+    let set = [format!("target={}", quoted(&target))];
+    let weights = target.join("model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+
+    fs::write(&weights, &whole[..whole.len() / 2]).unwrap();
+    refused(&train(root.path(), &set), 2, &["model.safetensors", "damaged"]);
+    fs::remove_file(&weights).unwrap();
+    refused(&train(root.path(), &set), 2, &["no weights found"]);
+    fs::write(&weights, &whole).unwrap();
+
+    let config = target.join("config.json");
+    let original = fs::read(&config).unwrap();
+    for (field, value, words) in [
+        ("intermediate_size", json!(449), ["mlp.gate_proj.weight", "[449, 192]"]),
+        ("num_hidden_layers", json!(6), ["model.layers.5", "missing"]),
+        ("num_hidden_layers", json!(4), ["model.layers.4", "no place"]),
+        ("architectures", json!(["BertModel"]), ["architectures", "BertModel"]),
+        ("hidden_act", json!("relu"), ["hidden_act", "relu"]),
+    ] {
+        edit(&config, |fields| fields[field] = value);
+        refused(&train(root.path(), &set), 2, &words);
+        fs::write(&config, &original).unwrap();
+    }
+    edit(&target.join("tokenizer_config.json"), |fields| {
+        fields.as_object_mut().unwrap().remove("chat_template");
+    });
+    refused(&train(root.path(), &set), 2, &["chat template"]);
+}
+
+#[test]
+fn recipes_that_do_not_fit_are_refused() {
+    let root = tempfile::tempdir().unwrap();
+    refused(&train(root.path(), &["model.target_layer_ids=[0, 4]".into()]), 2, &["target_layer_ids", "final layer 4"]);
+    refused(&train(root.path(), &["model.target_layer_ids=[2, 1]".into()]), 2, &["target_layer_ids", "increasing"]);
+    refused(&train(root.path(), &["train.lrr=1".into()]), 2, &["train.lrr", "train.lr"]);
+    refused(&train(root.path(), &["model.mask_token_id=99999".into()]), 2, &["mask_token_id", "1552"]);
+    refused(&train(root.path(), &["target=\"no/such/target\"".into()]), 2, &["no/such/target"]);
+    refused(&deepspec(&["train", "no-such-recipe.toml"]), 2, &["no-such-recipe.toml"]);
+}
+
+#[test]
+fn data_that_cannot_be_used_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("rows.jsonl");
+    let set = |strict: bool| {
+        [format!("data.train=[{}]", quoted(&data)), "data.validation=[]".into(), format!("data.strict={strict}")]
+    };
+    fs::write(&data, "").unwrap();
+    refused(&train(root.path(), &set(false)), 2, &["rows.jsonl"]);
+    fs::write(&data, "{\"conversations\": [}\n").unwrap();
+    refused(&train(root.path(), &set(false)), 2, &["rows.jsonl", "1"]);
+    refused(&train(root.path(), &set(true)), 2, &["rows.jsonl", "1"]);
+    // A token that the embedding has no row for.
+    let target = target_copy(root.path());
+    edit(&target.join("tokenizer.json"), |tokenizer| {
+        let tokens = tokenizer["added_tokens"].as_array_mut().unwrap();
+        let mut token = tokens[0].clone();
+        token["id"] = json!(1700);
+        token["content"] = json!("<|far|>");
+        tokens.push(token);
+        for id in 1536..1700 {
+            let mut filler = tokens[0].clone();
+            filler["id"] = json!(id);
+            filler["content"] = json!(format!("<|filler{id}|>"));
+            tokens.push(filler);
+        }
+    });
+    let row = json!({"conversations": [{"role": "user", "content": "Hello, what is this?"},
+        {"role": "assistant", "content": "<|far|> is a token that stands far beyond the last row of the embedding table."}]});
+    fs::write(&data, format!("{row}\n")).unwrap();
+    let mut settings = set(false).to_vec();
+    settings.extend([format!("target={}", quoted(&target)), "model.mask_token_id=1540".into()]);
+    refused(&train(root.path(), &settings), 2, &["1700", "vocabulary"]);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint() {
+    let root = tempfile::tempdir().unwrap();
+    let settings: Vec<String> = [
+        "train.steps=20",
+        "train.lr=1e30",
+        "train.warmup_ratio=0.0",
+        "train.max_grad_norm=1e30",
+        "train.checkpoint_every=1",
+        "train.validate_every=0",
+    ]
+    .map(String::from)
+    .to_vec();
+    let output = train(root.path(), &settings);
+    refused(&output, 1, &["step ", "training stopped", "step-0000000"]);
+    let kept = fs::read_dir(root.path().join("run/checkpoints")).unwrap().count();
+    assert!(kept >= 1, "the checkpoint before the bad step is kept");
+}
+
+#[test]
+fn a_draft_for_another_target_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let output = train(root.path(), &["train.validate_every=0".into()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let draft = root.path().join("run/checkpoints/step-00000001");
+    let evaluate = || {
+        deepspec(&[
+            "evaluate",
+            "--target",
+            "checkpoints/quickstart-target",
+            "--draft",
+            draft.to_str().unwrap(),
+            "--task",
+            "datasets/quickstart/sums.evaluate.jsonl",
+            "--samples",
+            "1",
+        ])
+    };
+    assert!(evaluate().status.success());
+    let inspect = || deepspec(&["inspect", draft.to_str().unwrap(), "--target", "checkpoints/quickstart-target"]);
+    let seen = inspect();
+    assert!(seen.status.success() && String::from_utf8_lossy(&seen.stdout).contains("nothing wrong"));
+
+    let config = draft.join("config.json");
+    let original = fs::read(&config).unwrap();
+    for (field, value, words) in [
+        ("hidden_size", json!(256), vec!["hidden_size", "256", "192"]),
+        ("vocab_size", json!(1600), vec!["vocab_size", "1600", "1552"]),
+        ("num_target_layers", json!(36), vec!["num_target_layers", "36", "5"]),
+        ("target_layer_ids", json!([0, 4]), vec!["target_layer_ids", "final layer"]),
+        ("block_size", json!(0), vec!["block_size"]),
+        ("block_size", json!(5000), vec!["block_size", "1024"]),
+        ("sample_from_anchor", json!(false), vec!["sample_from_anchor"]),
+        ("markov_head_type", json!("bilinear"), vec!["markov_head_type", "bilinear"]),
+        ("markov_rank", json!(32), vec!["markov_head", "32"]),
+    ] {
+        edit(&config, |fields| fields[field] = value);
+        refused(&evaluate(), 2, &words);
+        let seen = inspect();
+        let text = String::from_utf8_lossy(&seen.stdout).into_owned();
+        assert_eq!(seen.status.code(), Some(2), "{field}: {text}");
+        assert!(text.contains("WRONG"), "{field}: {text}");
+        fs::write(&config, &original).unwrap();
+    }
+}
+
+/// A small file system that is full after half a megabyte, where this user may mount one.
+struct TinyDisk(PathBuf);
+
+impl TinyDisk {
+    fn mount(path: &Path) -> Option<Self> {
+        fs::create_dir(path).unwrap();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=512k", "tmpfs"]).arg(path).output();
+        mounted.is_ok_and(|output| output.status.success()).then(|| Self(path.to_owned()))
+    }
+}
+
+impl Drop for TinyDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).output();
+    }
+}
+
+#[test]
+fn a_full_disk_is_reported_and_leaves_nothing_half_written() {
+    let root = tempfile::tempdir().unwrap();
+    let Some(disk) = TinyDisk::mount(&root.path().join("disk")) else {
+        println!("skipped: this user may not mount a file system");
+        return;
+    };
+    let run = disk.0.join("run");
+    let output = train(root.path(), &[format!("output.dir={}", quoted(&run)), "train.validate_every=0".into()]);
+    refused(&output, 1, &["No space left", "step-00000001"]);
+    let left: Vec<_> = fs::read_dir(run.join("checkpoints")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -1,0 +1,120 @@
+//! A training killed at any moment and resumed ends with the same weights, bit for bit.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const STEPS: u64 = 24;
+const KILLS: usize = 10;
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn train(output: &Path, data: &Path, resume: bool) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_deepspec"));
+    command.current_dir(workspace()).env("RAYON_NUM_THREADS", "2").args(["train", "recipes/quickstart.toml"]);
+    for set in [
+        format!("output.dir={:?}", output.display().to_string()),
+        format!("data.train=[{:?}]", data.display().to_string()),
+        "data.validation=[]".to_owned(),
+        "data.validation_fraction=0.1".to_owned(),
+        format!("train.steps={STEPS}"),
+        "train.checkpoint_every=3".to_owned(),
+        "train.validate_every=5".to_owned(),
+        "train.global_batch_size=4".to_owned(),
+        "train.micro_batch_size=2".to_owned(),
+        "model.num_anchors=6".to_owned(),
+    ] {
+        command.args(["--set", &set]);
+    }
+    if resume {
+        command.arg("--resume");
+    }
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits for the end, at most for a while; the exit code if it came.
+fn wait(child: &mut Child, patience: Option<Duration>) -> Option<i32> {
+    let mut errors = child.stderr.take().unwrap();
+    let (ended, end) = mpsc::channel();
+    thread::spawn(move || {
+        let mut text = String::new();
+        let _ = errors.read_to_string(&mut text);
+        let _ = ended.send(text);
+    });
+    let text = match patience {
+        None => end.recv().unwrap(),
+        Some(patience) => match end.recv_timeout(patience) {
+            Ok(text) => text,
+            Err(_) => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                return None;
+            }
+        },
+    };
+    let code = child.wait().unwrap().code();
+    assert_eq!(code, Some(0), "{text}");
+    code
+}
+
+fn last_checkpoint(output: &Path) -> PathBuf {
+    output.join(format!("checkpoints/step-{STEPS:08}"))
+}
+
+#[test]
+fn a_killed_training_ends_with_the_same_weights() {
+    let root = tempfile::tempdir().unwrap();
+    let rows = fs::read_to_string(workspace().join("datasets/quickstart/code.train.jsonl")).unwrap();
+    let data = root.path().join("rows.jsonl");
+    fs::write(&data, rows.lines().take(60).map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+
+    let whole = root.path().join("whole");
+    wait(&mut train(&whole, &data, false), None);
+    let mut dice = ChaCha8Rng::seed_from_u64(20261121);
+    let killed = root.path().join("killed");
+    let mut kills = 0;
+    while kills < KILLS {
+        let mut child = train(&killed, &data, true);
+        let patience = Duration::from_millis(dice.random_range(50..1500));
+        match wait(&mut child, Some(patience)) {
+            None => kills += 1,
+            // Finished before ten kills: what is left is killed in a run of its own.
+            Some(_) => {
+                compare(&whole, &killed);
+                fs::remove_dir_all(&killed).unwrap();
+            }
+        }
+    }
+    wait(&mut train(&killed, &data, true), None);
+    compare(&whole, &killed);
+}
+
+fn compare(whole: &Path, killed: &Path) {
+    for file in ["model.safetensors", "optimizer.bpk"] {
+        let read = |run: &Path| fs::read(last_checkpoint(run).join(file)).unwrap();
+        assert!(read(whole) == read(killed), "{file} differs after kills");
+    }
+    let steps = |run: &Path| -> Vec<u64> {
+        let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(steps(whole), steps(killed), "the log has one line per logged step");
+    let names = |run: &Path| {
+        let mut names: Vec<_> = fs::read_dir(run.join("checkpoints"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(whole), names(killed), "nothing half-written is left");
+}

@@ -1,0 +1,64 @@
+//! What the repository ships fits together.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use deepspec::conversation::read_evaluation_prompts;
+use deepspec::recipe::Recipe;
+use dspark_runtime::model::Target;
+use dspark_runtime::text::Tokenizer;
+use serde_json::Value;
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+#[test]
+fn evaluation_prompts_are_not_among_the_training_prompts() {
+    let folder = workspace().join("datasets/quickstart");
+    for domain in ["sums", "code", "chat"] {
+        let mut trained = HashSet::new();
+        for split in ["train", "validation"] {
+            let text = fs::read_to_string(folder.join(format!("{domain}.{split}.jsonl"))).unwrap();
+            for line in text.lines() {
+                let row: Value = serde_json::from_str(line).unwrap();
+                for message in row["conversations"].as_array().unwrap() {
+                    if message["role"] == "user" {
+                        trained.insert(message["content"].as_str().unwrap().to_owned());
+                    }
+                }
+            }
+        }
+        let prompts = read_evaluation_prompts(&folder.join(format!("{domain}.evaluate.jsonl"))).unwrap();
+        assert!(prompts.len() >= 40 && trained.len() > 500);
+        for turn in prompts.iter().flat_map(|prompt| &prompt.turns) {
+            assert!(!trained.contains(turn), "{domain}: trained on `{turn}`");
+        }
+    }
+}
+
+#[test]
+fn the_quickstart_target_has_a_row_for_the_mask_token() {
+    let folder = workspace().join("checkpoints/quickstart-target");
+    let target = Target::load(&folder, &Device::flex()).unwrap();
+    let tokenizer = Tokenizer::from_directory(&folder).unwrap();
+    assert_eq!(tokenizer.first_unused_row(target.config().vocab_size), Some(1536));
+    assert!((1_000_000..3_000_000).contains(&target.num_parameters()));
+    assert!(tokenizer.chat_template().is_some());
+}
+
+#[test]
+fn every_recipe_is_valid() {
+    let mut count = 0;
+    for entry in fs::read_dir(workspace().join("recipes")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            let text = fs::read_to_string(&path).unwrap();
+            Recipe::parse(&text, &path, &[]).unwrap_or_else(|error| panic!("{error}"));
+            count += 1;
+        }
+    }
+    assert!(count >= 2);
+}
