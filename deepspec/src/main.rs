@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use deepspec::commands::{Cli, exit_code};
+use dspark_runtime::commands::message;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -12,7 +13,7 @@ fn main() -> ExitCode {
     match rayon::scope(|_| cli.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", message(&error));
             ExitCode::from(exit_code(&error))
         }
     }

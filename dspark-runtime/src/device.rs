@@ -25,7 +25,9 @@ pub enum DeviceError {
     #[error("this binary has no CUDA support: build it with `cargo build --release --features cuda`")]
     NotBuilt,
     /// The index is beyond the GPUs found.
-    #[error("device `cuda:{index}` was asked for, but {found} CUDA devices were found (is the NVIDIA driver loaded?)")]
+    #[error(
+        "device `cuda:{index}` was asked for, but {found} CUDA devices were found (is the NVIDIA driver loaded?)"
+    )]
     NotFound {
         /// The index asked for.
         index: usize,
@@ -87,7 +89,9 @@ fn open_cuda(_index: usize) -> Result<Device, DeviceError> {
 
 /// The name of a device's backend, for messages: `flex` on the CPU.
 pub fn is_cpu(device: &Device) -> bool {
-    Device::enumerate(DeviceType::Flex).into_vec().contains(&device.clone().inner())
+    Device::enumerate(DeviceType::Flex)
+        .into_vec()
+        .contains(&device.clone().inner())
 }
 
 #[cfg(test)]
@@ -101,7 +105,10 @@ mod tests {
         }
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
         for name in ["gpu", "cuda:", "cuda:x", "cpu:0", ""] {
-            assert_eq!(name.parse::<DeviceChoice>(), Err(DeviceError::Unknown(name.to_owned())));
+            assert_eq!(
+                name.parse::<DeviceChoice>(),
+                Err(DeviceError::Unknown(name.to_owned()))
+            );
         }
     }
 }

@@ -70,9 +70,16 @@ enum TurnsArgument {
 /// Evaluates and prints the table.
 pub fn run(arguments: &Arguments) -> Result<()> {
     if !arguments.temperature.is_finite() || arguments.temperature < 0.0 {
-        bail!("--temperature: expected a number >= 0, found {}", arguments.temperature);
+        bail!(
+            "--temperature: expected a number >= 0, found {}",
+            arguments.temperature
+        );
     }
-    let tasks: Vec<Task> = arguments.tasks.iter().map(|name| find_task(name)).collect::<Result<_>>()?;
+    let tasks: Vec<Task> = arguments
+        .tasks
+        .iter()
+        .map(|name| find_task(name))
+        .collect::<Result<_>>()?;
     let device = arguments.device.open()?;
     let (_, target, tokenizer) = load_target(&arguments.target, &device)?;
     let draft = Draft::load(&arguments.draft, &target)?;
@@ -89,7 +96,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         template_arguments: template_arguments(&arguments.template_arguments)?,
         measure_plain: !arguments.no_plain,
     };
-    let models = Models { target: &target, draft: &draft, tokenizer: &tokenizer };
+    let models = Models {
+        target: &target,
+        draft: &draft,
+        tokenizer: &tokenizer,
+    };
     let names = (arguments.target.as_str(), &*arguments.draft.to_string_lossy());
     let report = evaluate(models, names, &tasks, &options, arguments.trace.as_deref())?;
     let json = serde_json::to_string_pretty(&report)? + "\n";
@@ -108,14 +119,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 fn find_task(name: &str) -> Result<Task> {
     let path = PathBuf::from(name);
     if path.is_file() {
-        let stem = path.file_stem().map_or(name.to_owned(), |stem| stem.to_string_lossy().into_owned());
+        let stem = path
+            .file_stem()
+            .map_or(name.to_owned(), |stem| stem.to_string_lossy().into_owned());
         return Ok(Task { name: stem, path });
     }
     if name.contains(['/', '.']) {
         bail!("--task {name}: no such file");
     }
     let path = Card::named(name)?.resolve(&dataset_folders())?;
-    Ok(Task { name: name.to_owned(), path })
+    Ok(Task {
+        name: name.to_owned(),
+        path,
+    })
 }
 
 fn template_arguments(pairs: &[String]) -> Result<Map<String, Value>> {

@@ -39,7 +39,10 @@ enum DtypeArgument {
 /// Reads the draft, checks it against the target and writes it.
 pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.out.exists() && !arguments.out.join("config.json").is_file() {
-        bail!("--out {}: exists and is not a checkpoint folder; choose another", arguments.out.display());
+        bail!(
+            "--out {}: exists and is not a checkpoint folder; choose another",
+            arguments.out.display()
+        );
     }
     let (_, target, _) = load_target(&arguments.target, &DeviceChoice::Cpu.open()?)?;
     let draft = Draft::load(&arguments.draft, &target)?;

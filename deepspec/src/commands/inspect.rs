@@ -70,7 +70,11 @@ fn inspect(folder: &Path, target: Option<&Path>) -> Findings {
 }
 
 fn looks_like_draft(config: &TargetConfig) -> bool {
-    config.fields.get("block_size").or(config.fields.get("target_layer_ids")).is_some()
+    config
+        .fields
+        .get("block_size")
+        .or(config.fields.get("target_layer_ids"))
+        .is_some()
 }
 
 impl Findings {
@@ -87,23 +91,52 @@ impl Findings {
         let heads = match (config.markov_rank, config.enable_confidence_head) {
             (0, false) => "none (a DFlash draft)".to_owned(),
             (rank, confidence) => {
-                let markov = if rank > 0 { format!("vanilla Markov head of rank {rank}") } else { "no Markov head".into() };
-                let confidence = if confidence { "confidence head" } else { "no confidence head" };
+                let markov = if rank > 0 {
+                    format!("vanilla Markov head of rank {rank}")
+                } else {
+                    "no Markov head".into()
+                };
+                let confidence = if confidence {
+                    "confidence head"
+                } else {
+                    "no confidence head"
+                };
                 format!("{markov}, {confidence}")
             }
         };
-        self.fact("algorithm", if config.markov_rank > 0 { "DSpark" } else { "DFlash" });
+        self.fact(
+            "algorithm",
+            if config.markov_rank > 0 {
+                "DSpark"
+            } else {
+                "DFlash"
+            },
+        );
         self.fact("heads", heads);
         self.fact("block size", config.block_size);
         self.fact("draft layers", config.num_hidden_layers);
         self.fact("hidden size", config.layer.hidden_size);
         self.fact("vocabulary", config.vocab_size);
         self.fact("mask token", config.mask_token_id);
-        self.fact("fits a target with", format!("{} layers, of which it reads [{}]", config.num_target_layers, ids.join(", ")));
+        self.fact(
+            "fits a target with",
+            format!(
+                "{} layers, of which it reads [{}]",
+                config.num_target_layers,
+                ids.join(", ")
+            ),
+        );
         let expected = parameter_shapes(&DraftParameters::new(config, &Device::flex()));
-        let count: usize = expected.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        let count: usize = expected
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<usize>())
+            .sum();
         self.fact("trained parameters", count);
-        self.weights(folder, expected, &SHARED.map(|name| (name, [config.vocab_size, config.layer.hidden_size])));
+        self.weights(
+            folder,
+            expected,
+            &SHARED.map(|name| (name, [config.vocab_size, config.layer.hidden_size])),
+        );
         if let Some(target) = target {
             match TargetConfig::read(target) {
                 Ok(target) => {
@@ -123,24 +156,54 @@ impl Findings {
         self.fact("hidden size", config.layer.hidden_size);
         self.fact("vocabulary", config.vocab_size);
         self.fact("context", config.max_position_embeddings);
-        self.fact("head", if config.tie_word_embeddings { "the embedding" } else { "its own" });
+        self.fact(
+            "head",
+            if config.tie_word_embeddings {
+                "the embedding"
+            } else {
+                "its own"
+            },
+        );
         let expected = dspark_runtime::model::target_shapes(config);
-        let count: usize = expected.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        let count: usize = expected
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<usize>())
+            .sum();
         self.fact("parameters", count);
         self.weights(folder, expected, &[]);
     }
 
     /// Compares names, shapes and values with what the configuration asks for.
-    fn weights(&mut self, folder: &Path, expected: Vec<(String, Vec<usize>)>, optional: &[(&str, [usize; 2])]) {
+    fn weights(
+        &mut self,
+        folder: &Path,
+        expected: Vec<(String, Vec<usize>)>,
+        optional: &[(&str, [usize; 2])],
+    ) {
         let weights = match Weights::open(folder) {
             Ok(weights) => weights,
             Err(error) => return self.problem(&error),
         };
-        let present: Vec<&str> = optional.iter().map(|(name, _)| *name).filter(|name| weights.shape(name).is_some()).collect();
+        let present: Vec<&str> = optional
+            .iter()
+            .map(|(name, _)| *name)
+            .filter(|name| weights.shape(name).is_some())
+            .collect();
         if !optional.is_empty() {
-            self.fact("embedding and head", if present.is_empty() { "left to the target" } else { "in the file" });
+            self.fact(
+                "embedding and head",
+                if present.is_empty() {
+                    "left to the target"
+                } else {
+                    "in the file"
+                },
+            );
             if present.len() == 1 {
-                self.problems.push(format!("{} holds `{}` but not the other table: both or neither", folder.display(), present[0]));
+                self.problems.push(format!(
+                    "{} holds `{}` but not the other table: both or neither",
+                    folder.display(),
+                    present[0]
+                ));
             }
         }
         let mut dtypes: Vec<String> = Vec::new();
@@ -153,9 +216,13 @@ impl Findings {
             match weights.values(name, shape) {
                 Ok(values) => {
                     if values.iter().any(|value| !value.is_finite()) {
-                        self.problems.push(format!("tensor `{name}` holds values that are not finite"));
+                        self.problems
+                            .push(format!("tensor `{name}` holds values that are not finite"));
                     }
-                    let dtype = weights.dtype(name).map(|dtype| format!("{dtype:?}")).unwrap_or_default();
+                    let dtype = weights
+                        .dtype(name)
+                        .map(|dtype| format!("{dtype:?}"))
+                        .unwrap_or_default();
                     if !dtypes.contains(&dtype) {
                         dtypes.push(dtype);
                     }
@@ -166,7 +233,9 @@ impl Findings {
         self.fact("number type", dtypes.join(", "));
         let known = |name: &str| expected.iter().any(|(expected, _)| expected == name);
         for name in weights.names().filter(|name| !known(name)) {
-            self.problems.push(format!("tensor `{name}` has no place in the model that config.json describes"));
+            self.problems.push(format!(
+                "tensor `{name}` has no place in the model that config.json describes"
+            ));
         }
     }
 }

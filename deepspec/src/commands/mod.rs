@@ -11,9 +11,7 @@ mod train;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use dspark_runtime::checkpoint::CheckpointError;
 
-use crate::evaluation::EvaluateError;
 use crate::trainer::TrainError;
 
 /// Trains, measures and exports DSpark drafts from recipe files.
@@ -63,18 +61,14 @@ impl Cli {
     }
 }
 
-/// 1 when the work failed, 2 when the input was wrong.
+/// 1 when the work or the machine failed, 2 when the input was wrong.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     let failed = error.chain().any(|cause| {
-        let training = cause.downcast_ref::<TrainError>().is_some_and(|error| {
-            matches!(error, TrainError::NotFinite { .. } | TrainError::Interrupted { .. } | TrainError::Log(_))
-        });
-        let device = cause.downcast_ref::<CheckpointError>().is_some_and(|error| match error {
-            CheckpointError::Io { source, .. } => source.kind() != std::io::ErrorKind::NotFound,
-            _ => false,
-        });
-        let trace = matches!(cause.downcast_ref::<EvaluateError>(), Some(EvaluateError::Trace { .. }));
-        training || device || trace
+        let training = matches!(
+            cause.downcast_ref::<TrainError>(),
+            Some(TrainError::NotFinite { .. } | TrainError::Interrupted { .. })
+        );
+        training || dspark_runtime::commands::machine_failed(cause)
     });
     if failed { 1 } else { 2 }
 }

@@ -91,7 +91,9 @@ pub struct CheckArguments {
 /// Answers unseen prompts greedily and counts the good answers.
 pub fn check_target(arguments: &CheckArguments) -> Result<()> {
     let (_, target, tokenizer) = load_target(&arguments.target, &DeviceChoice::Cpu.open()?)?;
-    let template = tokenizer.chat_template().context("the target has no chat template")?;
+    let template = tokenizer
+        .chat_template()
+        .context("the target has no chat template")?;
     let options = GenerationOptions {
         temperature: 0.0,
         max_new_tokens: 256,
@@ -101,11 +103,16 @@ pub fn check_target(arguments: &CheckArguments) -> Result<()> {
     for domain in Domain::ALL {
         let (mut good, mut asked) = (0, 0);
         for conversation in conversations(domain, Split::Evaluate, arguments.seed).take(arguments.prompts) {
-            let Some(exchange) = conversation.exchanges.first() else { continue };
+            let Some(exchange) = conversation.exchanges.first() else {
+                continue;
+            };
             let messages = [json!({"role": "user", "content": exchange.user})];
             let ids = tokenizer.encode(&template.render(&messages, &Map::new(), true)?, false)?;
-            let generation =
-                Decoder::new(&target, None).generate(&ids, &options, &mut SeededUniforms::new(0, asked as u64));
+            let generation = Decoder::new(&target, None).generate(
+                &ids,
+                &options,
+                &mut SeededUniforms::new(0, asked as u64),
+            );
             let answer = tokenizer.decode(&generation.ids, true)?;
             if asked < arguments.show {
                 println!("[{}] {}\n{}\n", domain.name(), exchange.user, answer.trim());

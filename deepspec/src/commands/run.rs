@@ -66,30 +66,48 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let training_digest = prepared.training_digest()?;
     stages.run("data", &training_digest, || {
         let (training, validation) = prepared.samples()?;
-        Ok((DataResult { training: training.len(), validation: validation.len() }, Vec::new()))
+        Ok((
+            DataResult {
+                training: training.len(),
+                validation: validation.len(),
+            },
+            Vec::new(),
+        ))
     })?;
     let training: Value = stages.run("train", &training_digest, || {
         let report = train_prepared(&prepared, true)?;
         Ok((serde_json::to_value(&report)?, vec![report.checkpoint]))
     })?;
-    let checkpoint = training["checkpoint"].as_str().context("the training stage recorded no checkpoint")?;
+    let checkpoint = training["checkpoint"]
+        .as_str()
+        .context("the training stage recorded no checkpoint")?;
     let draft = Draft::load(Path::new(checkpoint), &prepared.target)?;
 
     let settings = serde_json::to_string(&prepared.recipe.evaluate)?;
     let inputs = digest(&[&training_digest, checkpoint, &settings, &task_digest(&tasks)?]);
     let evaluation: EvaluationReport = stages.run("evaluate", &inputs, || {
-        Ok((evaluate_recipe(&prepared, &draft, checkpoint, &tasks)?, Vec::new()))
+        Ok((
+            evaluate_recipe(&prepared, &draft, checkpoint, &tasks)?,
+            Vec::new(),
+        ))
     })?;
     let exported = folder.join("draft");
     let without = prepared.recipe.output.without_embeddings;
-    let inputs = digest(&[&training_digest, checkpoint, if without { "without" } else { "with" }]);
+    let inputs = digest(&[
+        &training_digest,
+        checkpoint,
+        if without { "without" } else { "with" },
+    ]);
     stages.run("export", &inputs, || {
         draft.save(&exported, WeightDtype::Bf16, !without)?;
         Ok((Value::Null, vec![exported.clone()]))
     })?;
     let report = json!({"evaluation": evaluation, "training": training});
     let report_path = folder.join("report.json");
-    write_file(&report_path, (serde_json::to_string_pretty(&report)? + "\n").as_bytes())?;
+    write_file(
+        &report_path,
+        (serde_json::to_string_pretty(&report)? + "\n").as_bytes(),
+    )?;
 
     println!();
     print_table(&evaluation, &mut std::io::stdout())?;
@@ -125,16 +143,30 @@ fn evaluate_recipe(
         template_arguments: prepared.recipe.data.template_arguments.clone(),
         measure_plain: true,
     };
-    let models = Models { target: &prepared.target, draft, tokenizer: &prepared.tokenizer };
-    Ok(evaluate(models, (&prepared.recipe.target, checkpoint), tasks, &options, None)?)
+    let models = Models {
+        target: &prepared.target,
+        draft,
+        tokenizer: &prepared.tokenizer,
+    };
+    Ok(evaluate(
+        models,
+        (&prepared.recipe.target, checkpoint),
+        tasks,
+        &options,
+        None,
+    )?)
 }
 
 /// Answers the first prompt of the first task with the draft and without, at temperature 0.
 fn show_sample(prepared: &Prepared, draft: &Draft, tasks: &[Task]) -> Result<()> {
     let Some(task) = tasks.first() else { return Ok(()) };
     let prompts = read_evaluation_prompts(&task.path)?;
-    let (Some(prompt), Some(template)) = (prompts.first(), prepared.tokenizer.chat_template()) else { return Ok(()) };
-    let Some(turn) = prompt.turns.first() else { return Ok(()) };
+    let (Some(prompt), Some(template)) = (prompts.first(), prepared.tokenizer.chat_template()) else {
+        return Ok(());
+    };
+    let Some(turn) = prompt.turns.first() else {
+        return Ok(());
+    };
     let messages = [json!({"role": "user", "content": turn})];
     let text = template.render(&messages, &prepared.recipe.data.template_arguments, true)?;
     let ids = prepared.tokenizer.encode(&text, false)?;
@@ -149,11 +181,22 @@ fn show_sample(prepared: &Prepared, draft: &Draft, tasks: &[Task]) -> Result<()>
     };
     let (with_draft, alone) = (answer(Some(draft)), answer(None));
     println!("\nprompt:  {turn}");
-    println!("answer:  {}", prepared.tokenizer.decode(&alone.ids, true)?.trim().replace('\n', "\n         "));
+    println!(
+        "answer:  {}",
+        prepared
+            .tokenizer
+            .decode(&alone.ids, true)?
+            .trim()
+            .replace('\n', "\n         ")
+    );
     let passes = with_draft.rounds.len() + 1;
     println!(
         "with the draft: {} in {passes} passes of the target instead of {}\n",
-        if with_draft.ids == alone.ids { "the same tokens" } else { "OTHER TOKENS (this is a bug)" },
+        if with_draft.ids == alone.ids {
+            "the same tokens"
+        } else {
+            "OTHER TOKENS (this is a bug)"
+        },
         alone.ids.len()
     );
     Ok(())

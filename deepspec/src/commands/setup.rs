@@ -43,7 +43,12 @@ impl Prepared {
         let recipe = Recipe::load(recipe, overrides)?;
         let device = device.open()?;
         let (target_folder, target, tokenizer) = load_target(&recipe.target, &device)?;
-        Ok(Self { recipe, target_folder, target, tokenizer })
+        Ok(Self {
+            recipe,
+            target_folder,
+            target,
+            tokenizer,
+        })
     }
 
     /// Training and validation samples, the reading reported on standard error.
@@ -84,7 +89,10 @@ impl Prepared {
     pub fn fresh_draft(&self) -> Result<Draft> {
         let model = &self.recipe.model;
         let rows = self.target.config().vocab_size;
-        let mask_token_id = match model.mask_token_id.or_else(|| self.tokenizer.first_unused_row(rows)) {
+        let mask_token_id = match model
+            .mask_token_id
+            .or_else(|| self.tokenizer.first_unused_row(rows))
+        {
             Some(id) => id,
             None => bail!(
                 "model.mask_token_id: every one of the target's {rows} embedding rows belongs to a token, so the recipe must \
@@ -97,7 +105,11 @@ impl Prepared {
             &DraftShape {
                 block_size: model.block_size,
                 num_draft_layers: model.num_draft_layers,
-                target_layer_ids: model.target_layer_ids.iter().map(|&id| LayerId(id as i64)).collect(),
+                target_layer_ids: model
+                    .target_layer_ids
+                    .iter()
+                    .map(|&id| LayerId(id as i64))
+                    .collect(),
                 mask_token_id,
                 num_anchors: model.num_anchors,
                 markov_rank: model.markov_rank,
@@ -108,7 +120,11 @@ impl Prepared {
         .context("the recipe's [model] does not fit the target")?;
         self.target.device().seed(self.recipe.train.seed);
         let draft = Draft::new(config, &self.target);
-        Ok(if model.initialize_from_target { draft.initialized_from(&self.target) } else { draft })
+        Ok(if model.initialize_from_target {
+            draft.initialized_from(&self.target)
+        } else {
+            draft
+        })
     }
 
     /// The trainer's settings.
@@ -116,7 +132,12 @@ impl Prepared {
         let (train, model) = (&self.recipe.train, &self.recipe.model);
         let overshoot = train.schedule == Schedule::Reference;
         TrainSettings {
-            learning_rate: LearningRate::new(train.lr, train.total_steps(samples), train.warmup_ratio, overshoot),
+            learning_rate: LearningRate::new(
+                train.lr,
+                train.total_steps(samples),
+                train.warmup_ratio,
+                overshoot,
+            ),
             optimizer: AdamWSettings {
                 beta_1: train.adam_beta1,
                 beta_2: train.adam_beta2,
@@ -127,7 +148,11 @@ impl Prepared {
             loss: LossWeights {
                 cross_entropy: model.ce_loss_alpha,
                 l1: model.l1_loss_alpha,
-                confidence: if model.enable_confidence_head { model.confidence_head_alpha } else { 0.0 },
+                confidence: if model.enable_confidence_head {
+                    model.confidence_head_alpha
+                } else {
+                    0.0
+                },
                 decay: model.loss_decay(),
             },
             global_batch_size: train.global_batch_size,
@@ -154,7 +179,12 @@ impl Prepared {
         for file in recipe.data.train.iter().chain(&recipe.data.validation) {
             hash_file(&mut hash, file)?;
         }
-        for name in ["config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"] {
+        for name in [
+            "config.json",
+            "tokenizer.json",
+            "model.safetensors",
+            "model.safetensors.index.json",
+        ] {
             let file = self.target_folder.join(name);
             if file.is_file() {
                 hash_file(&mut hash, &file)?;
@@ -173,7 +203,10 @@ impl Prepared {
                 Some(path) => path.clone(),
                 None => Card::named(&task.name)?.resolve(&dataset_folders())?,
             };
-            Ok(Task { name: task.name.clone(), path })
+            Ok(Task {
+                name: task.name.clone(),
+                path,
+            })
         };
         self.recipe.evaluate.tasks.iter().map(of).collect()
     }
@@ -191,8 +224,16 @@ pub fn load_target(name: &str, device: &Device) -> Result<(PathBuf, Target, Toke
 }
 
 fn special_tokens(tokenizer: &Tokenizer) -> String {
-    let tokens: Vec<String> = tokenizer.special_tokens().iter().map(|(id, token)| format!("{token} ({id})")).collect();
-    if tokens.is_empty() { "none".to_owned() } else { tokens.join(", ") }
+    let tokens: Vec<String> = tokenizer
+        .special_tokens()
+        .iter()
+        .map(|(id, token)| format!("{token} ({id})"))
+        .collect();
+    if tokens.is_empty() {
+        "none".to_owned()
+    } else {
+        tokens.join(", ")
+    }
 }
 
 /// Adds a file's length and contents; of a large file, its two ends (weights change everywhere or nowhere).

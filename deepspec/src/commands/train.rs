@@ -80,10 +80,16 @@ pub fn print_report(report: &TrainReport) {
         report.parameters, report.steps, report.seconds, report.tokens_per_second
     );
     if let Some(last) = &report.last {
-        println!("last step: loss {:.4}, tau {:.3}", last.loss, last.tau_probabilistic);
+        println!(
+            "last step: loss {:.4}, tau {:.3}",
+            last.loss, last.tau_probabilistic
+        );
     }
     if let Some(best) = report.best {
-        println!("best validation: tau {:.3} at step {}", best.tau_probabilistic, best.step);
+        println!(
+            "best validation: tau {:.3} at step {}",
+            best.tau_probabilistic, best.step
+        );
     }
     println!("checkpoint: {}", report.checkpoint.display());
 }

@@ -74,8 +74,18 @@ impl TaskReport {
 /// # Errors
 /// When `out` cannot be written.
 pub fn print_table(report: &EvaluationReport, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(out, "target {}   draft {}   temperature {}", report.target, report.draft, report.temperature)?;
-    let width = report.tasks.iter().map(|task| task.name.len()).max().unwrap_or(0).max(4);
+    writeln!(
+        out,
+        "target {}   draft {}   temperature {}",
+        report.target, report.draft, report.temperature
+    )?;
+    let width = report
+        .tasks
+        .iter()
+        .map(|task| task.name.len())
+        .max()
+        .unwrap_or(0)
+        .max(4);
     writeln!(
         out,
         "{:width$}  samples  rounds  tokens  accepted length  verify rate  tok/s  plain  ratio  conditional acceptance",
@@ -86,8 +96,15 @@ pub fn print_table(report: &EvaluationReport, out: &mut dyn Write) -> io::Result
             Some(value) => format!("{value:.digits$}"),
             None => "-".to_owned(),
         };
-        let ratio = task.tokens_per_second.zip(task.plain_tokens_per_second).map(|(fast, plain)| fast / plain);
-        let slots: Vec<String> = task.conditional_acceptance.iter().map(|&share| number(share, 2)).collect();
+        let ratio = task
+            .tokens_per_second
+            .zip(task.plain_tokens_per_second)
+            .map(|(fast, plain)| fast / plain);
+        let slots: Vec<String> = task
+            .conditional_acceptance
+            .iter()
+            .map(|&share| number(share, 2))
+            .collect();
         writeln!(
             out,
             "{:width$}  {:>7}  {:>6}  {:>6}  {:>15}  {:>11}  {:>5}  {:>5}  {:>5}  {}",

@@ -74,7 +74,9 @@ pub enum EvaluateError {
     #[error(transparent)]
     Text(#[from] TextError),
     /// The tokeniser has no chat template.
-    #[error("the target's tokenizer has no chat template: `turns` cannot be rendered (expected `chat_template` in tokenizer_config.json)")]
+    #[error(
+        "the target's tokenizer has no chat template: `turns` cannot be rendered (expected `chat_template` in tokenizer_config.json)"
+    )]
     NoTemplate,
     /// A prompt holds a token that the target has no embedding for.
     #[error("{}: prompt {sample}: token id {id} is beyond the target's vocabulary of {vocabulary}", path.display())]
@@ -132,7 +134,9 @@ pub fn evaluate(
         let mut prompts = read_evaluation_prompts(&task.path)?;
         prompts.truncate(options.samples.unwrap_or(usize::MAX));
         if prompts.is_empty() {
-            return Err(EvaluateError::Empty { path: task.path.clone() });
+            return Err(EvaluateError::Empty {
+                path: task.path.clone(),
+            });
         }
         reports.push(evaluate_task(models, task, &prompts, options, trace.as_mut())?);
     }
@@ -163,36 +167,51 @@ fn evaluate_task(
     for (sample, prompt) in prompts.iter().enumerate() {
         let mut round = 0;
         let mut failure = None;
-        answer(models, task, sample, prompt, options, |ids, generation_options, uniforms| {
-            let decoder = Decoder::new(models.target, Some(models.draft));
-            let generation = decoder.generate_observed(ids, generation_options, uniforms, |detail| {
-                statistics.add(&detail.record);
-                let line = TraceLine {
-                    task: &task.name,
-                    sample,
-                    round,
-                    confidence_logits: &detail.proposal.confidence_logits,
-                    proposed: detail.record.proposed,
-                    accepted: detail.record.accepted,
-                };
-                round += 1;
-                if let Some(Err(error)) = trace.as_mut().map(|trace| trace.write(&line)) {
-                    failure = Some(error);
-                }
-            });
-            new_tokens += generation.ids.len() as u64;
-            with_draft.add(&generation);
-            generation
-        })?;
+        answer(
+            models,
+            task,
+            sample,
+            prompt,
+            options,
+            |ids, generation_options, uniforms| {
+                let decoder = Decoder::new(models.target, Some(models.draft));
+                let generation = decoder.generate_observed(ids, generation_options, uniforms, |detail| {
+                    statistics.add(&detail.record);
+                    let line = TraceLine {
+                        task: &task.name,
+                        sample,
+                        round,
+                        confidence_logits: &detail.proposal.confidence_logits,
+                        proposed: detail.record.proposed,
+                        accepted: detail.record.accepted,
+                    };
+                    round += 1;
+                    if let Some(Err(error)) = trace.as_mut().map(|trace| trace.write(&line)) {
+                        failure = Some(error);
+                    }
+                });
+                new_tokens += generation.ids.len() as u64;
+                with_draft.add(&generation);
+                generation
+            },
+        )?;
         if let Some(failure) = failure {
             return Err(failure);
         }
         if options.measure_plain {
-            answer(models, task, sample, prompt, options, |ids, generation_options, uniforms| {
-                let generation = Decoder::new(models.target, None).generate(ids, generation_options, uniforms);
-                alone.add(&generation);
-                generation
-            })?;
+            answer(
+                models,
+                task,
+                sample,
+                prompt,
+                options,
+                |ids, generation_options, uniforms| {
+                    let generation =
+                        Decoder::new(models.target, None).generate(ids, generation_options, uniforms);
+                    alone.add(&generation);
+                    generation
+                },
+            )?;
         }
         progress.step(|| match statistics.accepted_length() {
             Some(accepted) => format!("accepted length {accepted:.2}"),
@@ -215,7 +234,10 @@ fn answer(
     options: &EvaluationOptions,
     mut generate: impl FnMut(&[u32], &GenerationOptions, &mut SeededUniforms) -> Generation,
 ) -> Result<(), EvaluateError> {
-    let template = models.tokenizer.chat_template().ok_or(EvaluateError::NoTemplate)?;
+    let template = models
+        .tokenizer
+        .chat_template()
+        .ok_or(EvaluateError::NoTemplate)?;
     let generation_options = GenerationOptions {
         temperature: options.temperature,
         max_new_tokens: options.max_new_tokens,
@@ -224,7 +246,11 @@ fn answer(
     };
     let mut uniforms = SeededUniforms::new(options.seed, sample as u64);
     let message = |role: &str, content: &str| json!({"role": role, "content": content});
-    let mut messages: Vec<Value> = prompt.system.iter().map(|system| message("system", system)).collect();
+    let mut messages: Vec<Value> = prompt
+        .system
+        .iter()
+        .map(|system| message("system", system))
+        .collect();
     let turns = match options.turns {
         Turns::All => prompt.turns.len(),
         Turns::First => 1,
@@ -235,10 +261,18 @@ fn answer(
         let ids = models.tokenizer.encode(&text, false)?;
         let vocabulary = models.target.config().vocab_size;
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
-            return Err(EvaluateError::TokenBeyondVocabulary { path: task.path.clone(), sample, id, vocabulary });
+            return Err(EvaluateError::TokenBeyondVocabulary {
+                path: task.path.clone(),
+                sample,
+                id,
+                vocabulary,
+            });
         }
         let generation = generate(&ids, &generation_options, &mut uniforms);
-        messages.push(message("assistant", &models.tokenizer.decode(&generation.ids, true)?));
+        messages.push(message(
+            "assistant",
+            &models.tokenizer.decode(&generation.ids, true)?,
+        ));
     }
     Ok(())
 }
@@ -268,16 +302,28 @@ struct Trace {
 
 impl Trace {
     fn create(path: &Path) -> Result<Self, EvaluateError> {
-        let file = File::create(path).map_err(|source| EvaluateError::Trace { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
+        let file = File::create(path).map_err(|source| EvaluateError::Trace {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            file: BufWriter::new(file),
+        })
     }
 
     fn write(&mut self, line: &TraceLine<'_>) -> Result<(), EvaluateError> {
         let text = serde_json::to_string(line).unwrap_or_default();
-        writeln!(self.file, "{text}").map_err(|source| EvaluateError::Trace { path: self.path.clone(), source })
+        writeln!(self.file, "{text}").map_err(|source| EvaluateError::Trace {
+            path: self.path.clone(),
+            source,
+        })
     }
 
     fn finish(mut self) -> Result<(), EvaluateError> {
-        self.file.flush().map_err(|source| EvaluateError::Trace { path: self.path, source })
+        self.file.flush().map_err(|source| EvaluateError::Trace {
+            path: self.path,
+            source,
+        })
     }
 }

@@ -21,7 +21,12 @@ impl RoundStatistics {
     /// For blocks of `block_size` slots.
     pub fn new(block_size: usize) -> Self {
         let zeros = || vec![0; block_size];
-        Self { verified_at: zeros(), reached: zeros(), survived_to: zeros(), ..Self::default() }
+        Self {
+            verified_at: zeros(),
+            reached: zeros(),
+            survived_to: zeros(),
+            ..Self::default()
+        }
     }
 
     /// Adds one round.
@@ -31,9 +36,15 @@ impl RoundStatistics {
         self.committed += round.committed as u64;
         self.proposed += round.proposed as u64;
         let slots = self.verified_at.len();
-        self.verified_at[..round.proposed.min(slots)].iter_mut().for_each(|count| *count += 1);
-        self.reached[..round.proposed.min(round.accepted + 1).min(slots)].iter_mut().for_each(|count| *count += 1);
-        self.survived_to[..round.accepted.min(slots)].iter_mut().for_each(|count| *count += 1);
+        self.verified_at[..round.proposed.min(slots)]
+            .iter_mut()
+            .for_each(|count| *count += 1);
+        self.reached[..round.proposed.min(round.accepted + 1).min(slots)]
+            .iter_mut()
+            .for_each(|count| *count += 1);
+        self.survived_to[..round.accepted.min(slots)]
+            .iter_mut()
+            .for_each(|count| *count += 1);
     }
 
     /// Number of rounds.
@@ -58,12 +69,20 @@ impl RoundStatistics {
 
     /// Of the rounds that verified slot `j`, the share in which slots `0..=j` were accepted; `None` if none did.
     pub fn survival(&self) -> Vec<Option<f64>> {
-        self.survived_to.iter().zip(&self.verified_at).map(|(&survived, &verified)| ratio(survived, verified)).collect()
+        self.survived_to
+            .iter()
+            .zip(&self.verified_at)
+            .map(|(&survived, &verified)| ratio(survived, verified))
+            .collect()
     }
 
     /// Of the rounds that verified slot `j` and accepted all slots before it, the share that accepted it.
     pub fn conditional_acceptance(&self) -> Vec<Option<f64>> {
-        self.survived_to.iter().zip(&self.reached).map(|(&survived, &reached)| ratio(survived, reached)).collect()
+        self.survived_to
+            .iter()
+            .zip(&self.reached)
+            .map(|(&survived, &reached)| ratio(survived, reached))
+            .collect()
     }
 }
 
@@ -76,7 +95,13 @@ mod tests {
     use super::*;
 
     fn round(proposed: usize, accepted: usize) -> RoundRecord {
-        RoundRecord { proposed, accepted, committed: accepted + 1, counted: accepted + 1, stopped: false }
+        RoundRecord {
+            proposed,
+            accepted,
+            committed: accepted + 1,
+            counted: accepted + 1,
+            stopped: false,
+        }
     }
 
     #[test]
@@ -85,8 +110,14 @@ mod tests {
         for record in [round(3, 3), round(3, 1), round(1, 1), round(3, 0), round(0, 0)] {
             statistics.add(&record);
         }
-        assert_eq!(statistics.survival(), [Some(0.75), Some(1.0 / 3.0), Some(1.0 / 3.0)]);
-        assert_eq!(statistics.conditional_acceptance(), [Some(0.75), Some(0.5), Some(1.0)]);
+        assert_eq!(
+            statistics.survival(),
+            [Some(0.75), Some(1.0 / 3.0), Some(1.0 / 3.0)]
+        );
+        assert_eq!(
+            statistics.conditional_acceptance(),
+            [Some(0.75), Some(0.5), Some(1.0)]
+        );
         assert_eq!(statistics.accepted_length(), Some(2.0));
         assert_eq!(statistics.draft_tokens_per_round(), Some(2.0));
         assert_eq!(statistics.verify_rate(), Some(10.0 / 15.0));
@@ -104,7 +135,13 @@ mod tests {
     #[test]
     fn tokens_beyond_the_limit_are_not_in_the_accepted_length() {
         let mut statistics = RoundStatistics::new(3);
-        statistics.add(&RoundRecord { proposed: 3, accepted: 3, committed: 4, counted: 1, stopped: false });
+        statistics.add(&RoundRecord {
+            proposed: 3,
+            accepted: 3,
+            committed: 4,
+            counted: 1,
+            stopped: false,
+        });
         assert_eq!(statistics.accepted_length(), Some(1.0));
         assert_eq!(statistics.survival()[2], Some(1.0));
     }

@@ -25,8 +25,8 @@ mod tokenizer;
 mod write;
 
 pub use conversation::{Conversation, Domain, Exchange};
-pub use pretrain::{PretrainError, PretrainSettings, pretrain_target};
 pub use judge::{judge_sum, reads_as_sentences, solve_sum};
+pub use pretrain::{PretrainError, PretrainSettings, pretrain_target};
 pub use split::{Conversations, Split, conversations};
 pub use tokenizer::{CHAT_TEMPLATE, VOCABULARY_SIZE, train_tokenizer};
 pub use write::{QuickstartError, Sizes, write_datasets};

@@ -50,7 +50,10 @@ pub struct TrainingCheckpoints {
 impl TrainingCheckpoints {
     /// Checkpoints under `folder`, of which the newest `keep_last` (at least one) and the best are kept.
     pub fn new(folder: PathBuf, keep_last: usize) -> Self {
-        Self { folder, keep_last: keep_last.max(1) }
+        Self {
+            folder,
+            keep_last: keep_last.max(1),
+        }
     }
 
     /// The folder of a step.
@@ -70,7 +73,10 @@ impl TrainingCheckpoints {
         let mut steps = Vec::new();
         for entry in entries {
             let name = entry.map_err(CheckpointError::io(&self.folder))?.file_name();
-            if let Some(step) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse().ok()) {
+            if let Some(step) = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(PREFIX)?.parse().ok())
+            {
                 steps.push(step);
             }
         }
@@ -82,11 +88,19 @@ impl TrainingCheckpoints {
     ///
     /// # Errors
     /// When anything cannot be written; older checkpoints are then untouched.
-    pub fn save(&self, draft: &Draft, optimizer: &Optimizer, state: &TrainingState) -> Result<(), TrainError> {
+    pub fn save(
+        &self,
+        draft: &Draft,
+        optimizer: &Optimizer,
+        state: &TrainingState,
+    ) -> Result<(), TrainError> {
         let directory = AtomicDirectory::begin(&self.path(state.step))?;
         draft.write_into(directory.path(), WeightDtype::F32, false)?;
         let moments = directory.path().join("optimizer.bpk");
-        optimizer.save(&moments).map_err(|reason| TrainError::State { path: moments, reason })?;
+        optimizer.save(&moments).map_err(|reason| TrainError::State {
+            path: moments,
+            reason,
+        })?;
         let text = serde_json::to_string_pretty(state).unwrap_or_default() + "\n";
         write_file(&directory.path().join("state.json"), text.as_bytes())?;
         directory.commit()?;
@@ -116,16 +130,23 @@ impl TrainingCheckpoints {
         optimizer: Optimizer,
         digest: &str,
     ) -> Result<Option<(Draft, Optimizer, TrainingState)>, TrainError> {
-        let Some(step) = self.steps()?.pop() else { return Ok(None) };
+        let Some(step) = self.steps()?.pop() else {
+            return Ok(None);
+        };
         let folder = self.path(step);
         let state = read_state(&folder)?;
         if state.digest != digest {
-            return Err(TrainError::OtherRun { path: folder, what: "the digest of target, data and settings".into() });
+            return Err(TrainError::OtherRun {
+                path: folder,
+                what: "the digest of target, data and settings".into(),
+            });
         }
         let draft = Draft::load(&folder, target)?;
         let moments = folder.join("optimizer.bpk");
-        let optimizer =
-            optimizer.load(&moments).map_err(|reason| TrainError::State { path: moments, reason })?;
+        let optimizer = optimizer.load(&moments).map_err(|reason| TrainError::State {
+            path: moments,
+            reason,
+        })?;
         Ok(Some((draft, optimizer, state)))
     }
 
@@ -144,5 +165,8 @@ impl TrainingCheckpoints {
 fn read_state(folder: &Path) -> Result<TrainingState, TrainError> {
     let path = folder.join("state.json");
     let text = fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
-    serde_json::from_str(&text).map_err(|error| TrainError::State { path, reason: error.to_string() })
+    serde_json::from_str(&text).map_err(|error| TrainError::State {
+        path,
+        reason: error.to_string(),
+    })
 }

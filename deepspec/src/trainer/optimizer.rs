@@ -32,7 +32,10 @@ impl GradientSum {
     pub fn add<M: Module>(&mut self, gradients: Gradients, module: &M) {
         let mut new = GradientsParams::from_grads(gradients, module);
         if let Some(mut old) = self.sum.take() {
-            module.visit(&mut Adder { old: &mut old, new: &mut new });
+            module.visit(&mut Adder {
+                old: &mut old,
+                new: &mut new,
+            });
         }
         self.sum = Some(new);
     }
@@ -45,7 +48,9 @@ struct Adder<'a> {
 
 impl ModuleVisitor for Adder<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(old) = self.old.remove::<D>(param.id) else { return };
+        let Some(old) = self.old.remove::<D>(param.id) else {
+            return;
+        };
         let sum = match self.new.remove::<D>(param.id) {
             Some(new) => old + new,
             None => old,
@@ -63,7 +68,9 @@ pub struct Optimizer {
 
 impl std::fmt::Debug for Optimizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Optimizer").field("max_grad_norm", &self.max_grad_norm).finish_non_exhaustive()
+        f.debug_struct("Optimizer")
+            .field("max_grad_norm", &self.max_grad_norm)
+            .finish_non_exhaustive()
     }
 }
 
@@ -75,12 +82,18 @@ impl Optimizer {
             .with_beta_2(settings.beta_2 as f32)
             .with_epsilon(settings.epsilon as f32)
             .with_weight_decay(settings.weight_decay as f32);
-        Self { inner: config.init(), max_grad_norm: settings.max_grad_norm }
+        Self {
+            inner: config.init(),
+            max_grad_norm: settings.max_grad_norm,
+        }
     }
 
     /// The global norm of the summed gradients: the root of the sum of all squares.
     pub fn gradient_norm<M: Module>(gradients: &GradientSum, module: &M) -> f64 {
-        let mut norm = SquareSum { gradients, total: 0.0 };
+        let mut norm = SquareSum {
+            gradients,
+            total: 0.0,
+        };
         module.visit(&mut norm);
         norm.total.sqrt()
     }
@@ -88,11 +101,16 @@ impl Optimizer {
     /// Clips, updates the parameters and returns them with the norm before clipping.
     pub fn step<M: Module>(&mut self, learning_rate: f64, module: M, gradients: GradientSum) -> (M, f64) {
         let norm = Self::gradient_norm(&gradients, &module);
-        let Some(mut gradients) = gradients.sum else { return (module, 0.0) };
+        let Some(mut gradients) = gradients.sum else {
+            return (module, 0.0);
+        };
         // The reference's coefficient (torch's clip_grad_norm_).
         let factor = self.max_grad_norm / (norm + 1e-6);
         if factor < 1.0 {
-            module.visit(&mut Scaler { gradients: &mut gradients, factor });
+            module.visit(&mut Scaler {
+                gradients: &mut gradients,
+                factor,
+            });
         }
         (self.inner.step(learning_rate, module, gradients), norm)
     }
@@ -143,7 +161,8 @@ struct Scaler<'a> {
 impl ModuleVisitor for Scaler<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = self.gradients.remove::<D>(param.id) {
-            self.gradients.register(param.id, gradient.mul_scalar(self.factor));
+            self.gradients
+                .register(param.id, gradient.mul_scalar(self.factor));
         }
     }
 }

@@ -11,7 +11,10 @@ use super::CheckpointError;
 /// # Errors
 /// When the folder cannot be written (a full disk included); the temporary file is then removed.
 pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), CheckpointError> {
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
     let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut temporary| {
         temporary.write_all(contents)?;
@@ -47,12 +50,19 @@ impl AtomicDirectory {
         let temporary = destination.with_file_name(format!(".{}.partial", name.to_string_lossy()));
         match fs::remove_dir_all(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(CheckpointError::Io { path: temporary, source: error });
+                return Err(CheckpointError::Io {
+                    path: temporary,
+                    source: error,
+                });
             }
             _ => {}
         }
         fs::create_dir_all(&temporary).map_err(CheckpointError::io(&temporary))?;
-        Ok(Self { temporary, destination: destination.to_owned(), committed: false })
+        Ok(Self {
+            temporary,
+            destination: destination.to_owned(),
+            committed: false,
+        })
     }
 
     /// Where to put the files for now.
@@ -66,7 +76,10 @@ impl AtomicDirectory {
     /// When a file cannot be synced or the rename fails.
     pub fn commit(mut self) -> Result<(), CheckpointError> {
         sync_tree(&self.temporary).map_err(CheckpointError::io(&self.temporary))?;
-        let parent = self.destination.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = self
+            .destination
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new(".")).to_owned();
         let replaced = self.temporary.with_extension("replaced");
         let exists = self.destination.exists();
@@ -170,8 +183,15 @@ mod tests {
             return;
         }
         // `/dev/full` refuses every byte, as a full disk does; its folder refuses temporary files or the rename fails.
-        let error = File::options().write(true).open(device).and_then(|mut file| file.write_all(b"x")).unwrap_err();
+        let error = File::options()
+            .write(true)
+            .open(device)
+            .and_then(|mut file| file.write_all(b"x"))
+            .unwrap_err();
         let error = CheckpointError::io("runs/a/step-1")(error).to_string();
-        assert!(error.contains("runs/a/step-1") && error.contains("No space left"), "{error}");
+        assert!(
+            error.contains("runs/a/step-1") && error.contains("No space left"),
+            "{error}"
+        );
     }
 }

@@ -43,7 +43,10 @@ pub fn load_module<M: Module>(
 
 /// Names and shapes of a module's parameters, without initialising any.
 pub fn parameter_shapes<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
-    let mut shapes = Shapes { path: Vec::new(), found: Vec::new() };
+    let mut shapes = Shapes {
+        path: Vec::new(),
+        found: Vec::new(),
+    };
     module.visit(&mut shapes);
     shapes.found
 }
@@ -63,7 +66,8 @@ impl ModuleVisitor for Shapes {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.found.push((self.path.join("."), param.lazy_shape().to_vec()));
+        self.found
+            .push((self.path.join("."), param.lazy_shape().to_vec()));
     }
 }
 

@@ -61,26 +61,43 @@ pub struct Arguments {
 /// Answers and prints.
 pub fn run(arguments: &Arguments) -> Result<()> {
     if !arguments.temperature.is_finite() || arguments.temperature < 0.0 {
-        bail!("--temperature: expected a number >= 0, found {}", arguments.temperature);
+        bail!(
+            "--temperature: expected a number >= 0, found {}",
+            arguments.temperature
+        );
     }
     let device = arguments.device.open()?;
     let started = Instant::now();
     let folder = resolve_model(&arguments.target)?;
     let target = Target::load(&folder, &device)?;
     let tokenizer = Tokenizer::from_directory(&folder)?;
-    let draft = arguments.draft.as_deref().map(|folder| Draft::load(folder, &target)).transpose()?;
+    let draft = arguments
+        .draft
+        .as_deref()
+        .map(|folder| Draft::load(folder, &target))
+        .transpose()?;
     let load = started.elapsed();
 
     let ids = prompt_ids(arguments, &tokenizer)?;
     let vocabulary = target.config().vocab_size;
     if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
-        bail!("the prompt holds token id {id}, beyond the target's vocabulary of {vocabulary}: tokenizer and weights do not match");
+        bail!(
+            "the prompt holds token id {id}, beyond the target's vocabulary of {vocabulary}: tokenizer and weights do not match"
+        );
     }
     let context = target.config().max_position_embeddings;
     if ids.is_empty() || ids.len() >= context {
-        bail!("the prompt has {} tokens; expected 1 to {} for a context of {context}", ids.len(), context - 1);
+        bail!(
+            "the prompt has {} tokens; expected 1 to {} for a context of {context}",
+            ids.len(),
+            context - 1
+        );
     }
-    let stop = if arguments.ignore_stop { Vec::new() } else { tokenizer.stop_token_ids().to_vec() };
+    let stop = if arguments.ignore_stop {
+        Vec::new()
+    } else {
+        tokenizer.stop_token_ids().to_vec()
+    };
     let options = GenerationOptions {
         temperature: arguments.temperature,
         max_new_tokens: arguments.max_new_tokens,
@@ -96,7 +113,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         println!("{}", text.trim_end());
-        let accepted = generation.accepted_length().map(|tau| format!(", accepted length {tau:.2}")).unwrap_or_default();
+        let accepted = generation
+            .accepted_length()
+            .map(|tau| format!(", accepted length {tau:.2}"))
+            .unwrap_or_default();
         eprintln!("{} tokens, {speed:.1} tokens/s{accepted}", generation.ids.len());
     }
     Ok(())
@@ -107,7 +127,9 @@ fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
         Some(prompt) => prompt.clone(),
         None => {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("reading the prompt from standard input")?;
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .context("reading the prompt from standard input")?;
             text
         }
     };
@@ -118,11 +140,17 @@ fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
                 messages.push(json!({"role": "system", "content": system}));
             }
             messages.push(json!({"role": "user", "content": prompt}));
-            let rendered = template.render(&messages, &template_arguments(&arguments.template_arguments)?, true)?;
+            let rendered = template.render(
+                &messages,
+                &template_arguments(&arguments.template_arguments)?,
+                true,
+            )?;
             Ok(tokenizer.encode(&rendered, false)?)
         }
         _ if arguments.system.is_some() => {
-            bail!("--system: the prompt goes to the model as it is (--raw, or no chat template), so there is no place for it")
+            bail!(
+                "--system: the prompt goes to the model as it is (--raw, or no chat template), so there is no place for it"
+            )
         }
         _ => Ok(tokenizer.encode(&prompt, true)?),
     }
@@ -130,9 +158,13 @@ fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
 
 fn template_arguments(pairs: &[String]) -> Result<Map<String, Value>> {
     let pair = |pair: &String| {
-        let (name, value) =
-            pair.split_once('=').with_context(|| format!("--template-argument {pair}: expected NAME=VALUE"))?;
-        Ok((name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| Value::from(value))))
+        let (name, value) = pair
+            .split_once('=')
+            .with_context(|| format!("--template-argument {pair}: expected NAME=VALUE"))?;
+        Ok((
+            name.to_owned(),
+            serde_json::from_str(value).unwrap_or_else(|_| Value::from(value)),
+        ))
     };
     pairs.iter().map(pair).collect()
 }

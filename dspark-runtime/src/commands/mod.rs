@@ -5,8 +5,6 @@ mod generate;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::checkpoint::CheckpointError;
-
 /// Decodes with a target model and a DSpark draft.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 110)]
@@ -35,9 +33,36 @@ impl Cli {
 
 /// 1 when the machine failed, 2 when the input was wrong.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    let failed = error.chain().any(|cause| match cause.downcast_ref::<CheckpointError>() {
-        Some(CheckpointError::Io { source, .. }) => source.kind() != std::io::ErrorKind::NotFound,
-        _ => false,
-    });
-    if failed { 1 } else { 2 }
+    if error.chain().any(machine_failed) { 1 } else { 2 }
+}
+
+/// Whether a cause is the machine's refusal (a full disk, a missing permission), not a file that is not there or not what
+/// it should be.
+pub fn machine_failed(cause: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{
+        InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof,
+    };
+    let input = [
+        InvalidData,
+        InvalidInput,
+        IsADirectory,
+        NotADirectory,
+        NotFound,
+        UnexpectedEof,
+    ];
+    cause
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| !input.contains(&error.kind()))
+}
+
+/// An error with its causes in one line; a cause that its effect quotes is not said twice.
+pub fn message(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |message, cause| {
+        let text = cause.to_string();
+        match message.as_str() {
+            "" => text,
+            said if said.contains(&text) => message,
+            said => format!("{said}: {text}"),
+        }
+    })
 }

@@ -28,7 +28,11 @@ fn host<const D: usize>(x: &Tensor<D>) -> Option<FlexTensor> {
         return None;
     }
     let tensor = x.clone().try_into_primitive::<Flex>().ok()?;
-    Some(if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() })
+    Some(if tensor.is_contiguous() {
+        tensor
+    } else {
+        tensor.to_contiguous()
+    })
 }
 
 /// A new tensor in this machine's memory.
@@ -38,5 +42,7 @@ fn from_host<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
 }
 
 fn slice(tensor: &FlexTensor) -> &[f32] {
-    tensor.as_slice::<f32>().unwrap_or_else(|| unreachable!("host() made the tensor contiguous"))
+    tensor
+        .as_slice::<f32>()
+        .unwrap_or_else(|| unreachable!("host() made the tensor contiguous"))
 }

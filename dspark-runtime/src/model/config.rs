@@ -158,7 +158,9 @@ impl TargetConfig {
             layer,
             vocab_size: fields.size("vocab_size", 1)?,
             num_hidden_layers,
-            max_position_embeddings: fields.optional_size("max_position_embeddings", 1)?.unwrap_or(2048),
+            max_position_embeddings: fields
+                .optional_size("max_position_embeddings", 1)?
+                .unwrap_or(2048),
             tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
             fields,
         })
@@ -168,12 +170,19 @@ impl TargetConfig {
 fn family(fields: &JsonFields) -> Result<Family, CheckpointError> {
     let known = || Family::ALL.map(Family::architecture).join(", ");
     if let Some(architectures) = fields.get("architectures") {
-        let name = architectures.as_array().and_then(|list| list.first()).and_then(Value::as_str);
-        let found = Family::ALL.into_iter().find(|family| Some(family.architecture()) == name);
+        let name = architectures
+            .as_array()
+            .and_then(|list| list.first())
+            .and_then(Value::as_str);
+        let found = Family::ALL
+            .into_iter()
+            .find(|family| Some(family.architecture()) == name);
         return found.ok_or_else(|| fields.wrong("architectures", format!("one of {}", known())));
     }
     let name = fields.optional_text("model_type")?;
-    let found = Family::ALL.into_iter().find(|family| Some(family.model_type()) == name);
+    let found = Family::ALL
+        .into_iter()
+        .find(|family| Some(family.model_type()) == name);
     found.ok_or_else(|| fields.wrong("model_type", "one of llama, qwen2, qwen3"))
 }
 
@@ -181,14 +190,24 @@ fn family(fields: &JsonFields) -> Result<Family, CheckpointError> {
 pub(super) fn layer_config(fields: &JsonFields, family: Family) -> Result<LayerConfig, CheckpointError> {
     let hidden_size = fields.size("hidden_size", 1)?;
     let num_attention_heads = fields.size("num_attention_heads", 1)?;
-    let num_key_value_heads = fields.optional_size("num_key_value_heads", 1)?.unwrap_or(num_attention_heads);
+    let num_key_value_heads = fields
+        .optional_size("num_key_value_heads", 1)?
+        .unwrap_or(num_attention_heads);
     if !num_attention_heads.is_multiple_of(num_key_value_heads) {
-        return Err(fields.wrong("num_key_value_heads", format!("a divisor of {num_attention_heads} attention heads")));
+        return Err(fields.wrong(
+            "num_key_value_heads",
+            format!("a divisor of {num_attention_heads} attention heads"),
+        ));
     }
     let head_dim = match fields.optional_size("head_dim", 2)? {
         Some(head_dim) => head_dim,
         None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
-        None => return Err(fields.wrong("hidden_size", format!("a multiple of {num_attention_heads} attention heads"))),
+        None => {
+            return Err(fields.wrong(
+                "hidden_size",
+                format!("a multiple of {num_attention_heads} attention heads"),
+            ));
+        }
     };
     if !head_dim.is_multiple_of(2) {
         return Err(fields.wrong("head_dim", "an even number"));
@@ -221,14 +240,18 @@ fn rope(fields: &JsonFields) -> Result<(f64, RopeScaling), CheckpointError> {
     let new = fields.object("rope_parameters")?;
     let old = fields.object("rope_scaling")?;
     let theta = match &new {
-        Some(parameters) => parameters.optional_float("rope_theta")?.or(fields.optional_float("rope_theta")?),
+        Some(parameters) => parameters
+            .optional_float("rope_theta")?
+            .or(fields.optional_float("rope_theta")?),
         None => fields.optional_float("rope_theta")?,
     };
     let theta = theta.unwrap_or(10_000.0);
     if theta <= 0.0 {
         return Err(fields.wrong("rope_theta", "a number > 0"));
     }
-    let Some(scaling) = new.or(old) else { return Ok((theta, RopeScaling::None)) };
+    let Some(scaling) = new.or(old) else {
+        return Ok((theta, RopeScaling::None));
+    };
     let kind = match scaling.optional_text("rope_type")? {
         Some(kind) => kind,
         None => scaling.optional_text("type")?.unwrap_or("default"),
@@ -239,7 +262,9 @@ fn rope(fields: &JsonFields) -> Result<(f64, RopeScaling), CheckpointError> {
     };
     let scaling = match kind {
         "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: positive("factor")? },
+        "linear" => RopeScaling::Linear {
+            factor: positive("factor")?,
+        },
         "llama3" => RopeScaling::Llama3 {
             factor: positive("factor")?,
             low_frequency_factor: positive("low_freq_factor")?,
@@ -250,7 +275,10 @@ fn rope(fields: &JsonFields) -> Result<(f64, RopeScaling), CheckpointError> {
     };
     let partial = fields.optional_float("partial_rotary_factor")?.unwrap_or(1.0);
     if partial != 1.0 {
-        return Err(fields.wrong("partial_rotary_factor", "1.0 (partial rotary embedding is not supported)"));
+        return Err(fields.wrong(
+            "partial_rotary_factor",
+            "1.0 (partial rotary embedding is not supported)",
+        ));
     }
     Ok((theta, scaling))
 }
@@ -263,7 +291,10 @@ fn refuse_unsupported(fields: &JsonFields, num_hidden_layers: usize) -> Result<(
     }
     // Files carry a window size even where it is switched off.
     if fields.flag("use_sliding_window", false)? {
-        return Err(fields.wrong("use_sliding_window", "false (sliding-window attention is not supported)"));
+        return Err(fields.wrong(
+            "use_sliding_window",
+            "false (sliding-window attention is not supported)",
+        ));
     }
     if let Some(types) = fields.get("layer_types") {
         let full = types.as_array().filter(|types| types.len() == num_hidden_layers);
@@ -272,12 +303,24 @@ fn refuse_unsupported(fields: &JsonFields, num_hidden_layers: usize) -> Result<(
             return Err(fields.wrong("layer_types", expected));
         }
     }
-    for (field, neutral) in [("attention_multiplier", 1.0), ("logit_scale", 1.0), ("embedding_multiplier", 1.0)] {
-        if fields.optional_float(field)?.is_some_and(|value| value != neutral) {
+    for (field, neutral) in [
+        ("attention_multiplier", 1.0),
+        ("logit_scale", 1.0),
+        ("embedding_multiplier", 1.0),
+    ] {
+        if fields
+            .optional_float(field)?
+            .is_some_and(|value| value != neutral)
+        {
             return Err(fields.wrong(field, format!("{neutral} (scaling is not supported)")));
         }
     }
-    for field in ["quantization_config", "final_logit_softcapping", "attn_logit_softcapping", "num_experts"] {
+    for field in [
+        "quantization_config",
+        "final_logit_softcapping",
+        "attn_logit_softcapping",
+        "num_experts",
+    ] {
         if fields.get(field).is_some() {
             return Err(fields.wrong(field, "nothing (not supported)"));
         }
@@ -300,7 +343,9 @@ mod tests {
     }
 
     fn read(value: Value) -> Result<TargetConfig, CheckpointError> {
-        let Value::Object(fields) = value else { panic!("not an object") };
+        let Value::Object(fields) = value else {
+            panic!("not an object")
+        };
         TargetConfig::from_fields(JsonFields::new("config.json", fields))
     }
 
@@ -312,8 +357,15 @@ mod tests {
 
     #[test]
     fn both_ways_of_writing_rope_are_read() {
-        let config = read_with("rope_parameters", json!({"rope_theta": 5e5, "rope_type": "default"})).unwrap();
-        assert_eq!((config.layer.rope_theta, config.layer.rope_scaling), (5e5, RopeScaling::None));
+        let config = read_with(
+            "rope_parameters",
+            json!({"rope_theta": 5e5, "rope_type": "default"}),
+        )
+        .unwrap();
+        assert_eq!(
+            (config.layer.rope_theta, config.layer.rope_scaling),
+            (5e5, RopeScaling::None)
+        );
         let config = read_with("rope_scaling", json!({"type": "linear", "factor": 2.0})).unwrap();
         assert_eq!(config.layer.rope_scaling, RopeScaling::Linear { factor: 2.0 });
     }
@@ -347,8 +399,15 @@ mod tests {
             ("tie_word_embeddings", json!("yes")),
         ] {
             let error = read_with(field, value.clone()).unwrap_err().to_string();
-            let named = if field == "rope_scaling" { "rope_type" } else { field };
-            assert!(error.contains(named) && error.contains("config.json"), "{field} = {value}: {error}");
+            let named = if field == "rope_scaling" {
+                "rope_type"
+            } else {
+                field
+            };
+            assert!(
+                error.contains(named) && error.contains("config.json"),
+                "{field} = {value}: {error}"
+            );
         }
     }
 }

@@ -79,7 +79,12 @@ impl<'a> Decoder<'a> {
     }
 
     /// Answers a prompt of at least one token, all below the vocabulary size.
-    pub fn generate(&self, prompt: &[u32], options: &GenerationOptions, uniforms: &mut dyn Uniforms) -> Generation {
+    pub fn generate(
+        &self,
+        prompt: &[u32],
+        options: &GenerationOptions,
+        uniforms: &mut dyn Uniforms,
+    ) -> Generation {
         self.generate_observed(prompt, options, uniforms, |_| ())
     }
 
@@ -92,9 +97,15 @@ impl<'a> Decoder<'a> {
         mut observe: impl FnMut(RoundDetail<'_>),
     ) -> Generation {
         let started = Instant::now();
-        let room = self.target.config().max_position_embeddings.saturating_sub(prompt.len());
+        let room = self
+            .target
+            .config()
+            .max_position_embeddings
+            .saturating_sub(prompt.len());
         let limit = options.max_new_tokens.min(room);
-        let capture = self.draft.map_or(&[][..], |draft| &draft.config().target_layer_ids);
+        let capture = self
+            .draft
+            .map_or(&[][..], |draft| &draft.config().target_layer_ids);
         let mut generation = Generation::default();
         if limit == 0 || prompt.is_empty() {
             return generation;
@@ -107,7 +118,8 @@ impl<'a> Decoder<'a> {
         let started = Instant::now();
         match (self.draft, features_nf) {
             (Some(draft), Some(mut features_nf)) => {
-                let mut context = draft.new_context(prompt.len() + limit.min(1024) + draft.config().block_size);
+                let mut context =
+                    draft.new_context(prompt.len() + limit.min(1024) + draft.config().block_size);
                 while generation.ids.len() < limit && !options.stop_token_ids.contains(&anchor) {
                     draft.extend_context(&mut context, features_nf);
                     let proposal = propose(draft, &mut context, anchor, options.temperature, uniforms);
@@ -116,8 +128,10 @@ impl<'a> Decoder<'a> {
                     let past = cache.len();
                     let ids: Vec<u32> = std::iter::once(anchor).chain(drafted.iter().copied()).collect();
                     let (new_features, logits) = self.pass(&ids, &mut cache, capture, ids.len());
-                    let target: Vec<Distribution> =
-                        logits.iter().map(|row| Distribution::from_logits(row.clone(), options.temperature)).collect();
+                    let target: Vec<Distribution> = logits
+                        .iter()
+                        .map(|row| Distribution::from_logits(row.clone(), options.temperature))
+                        .collect();
                     let verdict = judge(drafted, &proposal.distributions, &target, uniforms);
                     let remaining = limit - generation.ids.len();
                     let (record, tokens) =
@@ -165,11 +179,20 @@ impl<'a> Decoder<'a> {
         capture: &[LayerId],
         rows: usize,
     ) -> (Option<Tensor<2>>, Vec<Vec<f32>>) {
-        let output = self.target.forward(&mut [TargetSegment { ids, cache: Some(cache) }], capture);
+        let output = self.target.forward(
+            &mut [TargetSegment {
+                ids,
+                cache: Some(cache),
+            }],
+            capture,
+        );
         let last_hidden = output.last_hidden_nd.narrow(0, ids.len() - rows, rows);
         let logits_nv = self.target.logits(last_hidden);
         let [_, v] = logits_nv.dims();
-        (output.features_nf, host(logits_nv).chunks(v).map(<[f32]>::to_vec).collect())
+        (
+            output.features_nf,
+            host(logits_nv).chunks(v).map(<[f32]>::to_vec).collect(),
+        )
     }
 }
 

@@ -69,12 +69,17 @@ impl Distribution {
             // A one-hot draft that was rejected has its mass elsewhere.
             (Self::OneHot(token), _) => Self::OneHot(*token),
             (Self::Dense(target), draft) => {
-                let left = |token: usize| (f64::from(target[token]) - draft.probability(token as u32)).max(0.0);
+                let left =
+                    |token: usize| (f64::from(target[token]) - draft.probability(token as u32)).max(0.0);
                 let mass: f64 = (0..target.len()).map(left).sum();
                 if mass <= NO_RESIDUAL {
                     return self.clone();
                 }
-                Self::Dense((0..target.len()).map(|token| (left(token) / mass) as f32).collect())
+                Self::Dense(
+                    (0..target.len())
+                        .map(|token| (left(token) / mass) as f32)
+                        .collect(),
+                )
             }
         }
     }
@@ -127,7 +132,10 @@ mod tests {
 
     #[test]
     fn temperature_zero_takes_the_first_of_the_largest() {
-        assert_eq!(Distribution::from_logits(vec![1.0, 3.0, 3.0, 2.0], 0.0), Distribution::OneHot(1));
+        assert_eq!(
+            Distribution::from_logits(vec![1.0, 3.0, 3.0, 2.0], 0.0),
+            Distribution::OneHot(1)
+        );
     }
 
     #[test]

@@ -28,10 +28,12 @@ pub fn target(seed: u64) -> Target {
         "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2, "vocab_size": VOCABULARY,
         "rms_norm_eps": 1e-6, "max_position_embeddings": 64, "tie_word_embeddings": true,
     });
-    let Value::Object(fields) = fields else { unreachable!() };
+    let Value::Object(fields) = fields else {
+        unreachable!()
+    };
     let config = TargetConfig::from_fields(JsonFields::new("config.json", fields)).unwrap();
     let target = Target::random(config, &device);
-    let weights = target.parameters().clone().map(&mut Scale(15.0));
+    let weights = target.parameters().clone().map(&mut Scale(10.0));
     target.with_parameters(weights)
 }
 
@@ -47,6 +49,6 @@ pub fn draft(target: &Target, block_size: usize) -> Draft {
         confidence_head_with_markov: true,
     };
     let draft = Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), target);
-    let parameters = draft.parameters.clone().map(&mut Scale(10.0));
+    let parameters = draft.parameters.clone().map(&mut Scale(7.0));
     draft.with_parameters(parameters)
 }
