@@ -158,7 +158,7 @@ impl Draft {
     ///
     /// Draft layer `j` of `n` becomes a copy of the target layer in the middle of the `j`-th of `n` equal parts, as far as
     /// its tensors have the same shapes (a Llama target has no q/k norms, which stay at one). `fc` averages the captured
-    /// layers.
+    /// layers, and the final norm is the target's, which the output head expects.
     pub fn initialized_from(&self, target: &Target) -> Self {
         let mut parameters = self.parameters.clone();
         let (depth, available) = (parameters.layers.len(), target.layers().len());
@@ -169,6 +169,7 @@ impl Draft {
         let (d, m) = (self.config.layer.hidden_size, self.config.target_layer_ids.len());
         let average = Tensor::<2>::eye(d, &target.device().clone()).div_scalar(m as f32);
         parameters.fc.weight = parameters.fc.weight.map(|_| Tensor::cat(vec![average; m], 1));
+        parameters.norm = target.final_norm().clone();
         self.with_parameters(with_stable_ids(parameters))
     }
 

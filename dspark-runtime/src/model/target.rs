@@ -154,6 +154,11 @@ impl Target {
         }
     }
 
+    /// The norm before the output head, for a draft that starts from it.
+    pub fn final_norm(&self) -> &RmsNorm {
+        &self.weights.model.norm
+    }
+
     /// The decoder layers, for a draft that starts from them.
     pub fn layers(&self) -> &[DecoderLayer] {
         &self.weights.model.layers
