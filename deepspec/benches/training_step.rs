@@ -42,9 +42,7 @@ impl Step {
             "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "num_hidden_layers": 8,
             "vocab_size": VOCABULARY, "max_position_embeddings": 8192, "tie_word_embeddings": false,
         });
-        let Value::Object(fields) = fields else {
-            unreachable!("an object was written")
-        };
+        let Value::Object(fields) = fields else { unreachable!("an object was written") };
         let config =
             TargetConfig::from_fields(JsonFields::new("config.json", fields)).expect("a valid configuration");
         let shape = DraftShape {
@@ -71,9 +69,7 @@ impl Step {
                 max_grad_norm: 1.0,
             }),
             rate: LearningRate::new(6e-4, 1000, 0.04, false),
-            ids: (0..TOKENS as u32)
-                .map(|token| (token * 2_659 + 17) % VOCABULARY as u32)
-                .collect(),
+            ids: (0..TOKENS as u32).map(|token| (token * 2_659 + 17) % VOCABULARY as u32).collect(),
             features: normal(3 * HIDDEN),
             last_hidden: normal(HIDDEN),
             step: 0,
@@ -83,30 +79,21 @@ impl Step {
     fn run(&mut self) {
         let mask = vec![true; TOKENS];
         let blocks = SampleBlocks::draw(&mask, &anchor_randoms(TOKENS, 0, self.step, 0), ANCHORS, BLOCK);
-        let weights = LossWeights {
-            cross_entropy: 0.1,
-            l1: 0.9,
-            confidence: 1.0,
-            decay: Some(4.0),
-        };
+        let weights = LossWeights { cross_entropy: 0.1, l1: 0.9, confidence: 1.0, decay: Some(4.0) };
         let global = slot_weight_sum([&blocks], &weights);
         let batch = MicroBatch {
             ids: vec![&self.ids],
             blocks: vec![&blocks],
             features_sf: self.features.clone(),
             last_hidden_sd: self.last_hidden.clone(),
+            teacher_head_vd: self.draft.head_weight(),
         };
         let parameters = self.parameters.take().expect("put back by every step");
         let draft = self.draft.with_parameters(parameters);
         let loss = draft_loss(&draft, &batch, &weights, global, true);
         let mut gradients = GradientSum::default();
-        gradients.add(
-            loss.surrogate.expect("something is supervised").backward(),
-            &draft.parameters,
-        );
-        let (updated, _) = self
-            .optimizer
-            .step(self.rate.at(self.step), draft.parameters, gradients);
+        gradients.add(loss.surrogate.expect("something is supervised").backward(), &draft.parameters);
+        let (updated, _) = self.optimizer.step(self.rate.at(self.step), draft.parameters, gradients);
         self.parameters = Some(updated);
         self.step += 1;
     }

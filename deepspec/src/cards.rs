@@ -107,10 +107,7 @@ impl Card {
     /// [`CardError::Invalid`] in a faulty build.
     pub fn all() -> Result<Vec<Self>, CardError> {
         let parse = |(index, text): (usize, &str)| {
-            toml::from_str(text).map_err(|error| CardError::Invalid {
-                number: index + 1,
-                message: error.to_string(),
-            })
+            toml::from_str(text).map_err(|error| CardError::Invalid { number: index + 1, message: error.to_string() })
         };
         CARDS.into_iter().enumerate().map(parse).collect()
     }
@@ -132,11 +129,7 @@ impl Card {
             .filter(|(similarity, _)| *similarity >= SIMILAR)
             .max_by(|a, b| a.0.total_cmp(&b.0))
             .map(|(_, known)| known.to_owned());
-        Err(CardError::Unknown {
-            name: name.to_owned(),
-            nearest,
-            known: names.join(", "),
-        })
+        Err(CardError::Unknown { name: name.to_owned(), nearest, known: names.join(", ") })
     }
 
     /// The first of the card's files that exists in `folders`, folder by folder.
@@ -144,23 +137,14 @@ impl Card {
     /// # Errors
     /// [`CardError::NotHere`] with what was looked for, where, and how to get it.
     pub fn resolve(&self, folders: &[PathBuf]) -> Result<PathBuf, CardError> {
-        let candidates = folders
-            .iter()
-            .flat_map(|folder| self.files.iter().map(|file| folder.join(file)));
-        candidates
-            .into_iter()
-            .find(|path| path.is_file())
-            .ok_or_else(|| CardError::NotHere {
-                name: self.name.clone(),
-                title: self.title.clone(),
-                files: self.files.join(" or "),
-                folders: folders
-                    .iter()
-                    .map(|folder| folder.display().to_string())
-                    .collect::<Vec<_>>()
-                    .join(", "),
-                how_to_get: self.how_to_get.trim().to_owned(),
-            })
+        let candidates = folders.iter().flat_map(|folder| self.files.iter().map(|file| folder.join(file)));
+        candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| CardError::NotHere {
+            name: self.name.clone(),
+            title: self.title.clone(),
+            files: self.files.join(" or "),
+            folders: folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", "),
+            how_to_get: self.how_to_get.trim().to_owned(),
+        })
     }
 }
 
@@ -169,9 +153,7 @@ impl Card {
 pub fn dataset_folders() -> Vec<PathBuf> {
     let named = std::env::var_os(FOLDERS_VARIABLE).unwrap_or_default();
     let named = std::env::split_paths(&named).filter(|folder| !folder.as_os_str().is_empty());
-    let usual = ["datasets", "~/.cache/deepspec/datasets"]
-        .into_iter()
-        .map(PathBuf::from);
+    let usual = ["datasets", "~/.cache/deepspec/datasets"].into_iter().map(PathBuf::from);
     named.chain(usual).map(|folder| expand_home(&folder)).collect()
 }
 
@@ -204,12 +186,7 @@ mod tests {
                 assert!(!text.trim().is_empty(), "{}", card.name);
             }
             assert!(!card.files.is_empty() && !card.fields.is_empty(), "{}", card.name);
-            assert_eq!(
-                card.kind == Kind::Task,
-                card.fields.contains_key("turns"),
-                "{}",
-                card.name
-            );
+            assert_eq!(card.kind == Kind::Task, card.fields.contains_key("turns"), "{}", card.name);
         }
     }
 
@@ -219,13 +196,7 @@ mod tests {
         let folders = [folder.path().join("none"), folder.path().to_owned()];
         let card = Card::named("mt-bench").unwrap();
         let message = card.resolve(&folders).unwrap_err().to_string();
-        for part in [
-            "mt-bench.jsonl",
-            "none",
-            "git clone",
-            "DEEPSPEC_DATASETS",
-            "`path`",
-        ] {
+        for part in ["mt-bench.jsonl", "none", "git clone", "DEEPSPEC_DATASETS", "`path`"] {
             assert!(message.contains(part), "{part} is missing in: {message}");
         }
         let file = folder.path().join("mt-bench.jsonl");
@@ -240,24 +211,15 @@ mod tests {
         let card = Card::named("open-perfectblend").unwrap();
         std::fs::write(second.path().join("open-perfectblend.jsonl"), "").unwrap();
         std::fs::write(first.path().join("open-perfectblend.parquet"), "").unwrap();
-        assert_eq!(
-            card.resolve(&folders).unwrap(),
-            first.path().join("open-perfectblend.parquet")
-        );
+        assert_eq!(card.resolve(&folders).unwrap(), first.path().join("open-perfectblend.parquet"));
         std::fs::write(first.path().join("open-perfectblend.jsonl"), "").unwrap();
-        assert_eq!(
-            card.resolve(&folders).unwrap(),
-            first.path().join("open-perfectblend.jsonl")
-        );
+        assert_eq!(card.resolve(&folders).unwrap(), first.path().join("open-perfectblend.jsonl"));
     }
 
     #[test]
     fn an_unknown_name_is_answered_with_the_nearest() {
         let message = Card::named("GSM-8K").unwrap_err().to_string();
-        assert!(
-            message.contains("did you mean \"gsm8k\"?") && message.contains("livecodebench"),
-            "{message}"
-        );
+        assert!(message.contains("did you mean \"gsm8k\"?") && message.contains("livecodebench"), "{message}");
         let message = Card::named("zzz").unwrap_err().to_string();
         assert!(!message.contains("did you mean"), "{message}");
     }

@@ -18,16 +18,8 @@ pub struct TeacherOutput {
 ///
 /// `layers` has at least one id that the target has.
 pub fn teach(target: &Target, samples: &[&[u32]], layers: &[LayerId]) -> TeacherOutput {
-    let mut segments: Vec<TargetSegment<'_>> = samples
-        .iter()
-        .map(|ids| TargetSegment { ids, cache: None })
-        .collect();
+    let mut segments: Vec<TargetSegment<'_>> = samples.iter().map(|ids| TargetSegment { ids, cache: None }).collect();
     let output = target.forward(&mut segments, layers);
-    let features_sf = output
-        .features_nf
-        .unwrap_or_else(|| output.last_hidden_nd.clone());
-    TeacherOutput {
-        features_sf,
-        last_hidden_sd: output.last_hidden_nd,
-    }
+    let features_sf = output.features_nf.unwrap_or_else(|| output.last_hidden_nd.clone());
+    TeacherOutput { features_sf, last_hidden_sd: output.last_hidden_nd }
 }

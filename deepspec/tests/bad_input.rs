@@ -11,11 +11,7 @@ fn workspace() -> PathBuf {
 }
 
 fn deepspec(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_deepspec"))
-        .current_dir(workspace())
-        .args(arguments)
-        .output()
-        .unwrap()
+    Command::new(env!("CARGO_BIN_EXE_deepspec")).current_dir(workspace()).args(arguments).output().unwrap()
 }
 
 #[track_caller]
@@ -52,14 +48,7 @@ fn quoted(path: &Path) -> String {
 /// Trains the quickstart for a step with some settings changed.
 fn train(root: &Path, settings: &[String]) -> Output {
     let output = format!("output.dir={}", quoted(&root.join("run")));
-    let mut arguments = vec![
-        "train",
-        "recipes/quickstart.toml",
-        "--set",
-        "train.steps=1",
-        "--set",
-        &output,
-    ];
+    let mut arguments = vec!["train", "recipes/quickstart.toml", "--set", "train.steps=1", "--set", &output];
     for set in settings {
         arguments.extend(["--set", set]);
     }
@@ -83,18 +72,10 @@ fn spoilt_targets_are_named() {
     let config = target.join("config.json");
     let original = fs::read(&config).unwrap();
     for (field, value, words) in [
-        (
-            "intermediate_size",
-            json!(449),
-            ["mlp.gate_proj.weight", "[449, 192]"],
-        ),
+        ("intermediate_size", json!(449), ["mlp.gate_proj.weight", "[449, 192]"]),
         ("num_hidden_layers", json!(6), ["model.layers.5", "missing"]),
         ("num_hidden_layers", json!(4), ["model.layers.4", "no place"]),
-        (
-            "architectures",
-            json!(["BertModel"]),
-            ["architectures", "BertModel"],
-        ),
+        ("architectures", json!(["BertModel"]), ["architectures", "BertModel"]),
         ("hidden_act", json!("relu"), ["hidden_act", "relu"]),
     ] {
         edit(&config, |fields| fields[field] = value);
@@ -115,31 +96,11 @@ fn recipes_that_do_not_fit_are_refused() {
         2,
         &["target_layer_ids", "final layer 4"],
     );
-    refused(
-        &train(root.path(), &["model.target_layer_ids=[2, 1]".into()]),
-        2,
-        &["target_layer_ids", "increasing"],
-    );
-    refused(
-        &train(root.path(), &["train.lrr=1".into()]),
-        2,
-        &["train.lrr", "train.lr"],
-    );
-    refused(
-        &train(root.path(), &["model.mask_token_id=99999".into()]),
-        2,
-        &["mask_token_id", "1552"],
-    );
-    refused(
-        &train(root.path(), &["target=\"no/such/target\"".into()]),
-        2,
-        &["no/such/target"],
-    );
-    refused(
-        &deepspec(&["train", "no-such-recipe.toml"]),
-        2,
-        &["no-such-recipe.toml"],
-    );
+    refused(&train(root.path(), &["model.target_layer_ids=[2, 1]".into()]), 2, &["target_layer_ids", "increasing"]);
+    refused(&train(root.path(), &["train.lrr=1".into()]), 2, &["train.lrr", "train.lr"]);
+    refused(&train(root.path(), &["model.mask_token_id=99999".into()]), 2, &["mask_token_id", "1552"]);
+    refused(&train(root.path(), &["target=\"no/such/target\"".into()]), 2, &["no/such/target"]);
+    refused(&deepspec(&["train", "no-such-recipe.toml"]), 2, &["no-such-recipe.toml"]);
 }
 
 #[test]
@@ -147,11 +108,7 @@ fn data_that_cannot_be_used_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let data = root.path().join("rows.jsonl");
     let set = |strict: bool| {
-        [
-            format!("data.train=[{}]", quoted(&data)),
-            "data.validation=[]".into(),
-            format!("data.strict={strict}"),
-        ]
+        [format!("data.train=[{}]", quoted(&data)), "data.validation=[]".into(), format!("data.strict={strict}")]
     };
     fs::write(&data, "").unwrap();
     refused(&train(root.path(), &set(false)), 2, &["rows.jsonl"]);
@@ -165,11 +122,7 @@ fn data_that_cannot_be_used_is_refused() {
         for id in 1536..=1700 {
             let mut token = tokens[0].clone();
             token["id"] = json!(id);
-            token["content"] = json!(if id == 1700 {
-                "<|far|>".to_owned()
-            } else {
-                format!("<|filler{id}|>")
-            });
+            token["content"] = json!(if id == 1700 { "<|far|>".to_owned() } else { format!("<|filler{id}|>") });
             tokens.push(token);
         }
     });
@@ -177,10 +130,7 @@ fn data_that_cannot_be_used_is_refused() {
         {"role": "assistant", "content": "<|far|> is a token that stands far beyond the last row of the embedding table."}]});
     fs::write(&data, format!("{row}\n")).unwrap();
     let mut settings = set(false).to_vec();
-    settings.extend([
-        format!("target={}", quoted(&target)),
-        "model.mask_token_id=1540".into(),
-    ]);
+    settings.extend([format!("target={}", quoted(&target)), "model.mask_token_id=1540".into()]);
     refused(&train(root.path(), &settings), 2, &["1700", "vocabulary"]);
 }
 
@@ -207,11 +157,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint() {
 fn a_draft_for_another_target_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let output = train(root.path(), &["train.validate_every=0".into()]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let draft = root.path().join("run/checkpoints/step-00000001");
     let evaluate = || {
         deepspec(&[
@@ -227,14 +173,7 @@ fn a_draft_for_another_target_is_refused() {
         ])
     };
     assert!(evaluate().status.success());
-    let inspect = || {
-        deepspec(&[
-            "inspect",
-            draft.to_str().unwrap(),
-            "--target",
-            "checkpoints/quickstart-target",
-        ])
-    };
+    let inspect = || deepspec(&["inspect", draft.to_str().unwrap(), "--target", "checkpoints/quickstart-target"]);
     let seen = inspect();
     assert!(seen.status.success() && String::from_utf8_lossy(&seen.stdout).contains("nothing wrong"));
 
@@ -243,24 +182,12 @@ fn a_draft_for_another_target_is_refused() {
     for (field, value, words) in [
         ("hidden_size", json!(256), vec!["hidden_size", "256", "192"]),
         ("vocab_size", json!(1600), vec!["vocab_size", "1600", "1552"]),
-        (
-            "num_target_layers",
-            json!(36),
-            vec!["num_target_layers", "36", "5"],
-        ),
-        (
-            "target_layer_ids",
-            json!([0, 4]),
-            vec!["target_layer_ids", "final layer"],
-        ),
+        ("num_target_layers", json!(36), vec!["num_target_layers", "36", "5"]),
+        ("target_layer_ids", json!([0, 4]), vec!["target_layer_ids", "final layer"]),
         ("block_size", json!(0), vec!["block_size"]),
         ("block_size", json!(5000), vec!["block_size", "1024"]),
         ("sample_from_anchor", json!(false), vec!["sample_from_anchor"]),
-        (
-            "markov_head_type",
-            json!("bilinear"),
-            vec!["markov_head_type", "bilinear"],
-        ),
+        ("markov_head_type", json!("bilinear"), vec!["markov_head_type", "bilinear"]),
         ("markov_rank", json!(32), vec!["markov_head", "32"]),
     ] {
         edit(&config, |fields| fields[field] = value);
@@ -279,13 +206,8 @@ struct TinyDisk(PathBuf);
 impl TinyDisk {
     fn mount(path: &Path) -> Option<Self> {
         fs::create_dir(path).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=512k", "tmpfs"])
-            .arg(path)
-            .output();
-        mounted
-            .is_ok_and(|output| output.status.success())
-            .then(|| Self(path.to_owned()))
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=512k", "tmpfs"]).arg(path).output();
+        mounted.is_ok_and(|output| output.status.success()).then(|| Self(path.to_owned()))
     }
 }
 
@@ -303,13 +225,7 @@ fn a_full_disk_is_reported_and_leaves_nothing_half_written() {
         return;
     };
     let run = disk.0.join("run");
-    let output = train(
-        root.path(),
-        &[
-            format!("output.dir={}", quoted(&run)),
-            "train.validate_every=0".into(),
-        ],
-    );
+    let output = train(root.path(), &[format!("output.dir={}", quoted(&run)), "train.validate_every=0".into()]);
     refused(&output, 1, &["No space left", "step-00000001"]);
     let left: Vec<_> = fs::read_dir(run.join("checkpoints")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");

@@ -20,10 +20,7 @@ fn workspace() -> PathBuf {
 
 fn train(output: &Path, data: &Path, resume: bool) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_deepspec"));
-    command
-        .current_dir(workspace())
-        .env("RAYON_NUM_THREADS", "2")
-        .args(["train", "recipes/quickstart.toml"]);
+    command.current_dir(workspace()).env("RAYON_NUM_THREADS", "2").args(["train", "recipes/quickstart.toml"]);
     for set in [
         format!("output.dir={:?}", output.display().to_string()),
         format!("data.train=[{:?}]", data.display().to_string()),
@@ -41,11 +38,7 @@ fn train(output: &Path, data: &Path, resume: bool) -> Child {
     if resume {
         command.arg("--resume");
     }
-    command
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// Waits for the end, at most for a while; the exit code if it came.
@@ -82,25 +75,21 @@ fn a_killed_training_ends_with_the_same_weights() {
     let root = tempfile::tempdir().unwrap();
     let rows = fs::read_to_string(workspace().join("datasets/quickstart/code.train.jsonl")).unwrap();
     let data = root.path().join("rows.jsonl");
-    fs::write(
-        &data,
-        rows.lines()
-            .take(60)
-            .map(|line| format!("{line}\n"))
-            .collect::<String>(),
-    )
-    .unwrap();
+    fs::write(&data, rows.lines().take(60).map(|line| format!("{line}\n")).collect::<String>()).unwrap();
 
     let whole = root.path().join("whole");
     wait(&mut train(&whole, &data, false), None);
     let mut dice = ChaCha8Rng::seed_from_u64(20261121);
     let killed = root.path().join("killed");
-    let mut kills = 0;
+    let (mut kills, mut resumed) = (0, 0);
     while kills < KILLS {
         let mut child = train(&killed, &data, true);
         let patience = Duration::from_millis(dice.random_range(50..1500));
         match wait(&mut child, Some(patience)) {
-            None => kills += 1,
+            None => {
+                kills += 1;
+                resumed += usize::from((1..STEPS).contains(&newest(&killed)));
+            }
             // Finished before ten kills: what is left is killed in a run of its own.
             Some(_) => {
                 compare(&whole, &killed);
@@ -108,31 +97,28 @@ fn a_killed_training_ends_with_the_same_weights() {
             }
         }
     }
+    assert!(resumed > 0, "no kill came in the middle of the training");
     wait(&mut train(&killed, &data, true), None);
     compare(&whole, &killed);
 }
 
+/// Steps of the newest checkpoint; 0 without one.
+fn newest(run: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(run.join("checkpoints")) else { return 0 };
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter_map(|name| name.strip_prefix("step-")?.parse().ok()).max().unwrap_or(0)
+}
+
 fn compare(whole: &Path, killed: &Path) {
     let weights = |run: &Path| fs::read(last_checkpoint(run).join("model.safetensors")).unwrap();
-    assert!(
-        weights(whole) == weights(killed),
-        "the weights differ after kills"
-    );
+    assert!(weights(whole) == weights(killed), "the weights differ after kills");
     let steps = |run: &Path| -> Vec<u64> {
         let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
         text.lines()
-            .map(|line| {
-                serde_json::from_str::<serde_json::Value>(line).unwrap()["step"]
-                    .as_u64()
-                    .unwrap()
-            })
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64().unwrap())
             .collect()
     };
-    assert_eq!(
-        steps(whole),
-        steps(killed),
-        "the log has one line per logged step"
-    );
+    assert_eq!(steps(whole), steps(killed), "the log has one line per logged step");
     let names = |run: &Path| {
         let mut names: Vec<_> = fs::read_dir(run.join("checkpoints"))
             .unwrap()

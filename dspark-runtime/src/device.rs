@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use burn::tensor::{Device, DeviceType};
+use burn::tensor::Device;
 
 /// A device as a person names it on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -75,6 +75,8 @@ impl DeviceChoice {
 
 #[cfg(feature = "cuda")]
 fn open_cuda(index: usize) -> Result<Device, DeviceError> {
+    use burn::tensor::DeviceType;
+
     let found = Device::enumerate(DeviceType::Cuda).into_vec().len();
     if index >= found {
         return Err(DeviceError::NotFound { index, found });
@@ -85,13 +87,6 @@ fn open_cuda(index: usize) -> Result<Device, DeviceError> {
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(_index: usize) -> Result<Device, DeviceError> {
     Err(DeviceError::NotBuilt)
-}
-
-/// The name of a device's backend, for messages: `flex` on the CPU.
-pub fn is_cpu(device: &Device) -> bool {
-    Device::enumerate(DeviceType::Flex)
-        .into_vec()
-        .contains(&device.clone().inner())
 }
 
 #[cfg(test)]
@@ -105,10 +100,7 @@ mod tests {
         }
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
         for name in ["gpu", "cuda:", "cuda:x", "cpu:0", ""] {
-            assert_eq!(
-                name.parse::<DeviceChoice>(),
-                Err(DeviceError::Unknown(name.to_owned()))
-            );
+            assert_eq!(name.parse::<DeviceChoice>(), Err(DeviceError::Unknown(name.to_owned())));
         }
     }
 }

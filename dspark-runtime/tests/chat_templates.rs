@@ -7,9 +7,7 @@ use dspark_runtime::text::ChatTemplate;
 use serde_json::Value;
 
 fn golden(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/golden")
-        .join(file)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file)
 }
 
 fn read_json(file: &str) -> Value {
@@ -30,9 +28,7 @@ fn renderings_are_those_of_transformers() {
         let template = ChatTemplate::new(name, source, special_tokens[name].as_object().unwrap()).unwrap();
 
         let mut arguments = case["arguments"].as_object().unwrap().clone();
-        let prompt = arguments
-            .remove("add_generation_prompt")
-            .and_then(|value| value.as_bool());
+        let prompt = arguments.remove("add_generation_prompt").and_then(|value| value.as_bool());
         let messages = case["messages"].as_array().unwrap();
         let rendered = template.render(messages, &arguments, prompt.unwrap()).unwrap();
         assert_eq!(rendered, case["rendered"].as_str().unwrap(), "{}", case["name"]);

@@ -16,12 +16,7 @@ fn folder() -> PathBuf {
 }
 
 fn ids(value: &Value) -> Vec<u32> {
-    value
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|id| id.as_u64().unwrap() as u32)
-        .collect()
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
 #[test]
@@ -46,16 +41,9 @@ fn greedy_ids_equal_those_of_transformers() {
                 confidence_threshold: 0.0,
             };
             let decoder = Decoder::new(&target, None);
-            let generation = decoder.generate(
-                &ids(&prompt["prompt_ids"]),
-                &options,
-                &mut SeededUniforms::new(0, 0),
-            );
+            let generation = decoder.generate(&ids(&prompt["prompt_ids"]), &options, &mut SeededUniforms::new(0, 0));
             assert_eq!(generation.ids, expected, "{name}: {}", prompt["prompt"]);
         }
-        println!(
-            "{name}: {} prompts equal",
-            model["prompts"].as_array().unwrap().len()
-        );
+        println!("{name}: {} prompts equal", model["prompts"].as_array().unwrap().len());
     }
 }

@@ -35,18 +35,10 @@ fn decode(target: &Target, draft: &Draft, seed: u64, judge: Judge) -> Vec<u32> {
     let mut cache = target.new_cache(16);
     let mut context = draft.new_context(16);
     let pass = |ids: &[u32], cache: &mut _| {
-        let output = target.forward(
-            &mut [TargetSegment {
-                ids,
-                cache: Some(cache),
-            }],
-            capture,
-        );
+        let output = target.forward(&mut [TargetSegment { ids, cache: Some(cache) }], capture);
         let logits: Vec<f32> = target.logits(output.last_hidden_nd).try_into_vec_as().unwrap();
-        let rows: Vec<Distribution> = logits
-            .chunks(common::VOCABULARY)
-            .map(|row| Distribution::from_logits(row.to_vec(), 1.0))
-            .collect();
+        let rows: Vec<Distribution> =
+            logits.chunks(common::VOCABULARY).map(|row| Distribution::from_logits(row.to_vec(), 1.0)).collect();
         (output.features_nf.unwrap(), rows)
     };
     let (mut features, rows) = pass(&PROMPT, &mut cache);
@@ -56,9 +48,7 @@ fn decode(target: &Target, draft: &Draft, seed: u64, judge: Judge) -> Vec<u32> {
         draft.extend_context(&mut context, features);
         let proposal = propose(draft, &mut context, anchor, 1.0, &mut uniforms);
         let past = cache.len();
-        let verify: Vec<u32> = std::iter::once(anchor)
-            .chain(proposal.tokens.iter().copied())
-            .collect();
+        let verify: Vec<u32> = std::iter::once(anchor).chain(proposal.tokens.iter().copied()).collect();
         let (new, rows) = pass(&verify, &mut cache);
         let verdict = judge(&proposal.tokens, &proposal.distributions, &rows, &mut uniforms);
         ids.extend(&proposal.tokens[..verdict.accepted]);
@@ -78,69 +68,39 @@ fn judge_with(
     rest: impl Fn(usize) -> Distribution,
 ) -> Verdict {
     let draws: Vec<f64> = drafted.iter().map(|_| uniforms.next()).collect();
-    let accepted = (0..drafted.len())
-        .take_while(|&slot| draws[slot] < ratio(slot))
-        .count();
+    let accepted = (0..drafted.len()).take_while(|&slot| draws[slot] < ratio(slot)).count();
     let u = uniforms.next();
-    let next = if accepted < drafted.len() {
-        rest(accepted).sample(u)
-    } else {
-        target[accepted].sample(u)
-    };
+    let next = if accepted < drafted.len() { rest(accepted).sample(u) } else { target[accepted].sample(u) };
     Verdict { accepted, next }
 }
 
-fn wrong_ratio(
-    drafted: &[u32],
-    draft: &[Distribution],
-    target: &[Distribution],
-    u: &mut dyn Uniforms,
-) -> Verdict {
+fn wrong_ratio(drafted: &[u32], draft: &[Distribution], target: &[Distribution], u: &mut dyn Uniforms) -> Verdict {
     // The square root of the ratio: accepts unlikely tokens too often.
-    let ratio = |slot: usize| {
-        (target[slot].probability(drafted[slot]) / draft[slot].probability(drafted[slot])).sqrt()
-    };
-    judge_with(drafted, target, u, ratio, |slot| {
-        target[slot].residual(&draft[slot])
-    })
+    let ratio =
+        |slot: usize| (target[slot].probability(drafted[slot]) / draft[slot].probability(drafted[slot])).sqrt();
+    judge_with(drafted, target, u, ratio, |slot| target[slot].residual(&draft[slot]))
 }
 
-fn no_residual(
-    drafted: &[u32],
-    draft: &[Distribution],
-    target: &[Distribution],
-    u: &mut dyn Uniforms,
-) -> Verdict {
-    let ratio =
-        |slot: usize| target[slot].probability(drafted[slot]) / draft[slot].probability(drafted[slot]);
+fn no_residual(drafted: &[u32], draft: &[Distribution], target: &[Distribution], u: &mut dyn Uniforms) -> Verdict {
+    let ratio = |slot: usize| target[slot].probability(drafted[slot]) / draft[slot].probability(drafted[slot]);
     judge_with(drafted, target, u, ratio, |slot| target[slot].clone())
 }
 
-fn rescaled_draft(
-    drafted: &[u32],
-    draft: &[Distribution],
-    target: &[Distribution],
-    u: &mut dyn Uniforms,
-) -> Verdict {
+fn rescaled_draft(drafted: &[u32], draft: &[Distribution], target: &[Distribution], u: &mut dyn Uniforms) -> Verdict {
     // As if the acceptance test saw the draft at another temperature than the one it was sampled at.
     let rescaled: Vec<Distribution> = draft.iter().map(sharpened).collect();
     judge(drafted, &rescaled, target, u)
 }
 
 fn sharpened(distribution: &Distribution) -> Distribution {
-    let Distribution::Dense(probabilities) = distribution else {
-        panic!("temperature 1 is dense")
-    };
+    let Distribution::Dense(probabilities) = distribution else { panic!("temperature 1 is dense") };
     Distribution::from_logits(probabilities.iter().map(|p| p.ln() * 1.25).collect(), 1.0)
 }
 
 type Counts = BTreeMap<Vec<u32>, u64>;
 
 fn count(run: impl Fn(u64) -> Vec<u32> + Sync) -> Counts {
-    let runs: Vec<Vec<u32>> = (0..RUNS)
-        .into_par_iter()
-        .map(|seed| run(seed)[1..].to_vec())
-        .collect();
+    let runs: Vec<Vec<u32>> = (0..RUNS).into_par_iter().map(|seed| run(seed)[1..].to_vec()).collect();
     let mut counts = Counts::new();
     for tokens in runs {
         *counts.entry(tokens).or_default() += 1;
@@ -180,11 +140,8 @@ fn tokens_two_to_four_have_the_targets_distribution() {
     let draft = common::draft(&target, BLOCK);
     // The loop of this test is the decoder's.
     for seed in 0..50 {
-        let own = Decoder::new(&target, Some(&draft)).generate(
-            &PROMPT,
-            &options(),
-            &mut SeededUniforms::new(3, seed),
-        );
+        let own =
+            Decoder::new(&target, Some(&draft)).generate(&PROMPT, &options(), &mut SeededUniforms::new(3, seed));
         assert_eq!(decode(&target, &draft, seed, judge), own.ids);
     }
     let rounds: Vec<(usize, usize)> = (0..2000_u64)
@@ -192,52 +149,31 @@ fn tokens_two_to_four_have_the_targets_distribution() {
         .flat_map_iter(|seed| {
             let decoder = Decoder::new(&target, Some(&draft));
             let generation = decoder.generate(&PROMPT, &options(), &mut SeededUniforms::new(4, seed));
-            generation
-                .rounds
-                .into_iter()
-                .map(|round| (round.accepted, round.proposed))
+            generation.rounds.into_iter().map(|round| (round.accepted, round.proposed))
         })
         .collect();
     for slot in 0..BLOCK {
-        let reached = rounds
-            .iter()
-            .filter(|(accepted, proposed)| *accepted >= slot && *proposed > slot)
-            .count();
+        let reached = rounds.iter().filter(|(accepted, proposed)| *accepted >= slot && *proposed > slot).count();
         let kept = rounds.iter().filter(|(accepted, _)| *accepted > slot).count();
         let share = kept as f64 / reached as f64;
-        assert!(
-            (0.3..0.7).contains(&share),
-            "conditional acceptance at slot {slot} is {share}"
-        );
+        assert!((0.3..0.7).contains(&share), "conditional acceptance at slot {slot} is {share}");
     }
     let alone = count(|seed| {
-        Decoder::new(&target, None)
-            .generate(&PROMPT, &options(), &mut SeededUniforms::new(11, seed))
-            .ids
+        Decoder::new(&target, None).generate(&PROMPT, &options(), &mut SeededUniforms::new(11, seed)).ids
     });
     let with_draft = count(|seed| {
         let decoder = Decoder::new(&target, Some(&draft));
-        decoder
-            .generate(&PROMPT, &options(), &mut SeededUniforms::new(12, seed))
-            .ids
+        decoder.generate(&PROMPT, &options(), &mut SeededUniforms::new(12, seed)).ids
     });
     let same = deviation(&alone, &with_draft);
     println!("with the draft: {same:.2} standard deviations");
-    assert!(
-        same < 3.1,
-        "the draft changes the distribution: {same} standard deviations"
-    );
-    for (name, fault) in [
-        ("wrong ratio", wrong_ratio as Judge),
-        ("no residual", no_residual),
-        ("rescaled draft", rescaled_draft),
-    ] {
+    assert!(same < 3.1, "the draft changes the distribution: {same} standard deviations");
+    for (name, fault) in
+        [("wrong ratio", wrong_ratio as Judge), ("no residual", no_residual), ("rescaled draft", rescaled_draft)]
+    {
         let faulty = deviation(&alone, &count(|seed| decode(&target, &draft, seed, fault)));
         println!("{name}: {faulty:.2} standard deviations");
-        assert!(
-            faulty > 6.0,
-            "{name} goes unnoticed: {faulty} standard deviations"
-        );
+        assert!(faulty > 6.0, "{name} goes unnoticed: {faulty} standard deviations");
     }
 }
 
@@ -252,20 +188,14 @@ fn greedy_output_is_the_same_with_any_draft_and_any_threshold() {
                 stop_token_ids: Vec::new(),
                 confidence_threshold: threshold,
             };
-            Decoder::new(&target, draft)
-                .generate(&PROMPT, &options, &mut SeededUniforms::new(0, 0))
-                .ids
+            Decoder::new(&target, draft).generate(&PROMPT, &options, &mut SeededUniforms::new(0, 0)).ids
         };
         let alone = greedy(None, 0.0);
         assert_eq!(alone.len(), 40);
         for block in [1, 2, 5, 15] {
             let draft = common::draft(&target, block);
             for threshold in [0.0, 0.5, 2.0] {
-                assert_eq!(
-                    greedy(Some(&draft), threshold),
-                    alone,
-                    "block {block}, threshold {threshold}"
-                );
+                assert_eq!(greedy(Some(&draft), threshold), alone, "block {block}, threshold {threshold}");
             }
         }
     }

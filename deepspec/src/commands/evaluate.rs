@@ -2,38 +2,38 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use dspark_runtime::checkpoint::write_file;
+use dspark_runtime::commands::{count, print, share, temperature, template_arguments};
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::Draft;
-use serde_json::{Map, Value};
 
 use super::setup::load_target;
-use crate::cards::{Card, dataset_folders};
-use crate::evaluation::{EvaluationOptions, Models, Task, evaluate, print_table};
+use crate::cards::{Card, Kind, dataset_folders};
+use crate::evaluation::{EvaluationOptions, Models, Task, evaluate, table};
 use crate::recipe::Turns;
 
 /// Arguments of `deepspec evaluate`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The target: a folder in Hugging Face layout
-    #[arg(long)]
+    /// The target: a folder in Hugging Face layout or, with the `hub` feature, a Hugging Face name
+    #[arg(long, value_name = "DIR")]
     target: String,
     /// The draft: a checkpoint folder
-    #[arg(long)]
+    #[arg(long, value_name = "DIR")]
     draft: PathBuf,
     /// A task: a JSONL file with `turns` per line, or the name of a dataset card; may be given several times
     #[arg(long = "task", required = true, num_args = 1..)]
     tasks: Vec<String>,
     /// Sampling temperature; 0 is greedy
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = temperature)]
     temperature: f64,
     /// Token limit of an answer
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 2048, value_parser = count)]
     max_new_tokens: usize,
     /// Prompts per task, from the start of its file (default: all)
-    #[arg(long)]
+    #[arg(long, value_parser = count)]
     samples: Option<usize>,
     /// Seed of sampling
     #[arg(long, default_value_t = 0)]
@@ -42,7 +42,7 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value = "all")]
     turns: TurnsArgument,
     /// Verify no slot whose confidence is below this
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = share)]
     confidence_threshold: f64,
     /// A variable of the chat template, `enable_thinking=false`; may be given several times
     #[arg(long = "template-argument", value_name = "NAME=VALUE")]
@@ -51,10 +51,10 @@ pub struct Arguments {
     #[arg(long)]
     no_plain: bool,
     /// Write the report as JSON to this file (`-`: standard output, instead of the table)
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Write one JSON line per round to this file
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
@@ -70,16 +70,9 @@ enum TurnsArgument {
 /// Evaluates and prints the table.
 pub fn run(arguments: &Arguments) -> Result<()> {
     if !arguments.temperature.is_finite() || arguments.temperature < 0.0 {
-        bail!(
-            "--temperature: expected a number >= 0, found {}",
-            arguments.temperature
-        );
+        bail!("--temperature: expected a number >= 0, found {}", arguments.temperature);
     }
-    let tasks: Vec<Task> = arguments
-        .tasks
-        .iter()
-        .map(|name| find_task(name))
-        .collect::<Result<_>>()?;
+    let tasks: Vec<Task> = arguments.tasks.iter().map(|name| find_task(name)).collect::<Result<_>>()?;
     let device = arguments.device.open()?;
     let (_, target, tokenizer) = load_target(&arguments.target, &device)?;
     let draft = Draft::load(&arguments.draft, &target)?;
@@ -96,21 +89,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         template_arguments: template_arguments(&arguments.template_arguments)?,
         measure_plain: !arguments.no_plain,
     };
-    let models = Models {
-        target: &target,
-        draft: &draft,
-        tokenizer: &tokenizer,
-    };
+    let models = Models { target: &target, draft: &draft, tokenizer: &tokenizer };
     let names = (arguments.target.as_str(), &*arguments.draft.to_string_lossy());
     let report = evaluate(models, names, &tasks, &options, arguments.trace.as_deref())?;
-    let json = serde_json::to_string_pretty(&report)? + "\n";
+    let json = serde_json::to_string_pretty(&report)?;
     match &arguments.json {
-        Some(path) if path.as_os_str() == "-" => print!("{json}"),
+        Some(path) if path.as_os_str() == "-" => print(json)?,
         other => {
             if let Some(path) = other {
-                write_file(path, json.as_bytes())?;
+                write_file(path, (json + "\n").as_bytes())?;
             }
-            print_table(&report, &mut std::io::stdout())?;
+            print(table(&report))?;
         }
     }
     Ok(())
@@ -119,30 +108,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 fn find_task(name: &str) -> Result<Task> {
     let path = PathBuf::from(name);
     if path.is_file() {
-        let stem = path
-            .file_stem()
-            .map_or(name.to_owned(), |stem| stem.to_string_lossy().into_owned());
+        let stem = path.file_stem().map_or(name.to_owned(), |stem| stem.to_string_lossy().into_owned());
         return Ok(Task { name: stem, path });
     }
     if name.contains(['/', '.']) {
         bail!("--task {name}: no such file");
     }
-    let path = Card::named(name)?.resolve(&dataset_folders())?;
-    Ok(Task {
-        name: name.to_owned(),
-        path,
-    })
-}
-
-fn template_arguments(pairs: &[String]) -> Result<Map<String, Value>> {
-    pairs
-        .iter()
-        .map(|pair| {
-            let (name, value) = pair
-                .split_once('=')
-                .with_context(|| format!("--template-argument {pair}: expected NAME=VALUE"))?;
-            let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
-            Ok((name.to_owned(), value))
-        })
-        .collect()
+    let card = Card::named(name)?;
+    if card.kind != Kind::Task {
+        bail!("--task {name}: this set is for training and has no questions to answer");
+    }
+    let path = card.resolve(&dataset_folders())?;
+    Ok(Task { name: name.to_owned(), path })
 }

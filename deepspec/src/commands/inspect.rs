@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use burn::tensor::Device;
 use clap::Args;
-use dspark_runtime::checkpoint::{CheckpointError, Weights, parameter_shapes};
+use dspark_runtime::checkpoint::{CheckpointError, Weights, parameter_shapes, resolve_model};
+use dspark_runtime::commands::print;
 use dspark_runtime::model::{DraftConfig, DraftParameters, TargetConfig};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 /// Tables that a draft may leave to its target.
 const SHARED: [&str; 2] = ["embed_tokens.weight", "lm_head.weight"];
@@ -17,9 +19,9 @@ const SHARED: [&str; 2] = ["embed_tokens.weight", "lm_head.weight"];
 pub struct Arguments {
     /// A checkpoint folder: a draft or a target
     folder: PathBuf,
-    /// Check a draft against this target's folder too
-    #[arg(long)]
-    target: Option<PathBuf>,
+    /// Check a draft against this target too
+    #[arg(long, value_name = "DIR")]
+    target: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -29,25 +31,27 @@ pub struct Arguments {
 #[derive(Debug, Default, Serialize)]
 struct Findings {
     /// Facts in the order of printing.
-    facts: Vec<(&'static str, String)>,
+    facts: Map<String, Value>,
     /// What is wrong, each a sentence.
     problems: Vec<String>,
 }
 
 /// Prints the findings; an error when anything is wrong.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let findings = inspect(&arguments.folder, arguments.target.as_deref());
+    let target = arguments.target.as_deref().map(resolve_model).transpose()?;
+    let findings = inspect(&arguments.folder, target.as_deref());
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&findings)?);
+        print(serde_json::to_string_pretty(&findings)?)?;
     } else {
         for (name, value) in &findings.facts {
-            println!("{name:<24} {value}");
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            print(format_args!("{:<24} {value}", name.replace('_', " ")))?;
         }
         for problem in &findings.problems {
-            println!("WRONG: {problem}");
+            print(format_args!("WRONG: {problem}"))?;
         }
         if findings.problems.is_empty() {
-            println!("nothing wrong was found");
+            print("nothing wrong was found")?;
         }
     }
     match findings.problems.len() {
@@ -70,16 +74,12 @@ fn inspect(folder: &Path, target: Option<&Path>) -> Findings {
 }
 
 fn looks_like_draft(config: &TargetConfig) -> bool {
-    config
-        .fields
-        .get("block_size")
-        .or(config.fields.get("target_layer_ids"))
-        .is_some()
+    config.fields.get("block_size").or(config.fields.get("target_layer_ids")).is_some()
 }
 
 impl Findings {
-    fn fact(&mut self, name: &'static str, value: impl ToString) {
-        self.facts.push((name, value.to_string()));
+    fn fact(&mut self, name: &str, value: impl Into<Value>) {
+        self.facts.insert(name.to_owned(), value.into());
     }
 
     fn problem(&mut self, error: &CheckpointError) {
@@ -91,52 +91,32 @@ impl Findings {
         let heads = match (config.markov_rank, config.enable_confidence_head) {
             (0, false) => "none (a DFlash draft)".to_owned(),
             (rank, confidence) => {
-                let markov = if rank > 0 {
-                    format!("vanilla Markov head of rank {rank}")
-                } else {
-                    "no Markov head".into()
-                };
-                let confidence = if confidence {
-                    "confidence head"
-                } else {
-                    "no confidence head"
-                };
+                let markov =
+                    if rank > 0 { format!("vanilla Markov head of rank {rank}") } else { "no Markov head".into() };
+                let confidence = if confidence { "confidence head" } else { "no confidence head" };
                 format!("{markov}, {confidence}")
             }
         };
-        self.fact(
-            "algorithm",
-            if config.markov_rank > 0 {
-                "DSpark"
-            } else {
-                "DFlash"
-            },
-        );
+        self.fact("algorithm", if config.markov_rank > 0 { "DSpark" } else { "DFlash" });
         self.fact("heads", heads);
-        self.fact("block size", config.block_size);
-        self.fact("draft layers", config.num_hidden_layers);
-        self.fact("hidden size", config.layer.hidden_size);
+        self.fact("block_size", config.block_size);
+        self.fact("draft_layers", config.num_hidden_layers);
+        self.fact("hidden_size", config.layer.hidden_size);
         self.fact("vocabulary", config.vocab_size);
-        self.fact("mask token", config.mask_token_id);
-        self.fact(
-            "fits a target with",
-            format!(
-                "{} layers, of which it reads [{}]",
-                config.num_target_layers,
-                ids.join(", ")
-            ),
-        );
+        self.fact("mask_token", config.mask_token_id);
+        self.fact("attention_heads", config.layer.num_attention_heads);
+        self.fact("key_value_heads", config.layer.num_key_value_heads);
+        self.fact("head_width", config.layer.head_dim);
+        self.fact("intermediate_size", config.layer.intermediate_size);
+        let (d, v, ids) = (config.layer.hidden_size, config.vocab_size, ids.join(", "));
+        let layers = config.num_target_layers;
+        let fits =
+            format!("{layers} layers, hidden size {d}, vocabulary {v}; it reads the outputs of layers [{ids}]");
+        self.fact("fits_a_target_of", fits);
         let expected = parameter_shapes(&DraftParameters::new(config, &Device::flex()));
-        let count: usize = expected
-            .iter()
-            .map(|(_, shape)| shape.iter().product::<usize>())
-            .sum();
-        self.fact("trained parameters", count);
-        self.weights(
-            folder,
-            expected,
-            &SHARED.map(|name| (name, [config.vocab_size, config.layer.hidden_size])),
-        );
+        let count: usize = expected.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        self.fact("trained_parameters", count);
+        self.weights(folder, expected, &SHARED.map(|name| (name, [config.vocab_size, config.layer.hidden_size])));
         if let Some(target) = target {
             match TargetConfig::read(target) {
                 Ok(target) => {
@@ -151,53 +131,28 @@ impl Findings {
 
     fn target(&mut self, folder: &Path, config: &TargetConfig) {
         self.fact("algorithm", "none: a target model");
-        self.fact("family", config.family);
+        self.fact("family", config.family.to_string());
         self.fact("layers", config.num_hidden_layers);
-        self.fact("hidden size", config.layer.hidden_size);
+        self.fact("hidden_size", config.layer.hidden_size);
         self.fact("vocabulary", config.vocab_size);
         self.fact("context", config.max_position_embeddings);
-        self.fact(
-            "head",
-            if config.tie_word_embeddings {
-                "the embedding"
-            } else {
-                "its own"
-            },
-        );
+        self.fact("head", if config.tie_word_embeddings { "the embedding" } else { "its own" });
         let expected = dspark_runtime::model::target_shapes(config);
-        let count: usize = expected
-            .iter()
-            .map(|(_, shape)| shape.iter().product::<usize>())
-            .sum();
+        let count: usize = expected.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         self.fact("parameters", count);
         self.weights(folder, expected, &[]);
     }
 
     /// Compares names, shapes and values with what the configuration asks for.
-    fn weights(
-        &mut self,
-        folder: &Path,
-        expected: Vec<(String, Vec<usize>)>,
-        optional: &[(&str, [usize; 2])],
-    ) {
+    fn weights(&mut self, folder: &Path, expected: Vec<(String, Vec<usize>)>, optional: &[(&str, [usize; 2])]) {
         let weights = match Weights::open(folder) {
             Ok(weights) => weights,
             Err(error) => return self.problem(&error),
         };
-        let present: Vec<&str> = optional
-            .iter()
-            .map(|(name, _)| *name)
-            .filter(|name| weights.shape(name).is_some())
-            .collect();
+        let present: Vec<&str> =
+            optional.iter().map(|(name, _)| *name).filter(|name| weights.shape(name).is_some()).collect();
         if !optional.is_empty() {
-            self.fact(
-                "embedding and head",
-                if present.is_empty() {
-                    "left to the target"
-                } else {
-                    "in the file"
-                },
-            );
+            self.fact("embedding_and_head", if present.is_empty() { "left to the target" } else { "in the file" });
             if present.len() == 1 {
                 self.problems.push(format!(
                     "{} holds `{}` but not the other table: both or neither",
@@ -206,6 +161,7 @@ impl Findings {
                 ));
             }
         }
+        self.fact("bytes_on_disk", weights.bytes());
         let mut dtypes: Vec<String> = Vec::new();
         let optional_shapes = optional.iter().filter(|(name, _)| present.contains(name));
         let expected: Vec<(String, Vec<usize>)> = expected
@@ -216,13 +172,9 @@ impl Findings {
             match weights.values(name, shape) {
                 Ok(values) => {
                     if values.iter().any(|value| !value.is_finite()) {
-                        self.problems
-                            .push(format!("tensor `{name}` holds values that are not finite"));
+                        self.problems.push(format!("tensor `{name}` holds values that are not finite"));
                     }
-                    let dtype = weights
-                        .dtype(name)
-                        .map(|dtype| format!("{dtype:?}"))
-                        .unwrap_or_default();
+                    let dtype = weights.dtype(name).map(|dtype| format!("{dtype:?}")).unwrap_or_default();
                     if !dtypes.contains(&dtype) {
                         dtypes.push(dtype);
                     }
@@ -230,12 +182,10 @@ impl Findings {
                 Err(error) => self.problem(&error),
             }
         }
-        self.fact("number type", dtypes.join(", "));
+        self.fact("number_type", dtypes.join(", "));
         let known = |name: &str| expected.iter().any(|(expected, _)| expected == name);
         for name in weights.names().filter(|name| !known(name)) {
-            self.problems.push(format!(
-                "tensor `{name}` has no place in the model that config.json describes"
-            ));
+            self.problems.push(format!("tensor `{name}` has no place in the model that config.json describes"));
         }
     }
 }

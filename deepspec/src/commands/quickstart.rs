@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use dspark_runtime::commands::print;
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::speculate::{Decoder, GenerationOptions, SeededUniforms};
 use serde_json::{Map, json};
@@ -30,7 +31,7 @@ pub struct DataArguments {
 /// Writes the conversations.
 pub fn write_data(arguments: &DataArguments) -> Result<()> {
     for path in write_datasets(&arguments.out, arguments.seed, Sizes::default())? {
-        println!("wrote {}", path.display());
+        print(format_args!("wrote {}", path.display()))?;
     }
     Ok(())
 }
@@ -67,8 +68,7 @@ pub fn train_target(arguments: &TargetArguments) -> Result<()> {
         seed: arguments.seed,
     };
     pretrain_target(&arguments.out, &settings, &arguments.device.open()?)?;
-    println!("wrote {}", arguments.out.display());
-    Ok(())
+    Ok(print(format_args!("wrote {}", arguments.out.display()))?)
 }
 
 /// Arguments of `deepspec quickstart-check`.
@@ -86,14 +86,15 @@ pub struct CheckArguments {
     /// Answers shown per domain
     #[arg(long, default_value_t = 2)]
     show: usize,
+    /// cpu, cuda or cuda:INDEX
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
 }
 
 /// Answers unseen prompts greedily and counts the good answers.
 pub fn check_target(arguments: &CheckArguments) -> Result<()> {
-    let (_, target, tokenizer) = load_target(&arguments.target, &DeviceChoice::Cpu.open()?)?;
-    let template = tokenizer
-        .chat_template()
-        .context("the target has no chat template")?;
+    let (_, target, tokenizer) = load_target(&arguments.target, &arguments.device.open()?)?;
+    let template = tokenizer.chat_template().context("the target has no chat template")?;
     let options = GenerationOptions {
         temperature: 0.0,
         max_new_tokens: 256,
@@ -108,14 +109,11 @@ pub fn check_target(arguments: &CheckArguments) -> Result<()> {
             };
             let messages = [json!({"role": "user", "content": exchange.user})];
             let ids = tokenizer.encode(&template.render(&messages, &Map::new(), true)?, false)?;
-            let generation = Decoder::new(&target, None).generate(
-                &ids,
-                &options,
-                &mut SeededUniforms::new(0, asked as u64),
-            );
+            let generation =
+                Decoder::new(&target, None).generate(&ids, &options, &mut SeededUniforms::new(0, asked as u64));
             let answer = tokenizer.decode(&generation.ids, true)?;
             if asked < arguments.show {
-                println!("[{}] {}\n{}\n", domain.name(), exchange.user, answer.trim());
+                print(format_args!("[{}] {}\n{}\n", domain.name(), exchange.user, answer.trim()))?;
             }
             asked += 1;
             good += usize::from(match domain {
@@ -124,7 +122,7 @@ pub fn check_target(arguments: &CheckArguments) -> Result<()> {
                 Domain::Chat => reads_as_sentences(answer.trim()),
             });
         }
-        println!("{}: {good} of {asked} good", domain.name());
+        print(format_args!("{}: {good} of {asked} good", domain.name()))?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 use dspark_runtime::checkpoint::{CheckpointError, WeightDtype, write_file};
+use dspark_runtime::commands::print;
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::Draft;
 use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, SeededUniforms};
@@ -17,7 +18,7 @@ use super::setup::{Prepared, hash_file};
 use super::stages::{Stages, digest, hex};
 use super::train::train_prepared;
 use crate::conversation::read_evaluation_prompts;
-use crate::evaluation::{EvaluationOptions, EvaluationReport, Models, Task, evaluate, print_table};
+use crate::evaluation::{EvaluateError, EvaluationOptions, EvaluationReport, Models, Task, evaluate, table};
 
 /// Longest sample answer shown at the end, tokens.
 const SAMPLE_TOKENS: usize = 160;
@@ -30,6 +31,9 @@ pub struct Arguments {
     /// Override a field of the recipe, `train.lr=3e-4`; may be given several times
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Stop at the first malformed line of the data (the recipe's `data.strict`)
+    #[arg(long)]
+    strict: bool,
     /// Delete what an earlier run of this recipe left, and start anew
     #[arg(long)]
     restart: bool,
@@ -47,73 +51,70 @@ struct DataResult {
 
 /// Data, train, evaluate, export, report.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let prepared = Prepared::load(&arguments.recipe, &arguments.set, arguments.device)?;
+    let prepared = Prepared::load(&arguments.recipe, &arguments.set, arguments.strict, arguments.device)?;
     let folder = prepared.recipe.output_dir();
-    if arguments.restart {
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(CheckpointError::io(&folder)(error).into());
-            }
-            _ => {}
-        }
-    }
     // Unusable tasks are found before hours of training, not after.
     let tasks = prepared.tasks()?;
     for task in &tasks {
         read_evaluation_prompts(&task.path)?;
     }
+    if !tasks.is_empty() && prepared.tokenizer.chat_template().is_none() {
+        return Err(EvaluateError::NoTemplate.into());
+    }
+    if arguments.restart {
+        remove_run(&folder)?;
+    }
     let stages = Stages::of_run(&folder);
     let training_digest = prepared.training_digest()?;
+    let mut read = None;
     stages.run("data", &training_digest, || {
-        let (training, validation) = prepared.samples()?;
-        Ok((
-            DataResult {
-                training: training.len(),
-                validation: validation.len(),
-            },
-            Vec::new(),
-        ))
+        let samples = read.insert(prepared.samples()?);
+        Ok((DataResult { training: samples.training.len(), validation: samples.validation.len() }, Vec::new()))
     })?;
     let training: Value = stages.run("train", &training_digest, || {
-        let report = train_prepared(&prepared, true)?;
+        let samples = match read.take() {
+            Some(samples) => samples,
+            None => prepared.samples()?,
+        };
+        let report = train_prepared(&prepared, &samples, true)?;
         Ok((serde_json::to_value(&report)?, vec![report.checkpoint]))
     })?;
-    let checkpoint = training["checkpoint"]
-        .as_str()
-        .context("the training stage recorded no checkpoint")?;
+    let checkpoint = training["checkpoint"].as_str().context("the training stage recorded no checkpoint")?;
     let draft = Draft::load(Path::new(checkpoint), &prepared.target)?;
 
     let settings = serde_json::to_string(&prepared.recipe.evaluate)?;
     let inputs = digest(&[&training_digest, checkpoint, &settings, &task_digest(&tasks)?]);
-    let evaluation: EvaluationReport = stages.run("evaluate", &inputs, || {
-        Ok((
-            evaluate_recipe(&prepared, &draft, checkpoint, &tasks)?,
-            Vec::new(),
-        ))
-    })?;
+    let evaluation: EvaluationReport = stages
+        .run("evaluate", &inputs, || Ok((evaluate_recipe(&prepared, &draft, checkpoint, &tasks)?, Vec::new())))?;
     let exported = folder.join("draft");
     let without = prepared.recipe.output.without_embeddings;
-    let inputs = digest(&[
-        &training_digest,
-        checkpoint,
-        if without { "without" } else { "with" },
-    ]);
+    let inputs = digest(&[&training_digest, checkpoint, if without { "without" } else { "with" }]);
     stages.run("export", &inputs, || {
         draft.save(&exported, WeightDtype::Bf16, !without)?;
         Ok((Value::Null, vec![exported.clone()]))
     })?;
     let report = json!({"evaluation": evaluation, "training": training});
     let report_path = folder.join("report.json");
-    write_file(
-        &report_path,
-        (serde_json::to_string_pretty(&report)? + "\n").as_bytes(),
-    )?;
+    write_file(&report_path, (serde_json::to_string_pretty(&report)? + "\n").as_bytes())?;
 
-    println!();
-    print_table(&evaluation, &mut std::io::stdout())?;
+    print(format_args!("\n{}", table(&evaluation)))?;
     show_sample(&prepared, &draft, &tasks)?;
-    println!("report:     {}", report_path.display());
-    println!("checkpoint: {}", exported.display());
+    print(format_args!("report:     {}", report_path.display()))?;
+    Ok(print(format_args!("checkpoint: {}", exported.display()))?)
+}
+
+/// Removes what runs write into their folder, and nothing else that may be there.
+fn remove_run(folder: &Path) -> Result<()> {
+    for name in ["checkpoints", "stages", "tensorboard", "draft", "metrics.jsonl", "report.json"] {
+        let path = folder.join(name);
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(CheckpointError::io(path)(error).into());
+            }
+            _ => {}
+        }
+    }
     Ok(())
 }
 
@@ -126,12 +127,7 @@ fn task_digest(tasks: &[Task]) -> Result<String> {
     Ok(hex(hash))
 }
 
-fn evaluate_recipe(
-    prepared: &Prepared,
-    draft: &Draft,
-    checkpoint: &str,
-    tasks: &[Task],
-) -> Result<EvaluationReport> {
+fn evaluate_recipe(prepared: &Prepared, draft: &Draft, checkpoint: &str, tasks: &[Task]) -> Result<EvaluationReport> {
     let settings = &prepared.recipe.evaluate;
     let options = EvaluationOptions {
         temperature: settings.temperature,
@@ -143,18 +139,8 @@ fn evaluate_recipe(
         template_arguments: prepared.recipe.data.template_arguments.clone(),
         measure_plain: true,
     };
-    let models = Models {
-        target: &prepared.target,
-        draft,
-        tokenizer: &prepared.tokenizer,
-    };
-    Ok(evaluate(
-        models,
-        (&prepared.recipe.target, checkpoint),
-        tasks,
-        &options,
-        None,
-    )?)
+    let models = Models { target: &prepared.target, draft, tokenizer: &prepared.tokenizer };
+    Ok(evaluate(models, (&prepared.recipe.target, checkpoint), tasks, &options, None)?)
 }
 
 /// Answers the first prompt of the first task with the draft and without, at temperature 0.
@@ -180,24 +166,14 @@ fn show_sample(prepared: &Prepared, draft: &Draft, tasks: &[Task]) -> Result<()>
         Decoder::new(&prepared.target, draft).generate(&ids, &options, &mut SeededUniforms::new(0, 0))
     };
     let (with_draft, alone) = (answer(Some(draft)), answer(None));
-    println!("\nprompt:  {turn}");
-    println!(
-        "answer:  {}",
-        prepared
-            .tokenizer
-            .decode(&alone.ids, true)?
-            .trim()
-            .replace('\n', "\n         ")
-    );
+    print(format_args!("\nprompt:  {turn}"))?;
+    let text = prepared.tokenizer.decode(&alone.ids, true)?;
+    print(format_args!("answer:  {}", text.trim().replace('\n', "\n         ")))?;
     let passes = with_draft.rounds.len() + 1;
-    println!(
+    let same = with_draft.ids == alone.ids;
+    Ok(print(format_args!(
         "with the draft: {} in {passes} passes of the target instead of {}\n",
-        if with_draft.ids == alone.ids {
-            "the same tokens"
-        } else {
-            "OTHER TOKENS (this is a bug)"
-        },
+        if same { "the same tokens" } else { "other tokens (rounding decided a tie the other way)" },
         alone.ids.len()
-    );
-    Ok(())
+    ))?)
 }

@@ -19,7 +19,7 @@ use crate::objective::LossWeights;
 use crate::recipe::{DataFormat, Recipe, Schedule};
 use crate::trainer::{AdamWSettings, LearningRate, TrainSettings};
 
-/// Bytes hashed at each end of a large file.
+/// Bytes hashed at each end of a weight file.
 const HASHED_ENDS: u64 = 1 << 20;
 
 /// A recipe with its target loaded.
@@ -34,29 +34,40 @@ pub struct Prepared {
     pub tokenizer: Tokenizer,
 }
 
+/// Tokenised conversations.
+pub struct Samples {
+    /// To train on.
+    pub training: Vec<Sample>,
+    /// To validate on; may be empty.
+    pub validation: Vec<Sample>,
+}
+
 impl Prepared {
     /// Reads the recipe and loads its target.
     ///
     /// # Errors
     /// When the recipe or the target is unusable.
-    pub fn load(recipe: &Path, overrides: &[String], device: DeviceChoice) -> Result<Self> {
-        let recipe = Recipe::load(recipe, overrides)?;
+    pub fn load(recipe: &Path, overrides: &[String], strict: bool, device: DeviceChoice) -> Result<Self> {
+        let mut recipe = Recipe::load(recipe, overrides)?;
+        recipe.data.strict |= strict;
         let device = device.open()?;
         let (target_folder, target, tokenizer) = load_target(&recipe.target, &device)?;
-        Ok(Self {
-            recipe,
-            target_folder,
-            target,
-            tokenizer,
-        })
+        Ok(Self { recipe, target_folder, target, tokenizer })
     }
 
     /// Training and validation samples, the reading reported on standard error.
     ///
     /// # Errors
     /// When a file is unusable or nothing is left.
-    pub fn samples(&self) -> Result<(Vec<Sample>, Vec<Sample>)> {
+    pub fn samples(&self) -> Result<Samples> {
         let data = &self.recipe.data;
+        let context = self.target.config().max_position_embeddings;
+        if data.max_length > context {
+            bail!(
+                "data.max_length = {}: the target's context is {context} tokens; choose at most that",
+                data.max_length
+            );
+        }
         let options = ReadOptions {
             format: match data.format {
                 DataFormat::Chat => Format::Chat,
@@ -72,14 +83,23 @@ impl Prepared {
         eprintln!("training data: {report}");
         if let Some(fraction) = data.validation_fraction {
             let split = split_validation(training, fraction)?;
-            return Ok((split.training, split.validation));
+            if split.training.is_empty() || split.validation.is_empty() {
+                let total = split.training.len() + split.validation.len();
+                bail!(
+                    "data.validation_fraction = {fraction}: of {total} samples it leaves {} to train on and {} to \
+                     validate on; choose another fraction, or files of their own (data.validation)",
+                    split.training.len(),
+                    split.validation.len()
+                );
+            }
+            return Ok(Samples { training: split.training, validation: split.validation });
         }
         if data.validation.is_empty() {
-            return Ok((training, Vec::new()));
+            return Ok(Samples { training, validation: Vec::new() });
         }
         let (validation, report) = read_samples(&data.validation, &self.tokenizer, &options)?;
         eprintln!("validation data: {report}");
-        Ok((training, validation))
+        Ok(Samples { training, validation })
     }
 
     /// A fresh draft as the recipe describes it.
@@ -89,10 +109,7 @@ impl Prepared {
     pub fn fresh_draft(&self) -> Result<Draft> {
         let model = &self.recipe.model;
         let rows = self.target.config().vocab_size;
-        let mask_token_id = match model
-            .mask_token_id
-            .or_else(|| self.tokenizer.first_unused_row(rows))
-        {
+        let mask_token_id = match model.mask_token_id.or_else(|| self.tokenizer.first_unused_row(rows)) {
             Some(id) => id,
             None => bail!(
                 "model.mask_token_id: every one of the target's {rows} embedding rows belongs to a token, so the recipe must \
@@ -105,11 +122,7 @@ impl Prepared {
             &DraftShape {
                 block_size: model.block_size,
                 num_draft_layers: model.num_draft_layers,
-                target_layer_ids: model
-                    .target_layer_ids
-                    .iter()
-                    .map(|&id| LayerId(id as i64))
-                    .collect(),
+                target_layer_ids: model.target_layer_ids.iter().map(|&id| LayerId(id as i64)).collect(),
                 mask_token_id,
                 num_anchors: model.num_anchors,
                 markov_rank: model.markov_rank,
@@ -117,14 +130,14 @@ impl Prepared {
                 confidence_head_with_markov: model.confidence_head_with_markov,
             },
         )
+        .and_then(|config| {
+            config.check_target(&self.target_folder, self.target.config())?;
+            Ok(config)
+        })
         .context("the recipe's [model] does not fit the target")?;
         self.target.device().seed(self.recipe.train.seed);
         let draft = Draft::new(config, &self.target);
-        Ok(if model.initialize_from_target {
-            draft.initialized_from(&self.target)
-        } else {
-            draft
-        })
+        Ok(if model.initialize_from_target { draft.initialized_from(&self.target) } else { draft })
     }
 
     /// The trainer's settings.
@@ -132,12 +145,7 @@ impl Prepared {
         let (train, model) = (&self.recipe.train, &self.recipe.model);
         let overshoot = train.schedule == Schedule::Reference;
         TrainSettings {
-            learning_rate: LearningRate::new(
-                train.lr,
-                train.total_steps(samples),
-                train.warmup_ratio,
-                overshoot,
-            ),
+            learning_rate: LearningRate::new(train.lr, train.total_steps(samples), train.warmup_ratio, overshoot),
             optimizer: AdamWSettings {
                 beta_1: train.adam_beta1,
                 beta_2: train.adam_beta2,
@@ -148,11 +156,7 @@ impl Prepared {
             loss: LossWeights {
                 cross_entropy: model.ce_loss_alpha,
                 l1: model.l1_loss_alpha,
-                confidence: if model.enable_confidence_head {
-                    model.confidence_head_alpha
-                } else {
-                    0.0
-                },
+                confidence: if model.enable_confidence_head { model.confidence_head_alpha } else { 0.0 },
                 decay: model.loss_decay(),
             },
             global_batch_size: train.global_batch_size,
@@ -179,16 +183,20 @@ impl Prepared {
         for file in recipe.data.train.iter().chain(&recipe.data.validation) {
             hash_file(&mut hash, file)?;
         }
-        for name in [
-            "config.json",
-            "tokenizer.json",
-            "model.safetensors",
-            "model.safetensors.index.json",
-        ] {
-            let file = self.target_folder.join(name);
-            if file.is_file() {
-                hash_file(&mut hash, &file)?;
-            }
+        // Everything that target and tokeniser are read from.
+        let wanted = |path: &PathBuf| {
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            matches!(extension, Some("json" | "jinja" | "safetensors"))
+        };
+        let entries = std::fs::read_dir(&self.target_folder).and_then(|entries| {
+            entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<PathBuf>>>()
+        });
+        let entries = entries.with_context(|| self.target_folder.display().to_string())?;
+        let mut files: Vec<PathBuf> = entries.into_iter().filter(wanted).collect();
+        files.sort();
+        for file in files {
+            let weights = file.extension().is_some_and(|extension| extension == "safetensors");
+            if weights { hash_ends(&mut hash, &file)? } else { hash_file(&mut hash, &file)? }
         }
         Ok(hex(hash))
     }
@@ -203,10 +211,7 @@ impl Prepared {
                 Some(path) => path.clone(),
                 None => Card::named(&task.name)?.resolve(&dataset_folders())?,
             };
-            Ok(Task {
-                name: task.name.clone(),
-                path,
-            })
+            Ok(Task { name: task.name.clone(), path })
         };
         self.recipe.evaluate.tasks.iter().map(of).collect()
     }
@@ -224,34 +229,40 @@ pub fn load_target(name: &str, device: &Device) -> Result<(PathBuf, Target, Toke
 }
 
 fn special_tokens(tokenizer: &Tokenizer) -> String {
-    let tokens: Vec<String> = tokenizer
-        .special_tokens()
-        .iter()
-        .map(|(id, token)| format!("{token} ({id})"))
-        .collect();
-    if tokens.is_empty() {
-        "none".to_owned()
-    } else {
-        tokens.join(", ")
-    }
+    let tokens: Vec<String> =
+        tokenizer.special_tokens().iter().map(|(id, token)| format!("{token} ({id})")).collect();
+    if tokens.is_empty() { "none".to_owned() } else { tokens.join(", ") }
 }
 
-/// Adds a file's length and contents; of a large file, its two ends (weights change everywhere or nowhere).
+/// Adds a file's contents.
+///
+/// # Errors
+/// When it cannot be read.
 pub fn hash_file(hash: &mut Sha256, path: &Path) -> Result<()> {
+    let read = File::open(path).and_then(|mut file| {
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(()),
+                count => hash.update(&buffer[..count]),
+            }
+        }
+    });
+    read.with_context(|| path.display().to_string())
+}
+
+/// Adds the length and the two ends of a weight file: training changes all of it, and reading all of a large target
+/// twice would take longer than loading it.
+fn hash_ends(hash: &mut Sha256, path: &Path) -> Result<()> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();
         let mut bytes = length.to_le_bytes().to_vec();
-        if length <= 64 * HASHED_ENDS {
-            file.read_to_end(&mut bytes)?;
-        } else {
-            file.by_ref().take(HASHED_ENDS).read_to_end(&mut bytes)?;
-            file.seek(SeekFrom::End(-(HASHED_ENDS as i64)))?;
-            file.read_to_end(&mut bytes)?;
-        }
+        file.by_ref().take(HASHED_ENDS).read_to_end(&mut bytes)?;
+        file.seek(SeekFrom::End(-(HASHED_ENDS.min(length) as i64)))?;
+        file.read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    let bytes = read().with_context(|| path.display().to_string())?;
-    hash.update(&bytes);
+    hash.update(&read().with_context(|| path.display().to_string())?);
     Ok(())
 }

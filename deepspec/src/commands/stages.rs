@@ -28,9 +28,7 @@ struct Record<T> {
 impl Stages {
     /// The stages of the run in a folder.
     pub fn of_run(folder: &Path) -> Self {
-        Self {
-            folder: folder.join("stages"),
-        }
+        Self { folder: folder.join("stages") }
     }
 
     /// The result of a stage: the recorded one when its inputs are the same and its outputs still there, else what `work`
@@ -45,9 +43,7 @@ impl Stages {
         work: impl FnOnce() -> Result<(T, Vec<PathBuf>)>,
     ) -> Result<T> {
         let path = self.folder.join(format!("{name}.json"));
-        let recorded = fs::read(&path)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<Record<T>>(&bytes).ok());
+        let recorded = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Record<T>>(&bytes).ok());
         if let Some(record) = recorded
             && record.inputs == inputs
             && record.outputs.iter().all(|output| output.exists())
@@ -56,11 +52,7 @@ impl Stages {
             return Ok(record.result);
         }
         let (result, outputs) = work().with_context(|| format!("stage {name}"))?;
-        let record = Record {
-            inputs: inputs.to_owned(),
-            outputs,
-            result,
-        };
+        let record = Record { inputs: inputs.to_owned(), outputs, result };
         write_file(&path, serde_json::to_string_pretty(&record)?.as_bytes())?;
         Ok(record.result)
     }

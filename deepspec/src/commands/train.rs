@@ -1,13 +1,15 @@
 //! `deepspec train`
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use burn_train::Interrupter;
 use clap::Args;
+use dspark_runtime::commands::print;
 use dspark_runtime::device::DeviceChoice;
 
-use super::setup::Prepared;
+use super::setup::{Prepared, Samples};
 use crate::trainer::{TrainJob, TrainReport, train};
 
 /// Arguments of `deepspec train`.
@@ -18,6 +20,9 @@ pub struct Arguments {
     /// Override a field of the recipe, `train.lr=3e-4`; may be given several times
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Stop at the first malformed line of the data (the recipe's `data.strict`)
+    #[arg(long)]
+    strict: bool,
     /// Continue from the newest checkpoint of the run
     #[arg(long)]
     resume: bool,
@@ -31,32 +36,33 @@ pub struct Arguments {
 
 /// Trains and says where the checkpoint is.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let prepared = Prepared::load(&arguments.recipe, &arguments.set, arguments.device)?;
-    let report = train_prepared(&prepared, arguments.resume)?;
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print_report(&report);
-    }
-    Ok(())
+    let prepared = Prepared::load(&arguments.recipe, &arguments.set, arguments.strict, arguments.device)?;
+    let samples = prepared.samples()?;
+    let report = train_prepared(&prepared, &samples, arguments.resume)?;
+    if arguments.json { Ok(print(serde_json::to_string_pretty(&report)?)?) } else { print_report(&report) }
 }
 
 /// Trains a prepared recipe in its output folder.
-pub fn train_prepared(prepared: &Prepared, resume: bool) -> Result<TrainReport> {
-    let (training, validation) = prepared.samples()?;
+pub fn train_prepared(prepared: &Prepared, samples: &Samples, resume: bool) -> Result<TrainReport> {
     let job = TrainJob {
         target: &prepared.target,
         draft: prepared.fresh_draft()?,
-        training: &training,
-        validation: &validation,
-        settings: prepared.train_settings(training.len()),
+        training: &samples.training,
+        validation: &samples.validation,
+        settings: prepared.train_settings(samples.training.len()),
         folder: prepared.recipe.output_dir(),
         digest: prepared.training_digest()?,
         resume,
         interrupter: on_interrupt(),
     };
-    Ok(train(job)?)
+    TRAINING.store(true, Ordering::Relaxed);
+    let report = train(job);
+    TRAINING.store(false, Ordering::Relaxed);
+    Ok(report?)
 }
+
+/// Whether an interrupt has a step to wait for.
+static TRAINING: AtomicBool = AtomicBool::new(false);
 
 /// The first Ctrl-C lets the step finish and saves; the second ends the process.
 fn on_interrupt() -> Interrupter {
@@ -64,7 +70,7 @@ fn on_interrupt() -> Interrupter {
     let handler = interrupter.clone();
     // A handler that is there already belongs to an earlier training of this process, which has ended.
     let _ = ctrlc::set_handler(move || {
-        if handler.should_stop() {
+        if handler.should_stop() || !TRAINING.load(Ordering::Relaxed) {
             std::process::exit(130);
         }
         eprintln!("finishing this step and saving; interrupt again to stop at once");
@@ -74,22 +80,16 @@ fn on_interrupt() -> Interrupter {
 }
 
 /// The outcome in words.
-pub fn print_report(report: &TrainReport) {
-    println!(
+fn print_report(report: &TrainReport) -> Result<()> {
+    print(format_args!(
         "trained {} parameters for {} steps in {:.1} s ({:.0} tokens/s through the teacher)",
         report.parameters, report.steps, report.seconds, report.tokens_per_second
-    );
+    ))?;
     if let Some(last) = &report.last {
-        println!(
-            "last step: loss {:.4}, tau {:.3}",
-            last.loss, last.tau_probabilistic
-        );
+        print(format_args!("last step: loss {:.4}, tau {:.3}", last.loss, last.tau_probabilistic))?;
     }
     if let Some(best) = report.best {
-        println!(
-            "best validation: tau {:.3} at step {}",
-            best.tau_probabilistic, best.step
-        );
+        print(format_args!("best validation: tau {:.3} at step {}", best.tau_probabilistic, best.step))?;
     }
-    println!("checkpoint: {}", report.checkpoint.display());
+    Ok(print(format_args!("checkpoint: {}", report.checkpoint.display()))?)
 }

@@ -73,9 +73,5 @@ fn paths(files: &[PathBuf]) -> String {
     if files.is_empty() {
         return "an empty list of data files".to_owned();
     }
-    files
-        .iter()
-        .map(|path| path.display().to_string())
-        .collect::<Vec<_>>()
-        .join(", ")
+    files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }

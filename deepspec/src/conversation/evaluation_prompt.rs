@@ -22,53 +22,28 @@ impl EvaluationPrompt {
     /// `prompt` or `question`.
     fn from_row(row: &Map<String, Value>) -> Result<Self, String> {
         if let Some(turns) = row.get("turns") {
-            let list = turns
-                .as_array()
-                .ok_or_else(|| format!("`turns` should be a list, found {}", kind(turns)))?;
+            let list = turns.as_array().ok_or_else(|| format!("`turns` should be a list, found {}", kind(turns)))?;
             if list.is_empty() {
                 return Err("`turns` is empty".to_owned());
             }
-            let turns = list
-                .iter()
-                .map(|turn| text_field(turn, "turns").map(str::to_owned))
-                .collect::<Result<_, _>>()?;
-            let system = row
-                .get("system")
-                .map(|text| text_field(text, "system"))
-                .transpose()?
-                .map(str::to_owned);
+            let turns =
+                list.iter().map(|turn| text_field(turn, "turns").map(str::to_owned)).collect::<Result<_, _>>()?;
+            let system = row.get("system").map(|text| text_field(text, "system")).transpose()?.map(str::to_owned);
             return Ok(Self { system, turns });
         }
-        let conversation = match ["prompt", "question"]
-            .iter()
-            .find_map(|name| Some((*name, row.get(*name)?)))
-        {
+        let conversation = match ["prompt", "question"].iter().find_map(|name| Some((*name, row.get(*name)?))) {
             Some((name, text)) if !row.contains_key("messages") && !row.contains_key("conversations") => {
-                let system = row
-                    .get("system")
-                    .map(|text| text_field(text, "system"))
-                    .transpose()?;
+                let system = row.get("system").map(|text| text_field(text, "system")).transpose()?;
                 let system = system.map(|text| Message::new("system", text));
-                let messages = system
-                    .into_iter()
-                    .chain([Message::new(USER, text_field(text, name)?)])
-                    .collect();
+                let messages = system.into_iter().chain([Message::new(USER, text_field(text, name)?)]).collect();
                 Conversation { messages }
             }
             _ => Conversation::from_row(row)?,
         };
-        let (asked, others): (Vec<_>, Vec<_>) = conversation
-            .messages
-            .into_iter()
-            .partition(|message| message.role == USER);
-        let system = others
-            .into_iter()
-            .find(|message| message.role == "system")
-            .map(|message| message.content);
-        Ok(Self {
-            system,
-            turns: asked.into_iter().map(|message| message.content).collect(),
-        })
+        let (asked, others): (Vec<_>, Vec<_>) =
+            conversation.messages.into_iter().partition(|message| message.role == USER);
+        let system = others.into_iter().find(|message| message.role == "system").map(|message| message.content);
+        Ok(Self { system, turns: asked.into_iter().map(|message| message.content).collect() })
     }
 }
 
@@ -81,18 +56,11 @@ pub fn read_evaluation_prompts(file: &Path) -> Result<Vec<EvaluationPrompt>, Con
     let mut prompts = Vec::new();
     for row in Rows::open(file)? {
         let row = row?;
-        let prompt = row
-            .fields
-            .as_ref()
-            .map_err(String::clone)
-            .and_then(EvaluationPrompt::from_row);
+        let prompt = row.fields.as_ref().map_err(String::clone).and_then(EvaluationPrompt::from_row);
         prompts.push(prompt.map_err(|reason| ConversationError::Malformed(row.malformed(file, reason)))?);
     }
     if prompts.is_empty() {
-        return Err(ConversationError::Empty {
-            files: vec![file.to_owned()],
-            report: Default::default(),
-        });
+        return Err(ConversationError::Empty { files: vec![file.to_owned()], report: Default::default() });
     }
     Ok(prompts)
 }
@@ -124,15 +92,10 @@ mod tests {
         ])
         .unwrap();
         let system = |prompt: &EvaluationPrompt| prompt.system.clone().unwrap_or_default();
-        let found: Vec<(String, String)> = prompts
-            .iter()
-            .map(|prompt| (system(prompt), prompt.turns.join(" ")))
-            .collect();
+        let found: Vec<(String, String)> =
+            prompts.iter().map(|prompt| (system(prompt), prompt.turns.join(" "))).collect();
         let expected = [("", "a b"), ("s", "a b"), ("", "a"), ("s", "a")];
-        assert_eq!(
-            found,
-            expected.map(|(system, turns)| (system.to_owned(), turns.to_owned()))
-        );
+        assert_eq!(found, expected.map(|(system, turns)| (system.to_owned(), turns.to_owned())));
     }
 
     #[test]
@@ -141,16 +104,10 @@ mod tests {
             (json!({"turns": []}), "`turns` is empty"),
             (json!({"turns": "a"}), "`turns` should be a list"),
             (json!({"turns": [1]}), "`turns` should be text"),
-            (
-                json!({"messages": [{"role": "system", "content": "s"}]}),
-                "no message of the user",
-            ),
+            (json!({"messages": [{"role": "system", "content": "s"}]}), "no message of the user"),
         ] {
             let message = read(&[json!({"turns": ["a"]}), row]).unwrap_err().to_string();
-            assert!(
-                message.contains("task.jsonl, line 2: ") && message.contains(expected),
-                "{message}"
-            );
+            assert!(message.contains("task.jsonl, line 2: ") && message.contains(expected), "{message}");
         }
         assert!(matches!(read(&[]), Err(ConversationError::Empty { .. })));
     }

@@ -31,11 +31,7 @@ pub(super) const FIELDS: [&str; 11] = [
 /// Fields that hold the list of messages.
 const LISTS: [&str; 2] = ["conversations", "messages"];
 /// Fields that hold one question and one answer.
-const PAIRS: [[&str; 2]; 3] = [
-    ["prompt", "response"],
-    ["prompt", "completion"],
-    ["question", "answer"],
-];
+const PAIRS: [[&str; 2]; 3] = [["prompt", "response"], ["prompt", "completion"], ["question", "answer"]];
 
 /// The role that asks.
 pub(super) const USER: &str = "user";
@@ -57,11 +53,7 @@ pub struct Message {
 impl Message {
     /// A message with nothing but its text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: content.into(),
-            extra: Map::new(),
-        }
+        Self { role: role.into(), content: content.into(), extra: Map::new() }
     }
 
     /// The object that a chat template reads.
@@ -69,11 +61,7 @@ impl Message {
         let mut object = Map::new();
         object.insert("role".to_owned(), Value::from(self.role.as_str()));
         object.insert("content".to_owned(), Value::from(self.content.as_str()));
-        object.extend(
-            self.extra
-                .iter()
-                .map(|(name, value)| (name.clone(), value.clone())),
-        );
+        object.extend(self.extra.iter().map(|(name, value)| (name.clone(), value.clone())));
         Value::Object(object)
     }
 }
@@ -102,10 +90,7 @@ impl Conversation {
             }
             Some(other) => return Err(format!("`system` should be text, found {}", kind(other))),
         }
-        match messages
-            .iter()
-            .find(|message| message.role == USER || message.role == ASSISTANT)
-        {
+        match messages.iter().find(|message| message.role == USER || message.role == ASSISTANT) {
             Some(first) if first.role == USER => Ok(Self { messages }),
             Some(_) => Err("the assistant speaks before the user has asked anything".to_owned()),
             None => Err("there is no message of the user".to_owned()),
@@ -114,9 +99,7 @@ impl Conversation {
 
     fn find_messages(row: &Map<String, Value>) -> Result<Vec<Message>, String> {
         if let Some((name, list)) = LISTS.iter().find_map(|name| Some((name, row.get(*name)?))) {
-            let list = list
-                .as_array()
-                .ok_or_else(|| format!("`{name}` should be a list, found {}", kind(list)))?;
+            let list = list.as_array().ok_or_else(|| format!("`{name}` should be a list, found {}", kind(list)))?;
             return list
                 .iter()
                 .enumerate()
@@ -133,31 +116,18 @@ impl Conversation {
             }
         }
         let found: Vec<&str> = row.keys().map(String::as_str).collect();
-        let hint = if row.contains_key("text") {
-            "; plain text is read with data.format = \"text\""
-        } else {
-            ""
-        };
+        let hint = if row.contains_key("text") { "; plain text is read with data.format = \"text\"" } else { "" };
         Err(format!(
             "should have `conversations`, `messages`, or `prompt` and `response`, found {}{hint}",
-            if found.is_empty() {
-                "no known field".to_owned()
-            } else {
-                found.join(", ")
-            }
+            if found.is_empty() { "no known field".to_owned() } else { found.join(", ") }
         ))
     }
 }
 
 fn parse_message(item: &Value) -> Result<Message, String> {
-    let fields = item
-        .as_object()
-        .ok_or_else(|| format!("should be an object, found {}", kind(item)))?;
-    let (role_field, content_field) = if fields.contains_key("from") {
-        ("from", "value")
-    } else {
-        ("role", "content")
-    };
+    let fields = item.as_object().ok_or_else(|| format!("should be an object, found {}", kind(item)))?;
+    let (role_field, content_field) =
+        if fields.contains_key("from") { ("from", "value") } else { ("role", "content") };
     let field = |name: &str| {
         let value = fields.get(name).ok_or_else(|| format!("`{name}` is missing"))?;
         text_field(value, name)
@@ -176,17 +146,12 @@ fn parse_message(item: &Value) -> Result<Message, String> {
         .iter()
         .filter(|(name, value)| *name != role_field && *name != content_field && !value.is_null())
         .map(|(name, value)| (name.clone(), value.clone()));
-    Ok(Message {
-        extra: extra.collect(),
-        ..Message::new(role, field(content_field)?)
-    })
+    Ok(Message { extra: extra.collect(), ..Message::new(role, field(content_field)?) })
 }
 
 /// The text of a field.
 pub(super) fn text_field<'a>(value: &'a Value, name: &str) -> Result<&'a str, String> {
-    value
-        .as_str()
-        .ok_or_else(|| format!("`{name}` should be text, found {}", kind(value)))
+    value.as_str().ok_or_else(|| format!("`{name}` should be text, found {}", kind(value)))
 }
 
 #[cfg(test)]
@@ -197,17 +162,12 @@ mod tests {
 
     fn read(row: &Value) -> Result<Vec<(String, String)>, String> {
         let conversation = Conversation::from_row(row.as_object().unwrap())?;
-        Ok(conversation
-            .messages
-            .into_iter()
-            .map(|message| (message.role, message.content))
-            .collect())
+        Ok(conversation.messages.into_iter().map(|message| (message.role, message.content)).collect())
     }
 
     #[test]
     fn every_form_of_a_row_gives_the_same_conversation() {
-        let expected =
-            [("user", "q"), ("assistant", "a")].map(|(role, text)| (role.to_owned(), text.to_owned()));
+        let expected = [("user", "q"), ("assistant", "a")].map(|(role, text)| (role.to_owned(), text.to_owned()));
         for row in [
             json!({"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}),
             json!({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}),
@@ -237,51 +197,24 @@ mod tests {
             {"role": "assistant", "content": "a", "reasoning_content": "r"},
         ]});
         let conversation = Conversation::from_row(row.as_object().unwrap()).unwrap();
-        assert_eq!(
-            conversation.messages[0].to_json(),
-            json!({"role": "user", "content": "q"})
-        );
+        assert_eq!(conversation.messages[0].to_json(), json!({"role": "user", "content": "q"}));
         assert_eq!(conversation.messages[1].to_json()["reasoning_content"], "r");
     }
 
     #[test]
     fn what_is_wrong_is_said() {
         for (row, expected) in [
-            (
-                json!({"conversations": "text"}),
-                "`conversations` should be a list, found a string",
-            ),
-            (
-                json!({"messages": [3]}),
-                "`messages`, message 1: should be an object, found a number",
-            ),
-            (
-                json!({"messages": [{"role": "user"}]}),
-                "`messages`, message 1: `content` is missing",
-            ),
-            (
-                json!({"messages": [{"role": "user", "content": null}]}),
-                "`content` should be text, found null",
-            ),
-            (
-                json!({"conversations": [{"from": "bard", "value": "x"}]}),
-                "the role \"bard\" is not known",
-            ),
-            (
-                json!({"messages": [{"role": "assistant", "content": "a"}]}),
-                "speaks before the user",
-            ),
+            (json!({"conversations": "text"}), "`conversations` should be a list, found a string"),
+            (json!({"messages": [3]}), "`messages`, message 1: should be an object, found a number"),
+            (json!({"messages": [{"role": "user"}]}), "`messages`, message 1: `content` is missing"),
+            (json!({"messages": [{"role": "user", "content": null}]}), "`content` should be text, found null"),
+            (json!({"conversations": [{"from": "bard", "value": "x"}]}), "the role \"bard\" is not known"),
+            (json!({"messages": [{"role": "assistant", "content": "a"}]}), "speaks before the user"),
             (json!({"messages": []}), "no message of the user"),
-            (
-                json!({"prompt": 3, "response": "a"}),
-                "`prompt` should be text, found a number",
-            ),
+            (json!({"prompt": 3, "response": "a"}), "`prompt` should be text, found a number"),
             (json!({"text": "t"}), "data.format = \"text\""),
             (json!({}), "no known field"),
-            (
-                json!({"prompt": "q", "response": "a", "system": 1}),
-                "`system` should be text",
-            ),
+            (json!({"prompt": "q", "response": "a", "system": 1}), "`system` should be text"),
         ] {
             let reason = read(&row).unwrap_err();
             assert!(reason.contains(expected), "{row}: {reason}");

@@ -40,21 +40,13 @@ impl ParquetRows {
             .map(|(index, _)| index);
         let mask = ProjectionMask::roots(builder.parquet_schema(), used);
         let reader = builder.with_projection(mask).build().map_err(damaged)?;
-        Ok(Self {
-            path: path.to_owned(),
-            reader,
-            batch: VecDeque::new(),
-            read: 0,
-        })
+        Ok(Self { path: path.to_owned(), reader, batch: VecDeque::new(), read: 0 })
     }
 
     fn read_batch(&mut self, batch: &RecordBatch) {
         for row in 0..batch.num_rows() {
             self.read += 1;
-            self.batch.push_back(Row {
-                number: RowNumber::Row(self.read),
-                fields: row_object(batch, row),
-            });
+            self.batch.push_back(Row { number: RowNumber::Row(self.read), fields: row_object(batch, row) });
         }
     }
 }
@@ -68,10 +60,7 @@ impl Iterator for ParquetRows {
                 Ok(batch) => self.read_batch(&batch),
                 Err(error) => {
                     let message = format!("after row {}: {error}", self.read);
-                    return Some(Err(ConversationError::Parquet {
-                        path: self.path.clone(),
-                        message,
-                    }));
+                    return Some(Err(ConversationError::Parquet { path: self.path.clone(), message }));
                 }
             }
         }
@@ -83,8 +72,7 @@ impl Iterator for ParquetRows {
 fn row_object(batch: &RecordBatch, row: usize) -> Result<Map<String, Value>, String> {
     let mut fields = Map::new();
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
-        let value =
-            json_value(column, row).map_err(|reason| format!("column `{}`: {reason}", field.name()))?;
+        let value = json_value(column, row).map_err(|reason| format!("column `{}`: {reason}", field.name()))?;
         if !value.is_null() {
             fields.insert(field.name().clone(), value);
         }
@@ -161,9 +149,8 @@ mod tests {
     fn write(columns: Vec<(&str, ArrayRef)>) -> (TempDir, PathBuf) {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("data.parquet");
-        let batch = RecordBatch::try_from_iter_with_nullable(
-            columns.into_iter().map(|(name, array)| (name, array, true)),
-        );
+        let batch =
+            RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, array)| (name, array, true)));
         let batch = batch.unwrap();
         let mut writer = ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), None).unwrap();
         writer.write(&batch).unwrap();
@@ -172,34 +159,19 @@ mod tests {
     }
 
     fn read(path: &Path) -> Vec<(RowNumber, Result<Value, String>)> {
-        Rows::open(path)
-            .unwrap()
-            .map(Result::unwrap)
-            .map(|row| (row.number, row.fields.map(Value::Object)))
-            .collect()
+        Rows::open(path).unwrap().map(Result::unwrap).map(|row| (row.number, row.fields.map(Value::Object))).collect()
     }
 
     /// Three rows: two messages, none, no list at all.
     fn conversations() -> ArrayRef {
         let messages = StructArray::try_from(vec![
-            (
-                "from",
-                Arc::new(StringArray::from(vec!["human", "gpt"])) as ArrayRef,
-            ),
-            (
-                "value",
-                Arc::new(StringArray::from(vec![Some("q"), None])) as ArrayRef,
-            ),
+            ("from", Arc::new(StringArray::from(vec!["human", "gpt"])) as ArrayRef),
+            ("value", Arc::new(StringArray::from(vec![Some("q"), None])) as ArrayRef),
         ])
         .unwrap();
         let item = Arc::new(Field::new("item", messages.data_type().clone(), true));
         let nulls = NullBuffer::from(vec![true, true, false]);
-        Arc::new(ListArray::new(
-            item,
-            OffsetBuffer::new(vec![0, 2, 2, 2].into()),
-            Arc::new(messages),
-            Some(nulls),
-        ))
+        Arc::new(ListArray::new(item, OffsetBuffer::new(vec![0, 2, 2, 2].into()), Arc::new(messages), Some(nulls)))
     }
 
     #[test]
@@ -208,14 +180,8 @@ mod tests {
         let (_directory, path) = write(vec![
             ("id", Arc::new(Int32Array::from(vec![1, 2, 3]))),
             ("conversations", conversations()),
-            (
-                "prompt",
-                Arc::new(StringViewArray::from(vec![None, Some("p"), None])),
-            ),
-            (
-                "response",
-                Arc::new(LargeStringArray::from(vec![None, Some("r"), None])),
-            ),
+            ("prompt", Arc::new(StringViewArray::from(vec![None, Some("p"), None]))),
+            ("response", Arc::new(LargeStringArray::from(vec![None, Some("r"), None]))),
             ("system", Arc::new(roles)),
             ("embedding", Arc::new(BinaryArray::from(vec![b"x".as_slice(); 3]))),
         ]);
@@ -224,10 +190,7 @@ mod tests {
             json!({"id": 2, "conversations": [], "prompt": "p", "response": "r", "system": "be brief"}),
             json!({"id": 3, "system": "be kind"}),
         ];
-        let expected: Vec<_> = (1..)
-            .map(RowNumber::Row)
-            .zip(expected.into_iter().map(Ok::<Value, String>))
-            .collect();
+        let expected: Vec<_> = (1..).map(RowNumber::Row).zip(expected.into_iter().map(Ok::<Value, String>)).collect();
         assert_eq!(read(&path), expected);
     }
 
@@ -235,19 +198,13 @@ mod tests {
     fn a_column_of_an_unknown_type_is_named() {
         let (_directory, path) = write(vec![("prompt", Arc::new(TimestampSecondArray::from(vec![1])))]);
         let reason = read(&path).remove(0).1.unwrap_err();
-        assert!(
-            reason.contains("column `prompt`") && reason.contains("Timestamp"),
-            "{reason}"
-        );
+        assert!(reason.contains("column `prompt`") && reason.contains("Timestamp"), "{reason}");
     }
 
     #[test]
     fn a_file_without_any_known_column_still_has_its_rows() {
         let (_directory, path) = write(vec![("other", Arc::new(Int32Array::from(vec![1, 2])))]);
-        assert_eq!(
-            read(&path),
-            [1, 2].map(|number| (RowNumber::Row(number), Ok(json!({}))))
-        );
+        assert_eq!(read(&path), [1, 2].map(|number| (RowNumber::Row(number), Ok(json!({})))));
     }
 
     #[test]

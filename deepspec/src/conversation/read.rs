@@ -57,14 +57,9 @@ pub fn read_samples(
     options: &ReadOptions,
 ) -> Result<(Vec<Sample>, ReadReport), ConversationError> {
     if options.format == Format::Chat && tokenizer.chat_template().is_none() {
-        return Err(ConversationError::NoChatTemplate {
-            directory: tokenizer.directory().to_owned(),
-        });
+        return Err(ConversationError::NoChatTemplate { directory: tokenizer.directory().to_owned() });
     }
-    let mut collector = Collector {
-        samples: Vec::new(),
-        report: ReadReport::default(),
-    };
+    let mut collector = Collector { samples: Vec::new(), report: ReadReport::default() };
     for file in files {
         let mut rows = Rows::open(file)?;
         loop {
@@ -72,11 +67,7 @@ pub fn read_samples(
             if chunk.is_empty() {
                 break;
             }
-            let reader = RowReader {
-                file,
-                tokenizer,
-                options,
-            };
+            let reader = RowReader { file, tokenizer, options };
             let outcomes: Vec<_> = chunk.par_iter().map(|row| reader.read(row)).collect();
             for (row, outcome) in chunk.iter().zip(outcomes) {
                 collector.take(file, row, outcome?, options)?;
@@ -84,10 +75,7 @@ pub fn read_samples(
         }
     }
     if collector.samples.is_empty() {
-        return Err(ConversationError::Empty {
-            files: files.to_vec(),
-            report: collector.report,
-        });
+        return Err(ConversationError::Empty { files: files.to_vec(), report: collector.report });
     }
     Ok((collector.samples, collector.report))
 }
@@ -107,11 +95,7 @@ struct RowReader<'a> {
 
 impl RowReader<'_> {
     fn read(&self, row: &Row) -> Result<Outcome, ConversationError> {
-        let mut sample = match row
-            .fields
-            .as_ref()
-            .map_err(String::clone)
-            .and_then(|fields| self.sample(row, fields))
+        let mut sample = match row.fields.as_ref().map_err(String::clone).and_then(|fields| self.sample(row, fields))
         {
             Ok(sample) => sample,
             Err(reason) => return Ok(Outcome::Malformed(reason)),
@@ -144,19 +128,14 @@ impl RowReader<'_> {
                 let text = fields
                     .get("text")
                     .ok_or("`text` is missing; conversations are read with data.format = \"chat\"")?;
-                Sample::from_text(id, text_field(text, "text")?, self.tokenizer)
-                    .map_err(|error| error.to_string())
+                Sample::from_text(id, text_field(text, "text")?, self.tokenizer).map_err(|error| error.to_string())
             }
         }
     }
 
     fn check_vocabulary(&self, row: &Row, sample: &Sample) -> Result<(), ConversationError> {
         let vocabulary_size = self.options.vocabulary_size;
-        match sample
-            .token_ids
-            .iter()
-            .find(|id| **id as usize >= vocabulary_size)
-        {
+        match sample.token_ids.iter().find(|id| **id as usize >= vocabulary_size) {
             None => Ok(()),
             Some(&id) => Err(ConversationError::TokenBeyondVocabulary {
                 path: self.file.to_owned(),

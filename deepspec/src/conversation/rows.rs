@@ -19,11 +19,7 @@ pub(super) struct Row {
 impl Row {
     /// A report that this row of `file` cannot be used.
     pub(super) fn malformed(&self, file: &Path, reason: String) -> MalformedRow {
-        MalformedRow {
-            file: file.to_owned(),
-            number: self.number,
-            reason,
-        }
+        MalformedRow { file: file.to_owned(), number: self.number, reason }
     }
 }
 
@@ -36,25 +32,15 @@ pub(super) enum Rows {
 impl Rows {
     pub(super) fn open(path: &Path) -> Result<Self, ConversationError> {
         const PARQUET_MAGIC: [u8; 4] = *b"PAR1";
-        let unreadable = |source| ConversationError::Read {
-            path: path.to_owned(),
-            source,
-        };
+        let unreadable = |source| ConversationError::Read { path: path.to_owned(), source };
         let mut file = File::open(path).map_err(unreadable)?;
         let mut magic = Vec::with_capacity(PARQUET_MAGIC.len());
-        file.by_ref()
-            .take(PARQUET_MAGIC.len() as u64)
-            .read_to_end(&mut magic)
-            .map_err(unreadable)?;
+        file.by_ref().take(PARQUET_MAGIC.len() as u64).read_to_end(&mut magic).map_err(unreadable)?;
         file.rewind().map_err(unreadable)?;
         if magic == PARQUET_MAGIC {
             Ok(Self::Parquet(ParquetRows::open(path, file)?))
         } else {
-            Ok(Self::Lines(JsonLines {
-                path: path.to_owned(),
-                reader: BufReader::new(file),
-                line: 0,
-            }))
+            Ok(Self::Lines(JsonLines { path: path.to_owned(), reader: BufReader::new(file), line: 0 }))
         }
     }
 }
@@ -89,10 +75,7 @@ impl Iterator for JsonLines {
                 Ok(0) => return None,
                 Ok(_) => self.line += 1,
                 Err(source) => {
-                    return Some(Err(ConversationError::Read {
-                        path: self.path.clone(),
-                        source,
-                    }));
+                    return Some(Err(ConversationError::Read { path: self.path.clone(), source }));
                 }
             }
             let content = match bytes.strip_prefix(BYTE_ORDER_MARK) {
@@ -100,10 +83,7 @@ impl Iterator for JsonLines {
                 _ => &bytes,
             };
             if !content.trim_ascii().is_empty() {
-                return Some(Ok(Row {
-                    number: RowNumber::Line(self.line),
-                    fields: parse_object(content),
-                }));
+                return Some(Ok(Row { number: RowNumber::Line(self.line), fields: parse_object(content) }));
             }
         }
     }

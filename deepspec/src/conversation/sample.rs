@@ -40,34 +40,17 @@ impl Sample {
         tokenizer: &Tokenizer,
         arguments: &Map<String, Value>,
     ) -> Result<Self, String> {
-        let template = tokenizer
-            .chat_template()
-            .ok_or("the tokeniser has no chat template")?;
-        let answered = conversation
-            .messages
-            .iter()
-            .rposition(|message| message.role == ASSISTANT);
+        let template = tokenizer.chat_template().ok_or("the tokeniser has no chat template")?;
+        let answered = conversation.messages.iter().rposition(|message| message.role == ASSISTANT);
         let answered = answered.ok_or("there is no message of the assistant")?;
         conversation.messages.truncate(answered + 1);
         let rendered = supervision::render(template, arguments, &conversation.messages)?;
-        let tokens = tokenizer
-            .encode_with_offsets(&rendered.text, false)
-            .map_err(|error| error.to_string())?;
-        let begins_in_answer = |bytes: &Range<usize>| {
-            rendered
-                .supervised
-                .iter()
-                .any(|answer| answer.contains(&bytes.start))
-        };
-        let (token_ids, loss_mask) = tokens
-            .into_iter()
-            .map(|(token, bytes)| (token, begins_in_answer(&bytes)))
-            .unzip();
-        Ok(Self {
-            id,
-            token_ids,
-            loss_mask,
-        })
+        let tokens = tokenizer.encode_with_offsets(&rendered.text, false).map_err(|error| error.to_string())?;
+        let begins_in_answer =
+            |bytes: &Range<usize>| rendered.supervised.iter().any(|answer| answer.contains(&bytes.start));
+        let (token_ids, loss_mask) =
+            tokens.into_iter().map(|(token, bytes)| (token, begins_in_answer(&bytes))).unzip();
+        Ok(Self { id, token_ids, loss_mask })
     }
 
     /// Cuts a plain text into tokens, with the special tokens that the tokeniser puts around a text. Every token
@@ -78,11 +61,7 @@ impl Sample {
     pub(super) fn from_text(id: String, text: &str, tokenizer: &Tokenizer) -> Result<Self, TextError> {
         let token_ids = tokenizer.encode(text, true)?;
         let loss_mask = (0..token_ids.len()).map(|position| position > 0).collect();
-        Ok(Self {
-            id,
-            token_ids,
-            loss_mask,
-        })
+        Ok(Self { id, token_ids, loss_mask })
     }
 
     /// Cuts off what is beyond `max_length` tokens; returns whether there was anything.
@@ -104,13 +83,9 @@ mod tests {
 
     fn sample(template: &str, turns: &[(&str, &str)]) -> (Sample, Vec<String>) {
         let tokenizer = testing::tokenizer(Some(template));
-        let messages = turns
-            .iter()
-            .map(|(role, content)| Message::new(*role, *content))
-            .collect();
+        let messages = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
         let conversation = Conversation { messages };
-        let sample =
-            Sample::from_conversation("x".to_owned(), conversation, &tokenizer, &Map::new()).unwrap();
+        let sample = Sample::from_conversation("x".to_owned(), conversation, &tokenizer, &Map::new()).unwrap();
         let runs = sample
             .token_ids
             .iter()
@@ -118,11 +93,7 @@ mod tests {
             .collect::<Vec<_>>()
             .chunk_by(|left, right| left.1 == right.1)
             .filter(|run| *run[0].1)
-            .map(|run| {
-                tokenizer
-                    .decode(&run.iter().map(|(id, _)| **id).collect::<Vec<_>>(), false)
-                    .unwrap()
-            })
+            .map(|run| tokenizer.decode(&run.iter().map(|(id, _)| **id).collect::<Vec<_>>(), false).unwrap())
             .collect();
         (sample, runs)
     }
@@ -139,11 +110,7 @@ mod tests {
                 ("user", "left out"),
             ];
             let (sample, runs) = sample(template, &turns);
-            assert_eq!(
-                runs,
-                ["\n an answer, größer 🦀<|im_end|>\n", "the end.<|im_end|>\n"],
-                "{template}"
-            );
+            assert_eq!(runs, ["\n an answer, größer 🦀<|im_end|>\n", "the end.<|im_end|>\n"], "{template}");
             assert_eq!(sample.token_ids.len(), sample.loss_mask.len());
             assert_eq!(sample.loss_mask.last(), Some(&true));
         }

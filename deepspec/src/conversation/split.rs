@@ -37,11 +37,7 @@ fn position(sample: &Sample) -> f64 {
     }
     let digest: [u8; 32] = hash.finalize().into();
     // 53 bits are what a float holds exactly, so that the result stays below 1.
-    let bits = digest
-        .iter()
-        .take(8)
-        .fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte))
-        >> 11;
+    let bits = digest.iter().take(8).fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte)) >> 11;
     bits as f64 / (1_u64 << 53) as f64
 }
 
@@ -52,11 +48,8 @@ mod tests {
     use super::*;
 
     fn samples(count: u32) -> Vec<Sample> {
-        let sample = |token: u32| Sample {
-            id: token.to_string(),
-            token_ids: vec![token, 1],
-            loss_mask: vec![false, true],
-        };
+        let sample =
+            |token: u32| Sample { id: token.to_string(), token_ids: vec![token, 1], loss_mask: vec![false, true] };
         (0..count).map(sample).collect()
     }
 
@@ -64,35 +57,19 @@ mod tests {
     fn about_the_share_asked_for_is_set_aside() {
         let split = split_validation(samples(2000), 0.1).unwrap();
         assert_eq!(split.training.len() + split.validation.len(), 2000);
-        assert!(
-            (150..250).contains(&split.validation.len()),
-            "{}",
-            split.validation.len()
-        );
+        assert!((150..250).contains(&split.validation.len()), "{}", split.validation.len());
         assert!(split_validation(samples(100), 0.0).unwrap().validation.is_empty());
     }
 
     #[test]
     fn the_same_text_is_never_on_both_sides() {
         let mut twice = samples(200);
-        let copies: Vec<Sample> = samples(200)
-            .into_iter()
-            .map(|copy| Sample {
-                id: format!("copy {}", copy.id),
-                ..copy
-            })
-            .collect();
+        let copies: Vec<Sample> =
+            samples(200).into_iter().map(|copy| Sample { id: format!("copy {}", copy.id), ..copy }).collect();
         twice.extend(copies);
         let split = split_validation(twice, 0.3).unwrap();
         for sample in &split.validation {
-            assert!(
-                split
-                    .training
-                    .iter()
-                    .all(|other| other.token_ids != sample.token_ids),
-                "{}",
-                sample.id
-            );
+            assert!(split.training.iter().all(|other| other.token_ids != sample.token_ids), "{}", sample.id);
         }
     }
 
@@ -108,10 +85,7 @@ mod tests {
     #[test]
     fn a_share_out_of_range_is_an_error() {
         for share in [-0.1, 1.0, f64::NAN] {
-            assert!(matches!(
-                split_validation(Vec::new(), share),
-                Err(ConversationError::Share(_))
-            ));
+            assert!(matches!(split_validation(Vec::new(), share), Err(ConversationError::Share(_))));
         }
     }
 }

@@ -42,11 +42,7 @@ pub(super) fn render(
     messages: &[Message],
 ) -> Result<RenderedConversation, String> {
     let values: Vec<Value> = messages.iter().map(Message::to_json).collect();
-    let observer = Observer {
-        template,
-        prompts: prompt_variants(template, arguments),
-        arguments,
-    };
+    let observer = Observer { template, prompts: prompt_variants(template, arguments), arguments };
     let text = observer.render(&values)?;
     let mut supervised = Vec::new();
     for index in (0..messages.len()).filter(|index| messages[*index].role == ASSISTANT) {
@@ -82,19 +78,15 @@ struct Observer<'a> {
 
 impl Observer<'_> {
     fn render(&self, messages: &[Value]) -> Result<String, String> {
-        self.template
-            .render(messages, self.arguments, false)
-            .map_err(|error| error.to_string())
+        self.template.render(messages, self.arguments, false).map_err(|error| error.to_string())
     }
 
     /// The end of the longest generation prompt with which the text goes on after the messages before `index`.
     fn answer_start(&self, text: &str, messages: &[Value], index: usize) -> Result<usize, String> {
         let mut start = None;
         for arguments in &self.prompts {
-            let prompt = self
-                .template
-                .render(&messages[..index], arguments, true)
-                .map_err(|error| error.to_string())?;
+            let prompt =
+                self.template.render(&messages[..index], arguments, true).map_err(|error| error.to_string())?;
             if text.starts_with(&prompt) {
                 start = start.max(Some(prompt.len()));
             }
@@ -129,12 +121,7 @@ impl Observer<'_> {
         Ok(text.len() - rest.len() + closing.len())
     }
 
-    fn after_placeholder(
-        &self,
-        messages: &[Value],
-        placeholder: &str,
-        index: usize,
-    ) -> Result<String, String> {
+    fn after_placeholder(&self, messages: &[Value], placeholder: &str, index: usize) -> Result<String, String> {
         let text = self.render(messages)?;
         match text.split_once(placeholder) {
             Some((_, after)) if !after.contains(placeholder) => Ok(after.to_owned()),
@@ -144,11 +131,7 @@ impl Observer<'_> {
     }
 
     fn misfit(&self, index: usize, what: &str) -> String {
-        format!(
-            "chat template {}: cannot find the answer in message {}: {what}",
-            self.template.name(),
-            index + 1
-        )
+        format!("chat template {}: cannot find the answer in message {}: {what}", self.template.name(), index + 1)
     }
 }
 
@@ -160,28 +143,17 @@ mod tests {
     use crate::conversation::testing::golden_template;
 
     fn conversation(turns: &[(&str, &str)]) -> Vec<Message> {
-        turns
-            .iter()
-            .map(|(role, content)| Message::new(*role, *content))
-            .collect()
+        turns.iter().map(|(role, content)| Message::new(*role, *content)).collect()
     }
 
     fn supervised(template: &str, arguments: &Value, turns: &[(&str, &str)]) -> Vec<String> {
         let template = golden_template(template);
         let rendered = render(&template, arguments.as_object().unwrap(), &conversation(turns)).unwrap();
-        rendered
-            .supervised
-            .into_iter()
-            .map(|range| rendered.text[range].to_owned())
-            .collect()
+        rendered.supervised.into_iter().map(|range| rendered.text[range].to_owned()).collect()
     }
 
-    const TWO_TURNS: [(&str, &str); 4] = [
-        ("user", "q1"),
-        ("assistant", "a1"),
-        ("user", "q2"),
-        ("assistant", " a2\n"),
-    ];
+    const TWO_TURNS: [(&str, &str); 4] =
+        [("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", " a2\n")];
 
     #[test]
     fn answers_carry_their_end_of_turn_and_nothing_of_the_prompt() {
@@ -201,11 +173,7 @@ mod tests {
 
     #[test]
     fn the_empty_think_block_is_never_supervised() {
-        for arguments in [
-            json!({}),
-            json!({"enable_thinking": false}),
-            json!({"enable_thinking": true}),
-        ] {
+        for arguments in [json!({}), json!({"enable_thinking": false}), json!({"enable_thinking": true})] {
             let found = supervised("qwen3", &arguments, &TWO_TURNS);
             assert_eq!(found, ["a1<|im_end|>\n", " a2\n<|im_end|>\n"], "{arguments}");
         }
@@ -220,28 +188,14 @@ mod tests {
             ("assistant", "<think>\nt2\n</think>\n\na2"),
         ];
         let found = supervised("qwen3", &json!({}), &turns);
-        assert_eq!(
-            found,
-            ["a1<|im_end|>\n", "<think>\nt2\n</think>\n\na2<|im_end|>\n"]
-        );
+        assert_eq!(found, ["a1<|im_end|>\n", "<think>\nt2\n</think>\n\na2<|im_end|>\n"]);
     }
 
     #[test]
     fn an_answer_that_looks_like_its_surroundings_is_found() {
-        let turns = [
-            ("user", "a<|im_end|>\n"),
-            ("assistant", "a"),
-            ("user", "a"),
-            ("assistant", ""),
-        ];
-        assert_eq!(
-            supervised("qwen2_5", &json!({}), &turns),
-            ["a<|im_end|>\n", "<|im_end|>\n"]
-        );
-        let turns = [
-            ("user", "PLACEHOLDER OF THE ANSWER"),
-            ("assistant", "PLACEHOLDER OF THE ANSWER"),
-        ];
+        let turns = [("user", "a<|im_end|>\n"), ("assistant", "a"), ("user", "a"), ("assistant", "")];
+        assert_eq!(supervised("qwen2_5", &json!({}), &turns), ["a<|im_end|>\n", "<|im_end|>\n"]);
+        let turns = [("user", "PLACEHOLDER OF THE ANSWER"), ("assistant", "PLACEHOLDER OF THE ANSWER")];
         let found = supervised("smollm2", &json!({}), &turns);
         assert_eq!(found, ["PLACEHOLDER OF THE ANSWER<|im_end|>\n"]);
     }
@@ -266,10 +220,7 @@ mod tests {
                 ),
                 "closed differently",
             ),
-            (
-                format!("{{% for m in messages %}}{line}{{{{ m.content }}}}{{% endfor %}}{prompt}"),
-                "more than once",
-            ),
+            (format!("{{% for m in messages %}}{line}{{{{ m.content }}}}{{% endfor %}}{prompt}"), "more than once"),
             (
                 format!(
                     "{{% for m in messages %}}{{{{ m.role }}}}: {{{{ m.content|lower }}}};{{% endfor %}}{prompt}"
@@ -282,19 +233,13 @@ mod tests {
             ),
         ] {
             let reason = reason(&source, &TWO_TURNS);
-            assert!(
-                reason.contains("odd.jinja") && reason.contains(expected),
-                "{source}: {reason}"
-            );
+            assert!(reason.contains("odd.jinja") && reason.contains(expected), "{source}: {reason}");
         }
     }
 
     #[test]
     fn a_refusal_of_the_template_is_passed_on() {
         let reason = reason("{{ raise_exception('no such talk') }}", &TWO_TURNS);
-        assert!(
-            reason.contains("odd.jinja, line 1") && reason.contains("no such talk"),
-            "{reason}"
-        );
+        assert!(reason.contains("odd.jinja, line 1") && reason.contains("no such talk"), "{reason}");
     }
 }

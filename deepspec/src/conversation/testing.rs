@@ -35,13 +35,9 @@ pub(super) fn tokenizer(template: Option<&str>) -> Tokenizer {
             })
         })
         .collect();
-    let byte_level =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    let vocabulary: Map<String, Value> = tokens
-        .into_iter()
-        .zip(0..)
-        .map(|(token, id)| (token, Value::from(id)))
-        .collect();
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let vocabulary: Map<String, Value> =
+        tokens.into_iter().zip(0..).map(|(token, id)| (token, Value::from(id))).collect();
     let file = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
         "pre_tokenizer": byte_level, "post_processor": byte_level, "decoder": byte_level,

@@ -8,6 +8,6 @@ mod report;
 mod run;
 mod statistics;
 
-pub use report::{EvaluationReport, TaskReport, print_table};
+pub use report::{EvaluationReport, TaskReport, table};
 pub use run::{EvaluateError, EvaluationOptions, Models, Task, TraceLine, evaluate};
 pub use statistics::RoundStatistics;

@@ -1,7 +1,5 @@
 //! What an evaluation reports: a table for people, JSON for programs.
 
-use std::io::{self, Write};
-
 use serde::{Deserialize, Serialize};
 
 use super::statistics::RoundStatistics;
@@ -69,44 +67,24 @@ impl TaskReport {
     }
 }
 
-/// Prints the table.
-///
-/// # Errors
-/// When `out` cannot be written.
-pub fn print_table(report: &EvaluationReport, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(
-        out,
-        "target {}   draft {}   temperature {}",
-        report.target, report.draft, report.temperature
-    )?;
-    let width = report
-        .tasks
-        .iter()
-        .map(|task| task.name.len())
-        .max()
-        .unwrap_or(0)
-        .max(4);
-    writeln!(
-        out,
-        "{:width$}  samples  rounds  tokens  accepted length  verify rate  tok/s  plain  ratio  conditional acceptance",
-        "task"
-    )?;
+/// The report as a table.
+pub fn table(report: &EvaluationReport) -> String {
+    let width = report.tasks.iter().map(|task| task.name.len()).max().unwrap_or(0).max(4);
+    let mut lines = vec![
+        format!("target {}   draft {}   temperature {}", report.target, report.draft, report.temperature),
+        format!(
+            "{:width$}  samples  rounds  tokens  accepted length  verify rate  tok/s  plain  ratio  conditional acceptance",
+            "task"
+        ),
+    ];
     for task in &report.tasks {
         let number = |value: Option<f64>, digits: usize| match value {
             Some(value) => format!("{value:.digits$}"),
             None => "-".to_owned(),
         };
-        let ratio = task
-            .tokens_per_second
-            .zip(task.plain_tokens_per_second)
-            .map(|(fast, plain)| fast / plain);
-        let slots: Vec<String> = task
-            .conditional_acceptance
-            .iter()
-            .map(|&share| number(share, 2))
-            .collect();
-        writeln!(
-            out,
+        let ratio = task.tokens_per_second.zip(task.plain_tokens_per_second).map(|(fast, plain)| fast / plain);
+        let slots: Vec<String> = task.conditional_acceptance.iter().map(|&share| number(share, 2)).collect();
+        lines.push(format!(
             "{:width$}  {:>7}  {:>6}  {:>6}  {:>15}  {:>11}  {:>5}  {:>5}  {:>5}  {}",
             task.name,
             task.samples,
@@ -118,7 +96,7 @@ pub fn print_table(report: &EvaluationReport, out: &mut dyn Write) -> io::Result
             number(task.plain_tokens_per_second, 0),
             number(ratio, 2),
             slots.join(" "),
-        )?;
+        ));
     }
-    Ok(())
+    lines.join("\n")
 }

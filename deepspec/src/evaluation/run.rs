@@ -90,6 +90,21 @@ pub enum EvaluateError {
         /// Rows of the target's embedding.
         vocabulary: usize,
     },
+    /// A prompt leaves no room for an answer.
+    #[error(
+        "{}: prompt {sample}: {tokens} tokens, but the target's context is {context}: shorten it, or leave it out",
+        path.display()
+    )]
+    PromptTooLong {
+        /// The task file.
+        path: PathBuf,
+        /// 0-based prompt.
+        sample: usize,
+        /// Tokens of the conversation so far.
+        tokens: usize,
+        /// The target's context, tokens.
+        context: usize,
+    },
     /// A task file has no prompts.
     #[error("{}: no prompts", path.display())]
     Empty {
@@ -134,9 +149,7 @@ pub fn evaluate(
         let mut prompts = read_evaluation_prompts(&task.path)?;
         prompts.truncate(options.samples.unwrap_or(usize::MAX));
         if prompts.is_empty() {
-            return Err(EvaluateError::Empty {
-                path: task.path.clone(),
-            });
+            return Err(EvaluateError::Empty { path: task.path.clone() });
         }
         reports.push(evaluate_task(models, task, &prompts, options, trace.as_mut())?);
     }
@@ -167,51 +180,36 @@ fn evaluate_task(
     for (sample, prompt) in prompts.iter().enumerate() {
         let mut round = 0;
         let mut failure = None;
-        answer(
-            models,
-            task,
-            sample,
-            prompt,
-            options,
-            |ids, generation_options, uniforms| {
-                let decoder = Decoder::new(models.target, Some(models.draft));
-                let generation = decoder.generate_observed(ids, generation_options, uniforms, |detail| {
-                    statistics.add(&detail.record);
-                    let line = TraceLine {
-                        task: &task.name,
-                        sample,
-                        round,
-                        confidence_logits: &detail.proposal.confidence_logits,
-                        proposed: detail.record.proposed,
-                        accepted: detail.record.accepted,
-                    };
-                    round += 1;
-                    if let Some(Err(error)) = trace.as_mut().map(|trace| trace.write(&line)) {
-                        failure = Some(error);
-                    }
-                });
-                new_tokens += generation.ids.len() as u64;
-                with_draft.add(&generation);
-                generation
-            },
-        )?;
+        answer(models, task, sample, prompt, options, |ids, generation_options, uniforms| {
+            let decoder = Decoder::new(models.target, Some(models.draft));
+            let generation = decoder.generate_observed(ids, generation_options, uniforms, |detail| {
+                statistics.add(&detail.record);
+                let line = TraceLine {
+                    task: &task.name,
+                    sample,
+                    round,
+                    confidence_logits: &detail.proposal.confidence_logits,
+                    proposed: detail.record.proposed,
+                    accepted: detail.record.accepted,
+                };
+                round += 1;
+                if let Some(Err(error)) = trace.as_mut().map(|trace| trace.write(&line)) {
+                    failure = Some(error);
+                }
+            });
+            new_tokens += generation.ids.len() as u64;
+            with_draft.add(&generation);
+            generation
+        })?;
         if let Some(failure) = failure {
             return Err(failure);
         }
         if options.measure_plain {
-            answer(
-                models,
-                task,
-                sample,
-                prompt,
-                options,
-                |ids, generation_options, uniforms| {
-                    let generation =
-                        Decoder::new(models.target, None).generate(ids, generation_options, uniforms);
-                    alone.add(&generation);
-                    generation
-                },
-            )?;
+            answer(models, task, sample, prompt, options, |ids, generation_options, uniforms| {
+                let generation = Decoder::new(models.target, None).generate(ids, generation_options, uniforms);
+                alone.add(&generation);
+                generation
+            })?;
         }
         progress.step(|| match statistics.accepted_length() {
             Some(accepted) => format!("accepted length {accepted:.2}"),
@@ -234,10 +232,7 @@ fn answer(
     options: &EvaluationOptions,
     mut generate: impl FnMut(&[u32], &GenerationOptions, &mut SeededUniforms) -> Generation,
 ) -> Result<(), EvaluateError> {
-    let template = models
-        .tokenizer
-        .chat_template()
-        .ok_or(EvaluateError::NoTemplate)?;
+    let template = models.tokenizer.chat_template().ok_or(EvaluateError::NoTemplate)?;
     let generation_options = GenerationOptions {
         temperature: options.temperature,
         max_new_tokens: options.max_new_tokens,
@@ -246,11 +241,7 @@ fn answer(
     };
     let mut uniforms = SeededUniforms::new(options.seed, sample as u64);
     let message = |role: &str, content: &str| json!({"role": role, "content": content});
-    let mut messages: Vec<Value> = prompt
-        .system
-        .iter()
-        .map(|system| message("system", system))
-        .collect();
+    let mut messages: Vec<Value> = prompt.system.iter().map(|system| message("system", system)).collect();
     let turns = match options.turns {
         Turns::All => prompt.turns.len(),
         Turns::First => 1,
@@ -261,18 +252,15 @@ fn answer(
         let ids = models.tokenizer.encode(&text, false)?;
         let vocabulary = models.target.config().vocab_size;
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
-            return Err(EvaluateError::TokenBeyondVocabulary {
-                path: task.path.clone(),
-                sample,
-                id,
-                vocabulary,
-            });
+            return Err(EvaluateError::TokenBeyondVocabulary { path: task.path.clone(), sample, id, vocabulary });
+        }
+        let context = models.target.config().max_position_embeddings;
+        if ids.len() >= context {
+            let (path, tokens) = (task.path.clone(), ids.len());
+            return Err(EvaluateError::PromptTooLong { path, sample, tokens, context });
         }
         let generation = generate(&ids, &generation_options, &mut uniforms);
-        messages.push(message(
-            "assistant",
-            &models.tokenizer.decode(&generation.ids, true)?,
-        ));
+        messages.push(message("assistant", &models.tokenizer.decode(&generation.ids, true)?));
     }
     Ok(())
 }
@@ -302,28 +290,16 @@ struct Trace {
 
 impl Trace {
     fn create(path: &Path) -> Result<Self, EvaluateError> {
-        let file = File::create(path).map_err(|source| EvaluateError::Trace {
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(Self {
-            path: path.to_owned(),
-            file: BufWriter::new(file),
-        })
+        let file = File::create(path).map_err(|source| EvaluateError::Trace { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
     }
 
     fn write(&mut self, line: &TraceLine<'_>) -> Result<(), EvaluateError> {
         let text = serde_json::to_string(line).unwrap_or_default();
-        writeln!(self.file, "{text}").map_err(|source| EvaluateError::Trace {
-            path: self.path.clone(),
-            source,
-        })
+        writeln!(self.file, "{text}").map_err(|source| EvaluateError::Trace { path: self.path.clone(), source })
     }
 
     fn finish(mut self) -> Result<(), EvaluateError> {
-        self.file.flush().map_err(|source| EvaluateError::Trace {
-            path: self.path,
-            source,
-        })
+        self.file.flush().map_err(|source| EvaluateError::Trace { path: self.path, source })
     }
 }

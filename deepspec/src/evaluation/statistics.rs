@@ -7,7 +7,6 @@ use dspark_runtime::speculate::RoundRecord;
 pub struct RoundStatistics {
     rounds: u64,
     counted: u64,
-    committed: u64,
     proposed: u64,
     /// Rounds that verified slot `j`.
     verified_at: Vec<u64>,
@@ -21,30 +20,18 @@ impl RoundStatistics {
     /// For blocks of `block_size` slots.
     pub fn new(block_size: usize) -> Self {
         let zeros = || vec![0; block_size];
-        Self {
-            verified_at: zeros(),
-            reached: zeros(),
-            survived_to: zeros(),
-            ..Self::default()
-        }
+        Self { verified_at: zeros(), reached: zeros(), survived_to: zeros(), ..Self::default() }
     }
 
     /// Adds one round.
     pub fn add(&mut self, round: &RoundRecord) {
         self.rounds += 1;
         self.counted += round.counted as u64;
-        self.committed += round.committed as u64;
         self.proposed += round.proposed as u64;
         let slots = self.verified_at.len();
-        self.verified_at[..round.proposed.min(slots)]
-            .iter_mut()
-            .for_each(|count| *count += 1);
-        self.reached[..round.proposed.min(round.accepted + 1).min(slots)]
-            .iter_mut()
-            .for_each(|count| *count += 1);
-        self.survived_to[..round.accepted.min(slots)]
-            .iter_mut()
-            .for_each(|count| *count += 1);
+        self.verified_at[..round.proposed.min(slots)].iter_mut().for_each(|count| *count += 1);
+        self.reached[..round.proposed.min(round.accepted + 1).min(slots)].iter_mut().for_each(|count| *count += 1);
+        self.survived_to[..round.accepted.min(slots)].iter_mut().for_each(|count| *count += 1);
     }
 
     /// Number of rounds.
@@ -62,9 +49,9 @@ impl RoundStatistics {
         ratio(self.proposed, self.rounds)
     }
 
-    /// Committed tokens per token that went through the target: `sum committed / sum (proposed + 1)`.
+    /// Tokens within the limit per token that went through the target: `sum counted / sum (proposed + 1)`.
     pub fn verify_rate(&self) -> Option<f64> {
-        ratio(self.committed, self.proposed + self.rounds)
+        ratio(self.counted, self.proposed + self.rounds)
     }
 
     /// Of the rounds that verified slot `j`, the share in which slots `0..=j` were accepted; `None` if none did.
@@ -78,11 +65,7 @@ impl RoundStatistics {
 
     /// Of the rounds that verified slot `j` and accepted all slots before it, the share that accepted it.
     pub fn conditional_acceptance(&self) -> Vec<Option<f64>> {
-        self.survived_to
-            .iter()
-            .zip(&self.reached)
-            .map(|(&survived, &reached)| ratio(survived, reached))
-            .collect()
+        self.survived_to.iter().zip(&self.reached).map(|(&survived, &reached)| ratio(survived, reached)).collect()
     }
 }
 
@@ -95,13 +78,7 @@ mod tests {
     use super::*;
 
     fn round(proposed: usize, accepted: usize) -> RoundRecord {
-        RoundRecord {
-            proposed,
-            accepted,
-            committed: accepted + 1,
-            counted: accepted + 1,
-            stopped: false,
-        }
+        RoundRecord { proposed, accepted, committed: accepted + 1, counted: accepted + 1, stopped: false }
     }
 
     #[test]
@@ -110,14 +87,8 @@ mod tests {
         for record in [round(3, 3), round(3, 1), round(1, 1), round(3, 0), round(0, 0)] {
             statistics.add(&record);
         }
-        assert_eq!(
-            statistics.survival(),
-            [Some(0.75), Some(1.0 / 3.0), Some(1.0 / 3.0)]
-        );
-        assert_eq!(
-            statistics.conditional_acceptance(),
-            [Some(0.75), Some(0.5), Some(1.0)]
-        );
+        assert_eq!(statistics.survival(), [Some(0.75), Some(1.0 / 3.0), Some(1.0 / 3.0)]);
+        assert_eq!(statistics.conditional_acceptance(), [Some(0.75), Some(0.5), Some(1.0)]);
         assert_eq!(statistics.accepted_length(), Some(2.0));
         assert_eq!(statistics.draft_tokens_per_round(), Some(2.0));
         assert_eq!(statistics.verify_rate(), Some(10.0 / 15.0));
@@ -135,14 +106,9 @@ mod tests {
     #[test]
     fn tokens_beyond_the_limit_are_not_in_the_accepted_length() {
         let mut statistics = RoundStatistics::new(3);
-        statistics.add(&RoundRecord {
-            proposed: 3,
-            accepted: 3,
-            committed: 4,
-            counted: 1,
-            stopped: false,
-        });
+        statistics.add(&RoundRecord { proposed: 3, accepted: 3, committed: 4, counted: 1, stopped: false });
         assert_eq!(statistics.accepted_length(), Some(1.0));
+        assert_eq!(statistics.verify_rate(), Some(0.25));
         assert_eq!(statistics.survival()[2], Some(1.0));
     }
 }

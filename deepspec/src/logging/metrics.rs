@@ -23,10 +23,7 @@ impl MetricsLog {
         let folder = path.parent().unwrap_or(Path::new(""));
         std::fs::create_dir_all(folder).map_err(LogError::at(folder))?;
         let file = File::create(path).map_err(LogError::at(path))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-        })
+        Ok(Self { path: path.to_owned(), file })
     }
 
     /// Continues the log after step `step`: lines of later steps are cut off, and so is a last line that the
@@ -38,16 +35,9 @@ impl MetricsLog {
         if !path.exists() {
             return Self::create(path);
         }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(LogError::at(path))?;
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(LogError::at(path))?;
         let kept = bytes_up_to(&file, path, step)?;
-        let mut log = Self {
-            path: path.to_owned(),
-            file,
-        };
+        let mut log = Self { path: path.to_owned(), file };
         log.cut(kept).map_err(LogError::at(path))?;
         Ok(log)
     }
@@ -66,16 +56,10 @@ impl MetricsLog {
     pub fn append(&mut self, step: u64, values: &[(&str, f64)]) -> Result<(), LogError> {
         let mut row = Map::new();
         row.insert("step".to_owned(), step.into());
-        row.extend(
-            values
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), Value::from(*value))),
-        );
+        row.extend(values.iter().map(|(name, value)| ((*name).to_owned(), Value::from(*value))));
         // One write per line, so that a killed process leaves at most its last line unfinished.
         let line = format!("{}\n", Value::Object(row));
-        self.file
-            .write_all(line.as_bytes())
-            .map_err(LogError::at(&self.path))
+        self.file.write_all(line.as_bytes()).map_err(LogError::at(&self.path))
     }
 }
 
@@ -96,10 +80,7 @@ fn bytes_up_to(file: &File, path: &Path, step: u64) -> Result<u64, LogError> {
             Some(logged) if logged <= step => kept += length as u64,
             Some(_) => break,
             None => {
-                return Err(LogError::Damaged {
-                    path: path.to_owned(),
-                    line: number,
-                });
+                return Err(LogError::Damaged { path: path.to_owned(), line: number });
             }
         }
     }
@@ -118,10 +99,7 @@ mod tests {
         log.append(1, &[("loss", 0.5), ("lr", 3e-4)]).unwrap();
         log.append(2, &[("loss", f64::NAN)]).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(
-            text,
-            "{\"step\":1,\"loss\":0.5,\"lr\":0.0003}\n{\"step\":2,\"loss\":null}\n"
-        );
+        assert_eq!(text, "{\"step\":1,\"loss\":0.5,\"lr\":0.0003}\n{\"step\":2,\"loss\":null}\n");
     }
 
     #[test]
@@ -129,10 +107,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         for (written, kept) in [
-            (
-                "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n",
-                "{\"step\":1}\n{\"step\":2}\n",
-            ),
+            ("{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n", "{\"step\":1}\n{\"step\":2}\n"),
             ("{\"step\":1}\n{\"step\":2", "{\"step\":1}\n"),
             ("{\"step\":3}\n", ""),
             ("", ""),
@@ -141,10 +116,7 @@ mod tests {
             let mut log = MetricsLog::resume(&path, 2).unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), kept);
             log.append(7, &[]).unwrap();
-            assert_eq!(
-                std::fs::read_to_string(&path).unwrap(),
-                format!("{kept}{{\"step\":7}}\n")
-            );
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{kept}{{\"step\":7}}\n"));
         }
     }
 
@@ -155,10 +127,7 @@ mod tests {
         let text = "{\"step\":1}\nnot json\n{\"step\":2}\n";
         std::fs::write(&path, text).unwrap();
         let message = MetricsLog::resume(&path, 5).err().unwrap().to_string();
-        assert!(
-            message.contains("metrics.jsonl:2: expected a JSON object"),
-            "{message}"
-        );
+        assert!(message.contains("metrics.jsonl:2: expected a JSON object"), "{message}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
     }
 }

@@ -32,10 +32,7 @@ impl RunLog {
     /// [`LogError`] naming the file that cannot be made or removed.
     pub fn create(folder: &Path) -> Result<Self, LogError> {
         let metrics = MetricsLog::create(&folder.join(METRICS_FILE))?;
-        Ok(Self {
-            metrics,
-            events: EventWriter::create(&folder.join(EVENTS_FOLDER))?,
-        })
+        Ok(Self { metrics, events: EventWriter::create(&folder.join(EVENTS_FOLDER))? })
     }
 
     /// Continues the logs in `folder` after step `step`: what was logged for later steps is forgotten.
@@ -44,10 +41,7 @@ impl RunLog {
     /// [`LogError`] naming the file, and for a damaged metrics log the line.
     pub fn resume(folder: &Path, step: u64) -> Result<Self, LogError> {
         let metrics = MetricsLog::resume(&folder.join(METRICS_FILE), step)?;
-        Ok(Self {
-            metrics,
-            events: EventWriter::resume(&folder.join(EVENTS_FOLDER), step)?,
-        })
+        Ok(Self { metrics, events: EventWriter::resume(&folder.join(EVENTS_FOLDER), step)? })
     }
 
     /// Logs `values` for optimiser step `step`, counted from 1; steps must increase. On return they are with
@@ -82,23 +76,10 @@ mod tests {
             .map(|row| (row["step"].as_u64().unwrap(), row["loss"].as_f64().unwrap()))
             .collect();
         assert_eq!(rows, [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]);
-        assert_eq!(
-            std::fs::read_dir(folder.path().join(EVENTS_FOLDER))
-                .unwrap()
-                .count(),
-            2
-        );
+        assert_eq!(std::fs::read_dir(folder.path().join(EVENTS_FOLDER)).unwrap().count(), 2);
 
         RunLog::create(folder.path()).unwrap();
-        assert_eq!(
-            std::fs::read_to_string(folder.path().join(METRICS_FILE)).unwrap(),
-            ""
-        );
-        assert_eq!(
-            std::fs::read_dir(folder.path().join(EVENTS_FOLDER))
-                .unwrap()
-                .count(),
-            1
-        );
+        assert_eq!(std::fs::read_to_string(folder.path().join(METRICS_FILE)).unwrap(), "");
+        assert_eq!(std::fs::read_dir(folder.path().join(EVENTS_FOLDER)).unwrap().count(), 1);
     }
 }

@@ -48,23 +48,11 @@ impl EventWriter {
     /// makes that the order they were written in.
     fn start(folder: &Path, index: usize, resumed_after: Option<u64>) -> Result<Self, LogError> {
         let path = folder.join(format!("{PREFIX}{index:010}.deepspec"));
-        let file = OpenOptions::new()
-            .create_new(true)
-            .append(true)
-            .open(&path)
-            .map_err(LogError::at(&path))?;
+        let file = OpenOptions::new().create_new(true).append(true).open(&path).map_err(LogError::at(&path))?;
         let mut writer = Self { path, file };
-        writer.write(&Event {
-            wall_time: now(),
-            step: 0,
-            what: What::FileVersion,
-        })?;
+        writer.write(&Event { wall_time: now(), step: 0, what: What::FileVersion })?;
         if let Some(step) = resumed_after {
-            writer.write(&Event {
-                wall_time: now(),
-                step: step + 1,
-                what: What::SessionStart,
-            })?;
+            writer.write(&Event { wall_time: now(), step: step + 1, what: What::SessionStart })?;
         }
         Ok(writer)
     }
@@ -74,17 +62,11 @@ impl EventWriter {
     /// # Errors
     /// [`LogError::Io`] naming the file.
     pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> Result<(), LogError> {
-        self.write(&Event {
-            wall_time: now(),
-            step,
-            what: What::Scalars(values),
-        })
+        self.write(&Event { wall_time: now(), step, what: What::Scalars(values) })
     }
 
     fn write(&mut self, event: &Event<'_>) -> Result<(), LogError> {
-        self.file
-            .write_all(&record(&event.encode()))
-            .map_err(LogError::at(&self.path))
+        self.file.write_all(&record(&event.encode())).map_err(LogError::at(&self.path))
     }
 }
 
@@ -102,9 +84,7 @@ fn event_files(folder: &Path) -> Result<Vec<PathBuf>, LogError> {
 
 /// Seconds since 1970; 0 on a clock set before that.
 fn now() -> f64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0.0, |elapsed| elapsed.as_secs_f64())
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |elapsed| elapsed.as_secs_f64())
 }
 
 /// The part of protobuf `Event` that is written here.
@@ -193,13 +173,12 @@ fn masked_crc32c(data: &[u8]) -> u32 {
 fn crc32c(data: &[u8]) -> u32 {
     const REVERSED_POLYNOMIAL: u32 = 0x82f6_3b78;
     !data.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            if crc & 1 == 1 {
-                crc >> 1 ^ REVERSED_POLYNOMIAL
-            } else {
-                crc >> 1
-            }
-        })
+        (0..8).fold(
+            crc ^ u32::from(*byte),
+            |crc, _| {
+                if crc & 1 == 1 { crc >> 1 ^ REVERSED_POLYNOMIAL } else { crc >> 1 }
+            },
+        )
     })
 }
 
@@ -215,11 +194,7 @@ mod tests {
 
     #[test]
     fn an_event_is_encoded_to_the_byte() {
-        let event = Event {
-            wall_time: 1.0,
-            step: 300,
-            what: What::Scalars(&[("loss", 0.5), ("lr", -2.0)]),
-        };
+        let event = Event { wall_time: 1.0, step: 300, what: What::Scalars(&[("loss", 0.5), ("lr", -2.0)]) };
         let expected = [
             &[0x09, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f][..], // wall_time = 1.0
             &[0x10, 0xac, 0x02],                       // step = 300
@@ -229,26 +204,14 @@ mod tests {
         ]
         .concat();
         assert_eq!(event.encode(), expected);
-        let event = Event {
-            wall_time: 0.0,
-            step: 1,
-            what: What::SessionStart,
-        };
-        assert_eq!(
-            event.encode(),
-            [0x09, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 1, 0x3a, 2, 0x08, 1]
-        );
+        let event = Event { wall_time: 0.0, step: 1, what: What::SessionStart };
+        assert_eq!(event.encode(), [0x09, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 1, 0x3a, 2, 0x08, 1]);
     }
 
     #[test]
     fn a_record_is_length_data_and_two_checksums() {
         // The first record of every event file TensorFlow writes at time 0.
-        let data = Event {
-            wall_time: 0.0,
-            step: 0,
-            what: What::FileVersion,
-        }
-        .encode();
+        let data = Event { wall_time: 0.0, step: 0, what: What::FileVersion }.encode();
         let record = record(&data);
         assert_eq!(record.len(), 8 + 4 + 24 + 4);
         assert_eq!(record[..12], [24, 0, 0, 0, 0, 0, 0, 0, 0xa3, 0x7f, 0x4b, 0x22]);

@@ -5,10 +5,7 @@
 
 /// Positions that may be anchors: those where the token itself and the next one are supervised.
 pub fn anchor_candidates(loss_mask: &[bool]) -> Vec<usize> {
-    (1..loss_mask.len())
-        .filter(|&next| loss_mask[next - 1] && loss_mask[next])
-        .map(|next| next - 1)
-        .collect()
+    (1..loss_mask.len()).filter(|&next| loss_mask[next - 1] && loss_mask[next]).map(|next| next - 1).collect()
 }
 
 /// Draws up to `count` anchors without replacement: the candidates with the smallest random values, in text order.
@@ -26,11 +23,7 @@ pub fn choose_anchors(candidates: &[usize], random: &[f32], count: usize) -> Vec
 /// How many leading slots of the block at `anchor` are supervised: a slot counts while it is inside the sample and it and
 /// every slot before it are supervised.
 pub fn supervised_slots(loss_mask: &[bool], anchor: usize, block_size: usize) -> usize {
-    loss_mask[anchor + 1..]
-        .iter()
-        .take(block_size)
-        .take_while(|&&supervised| supervised)
-        .count()
+    loss_mask[anchor + 1..].iter().take(block_size).take_while(|&&supervised| supervised).count()
 }
 
 /// The trained blocks of one sample.
@@ -49,23 +42,14 @@ impl SampleBlocks {
     pub fn draw(loss_mask: &[bool], random: &[f32], count: usize, block_size: usize) -> Self {
         let candidates = anchor_candidates(loss_mask);
         let anchors = choose_anchors(&candidates, random, count);
-        let slots = anchors
-            .iter()
-            .map(|&anchor| supervised_slots(loss_mask, anchor, block_size))
-            .collect();
-        Self {
-            anchors,
-            slots,
-            candidates: candidates.len(),
-        }
+        let slots = anchors.iter().map(|&anchor| supervised_slots(loss_mask, anchor, block_size)).collect();
+        Self { anchors, slots, candidates: candidates.len() }
     }
 
     /// Every supervised slot, block after block.
     pub fn supervised(&self) -> impl Iterator<Item = BlockSlots> {
         let blocks = self.anchors.iter().zip(&self.slots).enumerate();
-        blocks.flat_map(|(block, (&anchor, &slots))| {
-            (0..slots).map(move |slot| BlockSlots { block, anchor, slot })
-        })
+        blocks.flat_map(|(block, (&anchor, &slots))| (0..slots).map(move |slot| BlockSlots { block, anchor, slot }))
     }
 }
 
@@ -107,10 +91,7 @@ mod tests {
 
     #[test]
     fn the_first_hole_ends_a_block() {
-        assert_eq!(
-            [1, 2, 5].map(|anchor| supervised_slots(&MASK, anchor, 4)),
-            [2, 1, 1]
-        );
+        assert_eq!([1, 2, 5].map(|anchor| supervised_slots(&MASK, anchor, 4)), [2, 1, 1]);
         assert_eq!(supervised_slots(&[true; 4], 0, 7), 3);
         assert_eq!(supervised_slots(&[true; 9], 0, 7), 7);
     }

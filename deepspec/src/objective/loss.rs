@@ -35,11 +35,7 @@ impl LossWeights {
 
 /// The sum of slot weights of some samples: what a global batch divides by.
 pub fn slot_weight_sum<'a>(blocks: impl IntoIterator<Item = &'a SampleBlocks>, weights: &LossWeights) -> f64 {
-    blocks
-        .into_iter()
-        .flat_map(SampleBlocks::supervised)
-        .map(|slot| weights.slot(slot.slot))
-        .sum()
+    blocks.into_iter().flat_map(SampleBlocks::supervised).map(|slot| weights.slot(slot.slot)).sum()
 }
 
 /// Samples that go through the draft together.
@@ -53,6 +49,8 @@ pub struct MicroBatch<'a> {
     pub features_sf: Tensor<2>,
     /// The target's hidden states after its final norm, `[s, d]`, not tracked.
     pub last_hidden_sd: Tensor<2>,
+    /// The target's output head, `[v, d]`, not tracked.
+    pub teacher_head_vd: Tensor<2>,
 }
 
 /// What a micro-batch contributes to a step.
@@ -73,52 +71,32 @@ pub fn draft_loss(
     global_weight: f64,
     train: bool,
 ) -> MicroBatchLoss {
-    let mut sums = LossSums {
-        samples: batch.ids.len() as u64,
-        ..LossSums::default()
-    };
+    let mut sums = LossSums { samples: batch.ids.len() as u64, ..LossSums::default() };
     sums.candidates = batch.blocks.iter().map(|blocks| blocks.candidates as u64).sum();
     let Some(slots) = Slots::of(batch, draft.config().block_size) else {
-        return MicroBatchLoss {
-            surrogate: None,
-            sums,
-        };
+        return MicroBatchLoss { surrogate: None, sums };
     };
     let lift = |x: Tensor<2>| if train { Tensor::from_inner(x) } else { x };
     let hidden_bd = draft.forward_blocks(lift(slots.features_sf.clone()), &slots.samples);
     let device = hidden_bd.device();
-    let indices: Tensor<1, Int> = Tensor::from_data(
-        TensorData::new(slots.block_rows.clone(), [slots.block_rows.len()]),
-        &device,
-    );
+    let indices: Tensor<1, Int> =
+        Tensor::from_data(TensorData::new(slots.block_rows.clone(), [slots.block_rows.len()]), &device);
     let hidden_nd = hidden_bd.select(0, indices);
     let factors_nr = draft.markov_factors(&slots.previous);
-    let w2 = draft
-        .parameters
-        .markov_head
-        .as_ref()
-        .map(|head| head.markov_w2.weight.val());
+    let w2 = draft.parameters.markov_head.as_ref().map(|head| head.markov_w2.weight.val());
     let denominator = global_weight + DENOMINATOR_OFFSET;
     let slot_weights: Vec<f64> = slots.slot.iter().map(|&slot| weights.slot(slot)).collect();
-    let scaled = |factor: f64| {
-        slot_weights
-            .iter()
-            .map(|weight| (factor * weight / denominator) as f32)
-            .collect()
-    };
+    let scaled = |factor: f64| slot_weights.iter().map(|weight| (factor * weight / denominator) as f32).collect();
     let rows = VocabularyRows {
         hidden_nd: hidden_nd.clone(),
         markov: factors_nr.clone().zip(w2),
         head_vd: draft.head_weight(),
         teacher_td: batch.last_hidden_sd.clone(),
-        teacher_head_vd: draft.head_weight(),
+        teacher_head_vd: batch.teacher_head_vd.clone(),
         teacher_rows: slots.teacher_rows.clone(),
         labels: slots.labels.clone(),
     };
-    let row_weights = VocabularyWeights {
-        cross_entropy: scaled(weights.cross_entropy),
-        l1: scaled(weights.l1),
-    };
+    let row_weights = VocabularyWeights { cross_entropy: scaled(weights.cross_entropy), l1: scaled(weights.l1) };
     let vocabulary = vocabulary_loss(&rows, train.then_some(&row_weights));
     let mut surrogate = vocabulary.surrogate;
 
@@ -148,10 +126,7 @@ pub fn draft_loss(
                     cross_entropy: f64::from(vocabulary.cross_entropy[row]),
                     l1: f64::from(vocabulary.l1[row]),
                     confidence: confidence.as_ref().map(|(losses, logits)| {
-                        (
-                            f64::from(losses[row]),
-                            1.0 / (1.0 + (-f64::from(logits[row])).exp()),
-                        )
+                        (f64::from(losses[row]), 1.0 / (1.0 + (-f64::from(logits[row])).exp()))
                     }),
                 })
                 .collect();
@@ -192,10 +167,7 @@ impl<'a> Slots<'a> {
         for (&ids, &blocks) in batch.ids.iter().zip(&batch.blocks) {
             if !blocks.anchors.is_empty() {
                 features.push(batch.features_sf.clone().narrow(0, first_token, ids.len()));
-                slots.samples.push(DraftSample {
-                    ids,
-                    anchors: &blocks.anchors,
-                });
+                slots.samples.push(DraftSample { ids, anchors: &blocks.anchors });
             }
             for supervised in blocks.supervised() {
                 let row = (first_block + supervised.block) * block_size + supervised.slot;
@@ -219,12 +191,6 @@ impl<'a> Slots<'a> {
 }
 
 fn host(tensor: Tensor<1>) -> Vec<f32> {
-    let tensor = if tensor.is_autodiff() {
-        tensor.inner()
-    } else {
-        tensor
-    };
-    tensor
-        .try_into_vec_as()
-        .unwrap_or_else(|error| panic!("the device failed: {error}"))
+    let tensor = if tensor.is_autodiff() { tensor.inner() } else { tensor };
+    tensor.try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"))
 }

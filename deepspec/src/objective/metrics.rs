@@ -119,12 +119,7 @@ impl LossSums {
             confidence_abs_error: mean(self.confidence_abs_error),
             confidence_bias: mean(self.confidence_bias),
             confidence_cumprod_bias: mean(self.confidence_cumprod_bias),
-            accept_rate: self
-                .accepted
-                .iter()
-                .zip(&self.supervised)
-                .map(|(a, &n)| a / n.max(1) as f64)
-                .collect(),
+            accept_rate: self.accepted.iter().zip(&self.supervised).map(|(a, &n)| a / n.max(1) as f64).collect(),
             tau_probabilistic: self.tau / blocks,
             blocks: self.blocks,
             supervised_tokens: self.supervised.iter().sum(),

@@ -66,11 +66,7 @@ pub fn vocabulary_loss(rows: &VocabularyRows, weights: Option<&VocabularyWeights
     let [n, _] = plain.hidden_nd.dims();
     let [v, _] = plain.head_vd.dims();
     let chunk = (CHUNK_ELEMENTS / v).clamp(1, n.max(1));
-    let mut loss = VocabularyLoss {
-        cross_entropy: Vec::new(),
-        l1: Vec::new(),
-        surrogate: None,
-    };
+    let mut loss = VocabularyLoss { cross_entropy: Vec::new(), l1: Vec::new(), surrogate: None };
     let mut hidden_gradients = Vec::new();
     let mut factor_gradients = Vec::new();
     let mut w2_gradient: Option<Tensor<2>> = None;
@@ -95,9 +91,8 @@ pub fn vocabulary_loss(rows: &VocabularyRows, weights: Option<&VocabularyWeights
     if !hidden_gradients.is_empty() {
         let mut surrogate = product(&rows.hidden_nd, Tensor::cat(hidden_gradients, 0));
         if let (Some((factors_nr, w2_vr)), Some(w2_gradient)) = (&rows.markov, w2_gradient) {
-            surrogate = surrogate
-                + product(factors_nr, Tensor::cat(factor_gradients, 0))
-                + product(w2_vr, w2_gradient);
+            surrogate =
+                surrogate + product(factors_nr, Tensor::cat(factor_gradients, 0)) + product(w2_vr, w2_gradient);
         }
         loss.surrogate = Some(surrogate);
     }
@@ -106,21 +101,14 @@ pub fn vocabulary_loss(rows: &VocabularyRows, weights: Option<&VocabularyWeights
 
 /// `sum(x * gradient)` with a constant gradient.
 fn product(x: &Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
-    let gradient = if x.is_autodiff() {
-        Tensor::from_inner(gradient)
-    } else {
-        gradient
-    };
+    let gradient = if x.is_autodiff() { Tensor::from_inner(gradient) } else { gradient };
     (x.clone() * gradient).sum()
 }
 
 impl VocabularyWeights {
     fn narrow(&self, first: usize, count: usize) -> Self {
         let part = |values: &[f32]| values[first..first + count].to_vec();
-        Self {
-            cross_entropy: part(&self.cross_entropy),
-            l1: part(&self.l1),
-        }
+        Self { cross_entropy: part(&self.cross_entropy), l1: part(&self.l1) }
     }
 }
 
@@ -128,18 +116,11 @@ impl VocabularyRows {
     /// The same without autodiff.
     fn plain(&self) -> Self {
         let untracked = |x: &Tensor<2>| {
-            if x.is_autodiff() {
-                x.clone().inner()
-            } else {
-                x.clone()
-            }
+            if x.is_autodiff() { x.clone().inner() } else { x.clone() }
         };
         Self {
             hidden_nd: untracked(&self.hidden_nd),
-            markov: self
-                .markov
-                .as_ref()
-                .map(|(factors, w2)| (untracked(factors), untracked(w2))),
+            markov: self.markov.as_ref().map(|(factors, w2)| (untracked(factors), untracked(w2))),
             ..self.clone()
         }
     }
@@ -147,10 +128,7 @@ impl VocabularyRows {
     fn narrow(&self, first: usize, count: usize) -> Self {
         Self {
             hidden_nd: self.hidden_nd.clone().narrow(0, first, count),
-            markov: self
-                .markov
-                .as_ref()
-                .map(|(factors, w2)| (factors.clone().narrow(0, first, count), w2.clone())),
+            markov: self.markov.as_ref().map(|(factors, w2)| (factors.clone().narrow(0, first, count), w2.clone())),
             teacher_rows: self.teacher_rows[first..first + count].to_vec(),
             labels: self.labels[first..first + count].to_vec(),
             ..self.clone()
@@ -158,15 +136,9 @@ impl VocabularyRows {
     }
 
     /// Cross-entropy and L1 per row, and the gradient of their weighted sum with respect to the logits, `[m, v]`.
-    fn losses_and_gradient(
-        &self,
-        weights: Option<&VocabularyWeights>,
-    ) -> (Vec<f32>, Vec<f32>, Option<Tensor<2>>) {
+    fn losses_and_gradient(&self, weights: Option<&VocabularyWeights>) -> (Vec<f32>, Vec<f32>, Option<Tensor<2>>) {
         let base_mv = self.hidden_nd.clone().matmul(self.head_vd.clone().transpose());
-        let bias_mv = self
-            .markov
-            .as_ref()
-            .map(|(factors, w2)| factors.clone().matmul(w2.clone().transpose()));
+        let bias_mv = self.markov.as_ref().map(|(factors, w2)| factors.clone().matmul(w2.clone().transpose()));
         // Slots of neighbouring blocks share teacher rows: each is computed once.
         let mut distinct = self.teacher_rows.clone();
         distinct.sort_unstable();
@@ -175,9 +147,7 @@ impl VocabularyRows {
             .teacher_rows
             .iter()
             .map(|row| {
-                distinct
-                    .binary_search(row)
-                    .unwrap_or_else(|_| unreachable!("every row is among the distinct"))
+                distinct.binary_search(row).unwrap_or_else(|_| unreachable!("every row is among the distinct"))
             })
             .collect();
         let device = base_mv.device();
@@ -251,8 +221,7 @@ impl VocabularyRows {
         let difference = p.clone() - q;
         let l1_m1 = difference.clone().abs().sum_dim(1);
         let gradient = weights.map(|weights| {
-            let column =
-                |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [m, 1]), &device);
+            let column = |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [m, 1]), &device);
             let (w_ce, w_l1) = (column(&weights.cross_entropy), column(&weights.l1));
             let sign = difference.sign();
             let mean_sign = (p.clone() * sign.clone()).sum_dim(1);
@@ -333,14 +302,8 @@ fn lanes_sum(row: &mut [f32], mut f: impl FnMut(&mut f32) -> f32) -> f32 {
 }
 
 fn values(tensor: Tensor<2>) -> Vec<f32> {
-    let tensor = if tensor.dtype() == DType::F32 {
-        tensor
-    } else {
-        tensor.cast(DType::F32)
-    };
-    tensor
-        .try_into_vec_as()
-        .unwrap_or_else(|error| panic!("the device failed: {error}"))
+    let tensor = if tensor.dtype() == DType::F32 { tensor } else { tensor.cast(DType::F32) };
+    tensor.try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"))
 }
 
 fn ints(values: Vec<usize>, device: &Device) -> Tensor<1, Int> {
@@ -361,24 +324,16 @@ mod tests {
         let n = rows.labels.len();
         let constant = |x: Tensor<2>| Tensor::<2>::from_inner(x);
         let (factors, w2) = rows.markov.clone().unwrap();
-        let logits = rows
-            .hidden_nd
-            .clone()
-            .matmul(constant(rows.head_vd.clone()).transpose())
+        let logits = rows.hidden_nd.clone().matmul(constant(rows.head_vd.clone()).transpose())
             + factors.matmul(w2.transpose());
-        let teacher = rows
-            .teacher_td
-            .clone()
-            .matmul(rows.teacher_head_vd.clone().transpose());
+        let teacher = rows.teacher_td.clone().matmul(rows.teacher_head_vd.clone().transpose());
         let teacher = teacher.select(0, ints(rows.teacher_rows.clone(), &device.clone().inner()));
         let q = constant(softmax(teacher, 1));
         let labels = ints(rows.labels.iter().map(|&l| l as usize).collect(), &device).reshape([n, 1]);
         let cross_entropy = log_softmax(logits.clone(), 1).gather(1, labels).neg();
         let l1 = (softmax(logits, 1) - q).abs().sum_dim(1);
-        let column =
-            |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [n, 1]), &device);
-        let loss =
-            (cross_entropy.clone() * column(&weights.cross_entropy) + l1.clone() * column(&weights.l1)).sum();
+        let column = |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [n, 1]), &device);
+        let loss = (cross_entropy.clone() * column(&weights.cross_entropy) + l1.clone() * column(&weights.l1)).sum();
         (loss, cross_entropy, l1)
     }
 
@@ -408,11 +363,7 @@ mod tests {
         let fused = vocabulary_loss(&rows, Some(&weights));
         let close = |got: &[f32], expected: Vec<f32>, tolerance: f32| {
             let scale = expected.iter().fold(1e-6_f32, |a, b| a.max(b.abs()));
-            let worst = got
-                .iter()
-                .zip(&expected)
-                .map(|(a, b)| (a - b).abs())
-                .fold(0.0, f32::max);
+            let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst <= tolerance * scale, "{worst} of {scale}");
         };
         close(&fused.cross_entropy, values(cross_entropy.inner()), 1e-5);
@@ -420,35 +371,17 @@ mod tests {
         let own = fused.surrogate.unwrap().backward();
         let (factors, w2) = rows.markov.clone().unwrap();
         for tensor in [&rows.hidden_nd, &factors, &w2] {
-            close(
-                &values(tensor.grad(&own).unwrap()),
-                values(tensor.grad(&gradients).unwrap()),
-                1e-5,
-            );
+            close(&values(tensor.grad(&own).unwrap()), values(tensor.grad(&gradients).unwrap()), 1e-5);
         }
         // The form for other devices, on the same numbers.
         let plain = rows.plain();
         let base = plain.hidden_nd.clone().matmul(plain.head_vd.clone().transpose());
         let (factors, w2) = plain.markov.clone().unwrap();
         let bias = factors.matmul(w2.transpose());
-        let teacher = plain
-            .teacher_td
-            .clone()
-            .matmul(plain.teacher_head_vd.clone().transpose());
-        let on_host = plain.on_host(
-            base.clone(),
-            Some(bias.clone()),
-            teacher.clone(),
-            &rows.teacher_rows,
-            Some(&weights),
-        );
-        let on_device = plain.on_device(
-            base,
-            Some(bias),
-            teacher,
-            rows.teacher_rows.clone(),
-            Some(&weights),
-        );
+        let teacher = plain.teacher_td.clone().matmul(plain.teacher_head_vd.clone().transpose());
+        let on_host =
+            plain.on_host(base.clone(), Some(bias.clone()), teacher.clone(), &rows.teacher_rows, Some(&weights));
+        let on_device = plain.on_device(base, Some(bias), teacher, rows.teacher_rows.clone(), Some(&weights));
         close(&on_host.0, on_device.0, 1e-5);
         close(&on_host.1, on_device.1, 1e-5);
         close(&values(on_host.2.unwrap()), values(on_device.2.unwrap()), 1e-5);

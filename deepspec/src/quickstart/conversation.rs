@@ -65,11 +65,7 @@ impl Conversation {
 
     /// The row of an evaluation file: `{"id", "turns": ["...", ...]}`, for sums with `"answer"`.
     pub fn evaluation_row(&self, id: &str) -> Value {
-        let turns: Vec<&str> = self
-            .exchanges
-            .iter()
-            .map(|exchange| exchange.user.as_str())
-            .collect();
+        let turns: Vec<&str> = self.exchanges.iter().map(|exchange| exchange.user.as_str()).collect();
         match self.answer {
             Some(answer) => json!({"id": id, "turns": turns, "answer": answer}),
             None => json!({"id": id, "turns": turns}),

@@ -19,9 +19,7 @@ pub fn solve_sum(prompt: &str) -> Option<i64> {
             minus = true;
         }
     }
-    let in_words = lowercase
-        .split(|c: char| !c.is_ascii_alphabetic())
-        .any(|word| TAKES_AWAY.contains(&word));
+    let in_words = lowercase.split(|c: char| !c.is_ascii_alphabetic()).any(|word| TAKES_AWAY.contains(&word));
     match terms.as_slice() {
         [] | [_] => None,
         [a, b] if in_words => Some((a - b).abs()),
@@ -35,9 +33,7 @@ pub fn judge_sum(prompt: &str, answer: &str) -> bool {
         return false;
     };
     let stated = stated.trim().trim_end_matches('.');
-    stated
-        .parse()
-        .is_ok_and(|stated: i64| solve_sum(prompt) == Some(stated))
+    stated.parse().is_ok_and(|stated: i64| solve_sum(prompt) == Some(stated))
 }
 
 /// Whether `text` has the outward form of English sentences: each starts with a capital letter, ends with
@@ -53,9 +49,7 @@ pub fn reads_as_sentences(text: &str) -> bool {
         let words: Vec<String> = sentence.split_whitespace().map(str::to_lowercase).collect();
         sentence.starts_with(|c: char| c.is_uppercase())
             && words.len() >= 2
-            && !words
-                .windows(3)
-                .any(|three| three[0] == three[1] && three[1] == three[2])
+            && !words.windows(3).any(|three| three[0] == three[1] && three[1] == three[2])
     })
 }
 
@@ -72,17 +66,8 @@ mod tests {
     fn every_generated_sum_is_solved_and_judged_right() {
         for conversation in conversations(Domain::Sums, Split::Train, 1).take(50_000) {
             let exchange = &conversation.exchanges[0];
-            assert_eq!(
-                solve_sum(&exchange.user),
-                conversation.answer,
-                "{}",
-                exchange.user
-            );
-            assert!(
-                judge_sum(&exchange.user, &exchange.assistant),
-                "{}",
-                exchange.user
-            );
+            assert_eq!(solve_sum(&exchange.user), conversation.answer, "{}", exchange.user);
+            assert!(judge_sum(&exchange.user, &exchange.assistant), "{}", exchange.user);
         }
     }
 
@@ -91,13 +76,7 @@ mod tests {
         let prompt = "What is 347 + 86?";
         assert!(judge_sum(prompt, "Answer: 433"));
         assert!(judge_sum(prompt, "Answer: 1\nAnswer: 433."));
-        for wrong in [
-            "Answer: 434",
-            "433",
-            "Answer:",
-            "Answer: 433 or 434",
-            "Answer: 0x1b1",
-        ] {
+        for wrong in ["Answer: 434", "433", "Answer:", "Answer: 433 or 434", "Answer: 0x1b1"] {
             assert!(!judge_sum(prompt, wrong), "{wrong}");
         }
         assert!(!judge_sum("What is it?", "Answer: 0"));
@@ -107,9 +86,7 @@ mod tests {
 
     #[test]
     fn sentences_are_told_from_debris() {
-        assert!(reads_as_sentences(
-            "That sounds good. Try it on Sunday, if it doesn't rain!"
-        ));
+        assert!(reads_as_sentences("That sounds good. Try it on Sunday, if it doesn't rain!"));
         for debris in [
             "",
             "no capital.",

@@ -66,19 +66,13 @@ pub enum PretrainError {
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn pretrain_target(
-    folder: &Path,
-    settings: &PretrainSettings,
-    device: &Device,
-) -> Result<(), PretrainError> {
+pub fn pretrain_target(folder: &Path, settings: &PretrainSettings, device: &Device) -> Result<(), PretrainError> {
     let directory = AtomicDirectory::begin(folder)?;
     train_tokenizer(directory.path(), settings.seed, VOCABULARY_SIZE)?;
     let tokenizer = Tokenizer::from_directory(directory.path())?;
     let samples = training_samples(&tokenizer, settings)?;
     device.seed(settings.seed);
-    let Value::Object(fields) = target_config() else {
-        unreachable!("the configuration is an object")
-    };
+    let Value::Object(fields) = target_config() else { unreachable!("the configuration is an object") };
     let config = TargetConfig::from_fields(JsonFields::new(folder.join("config.json"), fields))?;
     let target = train(Target::random(config, device), &samples, settings);
     target.write_into(directory.path(), WeightDtype::Bf16)?;
@@ -116,10 +110,7 @@ fn target_config() -> Value {
 }
 
 /// As many conversations of the training split as the steps take, each seen once.
-fn training_samples(
-    tokenizer: &Tokenizer,
-    settings: &PretrainSettings,
-) -> Result<Vec<Sample>, PretrainError> {
+fn training_samples(tokenizer: &Tokenizer, settings: &PretrainSettings) -> Result<Vec<Sample>, PretrainError> {
     let mut file = tempfile::Builder::new().suffix(".jsonl").tempfile()?;
     let total = settings.steps as usize * settings.batch;
     let parts: usize = MIXTURE.iter().map(|(_, part)| part).sum();
@@ -174,13 +165,8 @@ fn train(target: Target, samples: &[Sample], settings: &PretrainSettings) -> Tar
 
 /// Mean cross-entropy of the supervised tokens of a batch, nats.
 fn next_token_loss(model: &Target, batch: &[&Sample]) -> Tensor<1> {
-    let mut segments: Vec<TargetSegment<'_>> = batch
-        .iter()
-        .map(|sample| TargetSegment {
-            ids: &sample.token_ids,
-            cache: None,
-        })
-        .collect();
+    let mut segments: Vec<TargetSegment<'_>> =
+        batch.iter().map(|sample| TargetSegment { ids: &sample.token_ids, cache: None }).collect();
     let hidden_sd = model.forward(&mut segments, &[]).last_hidden_nd;
     let (mut rows, mut labels, mut first) = (Vec::new(), Vec::new(), 0);
     for sample in batch {

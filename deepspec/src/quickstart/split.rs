@@ -35,10 +35,7 @@ impl Split {
     /// punctuation do not count.
     pub(super) fn of(key: &str) -> Self {
         let mut hash = Sha256::new();
-        for word in key
-            .split(|c: char| !c.is_alphanumeric())
-            .filter(|word| !word.is_empty())
-        {
+        for word in key.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
             hash.update(word.to_lowercase());
             hash.update([0]);
         }
@@ -54,11 +51,7 @@ impl Split {
 /// An endless stream of conversations of one domain and split, the same for the same seed.
 pub fn conversations(domain: Domain, split: Split, seed: u64) -> Conversations {
     let label = format!("{}.{}", domain.name(), split.name());
-    Conversations {
-        domain,
-        split,
-        dice: Dice::new(seed, &label),
-    }
+    Conversations { domain, split, dice: Dice::new(seed, &label) }
 }
 
 /// See [`conversations`]; the iterator never ends.

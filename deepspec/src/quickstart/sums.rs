@@ -14,8 +14,8 @@ use super::split::Split;
 const COLUMNS: [&str; 4] = ["ones", "tens", "hundreds", "thousands"];
 
 const NAMES: &[&str] = &[
-    "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Hugo", "Ivy", "Jonas", "Kate", "Leo", "Maya",
-    "Nina", "Oscar", "Paul", "Rosa", "Sam", "Tara", "Victor",
+    "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Hugo", "Ivy", "Jonas", "Kate", "Leo", "Maya", "Nina",
+    "Oscar", "Paul", "Rosa", "Sam", "Tara", "Victor",
 ];
 
 const THINGS: &[&str] = &[
@@ -56,12 +56,7 @@ const SUBTRACT_STORIES: &[&str] = &[
 ];
 
 /// Requests with three terms.
-const CHAINS: &[&str] = &[
-    "What is {chain}?",
-    "Work out {chain}.",
-    "How much is {chain}?",
-    "{chain} = ?",
-];
+const CHAINS: &[&str] = &["What is {chain}?", "Work out {chain}.", "How much is {chain}?", "{chain} = ?"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sign {
@@ -80,11 +75,7 @@ impl Sign {
 
 /// Draws one sum; `None` if it belongs to another split.
 pub(super) fn conversation(dice: &mut Dice, split: Split) -> Option<Conversation> {
-    if dice.chance(15) {
-        three_terms(dice, split)
-    } else {
-        two_terms(dice, split)
-    }
+    if dice.chance(15) { three_terms(dice, split) } else { two_terms(dice, split) }
 }
 
 fn two_terms(dice: &mut Dice, split: Split) -> Option<Conversation> {
@@ -96,18 +87,11 @@ fn two_terms(dice: &mut Dice, split: Split) -> Option<Conversation> {
     let (larger, smaller) = (a.max(b), a.min(b));
     let sign = if dice.chance(50) { Sign::Plus } else { Sign::Minus };
     // The order of an addition's terms does not make it another sum.
-    let key = format!(
-        "{larger} {} {smaller}",
-        if sign == Sign::Plus { "plus" } else { "minus" }
-    );
+    let key = format!("{larger} {} {smaller}", if sign == Sign::Plus { "plus" } else { "minus" });
     if Split::of(&key) != split {
         return None;
     }
-    let (a, b) = if sign == Sign::Plus {
-        (a, b)
-    } else {
-        (larger, smaller)
-    };
+    let (a, b) = if sign == Sign::Plus { (a, b) } else { (larger, smaller) };
     let template = match (sign, dice.chance(40)) {
         (Sign::Plus, false) => dice.pick(ADD),
         (Sign::Plus, true) => dice.pick(ADD_STORIES),
@@ -126,16 +110,9 @@ fn two_terms(dice: &mut Dice, split: Split) -> Option<Conversation> {
 
 fn three_terms(dice: &mut Dice, split: Split) -> Option<Conversation> {
     let (a, b, c) = (dice.between(10, 99), dice.between(10, 99), dice.between(10, 99));
-    let sign = if a + b >= c && dice.chance(50) {
-        Sign::Minus
-    } else {
-        Sign::Plus
-    };
+    let sign = if a + b >= c && dice.chance(50) { Sign::Minus } else { Sign::Plus };
     let chain = format!("{a} + {b} {} {c}", sign.symbol());
-    let key = format!(
-        "{a} plus {b} {} {c}",
-        if sign == Sign::Plus { "plus" } else { "minus" }
-    );
+    let key = format!("{a} plus {b} {} {c}", if sign == Sign::Plus { "plus" } else { "minus" });
     if Split::of(&key) != split {
         return None;
     }
@@ -148,15 +125,8 @@ fn three_terms(dice: &mut Dice, split: Split) -> Option<Conversation> {
 
 fn finish(user: String, mut working: String, answer: u32) -> Conversation {
     working.push_str(&format!("Answer: {answer}"));
-    let exchanges = vec![Exchange {
-        user,
-        assistant: working,
-    }];
-    Conversation {
-        domain: Domain::Sums,
-        exchanges,
-        answer: Some(i64::from(answer)),
-    }
+    let exchanges = vec![Exchange { user, assistant: working }];
+    Conversation { domain: Domain::Sums, exchanges, answer: Some(i64::from(answer)) }
 }
 
 /// Writes the columns of `a` plus or minus `b` (not above `a` when subtracted) and returns the result.
@@ -169,9 +139,7 @@ fn work_out(a: u32, sign: Sign, b: u32, text: &mut String) -> u32 {
         let _ = text.write_fmt(arguments);
         text.push('\n');
     };
-    line(format_args!(
-        "Line up the digits: {a:0width$} {symbol} {b:0width$}."
-    ));
+    line(format_args!("Line up the digits: {a:0width$} {symbol} {b:0width$}."));
     let (mut result, mut over, mut place) = (0, 0, 1);
     for column in &COLUMNS[..width] {
         let (x, y) = (a / place % 10, b / place % 10);
@@ -179,9 +147,7 @@ fn work_out(a: u32, sign: Sign, b: u32, text: &mut String) -> u32 {
             Sign::Plus => ((x + y + over) % 10, (x + y + over) / 10),
             Sign::Minus => ((10 + x - y - over) % 10, u32::from(x < y + over)),
         };
-        line(format_args!(
-            "{column}: {x} {symbol} {y} {symbol} {over} gives {digit}, {kept} {next}."
-        ));
+        line(format_args!("{column}: {x} {symbol} {y} {symbol} {over} gives {digit}, {kept} {next}."));
         result += digit * place;
         place *= 10;
         over = next;
@@ -244,9 +210,6 @@ mod tests {
     }
 
     fn numbers(text: &str) -> Vec<String> {
-        text.split(|c: char| !c.is_ascii_digit())
-            .filter(|word| !word.is_empty())
-            .map(str::to_owned)
-            .collect()
+        text.split(|c: char| !c.is_ascii_digit()).filter(|word| !word.is_empty()).map(str::to_owned).collect()
     }
 }

@@ -48,16 +48,13 @@ const PIECES: &str = r" ?\p{L}+(?:'\p{L}+)?|\p{N}| ?[^\s\p{L}\p{N}]+|\n *|\s";
 /// [`QuickstartError::Tokenizer`] if `vocabulary_size` leaves no room for bytes and special tokens, or more
 /// than the conversations have merges for; [`QuickstartError::Write`] naming what cannot be written.
 pub fn train_tokenizer(folder: &Path, seed: u64, vocabulary_size: usize) -> Result<(), QuickstartError> {
-    let tokenizer =
-        train(seed, vocabulary_size).map_err(|error| QuickstartError::Tokenizer(error.to_string()))?;
+    let tokenizer = train(seed, vocabulary_size).map_err(|error| QuickstartError::Tokenizer(error.to_string()))?;
     let found = tokenizer.get_vocab_size(true);
     if found != vocabulary_size {
         let reason = format!("{vocabulary_size} tokens were asked for, the conversations make {found}");
         return Err(QuickstartError::Tokenizer(reason));
     }
-    let model = tokenizer
-        .to_string(true)
-        .map_err(|error| QuickstartError::Tokenizer(error.to_string()))?;
+    let model = tokenizer.to_string(true).map_err(|error| QuickstartError::Tokenizer(error.to_string()))?;
     write_atomically(&folder.join("tokenizer.json"), model.as_bytes())?;
     let special = |content: &str| {
         json!({
@@ -84,11 +81,7 @@ pub fn train_tokenizer(folder: &Path, seed: u64, vocabulary_size: usize) -> Resu
 }
 
 fn train(seed: u64, vocabulary_size: usize) -> tokenizers::Result<Tokenizer> {
-    let split = SplitAt::new(
-        SplitPattern::Regex(PIECES.to_owned()),
-        SplitDelimiterBehavior::Isolated,
-        false,
-    )?;
+    let split = SplitAt::new(SplitPattern::Regex(PIECES.to_owned()), SplitDelimiterBehavior::Isolated, false)?;
     let bytes = ByteLevel::new(false, false, false);
     let mut tokenizer = Tokenizer::new(BPE::default());
     tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![split.into(), bytes.into()])));
@@ -105,12 +98,7 @@ fn train(seed: u64, vocabulary_size: usize) -> tokenizers::Result<Tokenizer> {
         .into_iter()
         .flat_map(|domain| conversations(domain, Split::Train, seed).take(CONVERSATIONS))
         .flat_map(|conversation| conversation.exchanges)
-        .flat_map(|exchange| {
-            [
-                format!("user\n{}", exchange.user),
-                format!("assistant\n{}", exchange.assistant),
-            ]
-        })
+        .flat_map(|exchange| [format!("user\n{}", exchange.user), format!("assistant\n{}", exchange.assistant)])
         .collect();
     tokenizer.train(&mut trainer, texts.into_iter())?;
     Ok(tokenizer)
@@ -130,16 +118,8 @@ mod tests {
         let (first, second) = (folder.path().join("first"), folder.path().join("second"));
         train_tokenizer(&first, 1, 700).unwrap();
         train_tokenizer(&second, 1, 700).unwrap();
-        for file in [
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "generation_config.json",
-        ] {
-            assert_eq!(
-                std::fs::read(first.join(file)).unwrap(),
-                std::fs::read(second.join(file)).unwrap(),
-                "{file}"
-            );
+        for file in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+            assert_eq!(std::fs::read(first.join(file)).unwrap(), std::fs::read(second.join(file)).unwrap(), "{file}");
         }
 
         let tokenizer = Tokenizer::from_file(first.join("tokenizer.json")).unwrap();
@@ -151,10 +131,7 @@ mod tests {
         let encoding = tokenizer.encode(text, false).unwrap();
         assert_eq!(tokenizer.decode(encoding.get_ids(), false).unwrap(), text);
         for token in encoding.get_tokens() {
-            assert!(
-                token.len() == 1 || !token.contains(|c: char| c.is_ascii_digit()),
-                "{token}"
-            );
+            assert!(token.len() == 1 || !token.contains(|c: char| c.is_ascii_digit()), "{token}");
         }
         assert_eq!(encoding.get_ids()[0], 1);
 
@@ -168,10 +145,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for size in [100, 1_000_000] {
             let message = train_tokenizer(folder.path(), 1, size).unwrap_err().to_string();
-            assert!(
-                message.contains(&format!("{size} tokens were asked for")),
-                "{message}"
-            );
+            assert!(message.contains(&format!("{size} tokens were asked for")), "{message}");
         }
     }
 }

@@ -22,11 +22,7 @@ pub struct Sizes {
 impl Default for Sizes {
     /// The sizes of the shipped files.
     fn default() -> Self {
-        Self {
-            train: 1000,
-            validation: 60,
-            evaluate: 40,
-        }
+        Self { train: 1000, validation: 60, evaluate: 40 }
     }
 }
 
@@ -93,10 +89,7 @@ fn rows(domain: Domain, split: Split, seed: u64, count: usize) -> String {
 
 /// Writes `bytes` to `path` so that a reader finds the old file or the whole new one, never a part.
 pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), QuickstartError> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     let partial = folder.join(name);
@@ -109,30 +102,19 @@ pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Quicksta
         // The rename itself must reach the disk, too.
         File::open(folder)?.sync_all()
     };
-    write().map_err(|source| QuickstartError::Write {
-        path: path.to_owned(),
-        source,
-    })
+    write().map_err(|source| QuickstartError::Write { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SMALL: Sizes = Sizes {
-        train: 30,
-        validation: 10,
-        evaluate: 10,
-    };
+    const SMALL: Sizes = Sizes { train: 30, validation: 10, evaluate: 10 };
 
     #[test]
     fn files_are_the_same_for_the_same_seed_and_rows_have_the_promised_fields() {
         let folder = tempfile::tempdir().unwrap();
-        let (a, b, c) = (
-            folder.path().join("a"),
-            folder.path().join("b"),
-            folder.path().join("c"),
-        );
+        let (a, b, c) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("c"));
         let paths = write_datasets(&a, 7, SMALL).unwrap();
         write_datasets(&b, 7, SMALL).unwrap();
         write_datasets(&c, 8, SMALL).unwrap();
@@ -155,23 +137,13 @@ mod tests {
                         .iter()
                         .map(|m| m["role"].as_str().unwrap())
                         .collect();
-                    assert!(
-                        roles.chunks(2).all(|pair| pair == ["user", "assistant"]),
-                        "{roles:?}"
-                    );
+                    assert!(roles.chunks(2).all(|pair| pair == ["user", "assistant"]), "{roles:?}");
                 }
             }
         }
-        let lines = |split: &str| {
-            std::fs::read_to_string(a.join(format!("code.{split}.jsonl")))
-                .unwrap()
-                .lines()
-                .count()
-        };
-        assert_eq!(
-            (lines("train"), lines("validation"), lines("evaluate")),
-            (30, 10, 10)
-        );
+        let lines =
+            |split: &str| std::fs::read_to_string(a.join(format!("code.{split}.jsonl"))).unwrap().lines().count();
+        assert_eq!((lines("train"), lines("validation"), lines("evaluate")), (30, 10, 10));
     }
 
     #[test]
@@ -179,13 +151,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
-        let message = write_datasets(&file.join("below"), 1, SMALL)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("cannot write") && message.contains("sums.train.jsonl"),
-            "{message}"
-        );
+        let message = write_datasets(&file.join("below"), 1, SMALL).unwrap_err().to_string();
+        assert!(message.contains("cannot write") && message.contains("sums.train.jsonl"), "{message}");
     }
 
     #[test]
@@ -195,10 +162,7 @@ mod tests {
                 conversations(domain, split, seed)
                     .take(count)
                     .flat_map(|conversation| {
-                        conversation
-                            .exchanges
-                            .into_iter()
-                            .map(|exchange| exchange.user.to_lowercase())
+                        conversation.exchanges.into_iter().map(|exchange| exchange.user.to_lowercase())
                     })
                     .collect()
             };
@@ -207,12 +171,7 @@ mod tests {
                 let others = requests(split, seed, 2_000);
                 let shared: Vec<_> = others.intersection(&train).collect();
                 assert!(shared.is_empty(), "{}: {shared:?}", domain.name());
-                assert!(
-                    others.len() > 500,
-                    "{} holds few requests: {}",
-                    domain.name(),
-                    others.len()
-                );
+                assert!(others.len() > 500, "{} holds few requests: {}", domain.name(), others.len());
             }
         }
     }

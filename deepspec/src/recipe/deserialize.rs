@@ -8,8 +8,8 @@ use std::fmt;
 
 use serde::de::value::StrDeserializer;
 use serde::de::{
-    self, Deserialize, DeserializeSeed, Deserializer, Expected, IntoDeserializer, MapAccess, SeqAccess,
-    Unexpected, Visitor,
+    self, Deserialize, DeserializeSeed, Deserializer, Expected, IntoDeserializer, MapAccess, SeqAccess, Unexpected,
+    Visitor,
 };
 use toml::Value;
 
@@ -25,21 +25,10 @@ pub(super) struct Fault {
 /// The kinds of [`Fault`].
 #[derive(Debug)]
 pub(super) enum FaultKind {
-    UnknownKey {
-        key: String,
-        known: &'static [&'static str],
-    },
-    UnknownChoice {
-        found: String,
-        known: &'static [&'static str],
-    },
-    WrongType {
-        expected: String,
-        found: String,
-    },
-    Missing {
-        key: &'static str,
-    },
+    UnknownKey { key: String, known: &'static [&'static str] },
+    UnknownChoice { found: String, known: &'static [&'static str] },
+    WrongType { expected: String, found: String },
+    Missing { key: &'static str },
     Other(String),
 }
 
@@ -69,10 +58,7 @@ impl de::Error for Fault {
     }
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::new(FaultKind::WrongType {
-            expected: in_words(expected),
-            found: found_in_words(found),
-        })
+        Self::new(FaultKind::WrongType { expected: in_words(expected), found: found_in_words(found) })
     }
 
     fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
@@ -80,17 +66,11 @@ impl de::Error for Fault {
     }
 
     fn unknown_field(key: &str, known: &'static [&'static str]) -> Self {
-        Self::new(FaultKind::UnknownKey {
-            key: key.to_owned(),
-            known,
-        })
+        Self::new(FaultKind::UnknownKey { key: key.to_owned(), known })
     }
 
     fn unknown_variant(found: &str, known: &'static [&'static str]) -> Self {
-        Self::new(FaultKind::UnknownChoice {
-            found: found.to_owned(),
-            known,
-        })
+        Self::new(FaultKind::UnknownChoice { found: found.to_owned(), known })
     }
 
     fn missing_field(key: &'static str) -> Self {
@@ -149,11 +129,7 @@ pub(super) fn choices_in_words(choices: &[&str]) -> String {
 
 /// Fills `T` from a whole recipe.
 pub(super) fn from_table<T: for<'de> Deserialize<'de>>(table: &toml::Table) -> Result<T, Fault> {
-    let root = Entries {
-        entries: table.iter(),
-        path: "",
-        pending: None,
-    };
+    let root = Entries { entries: table.iter(), path: "", pending: None };
     T::deserialize(de::value::MapAccessDeserializer::new(root)).map_err(|fault| fault.at(""))
 }
 
@@ -173,15 +149,10 @@ impl<'de> Deserializer<'de> for Node<'_> {
             Value::Float(number) => visitor.visit_f64(*number),
             Value::Boolean(flag) => visitor.visit_bool(*flag),
             Value::Datetime(_) => Err(de::Error::invalid_type(unexpected(self.value), &visitor)),
-            Value::Array(items) => visitor.visit_seq(Items {
-                items: items.iter().enumerate(),
-                path: self.path,
-            }),
-            Value::Table(table) => visitor.visit_map(Entries {
-                entries: table.iter(),
-                path: self.path,
-                pending: None,
-            }),
+            Value::Array(items) => visitor.visit_seq(Items { items: items.iter().enumerate(), path: self.path }),
+            Value::Table(table) => {
+                visitor.visit_map(Entries { entries: table.iter(), path: self.path, pending: None })
+            }
         }
         .map_err(|fault| fault.at(self.path))
     }
@@ -231,8 +202,7 @@ impl<'de> SeqAccess<'de> for Items<'_> {
             .next()
             .map(|(index, value)| {
                 let path = format!("{}[{index}]", self.path);
-                seed.deserialize(Node { value, path: &path })
-                    .map_err(|fault| fault.at(&path))
+                seed.deserialize(Node { value, path: &path }).map_err(|fault| fault.at(&path))
             })
             .transpose()
     }
@@ -259,21 +229,14 @@ impl<'de> MapAccess<'de> for Entries<'_> {
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Fault> {
-        let (key, value) = self
-            .pending
-            .take()
-            .ok_or_else(|| Fault::new(FaultKind::Other("value without key".to_owned())))?;
+        let (key, value) =
+            self.pending.take().ok_or_else(|| Fault::new(FaultKind::Other("value without key".to_owned())))?;
         let path = join(self.path, key);
-        seed.deserialize(Node { value, path: &path })
-            .map_err(|fault| fault.at(&path))
+        seed.deserialize(Node { value, path: &path }).map_err(|fault| fault.at(&path))
     }
 }
 
 /// The full key of `key` in the table at `path`.
 pub(super) fn join(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    }
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }

@@ -28,8 +28,8 @@ mod tests;
 pub use error::{Place, RecipeError};
 pub use paths::{expand_home, resolve_input};
 pub use schema::{
-    Algorithm, DataFormat, DataSection, EvaluateSection, EvaluationTask, MarkovHeadType, ModelSection,
-    OutputSection, Recipe, Schedule, TrainSection, Turns,
+    Algorithm, DataFormat, DataSection, EvaluateSection, EvaluationTask, MarkovHeadType, ModelSection, OutputSection,
+    Recipe, Schedule, TrainSection, Turns,
 };
 
 use std::path::Path;
@@ -42,10 +42,8 @@ impl Recipe {
     /// [`RecipeError`] naming the file and line (or the override), the key, what was expected and what was
     /// found.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
-        let text = std::fs::read_to_string(path).map_err(|source| RecipeError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| RecipeError::Read { path: path.to_owned(), source })?;
         let mut recipe = Self::parse(&text, path, overrides)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         paths::resolve(&mut recipe, folder);

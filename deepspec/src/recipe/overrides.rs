@@ -8,36 +8,23 @@ use super::source::Document;
 /// Lays one `key.path=value` argument over `document`. The value is read as TOML; what is not TOML is a
 /// string, so that quotes can be left out on the command line.
 pub(super) fn apply(document: &mut Document, argument: &str) -> Result<(), RecipeError> {
-    let fail = |reason: String| RecipeError::Override {
-        argument: argument.to_owned(),
-        reason,
-    };
+    let fail = |reason: String| RecipeError::Override { argument: argument.to_owned(), reason };
     let Some((key, value)) = argument.split_once('=') else {
         return Err(fail("expected the form section.key=value".to_owned()));
     };
     let key = key.trim();
     let names: Vec<&str> = key.split('.').collect();
-    let Some((last, sections)) = names
-        .split_last()
-        .filter(|_| names.iter().all(|name| is_bare_key(name)))
-    else {
-        return Err(fail(format!(
-            "{key:?} is not a key; expected the form section.key=value"
-        )));
+    let Some((last, sections)) = names.split_last().filter(|_| names.iter().all(|name| is_bare_key(name))) else {
+        return Err(fail(format!("{key:?} is not a key; expected the form section.key=value")));
     };
     let mut table = &mut document.table;
     for (depth, section) in sections.iter().enumerate() {
-        let entry = table
-            .entry((*section).to_owned())
-            .or_insert_with(|| Value::Table(Table::new()));
+        let entry = table.entry((*section).to_owned()).or_insert_with(|| Value::Table(Table::new()));
         table = match entry {
             Value::Table(inner) => inner,
             other => {
                 let outer = names[..=depth].join(".");
-                return Err(fail(format!(
-                    "`{outer}` is of type {}, not a table",
-                    other.type_str()
-                )));
+                return Err(fail(format!("`{outer}` is of type {}, not a table", other.type_str())));
             }
         };
     }
@@ -47,19 +34,12 @@ pub(super) fn apply(document: &mut Document, argument: &str) -> Result<(), Recip
 }
 
 fn is_bare_key(name: &str) -> bool {
-    !name.is_empty()
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
 fn parse_value(text: &str) -> Value {
     let as_toml = format!("value = {text}").parse::<Table>();
-    match as_toml
-        .ok()
-        .filter(|table| table.len() == 1)
-        .and_then(|mut table| table.remove("value"))
-    {
+    match as_toml.ok().filter(|table| table.len() == 1).and_then(|mut table| table.remove("value")) {
         Some(value) => value,
         None => Value::String(text.to_owned()),
     }

@@ -19,11 +19,7 @@ pub fn expand_home(path: &Path) -> PathBuf {
 pub fn resolve_input(path: &Path, folder: &Path) -> PathBuf {
     let path = expand_home(path);
     let beside_recipe = folder.join(&path);
-    if !path.exists() && beside_recipe.exists() {
-        beside_recipe
-    } else {
-        path
-    }
+    if !path.exists() && beside_recipe.exists() { beside_recipe } else { path }
 }
 
 /// Resolves every path of `recipe`, which was read from `folder`.
@@ -33,11 +29,7 @@ pub(super) fn resolve(recipe: &mut Recipe, folder: &Path) {
         recipe.target = target.to_owned();
     }
     let inputs = recipe.data.train.iter_mut().chain(&mut recipe.data.validation);
-    let tasks = recipe
-        .evaluate
-        .tasks
-        .iter_mut()
-        .filter_map(|task| task.path.as_mut());
+    let tasks = recipe.evaluate.tasks.iter_mut().filter_map(|task| task.path.as_mut());
     for path in inputs.chain(tasks) {
         *path = resolve_input(path, folder);
     }

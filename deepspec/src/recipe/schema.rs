@@ -280,10 +280,7 @@ pub struct OutputSection {
 impl Recipe {
     /// Folder of the run: `output.dir`, or `runs/<name>` under the working directory.
     pub fn output_dir(&self) -> PathBuf {
-        self.output
-            .dir
-            .clone()
-            .unwrap_or_else(|| PathBuf::from("runs").join(&self.name))
+        self.output.dir.clone().unwrap_or_else(|| PathBuf::from("runs").join(&self.name))
     }
 }
 

@@ -26,26 +26,13 @@ impl Document {
     /// Parses `text`; `file` only names it.
     pub(super) fn parse(text: &str, file: &Path) -> Result<Self, RecipeError> {
         let syntax = |error: toml::de::Error| RecipeError::Syntax {
-            place: Place::File {
-                file: file.to_owned(),
-                line: error.span().map(|span| line_at(text, span.start)),
-            },
+            place: Place::File { file: file.to_owned(), line: error.span().map(|span| line_at(text, span.start)) },
             message: error.message().to_owned(),
         };
         let table: toml::Table = text.parse().map_err(syntax)?;
         let mut lines = BTreeMap::new();
-        collect_lines(
-            text,
-            DeTable::parse(text).map_err(syntax)?.get_ref(),
-            "",
-            &mut lines,
-        );
-        Ok(Self {
-            file: file.to_owned(),
-            table,
-            lines,
-            overridden: BTreeMap::new(),
-        })
+        collect_lines(text, DeTable::parse(text).map_err(syntax)?.get_ref(), "", &mut lines);
+        Ok(Self { file: file.to_owned(), table, lines, overridden: BTreeMap::new() })
     }
 
     /// Remembers that `key` and all below it come from the `--set` argument `argument`.
@@ -61,18 +48,12 @@ impl Document {
                 return Place::Override(argument.clone());
             }
             if let Some(line) = self.lines.get(key) {
-                return Place::File {
-                    file: self.file.clone(),
-                    line: Some(*line),
-                };
+                return Place::File { file: self.file.clone(), line: Some(*line) };
             }
             match key.rfind(['.', '[']) {
                 Some(end) => key = &key[..end],
                 None => {
-                    return Place::File {
-                        file: self.file.clone(),
-                        line: None,
-                    };
+                    return Place::File { file: self.file.clone(), line: None };
                 }
             }
         }
@@ -92,36 +73,17 @@ impl Document {
                     Some(near) => format!("did you mean `{}`?", join(&path, near)),
                     None => format!("known here: {}", known.join(", ")),
                 };
-                RecipeError::UnknownKey {
-                    place: self.place(&full),
-                    key: full,
-                    hint,
-                }
+                RecipeError::UnknownKey { place: self.place(&full), key: full, hint }
             }
             FaultKind::UnknownChoice { found, known } => {
                 let expected = choices_in_words(known);
-                RecipeError::WrongType {
-                    place: self.place(&path),
-                    key: path,
-                    expected,
-                    found: format!("{found:?}"),
-                }
+                RecipeError::WrongType { place: self.place(&path), key: path, expected, found: format!("{found:?}") }
             }
-            FaultKind::WrongType { expected, found } => RecipeError::WrongType {
-                place: self.place(&path),
-                key: path,
-                expected,
-                found,
-            },
-            FaultKind::Missing { key } => RecipeError::Missing {
-                place: self.place(&path),
-                key: join(&path, key),
-            },
-            FaultKind::Other(reason) => RecipeError::Invalid {
-                place: self.place(&path),
-                key: path,
-                reason,
-            },
+            FaultKind::WrongType { expected, found } => {
+                RecipeError::WrongType { place: self.place(&path), key: path, expected, found }
+            }
+            FaultKind::Missing { key } => RecipeError::Missing { place: self.place(&path), key: join(&path, key) },
+            FaultKind::Other(reason) => RecipeError::Invalid { place: self.place(&path), key: path, reason },
         }
     }
 }
@@ -149,12 +111,7 @@ fn collect_lines(text: &str, table: &DeTable<'_>, path: &str, lines: &mut BTreeM
     }
 }
 
-fn collect_lines_of_value(
-    text: &str,
-    value: &DeValue<'_>,
-    path: String,
-    lines: &mut BTreeMap<String, usize>,
-) {
+fn collect_lines_of_value(text: &str, value: &DeValue<'_>, path: String, lines: &mut BTreeMap<String, usize>) {
     match value {
         DeValue::Table(table) => collect_lines(text, table, &path, lines),
         DeValue::Array(items) => {

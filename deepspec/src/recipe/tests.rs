@@ -32,16 +32,12 @@ fn parse(text: &str, overrides: &[&str]) -> Result<Recipe, RecipeError> {
 }
 
 fn error(overrides: &[&str]) -> String {
-    parse(SMALLEST, overrides)
-        .expect_err("the recipe must be refused")
-        .to_string()
+    parse(SMALLEST, overrides).expect_err("the recipe must be refused").to_string()
 }
 
 fn error_after(from: &str, to: &str) -> String {
     assert!(SMALLEST.contains(from), "{from:?} is not in the sample");
-    parse(&SMALLEST.replace(from, to), &[])
-        .expect_err("the recipe must be refused")
-        .to_string()
+    parse(&SMALLEST.replace(from, to), &[]).expect_err("the recipe must be refused").to_string()
 }
 
 #[test]
@@ -49,17 +45,11 @@ fn defaults_are_the_published_settings() {
     let recipe = parse(SMALLEST, &[]).unwrap();
     assert_eq!(recipe.model.block_size, 7);
     assert_eq!(recipe.model.loss_decay(), Some(4.0));
-    assert_eq!(
-        (recipe.model.ce_loss_alpha, recipe.model.l1_loss_alpha),
-        (0.1, 0.9)
-    );
+    assert_eq!((recipe.model.ce_loss_alpha, recipe.model.l1_loss_alpha), (0.1, 0.9));
     assert_eq!(recipe.train.schedule, Schedule::Cosine);
     assert_eq!((recipe.train.adam_beta1, recipe.train.adam_beta2), (0.9, 0.999));
     assert_eq!(recipe.data.min_supervised_tokens, 14);
-    assert_eq!(
-        (recipe.evaluate.temperature, recipe.evaluate.max_new_tokens),
-        (1.0, 2048)
-    );
+    assert_eq!((recipe.evaluate.temperature, recipe.evaluate.max_new_tokens), (1.0, 2048));
     assert_eq!(recipe.evaluate.turns, Turns::All);
     assert_eq!(recipe.output_dir(), Path::new("runs/smallest"));
 }
@@ -69,12 +59,7 @@ fn shipped_recipes_are_valid() {
     let smollm2 = parse(SMOLLM2, &[]).unwrap();
     assert_eq!(smollm2.model.target_layer_ids, [1, 8, 15, 22, 27]);
     let quickstart = parse(QUICKSTART, &[]).unwrap();
-    let tasks: Vec<_> = quickstart
-        .evaluate
-        .tasks
-        .iter()
-        .map(|task| task.name.as_str())
-        .collect();
+    let tasks: Vec<_> = quickstart.evaluate.tasks.iter().map(|task| task.name.as_str()).collect();
     assert_eq!(tasks, ["sums", "code", "chat"]);
 }
 
@@ -95,13 +80,7 @@ fn overrides_replace_add_and_keep_strings_without_quotes() {
     assert_eq!(recipe.model.target_layer_ids, [2, 5, 9]);
     assert_eq!(recipe.output_dir(), Path::new("runs/other one"));
     assert_eq!(recipe.data.template_arguments["enable_thinking"], false);
-    assert_eq!(
-        (
-            recipe.evaluate.tasks[0].name.as_str(),
-            &recipe.evaluate.tasks[0].path
-        ),
-        ("sums", &None)
-    );
+    assert_eq!((recipe.evaluate.tasks[0].name.as_str(), &recipe.evaluate.tasks[0].path), ("sums", &None));
     assert_eq!(recipe.model.loss_decay(), None);
     assert_eq!(recipe.train.schedule, Schedule::Reference);
 }
@@ -109,32 +88,19 @@ fn overrides_replace_add_and_keep_strings_without_quotes() {
 #[test]
 fn unknown_keys_name_line_and_path_and_suggest() {
     let message = error_after("lr = 6e-4", "lr = 6e-4\nwarmup_ration = 0.1");
-    assert_eq!(
-        message,
-        "r.toml:10: unknown key `train.warmup_ration`; did you mean `train.warmup_ratio`?"
-    );
+    assert_eq!(message, "r.toml:10: unknown key `train.warmup_ration`; did you mean `train.warmup_ratio`?");
     let message = error_after("[data]", "[dta]");
     assert_eq!(message, "r.toml:13: unknown key `dta`; did you mean `data`?");
     let message = error(&["evaluate.tasks=[{ name = \"a\", file = \"b\" }]"]);
-    assert!(
-        message.contains("unknown key `evaluate.tasks[0].file`; known here: name, path"),
-        "{message}"
-    );
+    assert!(message.contains("unknown key `evaluate.tasks[0].file`; known here: name, path"), "{message}");
     let message = error(&["train.learning=1"]);
-    assert!(
-        message.starts_with("--set train.learning=1: unknown key `train.learning`"),
-        "{message}"
-    );
+    assert!(message.starts_with("--set train.learning=1: unknown key `train.learning`"), "{message}");
 }
 
 #[test]
 fn wrong_types_name_key_expected_and_found() {
     let cases = [
-        (
-            "lr = 6e-4",
-            "lr = \"fast\"",
-            "r.toml:9: `train.lr` must be a number, found the string \"fast\"",
-        ),
+        ("lr = 6e-4", "lr = \"fast\"", "r.toml:9: `train.lr` must be a number, found the string \"fast\""),
         (
             "steps = 10",
             "steps = -1",
@@ -150,11 +116,7 @@ fn wrong_types_name_key_expected_and_found() {
             "[1, true]",
             "r.toml:5: `model.target_layer_ids[1]` must be a whole number of at least 0, found true",
         ),
-        (
-            "[\"a.jsonl\"]",
-            "\"a.jsonl\"",
-            "r.toml:14: `data.train` must be an array, found the string \"a.jsonl\"",
-        ),
+        ("[\"a.jsonl\"]", "\"a.jsonl\"", "r.toml:14: `data.train` must be an array, found the string \"a.jsonl\""),
         ("max_length = 512", "max_length = 2024-01-01", "found a date"),
         (
             "target = \"some/target\"",
@@ -174,26 +136,15 @@ fn wrong_types_name_key_expected_and_found() {
     ];
     for (from, to, expected) in cases {
         let message = error_after(from, to);
-        assert!(
-            message.contains(expected),
-            "{message}\nshould contain\n{expected}"
-        );
+        assert!(message.contains(expected), "{message}\nshould contain\n{expected}");
     }
 }
 
 #[test]
 fn missing_keys_and_broken_toml_are_named() {
     let message = error_after("markov_rank = 64\n", "");
-    assert_eq!(
-        message,
-        "r.toml:3: `model.markov_rank` is missing; recipes/README.md describes it"
-    );
-    assert!(
-        parse("name = \"x\"", &[])
-            .unwrap_err()
-            .to_string()
-            .contains("`target` is missing")
-    );
+    assert_eq!(message, "r.toml:3: `model.markov_rank` is missing; recipes/README.md describes it");
+    assert!(parse("name = \"x\"", &[]).unwrap_err().to_string().contains("`target` is missing"));
     let message = error_after("lr = 6e-4", "lr = = 6e-4");
     assert!(message.starts_with("r.toml:9: not valid TOML"), "{message}");
     let message = error_after("lr = 6e-4", "lr = 6e-4\nlr = 1");
@@ -213,78 +164,30 @@ fn malformed_overrides_are_refused() {
 #[test]
 fn values_out_of_range_are_refused() {
     let cases = [
-        (
-            vec!["model.block_size=0"],
-            "`model.block_size` must be at least 1, found 0",
-        ),
-        (
-            vec!["model.target_layer_ids=[3, 3]"],
-            "must be strictly increasing, found [3, 3]",
-        ),
-        (
-            vec!["model.target_layer_ids=[]"],
-            "`model.target_layer_ids` is empty",
-        ),
-        (
-            vec!["model.ce_loss_alpha=0", "model.l1_loss_alpha=0"],
-            "nothing would train the draft",
-        ),
-        (
-            vec!["model.l1_loss_alpha=-0.5"],
-            "`model.l1_loss_alpha` must be at least 0, found -0.5",
-        ),
-        (
-            vec!["model.loss_decay_gamma=nan"],
-            "`model.loss_decay_gamma` must be finite",
-        ),
+        (vec!["model.block_size=0"], "`model.block_size` must be at least 1, found 0"),
+        (vec!["model.target_layer_ids=[3, 3]"], "must be strictly increasing, found [3, 3]"),
+        (vec!["model.target_layer_ids=[]"], "`model.target_layer_ids` is empty"),
+        (vec!["model.ce_loss_alpha=0", "model.l1_loss_alpha=0"], "nothing would train the draft"),
+        (vec!["model.l1_loss_alpha=-0.5"], "`model.l1_loss_alpha` must be at least 0, found -0.5"),
+        (vec!["model.loss_decay_gamma=nan"], "`model.loss_decay_gamma` must be finite"),
         (vec!["train.lr=0"], "`train.lr` must be above 0, found 0"),
         (vec!["train.lr=inf"], "`train.lr` must be above 0, found inf"),
-        (
-            vec!["train.epochs=2"],
-            "`train.epochs` cannot stand beside `train.steps`",
-        ),
-        (
-            vec!["train.micro_batch_size=3"],
-            "must divide `train.global_batch_size` = 4, found 3",
-        ),
-        (
-            vec!["train.warmup_ratio=1"],
-            "`train.warmup_ratio` must be at least 0 and below 1, found 1",
-        ),
+        (vec!["train.epochs=2"], "`train.epochs` cannot stand beside `train.steps`"),
+        (vec!["train.micro_batch_size=3"], "must divide `train.global_batch_size` = 4, found 3"),
+        (vec!["train.warmup_ratio=1"], "`train.warmup_ratio` must be at least 0 and below 1, found 1"),
         (vec!["train.keep_last=0"], "`train.keep_last` must be at least 1"),
         (vec!["data.train=[]"], "`data.train` is empty"),
-        (
-            vec!["data.max_length=14"],
-            "must exceed `data.min_supervised_tokens` = 14, found 14",
-        ),
-        (
-            vec!["data.validation_fraction=1.0"],
-            "`data.validation_fraction` must lie between 0 and 1",
-        ),
-        (
-            vec!["data.validation=[\"v\"]", "data.validation_fraction=0.1"],
-            "cannot stand beside `data.validation`",
-        ),
-        (
-            vec!["evaluate.tasks=[{name='a'},{name='a'}]"],
-            "names \"a\" twice",
-        ),
-        (
-            vec!["evaluate.temperature=-1"],
-            "`evaluate.temperature` must be at least 0",
-        ),
-        (
-            vec!["evaluate.samples=0"],
-            "`evaluate.samples` must be at least 1",
-        ),
+        (vec!["data.max_length=14"], "must exceed `data.min_supervised_tokens` = 14, found 14"),
+        (vec!["data.validation_fraction=1.0"], "`data.validation_fraction` must lie between 0 and 1"),
+        (vec!["data.validation=[\"v\"]", "data.validation_fraction=0.1"], "cannot stand beside `data.validation`"),
+        (vec!["evaluate.tasks=[{name='a'},{name='a'}]"], "names \"a\" twice"),
+        (vec!["evaluate.temperature=-1"], "`evaluate.temperature` must be at least 0"),
+        (vec!["evaluate.samples=0"], "`evaluate.samples` must be at least 1"),
         (vec!["name=../up"], "names a folder"),
     ];
     for (overrides, expected) in cases {
         let message = error(&overrides);
-        assert!(
-            message.contains(expected),
-            "{message}\nshould contain\n{expected}"
-        );
+        assert!(message.contains(expected), "{message}\nshould contain\n{expected}");
         assert!(message.starts_with("--set "), "the argument is named: {message}");
     }
     assert!(error(&["data.format=text", "data.template_arguments.a=1"]).contains("uses no template"));
@@ -304,32 +207,17 @@ fn inputs_are_found_beside_the_recipe_when_not_in_the_working_directory() {
     let beside = folder.path().join("only-beside-the-recipe.jsonl");
     std::fs::write(&beside, "").unwrap();
     let recipe_file = folder.path().join("r.toml");
-    std::fs::write(
-        &recipe_file,
-        SMALLEST.replace("a.jsonl", "only-beside-the-recipe.jsonl"),
-    )
-    .unwrap();
+    std::fs::write(&recipe_file, SMALLEST.replace("a.jsonl", "only-beside-the-recipe.jsonl")).unwrap();
     let recipe = Recipe::load(&recipe_file, &[]).unwrap();
     assert_eq!(recipe.data.train, [beside]);
-    assert_eq!(
-        recipe.target, "some/target",
-        "a name that is no folder stays as it is"
-    );
-    assert_eq!(
-        resolve_input(Path::new("nowhere.jsonl"), folder.path()),
-        Path::new("nowhere.jsonl")
-    );
+    assert_eq!(recipe.target, "some/target", "a name that is no folder stays as it is");
+    assert_eq!(resolve_input(Path::new("nowhere.jsonl"), folder.path()), Path::new("nowhere.jsonl"));
     let home = std::env::home_dir().unwrap();
     assert_eq!(expand_home(Path::new("~/models")), home.join("models"));
     assert_eq!(expand_home(Path::new("a/~")), Path::new("a/~"));
 
-    let missing = Recipe::load(&folder.path().join("none.toml"), &[])
-        .unwrap_err()
-        .to_string();
-    assert!(
-        missing.contains("cannot read the recipe") && missing.contains("none.toml"),
-        "{missing}"
-    );
+    let missing = Recipe::load(&folder.path().join("none.toml"), &[]).unwrap_err().to_string();
+    assert!(missing.contains("cannot read the recipe") && missing.contains("none.toml"), "{missing}");
 }
 
 /// Full keys of every field, sections themselves left out, array elements written `[]`.
@@ -338,11 +226,7 @@ fn fields(value: &serde_json::Value, path: &str, found: &mut BTreeSet<String>) {
         // The one table whose keys belong to the template, not to the recipe.
         serde_json::Value::Object(table) if path != "data.template_arguments" => {
             for (key, value) in table {
-                let full = if path.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{path}.{key}")
-                };
+                let full = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                 if !value.is_object() || full == "data.template_arguments" {
                     found.insert(full.clone());
                 }

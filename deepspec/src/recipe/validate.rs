@@ -18,11 +18,7 @@ pub(super) fn check(recipe: &Recipe, document: &Document) -> Result<(), RecipeEr
         .and_then(|()| check_train(&recipe.train))
         .and_then(|()| check_data(&recipe.data))
         .and_then(|()| check_evaluate(&recipe.evaluate))
-        .map_err(|(key, reason)| RecipeError::Invalid {
-            place: document.place(key),
-            key: key.to_owned(),
-            reason,
-        })
+        .map_err(|(key, reason)| RecipeError::Invalid { place: document.place(key), key: key.to_owned(), reason })
 }
 
 fn check_name(recipe: &Recipe) -> Result<(), Complaint> {
@@ -37,10 +33,7 @@ fn check_name(recipe: &Recipe) -> Result<(), Complaint> {
         ));
     }
     if recipe.target.is_empty() {
-        return Err((
-            "target",
-            "is empty: expected a directory or a Hugging Face name".to_owned(),
-        ));
+        return Err(("target", "is empty: expected a directory or a Hugging Face name".to_owned()));
     }
     Ok(())
 }
@@ -52,23 +45,14 @@ fn check_model(model: &ModelSection) -> Result<(), Complaint> {
     at_least_one("model.markov_rank", model.markov_rank)?;
     let ids = &model.target_layer_ids;
     if ids.is_empty() {
-        return Err((
-            "model.target_layer_ids",
-            "is empty: expected at least one layer".to_owned(),
-        ));
+        return Err(("model.target_layer_ids", "is empty: expected at least one layer".to_owned()));
     }
     if !ids.is_sorted_by(|a, b| a < b) {
-        return Err((
-            "model.target_layer_ids",
-            format!("must be strictly increasing, found {ids:?}"),
-        ));
+        return Err(("model.target_layer_ids", format!("must be strictly increasing, found {ids:?}")));
     }
     if !model.loss_decay_gamma.is_finite() {
         let found = model.loss_decay_gamma;
-        return Err((
-            "model.loss_decay_gamma",
-            format!("must be finite (0 for no decay), found {found}"),
-        ));
+        return Err(("model.loss_decay_gamma", format!("must be finite (0 for no decay), found {found}")));
     }
     not_negative("model.ce_loss_alpha", model.ce_loss_alpha)?;
     not_negative("model.l1_loss_alpha", model.l1_loss_alpha)?;
@@ -84,10 +68,7 @@ fn check_train(train: &TrainSection) -> Result<(), Complaint> {
     positive("train.lr", train.lr)?;
     match (train.steps, train.epochs) {
         (Some(_), Some(_)) => {
-            return Err((
-                "train.epochs",
-                "cannot stand beside `train.steps`: give one".to_owned(),
-            ));
+            return Err(("train.epochs", "cannot stand beside `train.steps`: give one".to_owned()));
         }
         (None, None) => return Err(("train", "needs either `steps` or `epochs`".to_owned())),
         (Some(0), None) => return Err(("train.steps", "must be at least 1, found 0".to_owned())),
@@ -114,10 +95,7 @@ fn check_train(train: &TrainSection) -> Result<(), Complaint> {
 
 fn check_data(data: &DataSection) -> Result<(), Complaint> {
     if data.train.is_empty() {
-        return Err((
-            "data.train",
-            "is empty: expected at least one JSONL or Parquet file".to_owned(),
-        ));
+        return Err(("data.train", "is empty: expected at least one JSONL or Parquet file".to_owned()));
     }
     if let Some(share) = data.validation_fraction {
         if !data.validation.is_empty() {
@@ -146,10 +124,7 @@ fn check_evaluate(evaluate: &EvaluateSection) -> Result<(), Complaint> {
     let tasks = &evaluate.tasks;
     for (index, task) in tasks.iter().enumerate() {
         if task.name.is_empty() {
-            return Err((
-                "evaluate.tasks",
-                format!("has a task without a name (number {})", index + 1),
-            ));
+            return Err(("evaluate.tasks", format!("has a task without a name (number {})", index + 1)));
         }
         if tasks[..index].iter().any(|earlier| earlier.name == task.name) {
             return Err(("evaluate.tasks", format!("names {:?} twice", task.name)));
@@ -161,31 +136,16 @@ fn check_evaluate(evaluate: &EvaluateSection) -> Result<(), Complaint> {
     fraction("evaluate.confidence_threshold", evaluate.confidence_threshold)
 }
 
-fn at_least_one<N: Default + PartialEq + std::fmt::Display>(
-    key: &'static str,
-    found: N,
-) -> Result<(), Complaint> {
-    if found == N::default() {
-        Err((key, format!("must be at least 1, found {found}")))
-    } else {
-        Ok(())
-    }
+fn at_least_one<N: Default + PartialEq + std::fmt::Display>(key: &'static str, found: N) -> Result<(), Complaint> {
+    if found == N::default() { Err((key, format!("must be at least 1, found {found}"))) } else { Ok(()) }
 }
 
 fn positive(key: &'static str, found: f64) -> Result<(), Complaint> {
-    if found.is_finite() && found > 0.0 {
-        Ok(())
-    } else {
-        Err((key, format!("must be above 0, found {found}")))
-    }
+    if found.is_finite() && found > 0.0 { Ok(()) } else { Err((key, format!("must be above 0, found {found}"))) }
 }
 
 fn not_negative(key: &'static str, found: f64) -> Result<(), Complaint> {
-    if found.is_finite() && found >= 0.0 {
-        Ok(())
-    } else {
-        Err((key, format!("must be at least 0, found {found}")))
-    }
+    if found.is_finite() && found >= 0.0 { Ok(()) } else { Err((key, format!("must be at least 0, found {found}"))) }
 }
 
 fn fraction(key: &'static str, found: f64) -> Result<(), Complaint> {

@@ -50,10 +50,7 @@ pub struct TrainingCheckpoints {
 impl TrainingCheckpoints {
     /// Checkpoints under `folder`, of which the newest `keep_last` (at least one) and the best are kept.
     pub fn new(folder: PathBuf, keep_last: usize) -> Self {
-        Self {
-            folder,
-            keep_last: keep_last.max(1),
-        }
+        Self { folder, keep_last: keep_last.max(1) }
     }
 
     /// The folder of a step.
@@ -73,10 +70,7 @@ impl TrainingCheckpoints {
         let mut steps = Vec::new();
         for entry in entries {
             let name = entry.map_err(CheckpointError::io(&self.folder))?.file_name();
-            if let Some(step) = name
-                .to_str()
-                .and_then(|name| name.strip_prefix(PREFIX)?.parse().ok())
-            {
+            if let Some(step) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse().ok()) {
                 steps.push(step);
             }
         }
@@ -88,19 +82,12 @@ impl TrainingCheckpoints {
     ///
     /// # Errors
     /// When anything cannot be written; older checkpoints are then untouched.
-    pub fn save(
-        &self,
-        draft: &Draft,
-        optimizer: &Optimizer,
-        state: &TrainingState,
-    ) -> Result<(), TrainError> {
+    pub fn save(&self, draft: &Draft, optimizer: &Optimizer, state: &TrainingState) -> Result<(), TrainError> {
         let directory = AtomicDirectory::begin(&self.path(state.step))?;
         draft.write_into(directory.path(), WeightDtype::F32, false)?;
         let moments = directory.path().join("optimizer.bpk");
-        optimizer.save(&moments).map_err(|reason| TrainError::State {
-            path: moments,
-            reason,
-        })?;
+        let bytes = optimizer.to_bytes().map_err(|reason| TrainError::State { path: moments.clone(), reason })?;
+        write_file(&moments, &bytes)?;
         let text = serde_json::to_string_pretty(state).unwrap_or_default() + "\n";
         write_file(&directory.path().join("state.json"), text.as_bytes())?;
         directory.commit()?;
@@ -114,10 +101,27 @@ impl TrainingCheckpoints {
         for &step in &steps[..newest] {
             if Some(step) != best {
                 let path = self.path(step);
-                fs::remove_dir_all(&path).map_err(CheckpointError::io(&path))?;
+                // Out of sight first: a folder that is half removed must not be taken for a checkpoint.
+                let hidden = self.folder.join(format!(".removed-{step:08}"));
+                let removed = fs::rename(&path, &hidden).and_then(|()| fs::remove_dir_all(&hidden));
+                removed.map_err(CheckpointError::io(&path))?;
             }
         }
         Ok(())
+    }
+
+    /// Clears what a killed process left: folders half written or half removed, and checkpoints beyond those to keep.
+    ///
+    /// # Errors
+    /// When a folder cannot be removed.
+    pub fn tidy(&self, state: &TrainingState) -> Result<(), TrainError> {
+        for entry in fs::read_dir(&self.folder).map_err(CheckpointError::io(&self.folder))? {
+            let path = entry.map_err(CheckpointError::io(&self.folder))?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
+                fs::remove_dir_all(&path).map_err(CheckpointError::io(&path))?;
+            }
+        }
+        self.prune(state)
     }
 
     /// Reads the newest checkpoint: the draft, the optimiser's moments, the state. `None` when there is none.
@@ -136,37 +140,17 @@ impl TrainingCheckpoints {
         let folder = self.path(step);
         let state = read_state(&folder)?;
         if state.digest != digest {
-            return Err(TrainError::OtherRun {
-                path: folder,
-                what: "the digest of target, data and settings".into(),
-            });
+            return Err(TrainError::OtherRun { path: folder });
         }
         let draft = Draft::load(&folder, target)?;
         let moments = folder.join("optimizer.bpk");
-        let optimizer = optimizer.load(&moments).map_err(|reason| TrainError::State {
-            path: moments,
-            reason,
-        })?;
+        let optimizer = optimizer.load(&moments).map_err(|reason| TrainError::State { path: moments, reason })?;
         Ok(Some((draft, optimizer, state)))
-    }
-
-    /// The state of the newest checkpoint.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn newest_state(&self) -> Result<Option<TrainingState>, TrainError> {
-        match self.steps()?.pop() {
-            None => Ok(None),
-            Some(step) => read_state(&self.path(step)).map(Some),
-        }
     }
 }
 
 fn read_state(folder: &Path) -> Result<TrainingState, TrainError> {
     let path = folder.join("state.json");
     let text = fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
-    serde_json::from_str(&text).map_err(|error| TrainError::State {
-        path,
-        reason: error.to_string(),
-    })
+    serde_json::from_str(&text).map_err(|error| TrainError::State { path, reason: error.to_string() })
 }

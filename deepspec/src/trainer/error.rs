@@ -25,25 +25,25 @@ pub enum TrainError {
         kept: String,
     },
     /// The user asked to stop.
-    #[error("interrupted after step {step}; `--resume` continues from there")]
+    #[error(
+        "interrupted after step {step}: `deepspec run` again, or `deepspec train --resume`, continues from there"
+    )]
     Interrupted {
         /// Steps done and saved.
         step: u64,
     },
     /// The checkpoint to resume from was made with other settings.
     #[error(
-        "{}: made with another recipe ({what} differs): continue with the recipe that started this run, or train without \
-         --resume",
+        "{}: made with other settings, data or target: go back to them, choose another output.dir, or start anew with \
+         `deepspec run --restart`",
         path.display()
     )]
     OtherRun {
         /// The checkpoint.
         path: PathBuf,
-        /// What differs.
-        what: String,
     },
     /// There is a run in the folder already.
-    #[error("{}: holds checkpoints of an earlier run: continue it with --resume, or choose another output.dir", path.display())]
+    #[error("{}: holds checkpoints of an earlier run: continue it with `deepspec train --resume`, or choose another output.dir", path.display())]
     Occupied {
         /// The folder.
         path: PathBuf,

@@ -32,10 +32,7 @@ impl GradientSum {
     pub fn add<M: Module>(&mut self, gradients: Gradients, module: &M) {
         let mut new = GradientsParams::from_grads(gradients, module);
         if let Some(mut old) = self.sum.take() {
-            module.visit(&mut Adder {
-                old: &mut old,
-                new: &mut new,
-            });
+            module.visit(&mut Adder { old: &mut old, new: &mut new });
         }
         self.sum = Some(new);
     }
@@ -68,9 +65,7 @@ pub struct Optimizer {
 
 impl std::fmt::Debug for Optimizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Optimizer")
-            .field("max_grad_norm", &self.max_grad_norm)
-            .finish_non_exhaustive()
+        f.debug_struct("Optimizer").field("max_grad_norm", &self.max_grad_norm).finish_non_exhaustive()
     }
 }
 
@@ -82,18 +77,12 @@ impl Optimizer {
             .with_beta_2(settings.beta_2 as f32)
             .with_epsilon(settings.epsilon as f32)
             .with_weight_decay(settings.weight_decay as f32);
-        Self {
-            inner: config.init(),
-            max_grad_norm: settings.max_grad_norm,
-        }
+        Self { inner: config.init(), max_grad_norm: settings.max_grad_norm }
     }
 
     /// The global norm of the summed gradients: the root of the sum of all squares.
     pub fn gradient_norm<M: Module>(gradients: &GradientSum, module: &M) -> f64 {
-        let mut norm = SquareSum {
-            gradients,
-            total: 0.0,
-        };
+        let mut norm = SquareSum { gradients, total: 0.0 };
         module.visit(&mut norm);
         norm.total.sqrt()
     }
@@ -107,20 +96,17 @@ impl Optimizer {
         // The reference's coefficient (torch's clip_grad_norm_).
         let factor = self.max_grad_norm / (norm + 1e-6);
         if factor < 1.0 {
-            module.visit(&mut Scaler {
-                gradients: &mut gradients,
-                factor,
-            });
+            module.visit(&mut Scaler { gradients: &mut gradients, factor });
         }
         (self.inner.step(learning_rate, module, gradients), norm)
     }
 
-    /// Writes the moments.
+    /// The moments, encoded.
     ///
     /// # Errors
-    /// When the file cannot be written.
-    pub fn save(&self, path: &Path) -> Result<(), String> {
-        self.inner.save(path).map_err(|error| error.to_string())
+    /// When they cannot be read from the device.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
+        self.inner.into_bytes().map(|bytes| bytes.to_vec()).map_err(|error| error.to_string())
     }
 
     /// Reads the moments of an optimiser with the same settings.
@@ -161,8 +147,7 @@ struct Scaler<'a> {
 impl ModuleVisitor for Scaler<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = self.gradients.remove::<D>(param.id) {
-            self.gradients
-                .register(param.id, gradient.mul_scalar(self.factor));
+            self.gradients.register(param.id, gradient.mul_scalar(self.factor));
         }
     }
 }

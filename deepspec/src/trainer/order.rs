@@ -24,9 +24,7 @@ pub fn step_samples(samples: usize, batch: usize, seed: u64, step: u64) -> Vec<u
 pub fn anchor_randoms(tokens: usize, seed: u64, step: u64, sample: usize) -> Vec<f32> {
     let mut generator = ChaCha8Rng::seed_from_u64(seed ^ step.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     generator.set_stream(ANCHOR_STREAM | sample as u64);
-    (1..tokens)
-        .map(|_| (generator.next_u32() >> 8) as f32 / (1 << 24) as f32)
-        .collect()
+    (1..tokens).map(|_| (generator.next_u32() >> 8) as f32 / (1 << 24) as f32).collect()
 }
 
 #[cfg(test)]
@@ -35,11 +33,8 @@ mod tests {
 
     #[test]
     fn a_pass_takes_every_sample_once_and_passes_differ() {
-        let pass = |first: u64| -> Vec<usize> {
-            (first..first + 4)
-                .flat_map(|step| step_samples(10, 3, 5, step))
-                .collect()
-        };
+        let pass =
+            |first: u64| -> Vec<usize> { (first..first + 4).flat_map(|step| step_samples(10, 3, 5, step)).collect() };
         let (first, second) = (pass(0), pass(4));
         for mut order in [first.clone(), second.clone()] {
             order.sort_unstable();
@@ -55,9 +50,7 @@ mod tests {
         assert_eq!(a.len(), 4);
         assert_eq!(a, anchor_randoms(5, 1, 2, 3));
         assert!(
-            a != anchor_randoms(5, 1, 3, 3)
-                && a != anchor_randoms(5, 1, 2, 4)
-                && a != anchor_randoms(5, 2, 2, 3)
+            a != anchor_randoms(5, 1, 3, 3) && a != anchor_randoms(5, 1, 2, 4) && a != anchor_randoms(5, 2, 2, 3)
         );
         assert!(anchor_randoms(0, 1, 2, 3).is_empty());
     }

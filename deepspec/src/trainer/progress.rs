@@ -21,22 +21,14 @@ impl Progress {
     /// A bar named `name` over `total` steps, of which `done` were done before.
     pub fn new(name: &str, total: u64, done: u64) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let target = if terminal {
-            ProgressDrawTarget::stderr_with_hz(4)
-        } else {
-            ProgressDrawTarget::hidden()
-        };
+        let target = if terminal { ProgressDrawTarget::stderr_with_hz(4) } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(total), target).with_position(done);
         if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len} {msg} {eta} left") {
             bar.set_style(style);
         }
         bar.set_prefix(name.to_owned());
         bar.reset_eta();
-        Self {
-            bar,
-            next_line: (!terminal).then(Instant::now),
-            name: name.to_owned(),
-        }
+        Self { bar, next_line: (!terminal).then(Instant::now), name: name.to_owned() }
     }
 
     /// One step done; `message` says how it went.
@@ -47,12 +39,7 @@ impl Progress {
             None => self.bar.set_message(message()),
             Some(due) if due <= Instant::now() || finished => {
                 let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
-                eprintln!(
-                    "{} {done}/{total} {} {:.0?} left",
-                    self.name,
-                    message(),
-                    self.bar.eta()
-                );
+                eprintln!("{} {done}/{total} {} {:.0?} left", self.name, message(), self.bar.eta());
                 self.next_line = Some(Instant::now() + LINE_INTERVAL);
             }
             Some(_) => {}

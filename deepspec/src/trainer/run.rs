@@ -16,9 +16,7 @@ use super::progress::Progress;
 use super::schedule::LearningRate;
 use crate::conversation::Sample;
 use crate::logging::RunLog;
-use crate::objective::{
-    LossSums, LossWeights, Metrics, MicroBatch, SampleBlocks, draft_loss, slot_weight_sum,
-};
+use crate::objective::{LossSums, LossWeights, Metrics, MicroBatch, SampleBlocks, draft_loss, slot_weight_sum};
 use crate::teacher::teach;
 
 /// Step number from which validation draws its anchors: one that no training step has.
@@ -106,51 +104,33 @@ pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
     let total = settings.learning_rate.total_steps;
     let mut optimizer = Optimizer::new(&settings.optimizer);
     let mut draft = job.draft;
-    let mut state = TrainingState {
-        step: 0,
-        digest: job.digest.clone(),
-        best: None,
-        seconds: 0.0,
-    };
+    let mut state = TrainingState { step: 0, digest: job.digest.clone(), best: None, seconds: 0.0 };
     if job.resume {
         if let Some((saved, moments, saved_state)) =
             checkpoints.load_newest(job.target, optimizer.clone(), &job.digest)?
         {
             (draft, optimizer, state) = (saved, moments, saved_state);
+            checkpoints.tidy(&state)?;
         }
     } else if !checkpoints.steps()?.is_empty() {
         return Err(TrainError::Occupied { path: job.folder });
     }
-    let mut log = if state.step > 0 {
-        RunLog::resume(&job.folder, state.step)?
-    } else {
-        RunLog::create(&job.folder)?
-    };
+    let mut log =
+        if state.step > 0 { RunLog::resume(&job.folder, state.step)? } else { RunLog::create(&job.folder)? };
     let mut parameters = draft.parameters.clone().unfreeze().train();
     let mut progress = Progress::new("train", total, state.step);
     let before = state.seconds;
     let started = Instant::now();
     let mut tokens = 0_u64;
-    let mut sequences = 0_u64;
     let mut last = None;
+    let samples_of = |step| step_samples(job.training.len(), settings.global_batch_size, settings.seed, step);
     for step in state.step..total {
-        let indices = step_samples(
-            job.training.len(),
-            settings.global_batch_size,
-            settings.seed,
-            step,
-        );
-        sequences += indices.len() as u64;
-        let mut batch: Vec<Drawn<'_>> = indices
-            .iter()
-            .map(|&index| Drawn::new(job.training, index, settings, step))
-            .collect();
+        let indices = samples_of(step);
+        let mut batch: Vec<Drawn<'_>> =
+            indices.iter().map(|&index| Drawn::new(job.training, index, settings, step)).collect();
         // Samples of like length go together; the sum over micro-batches does not depend on the order.
         batch.sort_by_key(|drawn| std::cmp::Reverse(drawn.sample.token_ids.len()));
-        tokens += batch
-            .iter()
-            .map(|drawn| drawn.sample.token_ids.len() as u64)
-            .sum::<u64>();
+        tokens += batch.iter().map(|drawn| drawn.sample.token_ids.len() as u64).sum::<u64>();
         let global_weight = slot_weight_sum(batch.iter().map(|drawn| &drawn.blocks), &settings.loss);
         let trained = draft.with_parameters(parameters);
         let mut gradients = GradientSum::default();
@@ -184,11 +164,11 @@ pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
             row = log_row(&metrics, rate, norm, speed);
         }
         let mut save = done.is_multiple_of(settings.checkpoint_every.max(1)) || is_last;
-        let validate =
-            settings.validate_every > 0 && (done.is_multiple_of(settings.validate_every) || is_last);
+        let validate = settings.validate_every > 0 && (done.is_multiple_of(settings.validate_every) || is_last);
         if validate && !job.validation.is_empty() {
             let snapshot = draft.with_parameters(parameters.valid());
             let validation = measure(job.target, &snapshot, job.validation, settings);
+            check_finite(done, &validation, &checkpoints)?;
             progress.note(&format!(
                 "step {done}: validation loss {:.4}, tau {:.3}",
                 validation.loss, validation.tau_probabilistic
@@ -199,14 +179,8 @@ pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
                 ("validation/l1_loss", validation.l1_loss),
                 ("validation/tau_probabilistic", validation.tau_probabilistic),
             ]);
-            if state
-                .best
-                .is_none_or(|best| validation.tau_probabilistic > best.tau_probabilistic)
-            {
-                state.best = Some(Best {
-                    step: done,
-                    tau_probabilistic: validation.tau_probabilistic,
-                });
+            if state.best.is_none_or(|best| validation.tau_probabilistic > best.tau_probabilistic) {
+                state.best = Some(Best { step: done, tau_probabilistic: validation.tau_probabilistic });
                 save = true;
             }
         }
@@ -226,7 +200,7 @@ pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
     let chosen = state.best.map_or(state.step, |best| best.step);
     Ok(TrainReport {
         steps: state.step,
-        sequences,
+        sequences: (0..state.step).map(|step| samples_of(step).len() as u64).sum(),
         seconds: state.seconds,
         tokens_per_second: tokens as f64 / started.elapsed().as_secs_f64(),
         parameters: draft.parameters.num_params(),
@@ -260,16 +234,14 @@ fn micro_loss(
     global_weight: f64,
     train: bool,
 ) -> crate::objective::MicroBatchLoss {
-    let ids: Vec<&[u32]> = micro
-        .iter()
-        .map(|drawn| drawn.sample.token_ids.as_slice())
-        .collect();
+    let ids: Vec<&[u32]> = micro.iter().map(|drawn| drawn.sample.token_ids.as_slice()).collect();
     let teacher = teach(target, &ids, &draft.config().target_layer_ids);
     let batch = MicroBatch {
         ids,
         blocks: micro.iter().map(|drawn| &drawn.blocks).collect(),
         features_sf: teacher.features_sf,
         last_hidden_sd: teacher.last_hidden_sd,
+        teacher_head_vd: target.head_weight(),
     };
     draft_loss(draft, &batch, weights, global_weight, train)
 }
@@ -277,9 +249,8 @@ fn micro_loss(
 /// Averages over a whole set of samples, without gradients, always with the same anchors.
 fn measure(target: &Target, draft: &Draft, samples: &[Sample], settings: &TrainSettings) -> Metrics {
     let mut sums = LossSums::default();
-    let drawn: Vec<Drawn<'_>> = (0..samples.len())
-        .map(|index| Drawn::new(samples, index, settings, VALIDATION_STEP))
-        .collect();
+    let drawn: Vec<Drawn<'_>> =
+        (0..samples.len()).map(|index| Drawn::new(samples, index, settings, VALIDATION_STEP)).collect();
     for micro in drawn.chunks(settings.micro_batch_size) {
         sums.add(&micro_loss(target, draft, micro, &settings.loss, 1.0, false).sums);
     }
@@ -300,16 +271,8 @@ fn check_finite(step: u64, metrics: &Metrics, checkpoints: &TrainingCheckpoints)
 
 fn not_finite(step: u64, term: &'static str, value: f64, checkpoints: &TrainingCheckpoints) -> TrainError {
     let newest = checkpoints.steps().ok().and_then(|mut steps| steps.pop());
-    let kept = newest.map_or_else(
-        || "none yet".to_owned(),
-        |step| checkpoints.path(step).display().to_string(),
-    );
-    TrainError::NotFinite {
-        step,
-        term,
-        value,
-        kept,
-    }
+    let kept = newest.map_or_else(|| "none yet".to_owned(), |step| checkpoints.path(step).display().to_string());
+    TrainError::NotFinite { step, term, value, kept }
 }
 
 fn log_row(metrics: &Metrics, rate: f64, norm: f64, speed: f64) -> Vec<(&'static str, f64)> {

@@ -19,12 +19,7 @@ impl LearningRate {
     /// Warm-up takes `floor(ratio * total_steps)` steps.
     pub fn new(base: f64, total_steps: u64, warmup_ratio: f64, overshoot: bool) -> Self {
         let warmup_steps = (warmup_ratio * total_steps as f64) as u64;
-        Self {
-            base,
-            total_steps,
-            warmup_steps,
-            overshoot,
-        }
+        Self { base, total_steps, warmup_steps, overshoot }
     }
 
     /// The rate applied in a 0-based step.
@@ -34,17 +29,9 @@ impl LearningRate {
         }
         let length = (self.total_steps - self.warmup_steps).max(1) as f64;
         let position = (step - self.warmup_steps) as f64;
-        let top = if self.overshoot {
-            1.0 + (PI / length).cos()
-        } else {
-            2.0
-        };
+        let top = if self.overshoot { 1.0 + (PI / length).cos() } else { 2.0 };
         // A run of one step after warm-up has no cosine to speak of.
-        if top <= 0.0 {
-            self.base
-        } else {
-            self.base * (1.0 + (PI * position / length).cos()) / top
-        }
+        if top <= 0.0 { self.base } else { self.base * (1.0 + (PI * position / length).cos()) / top }
     }
 }
 

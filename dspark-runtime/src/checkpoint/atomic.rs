@@ -11,10 +11,7 @@ use super::CheckpointError;
 /// # Errors
 /// When the folder cannot be written (a full disk included); the temporary file is then removed.
 pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), CheckpointError> {
-    let folder = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
     let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut temporary| {
         temporary.write_all(contents)?;
@@ -48,21 +45,21 @@ impl AtomicDirectory {
             reason: "not a folder name".to_owned(),
         })?;
         let temporary = destination.with_file_name(format!(".{}.partial", name.to_string_lossy()));
-        match fs::remove_dir_all(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(CheckpointError::Io {
-                    path: temporary,
-                    source: error,
-                });
+        // A process killed between the two renames of `commit` left the old folder under its hidden name.
+        let replaced = temporary.with_extension("replaced");
+        if replaced.exists() && !destination.exists() {
+            fs::rename(&replaced, destination).map_err(CheckpointError::io(destination))?;
+        }
+        for leftover in [&temporary, &replaced] {
+            match fs::remove_dir_all(leftover) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(CheckpointError::io(leftover)(error));
+                }
+                _ => {}
             }
-            _ => {}
         }
         fs::create_dir_all(&temporary).map_err(CheckpointError::io(&temporary))?;
-        Ok(Self {
-            temporary,
-            destination: destination.to_owned(),
-            committed: false,
-        })
+        Ok(Self { temporary, destination: destination.to_owned(), committed: false })
     }
 
     /// Where to put the files for now.
@@ -76,10 +73,7 @@ impl AtomicDirectory {
     /// When a file cannot be synced or the rename fails.
     pub fn commit(mut self) -> Result<(), CheckpointError> {
         sync_tree(&self.temporary).map_err(CheckpointError::io(&self.temporary))?;
-        let parent = self
-            .destination
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
+        let parent = self.destination.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new(".")).to_owned();
         let replaced = self.temporary.with_extension("replaced");
         let exists = self.destination.exists();
@@ -177,21 +171,22 @@ mod tests {
     }
 
     #[test]
-    fn no_space_left_is_an_error_that_names_the_file() {
-        let device = Path::new("/dev/full");
-        if !device.exists() {
-            return;
-        }
-        // `/dev/full` refuses every byte, as a full disk does; its folder refuses temporary files or the rename fails.
-        let error = File::options()
-            .write(true)
-            .open(device)
-            .and_then(|mut file| file.write_all(b"x"))
-            .unwrap_err();
-        let error = CheckpointError::io("runs/a/step-1")(error).to_string();
-        assert!(
-            error.contains("runs/a/step-1") && error.contains("No space left"),
-            "{error}"
-        );
+    fn a_kill_between_the_renames_loses_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let destination = root.path().join("draft");
+        fs::create_dir(root.path().join(".draft.replaced")).unwrap();
+        fs::write(root.path().join(".draft.replaced/a"), "old").unwrap();
+        drop(AtomicDirectory::begin(&destination).unwrap());
+        assert_eq!(fs::read_to_string(destination.join("a")).unwrap(), "old");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_leaves_no_temporary() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("taken")).unwrap();
+        let error = write_file(&root.path().join("taken"), b"x").unwrap_err().to_string();
+        assert!(error.contains("taken"), "{error}");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
     }
 }

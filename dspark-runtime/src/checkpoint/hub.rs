@@ -18,15 +18,9 @@ pub(super) fn snapshot(name: &str) -> Result<PathBuf, CheckpointError> {
         path: Path::new("Hugging Face model").join(name),
         reason: format!("{reason}; a folder on this machine works without a network"),
     };
-    let (owner, model) = name
-        .split_once('/')
-        .ok_or_else(|| fail("expected owner/name".to_owned()))?;
+    let (owner, model) = name.split_once('/').ok_or_else(|| fail("expected owner/name".to_owned()))?;
     let client = HFClientSync::new().map_err(|error| fail(error.to_string()))?;
     let patterns = FILES.map(String::from).to_vec();
-    let downloaded = client
-        .model(owner, model)
-        .snapshot_download()
-        .allow_patterns(patterns)
-        .send();
+    let downloaded = client.model(owner, model).snapshot_download().allow_patterns(patterns).send();
     downloaded.map_err(|error| fail(error.to_string()))
 }

@@ -1,6 +1,7 @@
 //! Reading the fields of a `config.json` with errors that name the file, the field, what was expected and found.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -20,16 +21,20 @@ impl JsonFields {
     /// # Errors
     /// When the file is missing, is not JSON, or holds something else than an object.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
-        let text = fs::read_to_string(path).map_err(CheckpointError::io(path))?;
-        let value = serde_json::from_str(&text).map_err(|source| CheckpointError::Json {
-            path: path.to_owned(),
-            source,
-        })?;
-        match value {
-            Value::Object(fields) => Ok(Self {
+        let text = fs::read_to_string(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => CheckpointError::Invalid {
                 path: path.to_owned(),
-                fields,
-            }),
+                reason:
+                    "no such file: expected a model folder with config.json and model.safetensors (a run keeps its \
+                         drafts in `draft/` and `checkpoints/step-*`)"
+                        .to_owned(),
+            },
+            _ => CheckpointError::io(path)(error),
+        })?;
+        let value =
+            serde_json::from_str(&text).map_err(|source| CheckpointError::Json { path: path.to_owned(), source })?;
+        match value {
+            Value::Object(fields) => Ok(Self { path: path.to_owned(), fields }),
             other => Err(CheckpointError::Invalid {
                 path: path.to_owned(),
                 reason: format!("expected a JSON object, found {}", kind(&other)),
@@ -39,10 +44,7 @@ impl JsonFields {
 
     /// Fields that are already in memory; `path` appears in errors.
     pub fn new(path: impl Into<PathBuf>, fields: Map<String, Value>) -> Self {
-        Self {
-            path: path.into(),
-            fields,
-        }
+        Self { path: path.into(), fields }
     }
 
     /// The file that the fields came from.
@@ -66,10 +68,7 @@ impl JsonFields {
             path: self.path.clone(),
             field: field.to_owned(),
             expected: expected.into(),
-            found: self
-                .fields
-                .get(field)
-                .map_or_else(|| "nothing".to_owned(), Value::to_string),
+            found: self.fields.get(field).map_or_else(|| "nothing".to_owned(), Value::to_string),
         }
     }
 
@@ -78,8 +77,7 @@ impl JsonFields {
     /// # Errors
     /// When the field is missing, not a whole number, or below the minimum.
     pub fn size(&self, field: &str, minimum: usize) -> Result<usize, CheckpointError> {
-        self.optional_size(field, minimum)?
-            .ok_or_else(|| self.wrong(field, format!("a whole number >= {minimum}")))
+        self.optional_size(field, minimum)?.ok_or_else(|| self.wrong(field, format!("a whole number >= {minimum}")))
     }
 
     /// The same, `None` when the field is absent or null.
@@ -90,10 +88,7 @@ impl JsonFields {
         let Some(value) = self.get(field) else {
             return Ok(None);
         };
-        let number = value
-            .as_u64()
-            .filter(|&number| number <= 1 << 31)
-            .map(|number| number as usize);
+        let number = value.as_u64().filter(|&number| number <= 1 << 31).map(|number| number as usize);
         match number.filter(|&number| number >= minimum) {
             Some(number) => Ok(Some(number)),
             None => Err(self.wrong(field, format!("a whole number >= {minimum}"))),
@@ -108,11 +103,7 @@ impl JsonFields {
         let Some(value) = self.get(field) else {
             return Ok(None);
         };
-        value
-            .as_f64()
-            .filter(|number| number.is_finite())
-            .map(Some)
-            .ok_or_else(|| self.wrong(field, "a number"))
+        value.as_f64().filter(|number| number.is_finite()).map(Some).ok_or_else(|| self.wrong(field, "a number"))
     }
 
     /// True or false; `default` when absent or null.
@@ -133,10 +124,7 @@ impl JsonFields {
     pub fn optional_text(&self, field: &str) -> Result<Option<&str>, CheckpointError> {
         match self.get(field) {
             None => Ok(None),
-            Some(value) => value
-                .as_str()
-                .map(Some)
-                .ok_or_else(|| self.wrong(field, "a string")),
+            Some(value) => value.as_str().map(Some).ok_or_else(|| self.wrong(field, "a string")),
         }
     }
 
@@ -147,9 +135,7 @@ impl JsonFields {
     pub fn integers(&self, field: &str) -> Result<Vec<i64>, CheckpointError> {
         let wrong = || self.wrong(field, "a list of whole numbers");
         let list = self.get(field).and_then(Value::as_array).ok_or_else(wrong)?;
-        list.iter()
-            .map(|value| value.as_i64().ok_or_else(wrong))
-            .collect()
+        list.iter().map(|value| value.as_i64().ok_or_else(wrong)).collect()
     }
 
     /// An object inside this one, with the same file in its errors.
@@ -159,10 +145,7 @@ impl JsonFields {
     pub fn object(&self, field: &str) -> Result<Option<Self>, CheckpointError> {
         match self.get(field) {
             None => Ok(None),
-            Some(Value::Object(fields)) => Ok(Some(Self {
-                path: self.path.clone(),
-                fields: fields.clone(),
-            })),
+            Some(Value::Object(fields)) => Ok(Some(Self { path: self.path.clone(), fields: fields.clone() })),
             Some(_) => Err(self.wrong(field, "an object")),
         }
     }

@@ -19,14 +19,8 @@ pub fn load_module<M: Module>(
     weights: &Weights,
     device: &Device,
 ) -> Result<(M, BTreeSet<String>), CheckpointError> {
-    let mut loader = Loader {
-        weights,
-        device,
-        path: Vec::new(),
-        used: BTreeSet::new(),
-        missing: Vec::new(),
-        error: None,
-    };
+    let mut loader =
+        Loader { weights, device, path: Vec::new(), used: BTreeSet::new(), missing: Vec::new(), error: None };
     let module = module.map(&mut loader);
     if let Some(error) = loader.error {
         return Err(error);
@@ -43,10 +37,7 @@ pub fn load_module<M: Module>(
 
 /// Names and shapes of a module's parameters, without initialising any.
 pub fn parameter_shapes<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
-    let mut shapes = Shapes {
-        path: Vec::new(),
-        found: Vec::new(),
-    };
+    let mut shapes = Shapes { path: Vec::new(), found: Vec::new() };
     module.visit(&mut shapes);
     shapes.found
 }
@@ -66,8 +57,7 @@ impl ModuleVisitor for Shapes {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.found
-            .push((self.path.join("."), param.lazy_shape().to_vec()));
+        self.found.push((self.path.join("."), param.lazy_shape().to_vec()));
     }
 }
 
@@ -98,9 +88,9 @@ impl ModuleMapper for StableIds {
 /// FNV-1a of the dotted path.
 fn stable_id(path: &[String]) -> ParamId {
     let bytes = path.iter().flat_map(|part| part.bytes().chain([b'.']));
-    ParamId::from(bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    }))
+    ParamId::from(
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)),
+    )
 }
 
 struct Loader<'a> {

@@ -20,8 +20,9 @@ pub fn resolve_model(name: &str) -> Result<PathBuf, CheckpointError> {
     }
     Err(CheckpointError::Invalid {
         path,
-        reason: "no such folder: expected a model in Hugging Face layout (config.json, model.safetensors, tokenizer.json)"
-            .to_owned(),
+        reason:
+            "no such folder: expected a model in Hugging Face layout (config.json, model.safetensors, tokenizer.json)"
+                .to_owned(),
     })
 }
 
@@ -36,9 +37,10 @@ fn expand_home(name: &str) -> PathBuf {
 fn from_hub(name: &str) -> Result<PathBuf, CheckpointError> {
     Err(CheckpointError::Invalid {
         path: PathBuf::from(name),
-        reason: "no such folder; if it is a Hugging Face name, build with `--features hub`, or download it and give the \
+        reason:
+            "no such folder; if it is a Hugging Face name, build with `--features hub`, or download it and give the \
                  folder"
-            .to_owned(),
+                .to_owned(),
     })
 }
 

@@ -35,10 +35,7 @@ impl WeightsToSave {
 
     /// Adds every parameter of a module under its dotted path.
     pub fn add_module<M: Module>(&mut self, module: &M) {
-        module.visit(&mut Collector {
-            tensors: &mut self.tensors,
-            path: Vec::new(),
-        });
+        module.visit(&mut Collector { tensors: &mut self.tensors, path: Vec::new() });
     }
 
     /// Adds one tensor.
@@ -46,19 +43,9 @@ impl WeightsToSave {
         self.tensors.insert(name.to_owned(), host_values(tensor));
     }
 
-    /// The names and shapes collected so far.
-    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        self.tensors
-            .iter()
-            .map(|(name, (shape, _))| (name.as_str(), shape.as_slice()))
-    }
-
     /// The first tensor that holds a NaN or an infinity.
     pub fn first_not_finite(&self) -> Option<&str> {
-        let bad = self
-            .tensors
-            .iter()
-            .find(|(_, (_, values))| values.iter().any(|value| !value.is_finite()));
+        let bad = self.tensors.iter().find(|(_, (_, values))| values.iter().any(|value| !value.is_finite()));
         bad.map(|(name, _)| name.as_str())
     }
 
@@ -67,31 +54,21 @@ impl WeightsToSave {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, path: &Path, dtype: WeightDtype) -> Result<(), CheckpointError> {
-        let encoded: Vec<(&String, &Vec<usize>, Vec<u8>)> = self
-            .tensors
-            .iter()
-            .map(|(name, (shape, values))| (name, shape, encode(values, dtype)))
-            .collect();
+        let encoded: Vec<(&String, &Vec<usize>, Vec<u8>)> =
+            self.tensors.iter().map(|(name, (shape, values))| (name, shape, encode(values, dtype))).collect();
         let kind = match dtype {
             WeightDtype::Bf16 => Dtype::BF16,
             WeightDtype::F32 => Dtype::F32,
         };
-        let fail = |reason: String| CheckpointError::Invalid {
-            path: path.to_owned(),
-            reason,
-        };
+        let fail = |reason: String| CheckpointError::Invalid { path: path.to_owned(), reason };
         let mut views = Vec::with_capacity(encoded.len());
         for (name, shape, bytes) in &encoded {
-            let view =
-                TensorView::new(kind, shape.to_vec(), bytes).map_err(|error| fail(error.to_string()))?;
+            let view = TensorView::new(kind, shape.to_vec(), bytes).map_err(|error| fail(error.to_string()))?;
             views.push((name.as_str(), view));
         }
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
         safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
-            safetensors::SafeTensorError::IoError(source) => CheckpointError::Io {
-                path: path.to_owned(),
-                source,
-            },
+            safetensors::SafeTensorError::IoError(source) => CheckpointError::Io { path: path.to_owned(), source },
             other => fail(other.to_string()),
         })
     }
@@ -112,24 +89,18 @@ impl ModuleVisitor for Collector<'_> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.tensors
-            .insert(self.path.join("."), host_values(&param.val()));
+        self.tensors.insert(self.path.join("."), host_values(&param.val()));
     }
 }
 
 fn host_values<const D: usize>(tensor: &Tensor<D>) -> (Vec<usize>, Vec<f32>) {
-    let values = tensor
-        .try_to_vec_as::<f32>()
-        .unwrap_or_else(|error| panic!("the device failed: {error}"));
+    let values = tensor.try_to_vec_as::<f32>().unwrap_or_else(|error| panic!("the device failed: {error}"));
     (tensor.dims().to_vec(), values)
 }
 
 fn encode(values: &[f32], dtype: WeightDtype) -> Vec<u8> {
     match dtype {
         WeightDtype::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-        WeightDtype::Bf16 => values
-            .iter()
-            .flat_map(|value| bf16::from_f32(*value).to_le_bytes())
-            .collect(),
+        WeightDtype::Bf16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
     }
 }

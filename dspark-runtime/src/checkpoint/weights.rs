@@ -48,23 +48,17 @@ impl Weights {
         } else if index.is_file() {
             Self::open_shards(folder, &index)
         } else {
-            Err(CheckpointError::NoWeights {
-                path: folder.to_owned(),
-            })
+            Err(CheckpointError::NoWeights { path: folder.to_owned() })
         }
     }
 
     fn open_shards(folder: &Path, index: &Path) -> Result<Self, CheckpointError> {
         let fields = JsonFields::read(index)?;
-        let map = fields
-            .object("weight_map")?
-            .ok_or_else(|| fields.wrong("weight_map", "an object"))?;
+        let map = fields.object("weight_map")?.ok_or_else(|| fields.wrong("weight_map", "an object"))?;
         let mut shards = Vec::new();
         for (tensor, file) in map.as_map() {
             // A shard is a plain file name: a path could point out of the folder.
-            let name = file
-                .as_str()
-                .filter(|name| !name.contains(['/', '\\']) && name.ends_with(".safetensors"));
+            let name = file.as_str().filter(|name| !name.contains(['/', '\\']) && name.ends_with(".safetensors"));
             let name = name.ok_or_else(|| map.wrong(tensor, "the file name of a shard beside the index"))?;
             let path = folder.join(name);
             if !shards.contains(&path) {
@@ -72,11 +66,8 @@ impl Weights {
             }
         }
         let weights = Self::open_files(folder, shards)?;
-        let absent: Vec<&String> = map
-            .as_map()
-            .keys()
-            .filter(|name| !weights.tensors.contains_key(name.as_str()))
-            .collect();
+        let absent: Vec<&String> =
+            map.as_map().keys().filter(|name| !weights.tensors.contains_key(name.as_str())).collect();
         match absent.first() {
             None => Ok(weights),
             Some(name) => Err(CheckpointError::MissingTensor {
@@ -88,11 +79,7 @@ impl Weights {
     }
 
     fn open_files(folder: &Path, paths: Vec<PathBuf>) -> Result<Self, CheckpointError> {
-        let mut weights = Self {
-            folder: folder.to_owned(),
-            files: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
+        let mut weights = Self { folder: folder.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
         for path in paths {
             let file = File::open(&path).map_err(CheckpointError::io(&path))?;
             // SAFETY: the mapping is only read. A file that another process truncates meanwhile raises a signal; weights
@@ -105,10 +92,7 @@ impl Weights {
     }
 
     fn index_file(&mut self, path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-        let damaged = |reason: String| CheckpointError::Damaged {
-            path: path.to_owned(),
-            reason,
-        };
+        let damaged = |reason: String| CheckpointError::Damaged { path: path.to_owned(), reason };
         // The header is checked against the file by the library: sizes, offsets, gaps and overlaps.
         let parsed = SafeTensors::deserialize(bytes).map_err(|error| damaged(error.to_string()))?;
         for (name, view) in parsed.iter() {
@@ -130,6 +114,11 @@ impl Weights {
     /// The folder that was opened.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Size of all files together, bytes.
+    pub fn bytes(&self) -> usize {
+        self.files.iter().map(|(_, map)| map.len()).sum()
     }
 
     /// All tensor names, sorted.
@@ -154,11 +143,7 @@ impl Weights {
     pub fn values(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, CheckpointError> {
         let Some(entry) = self.tensors.get(name) else {
             let path = self.folder.clone();
-            return Err(CheckpointError::MissingTensor {
-                path,
-                name: name.to_owned(),
-                others: 0,
-            });
+            return Err(CheckpointError::MissingTensor { path, name: name.to_owned(), others: 0 });
         };
         let (path, map) = &self.files[entry.file];
         if entry.shape != expected {
@@ -172,24 +157,18 @@ impl Weights {
         let bytes = &map[entry.start..entry.end];
         match entry.dtype {
             Dtype::F32 => Ok(convert(bytes, |from: &[[u8; 4]], to| {
-                to.iter_mut()
-                    .zip(from)
-                    .for_each(|(to, from)| *to = f32::from_le_bytes(*from));
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = f32::from_le_bytes(*from));
             })),
             Dtype::BF16 => Ok(convert(bytes, |from: &[[u8; 2]], to| {
-                to.iter_mut()
-                    .zip(from)
-                    .for_each(|(to, from)| *to = bf16::from_le_bytes(*from).to_f32());
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = bf16::from_le_bytes(*from).to_f32());
             })),
             Dtype::F16 => Ok(convert(bytes, |from: &[[u8; 2]], to| {
                 let halves: Vec<f16> = from.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
                 halves.convert_to_f32_slice(to);
             })),
-            other => Err(CheckpointError::Dtype {
-                path: path.clone(),
-                name: name.to_owned(),
-                found: format!("{other:?}"),
-            }),
+            other => {
+                Err(CheckpointError::Dtype { path: path.clone(), name: name.to_owned(), found: format!("{other:?}") })
+            }
         }
     }
 
@@ -206,21 +185,12 @@ impl Weights {
         let values = self.values(name, &shape)?;
         Ok(Tensor::from_data(TensorData::new(values, shape), device))
     }
-
-    /// Metadata strings of the first file's header.
-    pub fn metadata(&self, key: &str) -> Option<String> {
-        let (_, map) = self.files.first()?;
-        let (_, header) = SafeTensors::read_metadata(map).ok()?;
-        header.metadata().as_ref()?.get(key).cloned()
-    }
 }
 
 fn convert<const N: usize>(bytes: &[u8], convert_chunk: impl Fn(&[[u8; N]], &mut [f32]) + Sync) -> Vec<f32> {
     let (elements, _) = bytes.as_chunks::<N>();
     let mut values = vec![0.0; elements.len()];
-    let chunks = values
-        .par_chunks_mut(CONVERT_CHUNK)
-        .zip(elements.par_chunks(CONVERT_CHUNK));
+    let chunks = values.par_chunks_mut(CONVERT_CHUNK).zip(elements.par_chunks(CONVERT_CHUNK));
     chunks.for_each(|(to, from)| convert_chunk(from, to));
     values
 }
@@ -234,10 +204,8 @@ mod tests {
     use super::*;
 
     fn index_json(entries: &[(&str, &str)]) -> serde_json::Value {
-        let map: serde_json::Map<String, serde_json::Value> = entries
-            .iter()
-            .map(|(tensor, file)| ((*tensor).to_owned(), (*file).into()))
-            .collect();
+        let map: serde_json::Map<String, serde_json::Value> =
+            entries.iter().map(|(tensor, file)| ((*tensor).to_owned(), (*file).into())).collect();
         serde_json::json!({ "weight_map": map })
     }
 
@@ -252,19 +220,9 @@ mod tests {
         let path = folder.path().join("model.safetensors");
         let values = [1.5_f32, -0.25, 3.0, 1024.0];
         let f32_bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let f16_bytes: Vec<u8> = values
-            .iter()
-            .flat_map(|v| f16::from_f32(*v).to_le_bytes())
-            .collect();
-        let bf16_bytes: Vec<u8> = values
-            .iter()
-            .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
-            .collect();
-        for (dtype, bytes) in [
-            (Dtype::F32, f32_bytes),
-            (Dtype::F16, f16_bytes),
-            (Dtype::BF16, bf16_bytes),
-        ] {
+        let f16_bytes: Vec<u8> = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        let bf16_bytes: Vec<u8> = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+        for (dtype, bytes) in [(Dtype::F32, f32_bytes), (Dtype::F16, f16_bytes), (Dtype::BF16, bf16_bytes)] {
             write(&path, dtype, vec![2, 2], &bytes);
             let weights = Weights::open(folder.path()).unwrap();
             assert_eq!(weights.values("w", &[2, 2]).unwrap(), values);
@@ -280,19 +238,12 @@ mod tests {
         write(&path, Dtype::F32, vec![1, 2], &[0; 8]);
         let weights = Weights::open(folder.path()).unwrap();
         let error = weights.values("w", &[2, 1]).unwrap_err().to_string();
-        assert!(
-            error.contains("`w`") && error.contains("[2, 1]") && error.contains("[1, 2]"),
-            "{error}"
-        );
+        assert!(error.contains("`w`") && error.contains("[2, 1]") && error.contains("[1, 2]"), "{error}");
         assert!(error.contains("model.safetensors"), "{error}");
         let error = weights.values("v", &[2, 1]).unwrap_err().to_string();
         assert!(error.contains("`v` is missing"), "{error}");
         write(&path, Dtype::I32, vec![1, 2], &[0; 8]);
-        let error = Weights::open(folder.path())
-            .unwrap()
-            .values("w", &[1, 2])
-            .unwrap_err()
-            .to_string();
+        let error = Weights::open(folder.path()).unwrap().values("w", &[1, 2]).unwrap_err().to_string();
         assert!(error.contains("I32"), "{error}");
     }
 
@@ -316,12 +267,7 @@ mod tests {
         let mut huge = whole.clone();
         huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
         fs::write(&path, huge).unwrap();
-        assert!(
-            Weights::open(folder.path())
-                .unwrap_err()
-                .to_string()
-                .contains("damaged")
-        );
+        assert!(Weights::open(folder.path()).unwrap_err().to_string().contains("damaged"));
     }
 
     #[test]
@@ -330,10 +276,7 @@ mod tests {
         write(&folder.path().join("a.safetensors"), Dtype::F32, vec![1], &[0; 4]);
         let index = folder.path().join("model.safetensors.index.json");
         fs::write(&index, index_json(&[("w", "a.safetensors")]).to_string()).unwrap();
-        assert_eq!(
-            Weights::open(folder.path()).unwrap().names().collect::<Vec<_>>(),
-            ["w"]
-        );
+        assert_eq!(Weights::open(folder.path()).unwrap().names().collect::<Vec<_>>(), ["w"]);
         for (entry, expected) in [
             (("x", "a.safetensors"), "`x` is missing"),
             (("w", "../a.safetensors"), "beside the index"),

@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use super::output::{count, print, share, temperature, template_arguments};
 use crate::checkpoint::resolve_model;
 use crate::device::DeviceChoice;
 use crate::model::{Draft, Target};
@@ -17,11 +18,11 @@ use crate::text::Tokenizer;
 /// Arguments of `dspark generate`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The target: a folder in Hugging Face layout
-    #[arg(long)]
+    /// The target: a folder in Hugging Face layout or, with the `hub` feature, a Hugging Face name
+    #[arg(long, value_name = "DIR")]
     target: String,
     /// A draft for it: a checkpoint folder; without one the target decodes alone
-    #[arg(long)]
+    #[arg(long, value_name = "DIR")]
     draft: Option<PathBuf>,
     /// The prompt (default: standard input)
     #[arg(long)]
@@ -36,16 +37,16 @@ pub struct Arguments {
     #[arg(long = "template-argument", value_name = "NAME=VALUE")]
     template_arguments: Vec<String>,
     /// Sampling temperature; 0 is greedy
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = temperature)]
     temperature: f64,
     /// Token limit of the answer
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = count)]
     max_new_tokens: usize,
     /// Seed of sampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Verify no slot whose confidence is below this
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = share)]
     confidence_threshold: f64,
     /// Go on after the model's stop tokens
     #[arg(long)]
@@ -61,21 +62,14 @@ pub struct Arguments {
 /// Answers and prints.
 pub fn run(arguments: &Arguments) -> Result<()> {
     if !arguments.temperature.is_finite() || arguments.temperature < 0.0 {
-        bail!(
-            "--temperature: expected a number >= 0, found {}",
-            arguments.temperature
-        );
+        bail!("--temperature: expected a number >= 0, found {}", arguments.temperature);
     }
     let device = arguments.device.open()?;
     let started = Instant::now();
     let folder = resolve_model(&arguments.target)?;
     let target = Target::load(&folder, &device)?;
     let tokenizer = Tokenizer::from_directory(&folder)?;
-    let draft = arguments
-        .draft
-        .as_deref()
-        .map(|folder| Draft::load(folder, &target))
-        .transpose()?;
+    let draft = arguments.draft.as_deref().map(|folder| Draft::load(folder, &target)).transpose()?;
     let load = started.elapsed();
 
     let ids = prompt_ids(arguments, &tokenizer)?;
@@ -87,17 +81,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let context = target.config().max_position_embeddings;
     if ids.is_empty() || ids.len() >= context {
-        bail!(
-            "the prompt has {} tokens; expected 1 to {} for a context of {context}",
-            ids.len(),
-            context - 1
-        );
+        bail!("the prompt has {} tokens; expected 1 to {} for a context of {context}", ids.len(), context - 1);
     }
-    let stop = if arguments.ignore_stop {
-        Vec::new()
-    } else {
-        tokenizer.stop_token_ids().to_vec()
-    };
+    let stop = if arguments.ignore_stop { Vec::new() } else { tokenizer.stop_token_ids().to_vec() };
     let options = GenerationOptions {
         temperature: arguments.temperature,
         max_new_tokens: arguments.max_new_tokens,
@@ -110,13 +96,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let speed = generation.ids.len().saturating_sub(1) as f64 / generation.decode.as_secs_f64().max(1e-9);
     if arguments.json {
         let report = report(&ids, &generation, &text, load.as_secs_f64(), speed);
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        print(serde_json::to_string_pretty(&report)?)?;
     } else {
-        println!("{}", text.trim_end());
-        let accepted = generation
-            .accepted_length()
-            .map(|tau| format!(", accepted length {tau:.2}"))
-            .unwrap_or_default();
+        print(text.trim_end())?;
+        let accepted =
+            generation.accepted_length().map(|tau| format!(", accepted length {tau:.2}")).unwrap_or_default();
         eprintln!("{} tokens, {speed:.1} tokens/s{accepted}", generation.ids.len());
     }
     Ok(())
@@ -127,12 +111,13 @@ fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
         Some(prompt) => prompt.clone(),
         None => {
             let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
-                .context("reading the prompt from standard input")?;
+            std::io::stdin().read_to_string(&mut text).context("reading the prompt from standard input")?;
             text
         }
     };
+    if prompt.trim().is_empty() {
+        bail!("the prompt is empty: give --prompt TEXT, or a text on standard input");
+    }
     match tokenizer.chat_template() {
         Some(template) if !arguments.raw => {
             let mut messages = Vec::new();
@@ -140,11 +125,7 @@ fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
                 messages.push(json!({"role": "system", "content": system}));
             }
             messages.push(json!({"role": "user", "content": prompt}));
-            let rendered = template.render(
-                &messages,
-                &template_arguments(&arguments.template_arguments)?,
-                true,
-            )?;
+            let rendered = template.render(&messages, &template_arguments(&arguments.template_arguments)?, true)?;
             Ok(tokenizer.encode(&rendered, false)?)
         }
         _ if arguments.system.is_some() => {
@@ -154,19 +135,6 @@ fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
         }
         _ => Ok(tokenizer.encode(&prompt, true)?),
     }
-}
-
-fn template_arguments(pairs: &[String]) -> Result<Map<String, Value>> {
-    let pair = |pair: &String| {
-        let (name, value) = pair
-            .split_once('=')
-            .with_context(|| format!("--template-argument {pair}: expected NAME=VALUE"))?;
-        Ok((
-            name.to_owned(),
-            serde_json::from_str(value).unwrap_or_else(|_| Value::from(value)),
-        ))
-    };
-    pairs.iter().map(pair).collect()
 }
 
 fn report(prompt: &[u32], generation: &Generation, text: &str, load: f64, speed: f64) -> Value {

@@ -1,6 +1,9 @@
 //! The command line of `dspark`, one thin file per verb.
 
 mod generate;
+mod output;
+
+pub use output::{count, print, share, temperature, template_arguments};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -39,20 +42,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 /// Whether a cause is the machine's refusal (a full disk, a missing permission), not a file that is not there or not what
 /// it should be.
 pub fn machine_failed(cause: &(dyn std::error::Error + 'static)) -> bool {
-    use std::io::ErrorKind::{
-        InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof,
-    };
-    let input = [
-        InvalidData,
-        InvalidInput,
-        IsADirectory,
-        NotADirectory,
-        NotFound,
-        UnexpectedEof,
-    ];
-    cause
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|error| !input.contains(&error.kind()))
+    use std::io::ErrorKind::{InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
+    let input = [InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof];
+    cause.downcast_ref::<std::io::Error>().is_some_and(|error| !input.contains(&error.kind()))
 }
 
 /// An error with its causes in one line; a cause that its effect quotes is not said twice.

@@ -32,12 +32,9 @@ pub fn attend_few_rows(
     // One task per query head: its rows of all tokens, `[n, w]`.
     let head = |head: usize| {
         let cache = (head / group) * capacity * w;
-        let rows: Vec<f32> = (0..n)
-            .flat_map(|row| queries[(row * h + head) * w..][..w].iter().map(|q| q * scale))
-            .collect();
-        let visible: Vec<usize> = (0..n)
-            .map(|row| past + if causal { row + 1 } else { new })
-            .collect();
+        let rows: Vec<f32> =
+            (0..n).flat_map(|row| queries[(row * h + head) * w..][..w].iter().map(|q| q * scale)).collect();
+        let visible: Vec<usize> = (0..n).map(|row| past + if causal { row + 1 } else { new }).collect();
         attend_head(&rows, &keys[cache..], &values[cache..], w, &visible)
     };
     let heads: Vec<Vec<f32>> = if 2 * n * h * w * (past + new) < PARALLEL_PRODUCTS {

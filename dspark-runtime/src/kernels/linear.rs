@@ -42,12 +42,9 @@ fn few_rows(x: &[f32], weight: &[f32], k: usize, o: usize, y: &mut [f32]) {
             parts.push(columns);
         }
     }
-    parts
-        .into_par_iter()
-        .zip(weight.par_chunks(part * k))
-        .for_each(|(mut rows, weight)| {
-            simd::dot_rows(x, weight, k, &mut rows);
-        });
+    parts.into_par_iter().zip(weight.par_chunks(part * k)).for_each(|(mut rows, weight)| {
+        simd::dot_rows(x, weight, k, &mut rows);
+    });
 }
 
 #[cfg(test)]
@@ -69,8 +66,7 @@ mod tests {
             assert!(difference < 1e-4 * (k as f32).sqrt(), "{k} x {o}: {difference}");
             for n in 1..FEW_ROWS {
                 let some = linear(x.clone().narrow(0, 0, n), weight.clone());
-                some.into_data()
-                    .assert_eq(&all.clone().narrow(0, 0, n).into_data(), true);
+                some.into_data().assert_eq(&all.clone().narrow(0, 0, n).into_data(), true);
             }
         }
     }

@@ -18,8 +18,8 @@ use burn::backend::Flex;
 use burn::tensor::{DType, Shape, Tensor};
 use burn_flex::FlexTensor;
 
-/// Up to this many rows count as few: a block of 15 drafted tokens and its anchor.
-pub const FEW_ROWS: usize = 16;
+/// Up to this many rows count as few: a block of 31 drafted tokens and its anchor.
+pub const FEW_ROWS: usize = 32;
 
 /// The values of a tensor that lies in this machine's memory as plain f32, row-major; `None` on other devices, under
 /// autodiff, or for other number types.
@@ -28,11 +28,7 @@ fn host<const D: usize>(x: &Tensor<D>) -> Option<FlexTensor> {
         return None;
     }
     let tensor = x.clone().try_into_primitive::<Flex>().ok()?;
-    Some(if tensor.is_contiguous() {
-        tensor
-    } else {
-        tensor.to_contiguous()
-    })
+    Some(if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() })
 }
 
 /// A new tensor in this machine's memory.
@@ -42,7 +38,5 @@ fn from_host<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
 }
 
 fn slice(tensor: &FlexTensor) -> &[f32] {
-    tensor
-        .as_slice::<f32>()
-        .unwrap_or_else(|| unreachable!("host() made the tensor contiguous"))
+    tensor.as_slice::<f32>().unwrap_or_else(|| unreachable!("host() made the tensor contiguous"))
 }

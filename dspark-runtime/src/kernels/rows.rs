@@ -101,26 +101,13 @@ mod tests {
         let normal = |shape: [usize; 3]| Tensor::<3>::random(shape, Distribution::Normal(0.0, 1.0), &device);
         let x = normal([5, 3, 14]);
         let weight = normal([1, 1, 14]).reshape([14]);
-        close(
-            rms_norm(x.clone(), weight.clone(), 1e-6),
-            rms_norm(x.clone().autodiff(), weight.autodiff(), 1e-6),
-        );
+        close(rms_norm(x.clone(), weight.clone(), 1e-6), rms_norm(x.clone().autodiff(), weight.autodiff(), 1e-6));
         let (cos, sin) = (normal([5, 1, 7]), normal([5, 1, 7]));
         close(
             rotate(x.clone(), &cos, &sin),
-            rotate(
-                x.clone().autodiff(),
-                &cos.clone().autodiff(),
-                &sin.clone().autodiff(),
-            ),
+            rotate(x.clone().autodiff(), &cos.clone().autodiff(), &sin.clone().autodiff()),
         );
-        let (gate, up) = (
-            x.clone().reshape([5, 42]) * 4.0,
-            normal([5, 3, 14]).reshape([5, 42]),
-        );
-        close(
-            swiglu(gate.clone(), up.clone()),
-            swiglu(gate.autodiff(), up.autodiff()),
-        );
+        let (gate, up) = (x.clone().reshape([5, 42]) * 4.0, normal([5, 3, 14]).reshape([5, 42]));
+        close(swiglu(gate.clone(), up.clone()), swiglu(gate.autodiff(), up.autodiff()));
     }
 }

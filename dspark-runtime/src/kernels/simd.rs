@@ -23,13 +23,7 @@ pub fn dot_rows(x: &[f32], w: &[f32], k: usize, out: &mut [&mut [f32]]) {
     for (to, from) in aligned.chunks_mut(stride).zip(x.chunks(k)) {
         to[..k].copy_from_slice(from);
     }
-    Arch::new().dispatch(DotRows {
-        x: aligned,
-        stride,
-        w,
-        k,
-        out,
-    });
+    Arch::new().dispatch(DotRows { x: aligned, stride, w, k, out });
 }
 
 struct DotRows<'a, 'b> {
@@ -90,11 +84,7 @@ impl DotRows<'_, '_> {
 }
 
 #[inline(always)]
-fn dot_block<S: Simd, const M: usize, const R: usize>(
-    simd: S,
-    x: [&[f32]; M],
-    w: [&[f32]; R],
-) -> [[f32; R]; M] {
+fn dot_block<S: Simd, const M: usize, const R: usize>(simd: S, x: [&[f32]; M], w: [&[f32]; R]) -> [[f32; R]; M] {
     let mut x_body: [&[S::f32s]; M] = [&[]; M];
     let mut w_body: [&[S::f32s]; R] = [&[]; R];
     let mut x_tail: [&[f32]; M] = [&[]; M];
@@ -220,10 +210,7 @@ pub fn maximum(row: &[f32]) -> f32 {
             *lane = if *value > *lane { *value } else { *lane };
         }
     }
-    lanes
-        .iter()
-        .chain(rest)
-        .fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
 }
 
 #[cfg(test)]
@@ -235,10 +222,7 @@ mod tests {
         for step in -8700..8800 {
             let x = step as f32 / 100.0;
             let (got, expected) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!(
-                (got / expected - 1.0).abs() < 2.5e-7,
-                "exp({x}) = {got}, expected {expected}"
-            );
+            assert!((got / expected - 1.0).abs() < 2.5e-7, "exp({x}) = {got}, expected {expected}");
         }
         assert_eq!(exp(-88.0), 0.0);
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);

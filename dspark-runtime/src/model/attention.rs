@@ -49,11 +49,7 @@ impl SelfAttention {
     /// Random weights.
     pub fn new(config: &LayerConfig, device: &Device) -> Self {
         let (d, query, key) = (config.hidden_size, config.query_width(), config.key_value_width());
-        let head_norm = || {
-            config
-                .qk_norm
-                .then(|| RmsNorm::new(config.head_dim, config.rms_norm_eps, device))
-        };
+        let head_norm = || config.qk_norm.then(|| RmsNorm::new(config.head_dim, config.rms_norm_eps, device));
         Self {
             q_proj: Linear::new(d, query, config.qkv_bias, device),
             k_proj: Linear::new(d, key, config.qkv_bias, device),
@@ -73,10 +69,7 @@ impl SelfAttention {
     /// Keys (normed and turned) and values: `[n, d] -> 2 x [n, c, w]`
     pub fn keys_values(&self, x_nd: Tensor<2>, rotation: &Rotation) -> KeysValues {
         let keys_ncw = rotation.apply(self.heads(self.k_proj.forward(x_nd.clone()), self.k_norm.as_ref()));
-        KeysValues {
-            keys_ncw,
-            values_ncw: self.heads(self.v_proj.forward(x_nd), None),
-        }
+        KeysValues { keys_ncw, values_ncw: self.heads(self.v_proj.forward(x_nd), None) }
     }
 
     /// `[n, h * w] -> [n, d]`
@@ -107,25 +100,14 @@ pub fn attend(
     let [c, t, _] = keys_ctw.dims();
     let g = h / c;
     let scale = (w as f64).powf(-0.5);
-    let queries_cgnw = queries_nhw
-        .mul_scalar(scale)
-        .reshape([n, c, g, w])
-        .permute([1, 2, 0, 3]);
-    let mut scores = queries_cgnw
-        .reshape([c, g * n, w])
-        .matmul(keys_ctw.swap_dims(1, 2));
+    let queries_cgnw = queries_nhw.mul_scalar(scale).reshape([n, c, g, w]).permute([1, 2, 0, 3]);
+    let mut scores = queries_cgnw.reshape([c, g * n, w]).matmul(keys_ctw.swap_dims(1, 2));
     if let Some(mask_nt) = mask_nt {
         let mask = mask_nt.reshape([1, 1, n, t]).expand([c, g, n, t]);
-        scores = scores
-            .reshape([c, g, n, t])
-            .mask_fill(mask, MASKED)
-            .reshape([c, g * n, t]);
+        scores = scores.reshape([c, g, n, t]).mask_fill(mask, MASKED).reshape([c, g * n, t]);
     }
     let attended = softmax(scores, 2).matmul(values_ctw);
-    attended
-        .reshape([c, g, n, w])
-        .permute([2, 0, 1, 3])
-        .reshape([n, h * w])
+    attended.reshape([c, g, n, w]).permute([2, 0, 1, 3]).reshape([n, h * w])
 }
 
 /// The causal mask of `n` rows that continue `past` keys, `[n, past + n]`, true where a row must not look. One row needs
@@ -134,19 +116,14 @@ pub fn causal_mask(n: usize, past: usize, device: &Device) -> Option<Tensor<2, B
     if n == 1 {
         return None;
     }
-    let mask = (0..n)
-        .flat_map(|row| (0..past + n).map(move |key| key > past + row))
-        .collect::<Vec<bool>>();
+    let mask = (0..n).flat_map(|row| (0..past + n).map(move |key| key > past + row)).collect::<Vec<bool>>();
     Some(Tensor::from_data(TensorData::new(mask, [n, past + n]), device))
 }
 
 /// Which context tokens the blocks of one sample must *not* see, `[a, s]`: all from their anchor on (the anchor itself is
 /// seen through the block).
 pub fn block_context_mask(anchors: &[usize], s: usize, device: &Device) -> Tensor<2, Bool> {
-    let mask = anchors
-        .iter()
-        .flat_map(|&anchor| (0..s).map(move |token| token >= anchor))
-        .collect::<Vec<bool>>();
+    let mask = anchors.iter().flat_map(|&anchor| (0..s).map(move |token| token >= anchor)).collect::<Vec<bool>>();
     Tensor::from_data(TensorData::new(mask, [anchors.len(), s]), device)
 }
 
@@ -166,17 +143,12 @@ pub fn attend_blocks(
     let (g, k) = (h / c, n / a);
     let scale = (w as f64).powf(-0.5);
 
-    let queries_cagkw = queries_nhw
-        .mul_scalar(scale)
-        .reshape([a, k, c, g, w])
-        .permute([2, 0, 3, 1, 4]);
+    let queries_cagkw = queries_nhw.mul_scalar(scale).reshape([a, k, c, g, w]).permute([2, 0, 3, 1, 4]);
     let by_head = |x_ncw: &Tensor<3>| x_ncw.clone().swap_dims(0, 1);
     let by_block = |x_ncw: &Tensor<3>| x_ncw.clone().reshape([a, k, c, w]).permute([2, 0, 1, 3]);
 
     let rows_crw = queries_cagkw.clone().reshape([c, a * g * k, w]);
-    let context_scores = rows_crw
-        .matmul(by_head(&context.keys_ncw).swap_dims(1, 2))
-        .reshape([c, a, g * k, s]);
+    let context_scores = rows_crw.matmul(by_head(&context.keys_ncw).swap_dims(1, 2)).reshape([c, a, g * k, s]);
     let mask = mask_as.reshape([1, a, 1, s]).expand([c, a, g * k, s]);
     let context_scores = context_scores.mask_fill(mask, MASKED);
     let blocks_carw = queries_cagkw.reshape([c, a, g * k, w]);
@@ -185,14 +157,9 @@ pub fn attend_blocks(
     let weights = softmax(Tensor::cat(vec![context_scores, block_scores], 3), 3);
     let to_context = weights.clone().narrow(3, 0, s).reshape([c, a * g * k, s]);
     let to_block = weights.narrow(3, s, k);
-    let from_context = to_context
-        .matmul(by_head(&context.values_ncw))
-        .reshape([c, a, g * k, w]);
+    let from_context = to_context.matmul(by_head(&context.values_ncw)).reshape([c, a, g * k, w]);
     let attended = from_context + to_block.matmul(by_block(&block.values_ncw));
-    attended
-        .reshape([c, a, g, k, w])
-        .permute([1, 3, 0, 2, 4])
-        .reshape([n, h * w])
+    attended.reshape([c, a, g, k, w]).permute([1, 3, 0, 2, 4]).reshape([n, h * w])
 }
 
 /// Keys and values of one sequence, for every layer of a model.
@@ -211,11 +178,7 @@ impl KvCache {
     pub fn new(config: &LayerConfig, layers: usize, capacity: usize, device: &Device) -> Self {
         let capacity = capacity.max(1);
         let buffer = || Tensor::zeros([config.num_key_value_heads, capacity, config.head_dim], device);
-        Self {
-            layers: (0..layers).map(|_| (buffer(), buffer())).collect(),
-            length: 0,
-            capacity,
-        }
+        Self { layers: (0..layers).map(|_| (buffer(), buffer())).collect(), length: 0, capacity }
     }
 
     /// Tokens in the cache.
@@ -233,14 +196,6 @@ impl KvCache {
         self.length = self.length.min(length);
     }
 
-    /// Bytes that the buffers occupy.
-    pub fn bytes(&self) -> usize {
-        self.layers
-            .iter()
-            .map(|(keys, _)| 2 * keys.dims().iter().product::<usize>() * size_of::<f32>())
-            .sum()
-    }
-
     /// Makes room for `count` more tokens.
     pub(super) fn reserve(&mut self, count: usize) {
         let needed = self.length + count;
@@ -252,8 +207,10 @@ impl KvCache {
             for buffer in [keys, values] {
                 let [c, _, w] = buffer.dims();
                 let grown = Tensor::zeros([c, self.capacity, w], &buffer.device());
-                let used = buffer.clone().narrow(1, 0, self.length);
-                *buffer = grown.slice_assign(s![.., 0..self.length, ..], used);
+                *buffer = match self.length {
+                    0 => grown,
+                    length => grown.slice_assign(s![.., 0..length, ..], buffer.clone().narrow(1, 0, length)),
+                };
             }
         }
     }
@@ -284,17 +241,8 @@ impl KvCache {
         if let Some(attended) = kernels::attend_few_rows(&queries_nhw, keys, values, past, n, causal) {
             return attended;
         }
-        let mask = if causal {
-            causal_mask(queries_nhw.dims()[0], past, &queries_nhw.device())
-        } else {
-            None
-        };
-        attend(
-            queries_nhw,
-            keys.clone().narrow(1, 0, visible),
-            values.clone().narrow(1, 0, visible),
-            mask,
-        )
+        let mask = if causal { causal_mask(queries_nhw.dims()[0], past, &queries_nhw.device()) } else { None };
+        attend(queries_nhw, keys.clone().narrow(1, 0, visible), values.clone().narrow(1, 0, visible), mask)
     }
 
     /// Writes rows behind the sequence without attending to them.
@@ -303,8 +251,6 @@ impl KvCache {
         let [n, _, _] = new.keys_ncw.dims();
         let (keys, values) = &mut self.layers[layer];
         keys.inplace(|keys| keys.slice_assign(s![.., past..past + n, ..], new.keys_ncw.swap_dims(0, 1)));
-        values.inplace(|values| {
-            values.slice_assign(s![.., past..past + n, ..], new.values_ncw.swap_dims(0, 1))
-        });
+        values.inplace(|values| values.slice_assign(s![.., past..past + n, ..], new.values_ncw.swap_dims(0, 1)));
     }
 }

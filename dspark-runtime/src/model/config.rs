@@ -7,6 +7,9 @@ use serde_json::Value;
 
 use crate::checkpoint::{CheckpointError, JsonFields};
 
+/// More layers than any model has.
+const MOST_LAYERS: usize = 1024;
+
 /// A decoder family: which architecture name it has, and how its layers differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -99,11 +102,6 @@ pub struct LayerConfig {
 }
 
 impl LayerConfig {
-    /// Query heads per key and value head.
-    pub fn group_size(&self) -> usize {
-        self.num_attention_heads / self.num_key_value_heads
-    }
-
     /// Width of all query heads together.
     pub fn query_width(&self) -> usize {
         self.num_attention_heads * self.head_dim
@@ -151,38 +149,38 @@ impl TargetConfig {
     pub fn from_fields(fields: JsonFields) -> Result<Self, CheckpointError> {
         let family = family(&fields)?;
         let layer = layer_config(&fields, family)?;
-        let num_hidden_layers = fields.size("num_hidden_layers", 1)?;
+        let num_hidden_layers = layer_count(&fields)?;
         refuse_unsupported(&fields, num_hidden_layers)?;
         Ok(Self {
             family,
             layer,
             vocab_size: fields.size("vocab_size", 1)?,
             num_hidden_layers,
-            max_position_embeddings: fields
-                .optional_size("max_position_embeddings", 1)?
-                .unwrap_or(2048),
+            max_position_embeddings: fields.optional_size("max_position_embeddings", 1)?.unwrap_or(2048),
             tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
             fields,
         })
     }
 }
 
+/// Layers; bounded, because a module of that many is made before any weight file is looked at.
+pub(super) fn layer_count(fields: &JsonFields) -> Result<usize, CheckpointError> {
+    let count = fields.size("num_hidden_layers", 1)?;
+    if count > MOST_LAYERS {
+        return Err(fields.wrong("num_hidden_layers", format!("at most {MOST_LAYERS}")));
+    }
+    Ok(count)
+}
+
 fn family(fields: &JsonFields) -> Result<Family, CheckpointError> {
     let known = || Family::ALL.map(Family::architecture).join(", ");
     if let Some(architectures) = fields.get("architectures") {
-        let name = architectures
-            .as_array()
-            .and_then(|list| list.first())
-            .and_then(Value::as_str);
-        let found = Family::ALL
-            .into_iter()
-            .find(|family| Some(family.architecture()) == name);
+        let name = architectures.as_array().and_then(|list| list.first()).and_then(Value::as_str);
+        let found = Family::ALL.into_iter().find(|family| Some(family.architecture()) == name);
         return found.ok_or_else(|| fields.wrong("architectures", format!("one of {}", known())));
     }
     let name = fields.optional_text("model_type")?;
-    let found = Family::ALL
-        .into_iter()
-        .find(|family| Some(family.model_type()) == name);
+    let found = Family::ALL.into_iter().find(|family| Some(family.model_type()) == name);
     found.ok_or_else(|| fields.wrong("model_type", "one of llama, qwen2, qwen3"))
 }
 
@@ -190,23 +188,17 @@ fn family(fields: &JsonFields) -> Result<Family, CheckpointError> {
 pub(super) fn layer_config(fields: &JsonFields, family: Family) -> Result<LayerConfig, CheckpointError> {
     let hidden_size = fields.size("hidden_size", 1)?;
     let num_attention_heads = fields.size("num_attention_heads", 1)?;
-    let num_key_value_heads = fields
-        .optional_size("num_key_value_heads", 1)?
-        .unwrap_or(num_attention_heads);
+    let num_key_value_heads = fields.optional_size("num_key_value_heads", 1)?.unwrap_or(num_attention_heads);
     if !num_attention_heads.is_multiple_of(num_key_value_heads) {
-        return Err(fields.wrong(
-            "num_key_value_heads",
-            format!("a divisor of {num_attention_heads} attention heads"),
-        ));
+        return Err(
+            fields.wrong("num_key_value_heads", format!("a divisor of {num_attention_heads} attention heads"))
+        );
     }
     let head_dim = match fields.optional_size("head_dim", 2)? {
         Some(head_dim) => head_dim,
         None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
         None => {
-            return Err(fields.wrong(
-                "hidden_size",
-                format!("a multiple of {num_attention_heads} attention heads"),
-            ));
+            return Err(fields.wrong("hidden_size", format!("a multiple of {num_attention_heads} attention heads")));
         }
     };
     if !head_dim.is_multiple_of(2) {
@@ -240,14 +232,17 @@ fn rope(fields: &JsonFields) -> Result<(f64, RopeScaling), CheckpointError> {
     let new = fields.object("rope_parameters")?;
     let old = fields.object("rope_scaling")?;
     let theta = match &new {
-        Some(parameters) => parameters
-            .optional_float("rope_theta")?
-            .or(fields.optional_float("rope_theta")?),
+        Some(parameters) => parameters.optional_float("rope_theta")?.or(fields.optional_float("rope_theta")?),
         None => fields.optional_float("rope_theta")?,
     };
     let theta = theta.unwrap_or(10_000.0);
     if theta <= 0.0 {
         return Err(fields.wrong("rope_theta", "a number > 0"));
+    }
+    for settings in [Some(fields), new.as_ref(), old.as_ref()].into_iter().flatten() {
+        if settings.optional_float("partial_rotary_factor")?.unwrap_or(1.0) != 1.0 {
+            return Err(settings.wrong("partial_rotary_factor", "1.0 (partial rotary embedding is not supported)"));
+        }
     }
     let Some(scaling) = new.or(old) else {
         return Ok((theta, RopeScaling::None));
@@ -262,9 +257,10 @@ fn rope(fields: &JsonFields) -> Result<(f64, RopeScaling), CheckpointError> {
     };
     let scaling = match kind {
         "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear {
-            factor: positive("factor")?,
-        },
+        "linear" => RopeScaling::Linear { factor: positive("factor")? },
+        "llama3" if positive("high_freq_factor")? <= positive("low_freq_factor")? => {
+            return Err(scaling.wrong("high_freq_factor", "a number above low_freq_factor"));
+        }
         "llama3" => RopeScaling::Llama3 {
             factor: positive("factor")?,
             low_frequency_factor: positive("low_freq_factor")?,
@@ -273,13 +269,6 @@ fn rope(fields: &JsonFields) -> Result<(f64, RopeScaling), CheckpointError> {
         },
         _ => return Err(scaling.wrong("rope_type", "one of default, linear, llama3")),
     };
-    let partial = fields.optional_float("partial_rotary_factor")?.unwrap_or(1.0);
-    if partial != 1.0 {
-        return Err(fields.wrong(
-            "partial_rotary_factor",
-            "1.0 (partial rotary embedding is not supported)",
-        ));
-    }
     Ok((theta, scaling))
 }
 
@@ -291,10 +280,7 @@ fn refuse_unsupported(fields: &JsonFields, num_hidden_layers: usize) -> Result<(
     }
     // Files carry a window size even where it is switched off.
     if fields.flag("use_sliding_window", false)? {
-        return Err(fields.wrong(
-            "use_sliding_window",
-            "false (sliding-window attention is not supported)",
-        ));
+        return Err(fields.wrong("use_sliding_window", "false (sliding-window attention is not supported)"));
     }
     if let Some(types) = fields.get("layer_types") {
         let full = types.as_array().filter(|types| types.len() == num_hidden_layers);
@@ -303,24 +289,12 @@ fn refuse_unsupported(fields: &JsonFields, num_hidden_layers: usize) -> Result<(
             return Err(fields.wrong("layer_types", expected));
         }
     }
-    for (field, neutral) in [
-        ("attention_multiplier", 1.0),
-        ("logit_scale", 1.0),
-        ("embedding_multiplier", 1.0),
-    ] {
-        if fields
-            .optional_float(field)?
-            .is_some_and(|value| value != neutral)
-        {
+    for (field, neutral) in [("attention_multiplier", 1.0), ("logit_scale", 1.0), ("embedding_multiplier", 1.0)] {
+        if fields.optional_float(field)?.is_some_and(|value| value != neutral) {
             return Err(fields.wrong(field, format!("{neutral} (scaling is not supported)")));
         }
     }
-    for field in [
-        "quantization_config",
-        "final_logit_softcapping",
-        "attn_logit_softcapping",
-        "num_experts",
-    ] {
+    for field in ["quantization_config", "final_logit_softcapping", "attn_logit_softcapping", "num_experts"] {
         if fields.get(field).is_some() {
             return Err(fields.wrong(field, "nothing (not supported)"));
         }
@@ -343,9 +317,7 @@ mod tests {
     }
 
     fn read(value: Value) -> Result<TargetConfig, CheckpointError> {
-        let Value::Object(fields) = value else {
-            panic!("not an object")
-        };
+        let Value::Object(fields) = value else { panic!("not an object") };
         TargetConfig::from_fields(JsonFields::new("config.json", fields))
     }
 
@@ -357,15 +329,8 @@ mod tests {
 
     #[test]
     fn both_ways_of_writing_rope_are_read() {
-        let config = read_with(
-            "rope_parameters",
-            json!({"rope_theta": 5e5, "rope_type": "default"}),
-        )
-        .unwrap();
-        assert_eq!(
-            (config.layer.rope_theta, config.layer.rope_scaling),
-            (5e5, RopeScaling::None)
-        );
+        let config = read_with("rope_parameters", json!({"rope_theta": 5e5, "rope_type": "default"})).unwrap();
+        assert_eq!((config.layer.rope_theta, config.layer.rope_scaling), (5e5, RopeScaling::None));
         let config = read_with("rope_scaling", json!({"type": "linear", "factor": 2.0})).unwrap();
         assert_eq!(config.layer.rope_scaling, RopeScaling::Linear { factor: 2.0 });
     }
@@ -394,20 +359,15 @@ mod tests {
             ("vocab_size", json!("many")),
             ("vocab_size", json!(1_u64 << 40)),
             ("num_hidden_layers", json!(0)),
+            ("num_hidden_layers", json!(1 << 30)),
+            ("partial_rotary_factor", json!(0.5)),
             ("rms_norm_eps", json!(0)),
             ("quantization_config", json!({"bits": 4})),
             ("tie_word_embeddings", json!("yes")),
         ] {
             let error = read_with(field, value.clone()).unwrap_err().to_string();
-            let named = if field == "rope_scaling" {
-                "rope_type"
-            } else {
-                field
-            };
-            assert!(
-                error.contains(named) && error.contains("config.json"),
-                "{field} = {value}: {error}"
-            );
+            let named = if field == "rope_scaling" { "rope_type" } else { field };
+            assert!(error.contains(named) && error.contains("config.json"), "{field} = {value}: {error}");
         }
     }
 }

@@ -16,8 +16,7 @@ use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotary;
 use super::target::Target;
 use crate::checkpoint::{
-    AtomicDirectory, CheckpointError, WeightDtype, Weights, WeightsToSave, load_module, with_stable_ids,
-    write_file,
+    AtomicDirectory, CheckpointError, WeightDtype, Weights, WeightsToSave, load_module, with_stable_ids, write_file,
 };
 use crate::kernels;
 
@@ -92,12 +91,7 @@ impl Draft {
     /// A fresh draft for a target: random layers, the target's embedding and head.
     pub fn new(config: DraftConfig, target: &Target) -> Self {
         let parameters = with_stable_ids(DraftParameters::new(&config, target.device()));
-        Self::assemble(
-            config,
-            parameters,
-            target.embed_tokens().weight.val(),
-            target.head_weight(),
-        )
+        Self::assemble(config, parameters, target.embed_tokens().weight.val(), target.head_weight())
     }
 
     /// Puts a draft together from its parts; the tables are shared, not copied.
@@ -112,13 +106,8 @@ impl Draft {
             rotary: Rotary::new(&config.layer),
             config,
             parameters,
-            embed_tokens: Embedding {
-                weight: table(embedding_vd),
-            },
-            lm_head: Linear {
-                weight: table(head_vd),
-                bias: None,
-            },
+            embed_tokens: Embedding { weight: table(embedding_vd) },
+            lm_head: Linear { weight: table(head_vd), bias: None },
         }
     }
 
@@ -133,15 +122,10 @@ impl Draft {
         let config = DraftConfig::read(folder)?;
         config.check_target(folder, target.config())?;
         let weights = Weights::open(folder)?;
-        let (parameters, used) = load_module(
-            DraftParameters::new(&config, target.device()),
-            &weights,
-            target.device(),
-        )?;
-        let unexpected: Vec<&str> = weights
-            .names()
-            .filter(|name| !used.contains(*name) && !SHARED.contains(name))
-            .collect();
+        let (parameters, used) =
+            load_module(DraftParameters::new(&config, target.device()), &weights, target.device())?;
+        let unexpected: Vec<&str> =
+            weights.names().filter(|name| !used.contains(*name) && !SHARED.contains(name)).collect();
         if let Some(name) = unexpected.first() {
             return Err(CheckpointError::UnexpectedTensor {
                 path: folder.to_owned(),
@@ -185,17 +169,12 @@ impl Draft {
 
     /// The same draft with other parameters, those of an optimiser step for example.
     pub fn with_parameters(&self, parameters: DraftParameters) -> Self {
-        Self {
-            parameters,
-            ..self.clone()
-        }
+        Self { parameters, ..self.clone() }
     }
 
     /// The context feature: `hidden_norm(fc(features))`, `[s, f] -> [s, d]`
     pub fn context_feature(&self, features_sf: Tensor<2>) -> Tensor<2> {
-        self.parameters
-            .hidden_norm
-            .forward(self.parameters.fc.forward(features_sf))
+        self.parameters.hidden_norm.forward(self.parameters.fc.forward(features_sf))
     }
 
     /// The embedded block inputs: the anchor, then `k - 1` mask tokens. `[a] -> [a * k, d]`
@@ -226,21 +205,15 @@ impl Draft {
         let device = features_sf.device();
         let k = self.config.block_size;
         let context_sd = self.context_feature(features_sf);
-        let anchor_ids: Vec<u32> = samples
-            .iter()
-            .flat_map(|sample| sample.anchors.iter().map(|&anchor| sample.ids[anchor]))
-            .collect();
+        let anchor_ids: Vec<u32> =
+            samples.iter().flat_map(|sample| sample.anchors.iter().map(|&anchor| sample.ids[anchor])).collect();
         let context_positions: Vec<usize> = samples.iter().flat_map(|sample| 0..sample.ids.len()).collect();
-        let block_positions: Vec<usize> = samples
-            .iter()
-            .flat_map(|sample| sample.anchors.iter().flat_map(|&anchor| anchor..anchor + k))
-            .collect();
+        let block_positions: Vec<usize> =
+            samples.iter().flat_map(|sample| sample.anchors.iter().flat_map(|&anchor| anchor..anchor + k)).collect();
         let context_rotation = self.rotary.at(&context_positions, &device);
         let block_rotation = self.rotary.at(&block_positions, &device);
-        let masks: Vec<Tensor<2, Bool>> = samples
-            .iter()
-            .map(|sample| block_context_mask(sample.anchors, sample.ids.len(), &device))
-            .collect();
+        let masks: Vec<Tensor<2, Bool>> =
+            samples.iter().map(|sample| block_context_mask(sample.anchors, sample.ids.len(), &device)).collect();
 
         let mut x_nd = self.block_inputs(&anchor_ids);
         if device.is_autodiff() {
@@ -258,19 +231,10 @@ impl Draft {
                     let (s, n) = (sample.ids.len(), sample.anchors.len() * k);
                     let queries_nhw = queries_nhw.clone().narrow(0, slot, n);
                     let context = context.narrow(token, s);
-                    rows.push(attend_blocks(
-                        queries_nhw,
-                        &context,
-                        &block.narrow(slot, n),
-                        mask_as.clone(),
-                    ));
+                    rows.push(attend_blocks(queries_nhw, &context, &block.narrow(slot, n), mask_as.clone()));
                     (token, slot) = (token + s, slot + n);
                 }
-                attention.output(if rows.len() == 1 {
-                    rows.remove(0)
-                } else {
-                    Tensor::cat(rows, 0)
-                })
+                attention.output(if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) })
             });
             observe(index, &x_nd);
         }
@@ -280,9 +244,7 @@ impl Draft {
     /// An empty context with room for `capacity` tokens.
     pub fn new_context(&self, capacity: usize) -> DraftContext {
         let layers = self.config.num_hidden_layers;
-        DraftContext {
-            cache: KvCache::new(&self.config.layer, layers, capacity, &self.device()),
-        }
+        DraftContext { cache: KvCache::new(&self.config.layer, layers, capacity, &self.device()) }
     }
 
     /// Adds the target's features of newly committed tokens, `[n, f]`, behind the context.
@@ -294,9 +256,7 @@ impl Draft {
         let context_nd = self.context_feature(features_nf);
         context.cache.reserve(n);
         for (index, layer) in self.parameters.layers.iter().enumerate() {
-            context
-                .cache
-                .write(index, layer.self_attn.keys_values(context_nd.clone(), &rotation));
+            context.cache.write(index, layer.self_attn.keys_values(context_nd.clone(), &rotation));
         }
         context.cache.advance(n);
     }
@@ -318,10 +278,7 @@ impl Draft {
             });
         }
         let hidden_kd = self.parameters.norm.forward(x_kd);
-        BlockOutput {
-            base_logits_kv: self.base_logits(hidden_kd.clone()),
-            hidden_kd,
-        }
+        BlockOutput { base_logits_kv: self.base_logits(hidden_kd.clone()), hidden_kd }
     }
 
     /// `lm_head(hidden)`, `[n, d] -> [n, v]`
@@ -343,11 +300,7 @@ impl Draft {
 
     /// Confidence logits `[n]` of slots from their hidden states `[n, d]` and the Markov factors `[n, r]` of the tokens
     /// before them; `None` without a confidence head.
-    pub fn confidence_logits(
-        &self,
-        hidden_nd: Tensor<2>,
-        factors_nr: Option<Tensor<2>>,
-    ) -> Option<Tensor<1>> {
+    pub fn confidence_logits(&self, hidden_nd: Tensor<2>, factors_nr: Option<Tensor<2>>) -> Option<Tensor<1>> {
         let head = self.parameters.confidence_head.as_ref()?;
         let factors_nr = factors_nr.filter(|_| self.config.confidence_head_with_markov);
         Some(head.logits(hidden_nd, factors_nr))
@@ -358,12 +311,7 @@ impl Draft {
     ///
     /// # Errors
     /// When the folder cannot be written, or a parameter is not finite.
-    pub fn save(
-        &self,
-        folder: &Path,
-        dtype: WeightDtype,
-        with_embeddings: bool,
-    ) -> Result<(), CheckpointError> {
+    pub fn save(&self, folder: &Path, dtype: WeightDtype, with_embeddings: bool) -> Result<(), CheckpointError> {
         let directory = AtomicDirectory::begin(folder)?;
         self.write_into(directory.path(), dtype, with_embeddings)?;
         directory.commit()
@@ -407,15 +355,11 @@ impl DraftParameters {
         Self {
             fc: Linear::new(config.feature_width(), d, false, device),
             hidden_norm: norm(),
-            layers: (0..config.num_hidden_layers)
-                .map(|_| DecoderLayer::new(&config.layer, device))
-                .collect(),
+            layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(&config.layer, device)).collect(),
             norm: norm(),
             markov_head: (config.markov_rank > 0)
                 .then(|| MarkovHead::new(config.vocab_size, config.markov_rank, device)),
-            confidence_head: config
-                .enable_confidence_head
-                .then(|| ConfidenceHead::new(confidence_width, device)),
+            confidence_head: config.enable_confidence_head.then(|| ConfidenceHead::new(confidence_width, device)),
         }
     }
 }
@@ -434,12 +378,8 @@ fn copy_matching(layer: DecoderLayer, from: &DecoderLayer) -> DecoderLayer {
             self.path.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let values = param
-                .val()
-                .try_into_vec_as()
-                .unwrap_or_else(|error| panic!("the device failed: {error}"));
-            self.tensors
-                .insert(self.path.join("."), (param.lazy_shape().to_vec(), values));
+            let values = param.val().try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"));
+            self.tensors.insert(self.path.join("."), (param.lazy_shape().to_vec(), values));
         }
     }
     impl ModuleMapper for Collect {
@@ -459,28 +399,22 @@ fn copy_matching(layer: DecoderLayer, from: &DecoderLayer) -> DecoderLayer {
             }
         }
     }
-    let mut collect = Collect {
-        path: Vec::new(),
-        tensors: BTreeMap::new(),
-    };
+    let mut collect = Collect { path: Vec::new(), tensors: BTreeMap::new() };
     from.visit(&mut collect);
     layer.map(&mut collect)
 }
 
-/// The target's table, unless the draft's file holds another one. Published drafts repeat the target's in bf16, so values
-/// are compared after rounding to that.
+/// The target's table, unless the draft's file holds another one. Published drafts repeat the target's in bf16, so each
+/// value may be off by bf16's rounding.
 fn shared_table(weights: &Weights, name: &str, target_vd: Tensor<2>) -> Result<Tensor<2>, CheckpointError> {
     if weights.shape(name).is_none() {
         return Ok(target_vd);
     }
-    let own_vd: Tensor<2> = weights.tensor(name, target_vd.shape(), &target_vd.device())?;
-    let scale: f32 = target_vd.clone().abs().max().into_scalar();
-    let difference: f32 = (own_vd.clone() - target_vd.clone()).abs().max().into_scalar();
-    Ok(if difference <= scale / 256.0 {
-        target_vd
-    } else {
-        own_vd
-    })
+    let own = weights.values(name, &target_vd.shape())?;
+    let theirs: Vec<f32> =
+        target_vd.clone().try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"));
+    let same = own.iter().zip(&theirs).all(|(own, theirs)| (own - theirs).abs() <= theirs.abs() / 256.0);
+    Ok(if same { target_vd } else { Tensor::from_data(TensorData::new(own, target_vd.shape()), &target_vd.device()) })
 }
 
 fn ints(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{Family, LayerConfig, TargetConfig, layer_config};
+use super::config::{Family, LayerConfig, TargetConfig, layer_config, layer_count};
 use super::target::LayerId;
 use crate::checkpoint::{CheckpointError, JsonFields, WeightDtype};
 
@@ -71,13 +71,7 @@ impl DraftConfig {
     /// When the layer ids do not fit the target (see [`check_layer_ids`]) or the mask token is outside the vocabulary.
     pub fn for_target(target: &TargetConfig, shape: &DraftShape) -> Result<Self, CheckpointError> {
         let mut fields = target.fields.as_map().clone();
-        for field in [
-            "mlp_bias",
-            "pretraining_tp",
-            "rope_interleaved",
-            "is_llama_config",
-            "transformers.js_config",
-        ] {
+        for field in ["mlp_bias", "pretraining_tp", "rope_interleaved", "is_llama_config", "transformers.js_config"] {
             fields.remove(field);
         }
         if target.family != Family::Qwen3 {
@@ -125,10 +119,7 @@ impl DraftConfig {
     }
 
     fn from_fields(fields: JsonFields) -> Result<Self, CheckpointError> {
-        let architecture = fields
-            .get("architectures")
-            .and_then(Value::as_array)
-            .and_then(|list| list.first());
+        let architecture = fields.get("architectures").and_then(Value::as_array).and_then(|list| list.first());
         if architecture.and_then(Value::as_str) != Some(ARCHITECTURE) {
             return Err(fields.wrong("architectures", format!("[\"{ARCHITECTURE}\"]: a DSpark draft")));
         }
@@ -144,24 +135,17 @@ impl DraftConfig {
         let vocab_size = fields.size("vocab_size", 1)?;
         let mask_token_id = fields.size("mask_token_id", 0)?;
         if mask_token_id >= vocab_size {
-            return Err(fields.wrong(
-                "mask_token_id",
-                format!("a token id below vocab_size {vocab_size}"),
-            ));
+            return Err(fields.wrong("mask_token_id", format!("a token id below vocab_size {vocab_size}")));
         }
         let num_target_layers = fields.size("num_target_layers", 1)?;
-        let target_layer_ids: Vec<LayerId> = fields
-            .integers("target_layer_ids")?
-            .into_iter()
-            .map(LayerId)
-            .collect();
+        let target_layer_ids: Vec<LayerId> = fields.integers("target_layer_ids")?.into_iter().map(LayerId).collect();
         if let Err(expected) = check_layer_ids(&target_layer_ids, num_target_layers) {
             return Err(fields.wrong("target_layer_ids", expected));
         }
         Ok(Self {
             layer: layer_config(&fields, Family::Qwen3)?,
             vocab_size,
-            num_hidden_layers: fields.size("num_hidden_layers", 1)?,
+            num_hidden_layers: layer_count(&fields)?,
             block_size: fields.size("block_size", 1)?,
             mask_token_id: mask_token_id as u32,
             target_layer_ids,
@@ -180,21 +164,12 @@ impl DraftConfig {
     /// Names the first thing that differs: hidden size, vocabulary, number of layers, layer ids.
     pub fn check_target(&self, folder: &Path, target: &TargetConfig) -> Result<(), CheckpointError> {
         let differs = |what: &str, draft: String, target: String| {
-            Err(CheckpointError::OtherTarget {
-                path: folder.to_owned(),
-                what: what.to_owned(),
-                draft,
-                target,
-            })
+            Err(CheckpointError::OtherTarget { path: folder.to_owned(), what: what.to_owned(), draft, target })
         };
         for (what, draft, target) in [
             ("hidden_size", self.layer.hidden_size, target.layer.hidden_size),
             ("vocab_size", self.vocab_size, target.vocab_size),
-            (
-                "num_target_layers",
-                self.num_target_layers,
-                target.num_hidden_layers,
-            ),
+            ("num_target_layers", self.num_target_layers, target.num_hidden_layers),
         ] {
             if draft != target {
                 return differs(what, draft.to_string(), target.to_string());

@@ -46,9 +46,7 @@ pub struct ConfidenceHead {
 impl ConfidenceHead {
     /// Random weights; `width` is `d`, or `d + r` when the head also sees the Markov factors.
     pub fn new(width: usize, device: &Device) -> Self {
-        Self {
-            proj: Linear::new(width, 1, true, device),
-        }
+        Self { proj: Linear::new(width, 1, true, device) }
     }
 
     /// One logit per slot: hidden `[n, d]`, factors `[n, r]` where the head takes them -> `[n]`

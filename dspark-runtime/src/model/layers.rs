@@ -13,11 +13,7 @@ use crate::kernels;
 const INITIAL_STD: f64 = 0.02;
 
 fn normal<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
-    Initializer::Normal {
-        mean: 0.0,
-        std: INITIAL_STD,
-    }
-    .init(shape, device)
+    Initializer::Normal { mean: 0.0, std: INITIAL_STD }.init(shape, device)
 }
 
 /// `y = x W^T + b`, the weight lying as it does on disk: `[d_out, d_in]`.
@@ -33,10 +29,7 @@ impl Linear {
     /// Random weights (normal, 0.02), zero bias; nothing is allocated before the first use.
     pub fn new(d_in: usize, d_out: usize, bias: bool, device: &Device) -> Self {
         let bias = bias.then(|| Initializer::Zeros.init([d_out], device));
-        Self {
-            weight: normal([d_out, d_in], device),
-            bias,
-        }
+        Self { weight: normal([d_out, d_in], device), bias }
     }
 
     /// `[n, d_in] -> [n, d_out]`
@@ -59,9 +52,7 @@ pub struct Embedding {
 impl Embedding {
     /// Random weights (normal, 0.02).
     pub fn new(rows: usize, width: usize, device: &Device) -> Self {
-        Self {
-            weight: normal([rows, width], device),
-        }
+        Self { weight: normal([rows, width], device) }
     }
 
     /// `[n] -> [n, d]`
@@ -81,10 +72,7 @@ pub struct RmsNorm {
 impl RmsNorm {
     /// Unit weight.
     pub fn new(width: usize, eps: f64, device: &Device) -> Self {
-        Self {
-            weight: Initializer::Ones.init([width], device),
-            eps,
-        }
+        Self { weight: Initializer::Ones.init([width], device), eps }
     }
 
     /// Any shape, last axis `d`; the shape stays.
@@ -113,8 +101,7 @@ impl Mlp {
 
     fn forward(&self, x_nd: Tensor<2>) -> Tensor<2> {
         let gate_nf = self.gate_proj.forward(x_nd.clone());
-        self.down_proj
-            .forward(kernels::swiglu(gate_nf, self.up_proj.forward(x_nd)))
+        self.down_proj.forward(kernels::swiglu(gate_nf, self.up_proj.forward(x_nd)))
     }
 }
 
@@ -144,16 +131,10 @@ impl DecoderLayer {
     }
 
     /// `h = x + attention(norm(x))`, then `h + mlp(norm(h))`; `attend` computes the attention from the normed rows.
-    pub fn forward(
-        &self,
-        x_nd: Tensor<2>,
-        attend: impl FnOnce(&SelfAttention, Tensor<2>) -> Tensor<2>,
-    ) -> Tensor<2> {
+    pub fn forward(&self, x_nd: Tensor<2>, attend: impl FnOnce(&SelfAttention, Tensor<2>) -> Tensor<2>) -> Tensor<2> {
         let attended_nd = attend(&self.self_attn, self.input_layernorm.forward(x_nd.clone()));
         let h_nd = x_nd + attended_nd;
-        let fed_nd = self
-            .mlp
-            .forward(self.post_attention_layernorm.forward(h_nd.clone()));
+        let fed_nd = self.mlp.forward(self.post_attention_layernorm.forward(h_nd.clone()));
         h_nd + fed_nd
     }
 }

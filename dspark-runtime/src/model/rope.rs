@@ -18,12 +18,9 @@ pub struct Rotary {
 impl Rotary {
     /// The frequencies that the configuration asks for.
     pub fn new(config: &LayerConfig) -> Self {
-        let base =
-            |pair: usize| (1.0 / config.rope_theta.powf(2.0 * pair as f64 / config.head_dim as f64)) as f32;
+        let base = |pair: usize| (1.0 / config.rope_theta.powf(2.0 * pair as f64 / config.head_dim as f64)) as f32;
         let frequencies = (0..config.head_dim / 2).map(|pair| scaled(base(pair), config.rope_scaling));
-        Self {
-            frequencies: frequencies.collect(),
-        }
+        Self { frequencies: frequencies.collect() }
     }
 
     /// The rotation of `n` rows by their positions.
@@ -31,17 +28,12 @@ impl Rotary {
     /// Angles are products in f32, as the families' own code has them, so that long positions agree with it.
     pub fn at(&self, positions: &[usize], device: &Device) -> Rotation {
         let angles = positions.iter().flat_map(|&position| {
-            self.frequencies
-                .iter()
-                .map(move |frequency| f64::from(position as f32 * frequency).sin_cos())
+            self.frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency).sin_cos())
         });
         let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(|(sin, cos)| (sin as f32, cos as f32)).unzip();
         let shape = [positions.len(), 1, self.frequencies.len()];
         let tensor = |values| Tensor::from_data(TensorData::new(values, shape), device);
-        Rotation {
-            cos_n1p: tensor(cos),
-            sin_n1p: tensor(sin),
-        }
+        Rotation { cos_n1p: tensor(cos), sin_n1p: tensor(sin) }
     }
 }
 
@@ -63,12 +55,7 @@ fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
     match scaling {
         RopeScaling::None => frequency,
         RopeScaling::Linear { factor } => (f64::from(frequency) / factor) as f32,
-        RopeScaling::Llama3 {
-            factor,
-            low_frequency_factor,
-            high_frequency_factor,
-            original_max_position,
-        } => {
+        RopeScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_max_position } => {
             let frequency = f64::from(frequency);
             // How many turns the pair makes over the context of pre-training.
             let turns = original_max_position as f64 * frequency / TAU;

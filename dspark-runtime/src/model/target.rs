@@ -13,8 +13,7 @@ use super::config::TargetConfig;
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotary;
 use crate::checkpoint::{
-    CheckpointError, WeightDtype, Weights, WeightsToSave, load_module, parameter_shapes, with_stable_ids,
-    write_file,
+    CheckpointError, WeightDtype, Weights, WeightsToSave, load_module, parameter_shapes, with_stable_ids, write_file,
 };
 use crate::kernels;
 
@@ -85,21 +84,14 @@ impl Target {
     ///
     /// # Errors
     /// When a tensor is missing, has another shape, or has no place in the model.
-    pub fn from_weights(
-        config: TargetConfig,
-        weights: &Weights,
-        device: &Device,
-    ) -> Result<Self, CheckpointError> {
+    pub fn from_weights(config: TargetConfig, weights: &Weights, device: &Device) -> Result<Self, CheckpointError> {
         let random = TargetParameters::new(&config, device);
         let (loaded, used) = load_module(random, weights, device)?;
         // Old files carry rotary buffers; files of tied models may repeat the embedding as a head.
         let ignored = |name: &str| {
             name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == "lm_head.weight")
         };
-        let unexpected: Vec<&str> = weights
-            .names()
-            .filter(|name| !used.contains(*name) && !ignored(name))
-            .collect();
+        let unexpected: Vec<&str> = weights.names().filter(|name| !used.contains(*name) && !ignored(name)).collect();
         if let Some(name) = unexpected.first() {
             return Err(CheckpointError::UnexpectedTensor {
                 path: weights.folder().to_owned(),
@@ -107,23 +99,13 @@ impl Target {
                 others: unexpected.len() - 1,
             });
         }
-        Ok(Self {
-            rotary: Rotary::new(&config.layer),
-            config,
-            weights: loaded,
-            device: device.clone(),
-        })
+        Ok(Self { rotary: Rotary::new(&config.layer), config, weights: loaded, device: device.clone() })
     }
 
     /// A target with random weights, for training one or for tests.
     pub fn random(config: TargetConfig, device: &Device) -> Self {
         let weights = with_stable_ids(TargetParameters::new(&config, device));
-        Self {
-            rotary: Rotary::new(&config.layer),
-            config,
-            weights,
-            device: device.clone(),
-        }
+        Self { rotary: Rotary::new(&config.layer), config, weights, device: device.clone() }
     }
 
     /// The configuration.
@@ -166,22 +148,14 @@ impl Target {
 
     /// An empty cache with room for `capacity` tokens.
     pub fn new_cache(&self, capacity: usize) -> KvCache {
-        KvCache::new(
-            &self.config.layer,
-            self.config.num_hidden_layers,
-            capacity,
-            &self.device,
-        )
+        KvCache::new(&self.config.layer, self.config.num_hidden_layers, capacity, &self.device)
     }
 
     /// Runs all segments at once. Captured are the outputs of the layers in `capture`, in that order.
     ///
     /// Every id must be below the vocabulary size; every layer id at least -1 and below the number of layers.
     pub fn forward(&self, segments: &mut [TargetSegment<'_>], capture: &[LayerId]) -> TargetOutput {
-        let ids: Vec<i32> = segments
-            .iter()
-            .flat_map(|segment| segment.ids.iter().map(|&id| id as i32))
-            .collect();
+        let ids: Vec<i32> = segments.iter().flat_map(|segment| segment.ids.iter().map(|&id| id as i32)).collect();
         let total = ids.len();
         let mut positions = Vec::with_capacity(total);
         for segment in segments.iter_mut() {
@@ -210,10 +184,7 @@ impl Target {
                 let mut first = 0;
                 for segment in segments.iter_mut() {
                     let count = segment.ids.len();
-                    let (queries_nhw, new) = (
-                        queries_nhw.clone().narrow(0, first, count),
-                        new.narrow(first, count),
-                    );
+                    let (queries_nhw, new) = (queries_nhw.clone().narrow(0, first, count), new.narrow(first, count));
                     first += count;
                     rows.push(match &mut segment.cache {
                         Some(cache) => cache.attend(index, queries_nhw, new, true),
@@ -234,11 +205,7 @@ impl Target {
             }
         }
         let captured: Vec<Tensor<2>> = captured.into_iter().flatten().collect();
-        assert_eq!(
-            captured.len(),
-            capture.len(),
-            "a captured layer id is out of range"
-        );
+        assert_eq!(captured.len(), capture.len(), "a captured layer id is out of range");
         TargetOutput {
             features_nf: (!captured.is_empty()).then(|| Tensor::cat(captured, 1)),
             last_hidden_nd: self.weights.model.norm.forward(x_nd),
@@ -258,12 +225,7 @@ impl Target {
     /// The same target with other weights, on the device that they are on.
     pub fn with_parameters(&self, weights: TargetParameters) -> Self {
         let device = weights.model.embed_tokens.weight.val().device();
-        Self {
-            config: self.config.clone(),
-            weights,
-            rotary: self.rotary.clone(),
-            device,
-        }
+        Self { config: self.config.clone(), weights, rotary: self.rotary.clone(), device }
     }
 
     /// Writes `config.json` and `model.safetensors` into a folder that is not visible yet.
@@ -294,22 +256,13 @@ impl TargetParameters {
         let (v, d) = (config.vocab_size, config.layer.hidden_size);
         let model = Decoder {
             embed_tokens: Embedding::new(v, d, device),
-            layers: (0..config.num_hidden_layers)
-                .map(|_| DecoderLayer::new(&config.layer, device))
-                .collect(),
+            layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(&config.layer, device)).collect(),
             norm: RmsNorm::new(d, config.layer.rms_norm_eps, device),
         };
-        Self {
-            model,
-            lm_head: (!config.tie_word_embeddings).then(|| Linear::new(d, v, false, device)),
-        }
+        Self { model, lm_head: (!config.tie_word_embeddings).then(|| Linear::new(d, v, false, device)) }
     }
 }
 
 fn join(mut rows: Vec<Tensor<2>>) -> Tensor<2> {
-    if rows.len() == 1 {
-        rows.remove(0)
-    } else {
-        Tensor::cat(rows, 0)
-    }
+    if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) }
 }

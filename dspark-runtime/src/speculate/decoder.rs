@@ -12,6 +12,9 @@ use super::round::{RoundRecord, Verdict, judge};
 use super::uniforms::Uniforms;
 use crate::model::{Draft, KvCache, LayerId, Target, TargetSegment};
 
+/// Tokens of a prompt that go through the target together.
+const PREFILL_ROWS: usize = 512;
+
 /// How to decode.
 #[derive(Clone, Debug)]
 pub struct GenerationOptions {
@@ -79,12 +82,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Answers a prompt of at least one token, all below the vocabulary size.
-    pub fn generate(
-        &self,
-        prompt: &[u32],
-        options: &GenerationOptions,
-        uniforms: &mut dyn Uniforms,
-    ) -> Generation {
+    pub fn generate(&self, prompt: &[u32], options: &GenerationOptions, uniforms: &mut dyn Uniforms) -> Generation {
         self.generate_observed(prompt, options, uniforms, |_| ())
     }
 
@@ -97,29 +95,24 @@ impl<'a> Decoder<'a> {
         mut observe: impl FnMut(RoundDetail<'_>),
     ) -> Generation {
         let started = Instant::now();
-        let room = self
-            .target
-            .config()
-            .max_position_embeddings
-            .saturating_sub(prompt.len());
-        let limit = options.max_new_tokens.min(room);
-        let capture = self
-            .draft
-            .map_or(&[][..], |draft| &draft.config().target_layer_ids);
+        let left = self.target.config().max_position_embeddings.saturating_sub(prompt.len());
+        let limit = options.max_new_tokens.min(left);
+        let capture = self.draft.map_or(&[][..], |draft| &draft.config().target_layer_ids);
         let mut generation = Generation::default();
         if limit == 0 || prompt.is_empty() {
             return generation;
         }
-        let mut cache = self.target.new_cache(prompt.len() + limit.min(1024));
-        let (features_nf, logits) = self.pass(prompt, &mut cache, capture, 1);
+        let block = self.draft.map_or(0, |draft| draft.config().block_size);
+        let room = prompt.len() + limit.min(1024) + block + 1;
+        let mut cache = self.target.new_cache(room);
+        let (features_nf, logits) = self.prefill(prompt, &mut cache, capture);
         let mut anchor = sample(&logits, options.temperature, uniforms.next());
         generation.ids.push(anchor);
         generation.prefill = started.elapsed();
         let started = Instant::now();
         match (self.draft, features_nf) {
             (Some(draft), Some(mut features_nf)) => {
-                let mut context =
-                    draft.new_context(prompt.len() + limit.min(1024) + draft.config().block_size);
+                let mut context = draft.new_context(room);
                 while generation.ids.len() < limit && !options.stop_token_ids.contains(&anchor) {
                     draft.extend_context(&mut context, features_nf);
                     let proposal = propose(draft, &mut context, anchor, options.temperature, uniforms);
@@ -134,8 +127,7 @@ impl<'a> Decoder<'a> {
                         .collect();
                     let verdict = judge(drafted, &proposal.distributions, &target, uniforms);
                     let remaining = limit - generation.ids.len();
-                    let (record, tokens) =
-                        RoundRecord::close(drafted, &verdict, &options.stop_token_ids, remaining);
+                    let (record, tokens) = RoundRecord::close(drafted, &verdict, &options.stop_token_ids, remaining);
                     observe(RoundDetail {
                         anchor,
                         proposal: &proposal,
@@ -171,6 +163,24 @@ impl<'a> Decoder<'a> {
         generation
     }
 
+    /// The prompt, a part at a time, so that memory for attention scores does not grow with its square.
+    fn prefill(
+        &self,
+        prompt: &[u32],
+        cache: &mut KvCache,
+        capture: &[LayerId],
+    ) -> (Option<Tensor<2>>, Vec<Vec<f32>>) {
+        let mut features = Vec::new();
+        let mut logits = Vec::new();
+        for part in prompt.chunks(PREFILL_ROWS) {
+            let (features_nf, last) = self.pass(part, cache, capture, 1);
+            features.extend(features_nf);
+            logits = last;
+        }
+        let features_nf = (!features.is_empty()).then(|| Tensor::cat(features, 0));
+        (features_nf, logits)
+    }
+
     /// One pass of the target: features of all rows, logits of the last `rows`.
     fn pass(
         &self,
@@ -179,20 +189,11 @@ impl<'a> Decoder<'a> {
         capture: &[LayerId],
         rows: usize,
     ) -> (Option<Tensor<2>>, Vec<Vec<f32>>) {
-        let output = self.target.forward(
-            &mut [TargetSegment {
-                ids,
-                cache: Some(cache),
-            }],
-            capture,
-        );
+        let output = self.target.forward(&mut [TargetSegment { ids, cache: Some(cache) }], capture);
         let last_hidden = output.last_hidden_nd.narrow(0, ids.len() - rows, rows);
         let logits_nv = self.target.logits(last_hidden);
         let [_, v] = logits_nv.dims();
-        (
-            output.features_nf,
-            host(logits_nv).chunks(v).map(<[f32]>::to_vec).collect(),
-        )
+        (output.features_nf, host(logits_nv).chunks(v).map(<[f32]>::to_vec).collect())
     }
 }
 

@@ -5,6 +5,9 @@ use crate::kernels::simd;
 /// Below this mass, target and draft agree everywhere but for rounding, and there is nothing to resample from.
 const NO_RESIDUAL: f64 = 1e-8;
 
+/// The lowest temperature that is not greedy.
+const COLDEST: f64 = 1e-6;
+
 /// A distribution over the vocabulary: one token at temperature 0, probabilities in f32 above.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Distribution {
@@ -15,9 +18,10 @@ pub enum Distribution {
 }
 
 impl Distribution {
-    /// `softmax(logits / temperature)`; at temperature 0 the first of the largest logits.
+    /// `softmax(logits / temperature)`; at temperature 0 (and below `COLDEST`, where f32 has no quotients left) the
+    /// first of the largest logits.
     pub fn from_logits(mut logits: Vec<f32>, temperature: f64) -> Self {
-        if temperature == 0.0 {
+        if temperature < COLDEST {
             return Self::OneHot(argmax(&logits));
         }
         let scale = (1.0 / temperature) as f32;
@@ -69,17 +73,12 @@ impl Distribution {
             // A one-hot draft that was rejected has its mass elsewhere.
             (Self::OneHot(token), _) => Self::OneHot(*token),
             (Self::Dense(target), draft) => {
-                let left =
-                    |token: usize| (f64::from(target[token]) - draft.probability(token as u32)).max(0.0);
+                let left = |token: usize| (f64::from(target[token]) - draft.probability(token as u32)).max(0.0);
                 let mass: f64 = (0..target.len()).map(left).sum();
                 if mass <= NO_RESIDUAL {
                     return self.clone();
                 }
-                Self::Dense(
-                    (0..target.len())
-                        .map(|token| (left(token) / mass) as f32)
-                        .collect(),
-                )
+                Self::Dense((0..target.len()).map(|token| (left(token) / mass) as f32).collect())
             }
         }
     }
@@ -132,10 +131,9 @@ mod tests {
 
     #[test]
     fn temperature_zero_takes_the_first_of_the_largest() {
-        assert_eq!(
-            Distribution::from_logits(vec![1.0, 3.0, 3.0, 2.0], 0.0),
-            Distribution::OneHot(1)
-        );
+        for temperature in [0.0, 1e-40] {
+            assert_eq!(Distribution::from_logits(vec![1.0, 3.0, 3.0, 2.0], temperature), Distribution::OneHot(1));
+        }
     }
 
     #[test]

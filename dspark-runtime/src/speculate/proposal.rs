@@ -27,10 +27,7 @@ impl Proposal {
     /// How many tokens to verify when slots below a confidence (the sigmoid of the logit) end the proposal.
     pub fn confident_prefix(&self, threshold: f64) -> usize {
         let below = |logit: &f32| 1.0 / (1.0 + (-f64::from(*logit)).exp()) < threshold;
-        self.confidence_logits
-            .iter()
-            .position(below)
-            .unwrap_or(self.tokens.len())
+        self.confidence_logits.iter().position(below).unwrap_or(self.tokens.len())
     }
 }
 
@@ -53,9 +50,7 @@ pub fn propose(
     let mut previous = anchor;
     for slot in base.chunks(v) {
         let mut row = slot.to_vec();
-        if let (Some(head), Some(factors_1r)) =
-            (&draft.parameters.markov_head, draft.markov_factors(&[previous]))
-        {
+        if let (Some(head), Some(factors_1r)) = (&draft.parameters.markov_head, draft.markov_factors(&[previous])) {
             for (logit, bias) in row.iter_mut().zip(host(head.bias(factors_1r))) {
                 *logit += bias;
             }
@@ -66,10 +61,7 @@ pub fn propose(
         distributions.push(distribution);
         logits.push(row);
     }
-    let before: Vec<u32> = std::iter::once(anchor)
-        .chain(tokens.iter().copied())
-        .take(k)
-        .collect();
+    let before: Vec<u32> = std::iter::once(anchor).chain(tokens.iter().copied()).take(k).collect();
     let confidence = draft.confidence_logits(output.hidden_kd.clone(), draft.markov_factors(&before));
     Proposal {
         tokens,
@@ -82,7 +74,5 @@ pub fn propose(
 
 /// A tensor's values on the host, row-major.
 pub(super) fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor
-        .try_into_vec_as()
-        .unwrap_or_else(|error| panic!("the device failed: {error}"))
+    tensor.try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"))
 }

@@ -69,16 +69,7 @@ impl RoundRecord {
         let accepted = verdict.accepted.min(proposed);
         let committed = tokens.len();
         tokens.truncate(remaining);
-        (
-            Self {
-                proposed,
-                accepted,
-                committed,
-                counted: tokens.len(),
-                stopped,
-            },
-            tokens,
-        )
+        (Self { proposed, accepted, committed, counted: tokens.len(), stopped }, tokens)
     }
 }
 
@@ -96,96 +87,42 @@ mod tests {
     fn an_ordinary_round_commits_accepted_tokens_and_one_more() {
         let (round, tokens) = close(&[1, 2, 3], 2, 7, 100);
         assert_eq!(tokens, [1, 2, 7]);
-        assert_eq!(
-            round,
-            RoundRecord {
-                proposed: 3,
-                accepted: 2,
-                committed: 3,
-                counted: 3,
-                stopped: false
-            }
-        );
+        assert_eq!(round, RoundRecord { proposed: 3, accepted: 2, committed: 3, counted: 3, stopped: false });
     }
 
     #[test]
     fn an_accepted_stop_token_ends_the_round_without_a_bonus() {
         let (round, tokens) = close(&[1, 9, 3], 3, 7, 100);
         assert_eq!(tokens, [1, 9]);
-        assert_eq!(
-            round,
-            RoundRecord {
-                proposed: 2,
-                accepted: 2,
-                committed: 2,
-                counted: 2,
-                stopped: true
-            }
-        );
+        assert_eq!(round, RoundRecord { proposed: 2, accepted: 2, committed: 2, counted: 2, stopped: true });
     }
 
     #[test]
     fn a_rejected_stop_token_does_not_stop() {
         let (round, tokens) = close(&[1, 9, 3], 1, 7, 100);
         assert_eq!(tokens, [1, 7]);
-        assert_eq!(
-            round,
-            RoundRecord {
-                proposed: 3,
-                accepted: 1,
-                committed: 2,
-                counted: 2,
-                stopped: false
-            }
-        );
+        assert_eq!(round, RoundRecord { proposed: 3, accepted: 1, committed: 2, counted: 2, stopped: false });
     }
 
     #[test]
     fn a_stop_token_as_bonus_counts() {
         let (round, tokens) = close(&[1, 2, 3], 1, 9, 100);
         assert_eq!(tokens, [1, 9]);
-        assert_eq!(
-            round,
-            RoundRecord {
-                proposed: 3,
-                accepted: 1,
-                committed: 2,
-                counted: 2,
-                stopped: true
-            }
-        );
+        assert_eq!(round, RoundRecord { proposed: 3, accepted: 1, committed: 2, counted: 2, stopped: true });
     }
 
     #[test]
     fn tokens_beyond_the_limit_do_not_count() {
         let (round, tokens) = close(&[1, 2, 3], 3, 7, 2);
         assert_eq!(tokens, [1, 2]);
-        assert_eq!(
-            round,
-            RoundRecord {
-                proposed: 3,
-                accepted: 3,
-                committed: 4,
-                counted: 2,
-                stopped: false
-            }
-        );
+        assert_eq!(round, RoundRecord { proposed: 3, accepted: 3, committed: 4, counted: 2, stopped: false });
     }
 
     #[test]
     fn an_empty_proposal_commits_one_token() {
         let (round, tokens) = close(&[], 0, 7, 100);
         assert_eq!(tokens, [7]);
-        assert_eq!(
-            round,
-            RoundRecord {
-                proposed: 0,
-                accepted: 0,
-                committed: 1,
-                counted: 1,
-                stopped: false
-            }
-        );
+        assert_eq!(round, RoundRecord { proposed: 0, accepted: 0, committed: 1, counted: 1, stopped: false });
     }
 
     struct Fixed(Vec<f64>);

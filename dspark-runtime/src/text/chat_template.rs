@@ -49,16 +49,9 @@ impl ChatTemplate {
         environment.add_test("sequence", python::is_sequence);
         environment.add_function("raise_exception", python::raise_exception);
         environment.add_function("strftime_now", python::strftime_now);
-        environment
-            .add_template_owned(TEMPLATE, prepared(&source))
-            .map_err(|error| template_error(&name, &error))?;
+        environment.add_template_owned(TEMPLATE, prepared(&source)).map_err(|error| template_error(&name, &error))?;
         let special_tokens = variables(special_tokens);
-        Ok(Self {
-            name,
-            source,
-            environment,
-            special_tokens,
-        })
+        Ok(Self { name, source, environment, special_tokens })
     }
 
     /// Where the template comes from: a file, and the field in it.
@@ -88,10 +81,7 @@ impl ChatTemplate {
         // `tools` and `documents` are always defined there, as none, and templates do test for both.
         let defaults = [("tools", Value::from(())), ("documents", Value::from(()))];
         let conversation = [
-            (
-                "messages",
-                messages.iter().map(python::to_template_value).collect(),
-            ),
+            ("messages", messages.iter().map(python::to_template_value).collect()),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
         ];
         let named = |(name, value): (&str, Value)| (name.to_owned(), value);
@@ -112,17 +102,12 @@ impl ChatTemplate {
 
 impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ChatTemplate")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        f.debug_struct("ChatTemplate").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
 fn variables(values: &Map<String, serde_json::Value>) -> Vec<(String, Value)> {
-    values
-        .iter()
-        .map(|(name, value)| (name.clone(), python::to_template_value(value)))
-        .collect()
+    values.iter().map(|(name, value)| (name.clone(), python::to_template_value(value))).collect()
 }
 
 fn template_error(name: &str, error: &minijinja::Error) -> TextError {
@@ -130,11 +115,7 @@ fn template_error(name: &str, error: &minijinja::Error) -> TextError {
         Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),
     };
-    TextError::Template {
-        name: name.to_owned(),
-        line: error.line().unwrap_or(0),
-        message,
-    }
+    TextError::Template { name: name.to_owned(), line: error.line().unwrap_or(0), message }
 }
 
 /// The source as the engine takes it. As in Jinja every line of a template ends with a line feed, whatever the
@@ -154,10 +135,7 @@ fn prepared(source: &str) -> String {
         rest = body;
         for (word, replacement) in [("generation", "with"), ("endgeneration", "endwith")] {
             if let Some(after) = body.strip_prefix(word)
-                && after
-                    .trim_start()
-                    .trim_start_matches(['-', '+'])
-                    .starts_with("%}")
+                && after.trim_start().trim_start_matches(['-', '+']).starts_with("%}")
             {
                 out.push_str(replacement);
                 rest = after;
@@ -175,10 +153,7 @@ mod tests {
 
     fn render(source: &str, arguments: serde_json::Value) -> Result<String, TextError> {
         let template = ChatTemplate::new("test", source, json!({"bos_token": "<s>"}).as_object().unwrap())?;
-        let messages = [
-            json!({"role": "user", "content": "hi"}),
-            json!({"role": "assistant", "content": "ho"}),
-        ];
+        let messages = [json!({"role": "user", "content": "hi"}), json!({"role": "assistant", "content": "ho"})];
         template.render(&messages, arguments.as_object().unwrap(), true)
     }
 
@@ -191,28 +166,19 @@ mod tests {
 
     #[test]
     fn lines_end_with_a_line_feed() {
-        assert_eq!(
-            render("a\r\n{% if true %}\r\nb\rc{% endif %}{{ '\\r' }}", json!({})).unwrap(),
-            "a\nb\nc\r"
-        );
+        assert_eq!(render("a\r\n{% if true %}\r\nb\rc{% endif %}{{ '\\r' }}", json!({})).unwrap(), "a\nb\nc\r");
     }
 
     #[test]
     fn tools_are_none_unless_given() {
         let source = "{{ tools is defined }} {{ tools is none }} {{ documents }} {{ nothing }}|";
         assert_eq!(render(source, json!({})).unwrap(), "True True None |");
-        assert_eq!(
-            render(source, json!({"tools": [1]})).unwrap(),
-            "True False None |"
-        );
+        assert_eq!(render(source, json!({"tools": [1]})).unwrap(), "True False None |");
     }
 
     #[test]
     fn arguments_win_over_special_tokens() {
-        assert_eq!(
-            render("{{ bos_token }}", json!({"bos_token": "<b>"})).unwrap(),
-            "<b>"
-        );
+        assert_eq!(render("{{ bos_token }}", json!({"bos_token": "<b>"})).unwrap(), "<b>");
     }
 
     #[test]
@@ -223,11 +189,7 @@ mod tests {
             r#"{"b": "<é>&'\"\n\u0001", "a": [1, 2.0, true, null], "e": {}, "f": []}"#
         );
         assert_eq!(
-            render(
-                "{{ tool | tojson(indent=2) }}",
-                json!({"tool": {"a": [1, "x"], "e": {}}})
-            )
-            .unwrap(),
+            render("{{ tool | tojson(indent=2) }}", json!({"tool": {"a": [1, "x"], "e": {}}})).unwrap(),
             "{\n  \"a\": [\n    1,\n    \"x\"\n  ],\n  \"e\": {}\n}"
         );
         assert_eq!(
@@ -274,24 +236,12 @@ mod tests {
             ("{{ 'a</think>b'.split('</think>')[-1].lstrip('\\n') }}", "b"),
             ("{{ 'abc'.removeprefix('a').removesuffix('c') }}", "b"),
             ("{{ 'a-b-c'.rsplit('-', 1) }}", "['a-b', 'c']"),
-            (
-                "{{ 'a-b-c'.partition('-')[2] }} {{ 'a-b-c'.rpartition('-')[0] }}",
-                "b-c a-b",
-            ),
+            ("{{ 'a-b-c'.partition('-')[2] }} {{ 'a-b-c'.rpartition('-')[0] }}", "b-c a-b"),
             ("{{ messages[0].get('name', 'none') }}", "none"),
-            (
-                "{% for k, v in messages[0].items() %}{{ k }}={{ v }};{% endfor %}",
-                "role=user;content=hi;",
-            ),
+            ("{% for k, v in messages[0].items() %}{{ k }}={{ v }};{% endfor %}", "role=user;content=hi;"),
             ("{{ ' x '.strip() | upper }}", "X"),
-            (
-                "{{ 'x' is sequence }} {{ messages is sequence }} {{ 1 is sequence }}",
-                "True True False",
-            ),
-            (
-                "{{ 1e-5 }} {{ 1.0 }} {{ none }} {{ true }} {{ ['a'] }}",
-                "1e-05 1.0 None True ['a']",
-            ),
+            ("{{ 'x' is sequence }} {{ messages is sequence }} {{ 1 is sequence }}", "True True False"),
+            ("{{ 1e-5 }} {{ 1.0 }} {{ none }} {{ true }} {{ ['a'] }}", "1e-05 1.0 None True ['a']"),
         ];
         for (source, rendered) in cases {
             assert_eq!(render(source, json!({})).unwrap(), rendered, "{source}");

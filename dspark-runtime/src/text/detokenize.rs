@@ -24,13 +24,7 @@ pub struct Detokenizer {
 impl Detokenizer {
     /// A stream that begins with nothing before it.
     pub fn new(tokenizer: &Tokenizer, skip_special_tokens: bool) -> Self {
-        Self {
-            tokenizer: tokenizer.clone(),
-            skip_special_tokens,
-            window: Vec::new(),
-            waiting: 0,
-            given_out: 0,
-        }
+        Self { tokenizer: tokenizer.clone(), skip_special_tokens, window: Vec::new(), waiting: 0, given_out: 0 }
     }
 
     /// Takes the next id and returns the text that has become final, if any.
@@ -70,10 +64,7 @@ impl Detokenizer {
     }
 
     fn give_out(&mut self, text: &str) -> Option<String> {
-        let piece = text
-            .get(self.given_out..)
-            .filter(|piece| !piece.is_empty())?
-            .to_owned();
+        let piece = text.get(self.given_out..).filter(|piece| !piece.is_empty())?.to_owned();
         self.given_out = text.len();
         Some(piece)
     }
@@ -112,10 +103,7 @@ mod tests {
         let tokenizer = testing::load(&testing::byte_level());
         let ids = tokenizer.encode("a🦀 th", false).unwrap();
         let expected = [Some("a"), None, None, None, Some("🦀"), Some(" th"), None];
-        assert_eq!(
-            pieces(&tokenizer, &ids, true),
-            expected.map(|piece| piece.map(str::to_owned))
-        );
+        assert_eq!(pieces(&tokenizer, &ids, true), expected.map(|piece| piece.map(str::to_owned)));
     }
 
     #[test]
@@ -123,10 +111,7 @@ mod tests {
         let tokenizer = testing::load(&testing::byte_level());
         let mut ids = tokenizer.encode("é", false).unwrap();
         ids.pop();
-        assert_eq!(
-            pieces(&tokenizer, &ids, true),
-            [None, Some("\u{fffd}".to_owned())]
-        );
+        assert_eq!(pieces(&tokenizer, &ids, true), [None, Some("\u{fffd}".to_owned())]);
     }
 
     #[test]
@@ -142,10 +127,7 @@ mod tests {
         let tokenizer = testing::load(&testing::sentence_piece());
         let end = tokenizer.token_id("</s>").unwrap();
         let the = tokenizer.token_id("▁th").unwrap();
-        let text: Vec<String> = pieces(&tokenizer, &[the, end, the], true)
-            .into_iter()
-            .flatten()
-            .collect();
+        let text: Vec<String> = pieces(&tokenizer, &[the, end, the], true).into_iter().flatten().collect();
         assert_eq!(text, ["th", " th"]);
     }
 
@@ -161,18 +143,8 @@ mod tests {
     fn one_wrong_byte_spoils_its_run_in_both_ways_of_decoding() {
         let tokenizer = testing::load(&testing::sentence_piece());
         let ids = ["t", "<0xC3>", "<0xA4>", "<0xFF>", "h"].map(|token| tokenizer.token_id(token).unwrap());
-        let expected = [
-            Some("t"),
-            None,
-            None,
-            None,
-            Some("\u{fffd}\u{fffd}\u{fffd}h"),
-            None,
-        ];
-        assert_eq!(
-            pieces(&tokenizer, &ids, true),
-            expected.map(|piece| piece.map(str::to_owned))
-        );
+        let expected = [Some("t"), None, None, None, Some("\u{fffd}\u{fffd}\u{fffd}h"), None];
+        assert_eq!(pieces(&tokenizer, &ids, true), expected.map(|piece| piece.map(str::to_owned)));
     }
 
     #[test]

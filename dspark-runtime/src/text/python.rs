@@ -22,20 +22,16 @@ pub(super) fn to_template_value(json: &serde_json::Value) -> Value {
         },
         Json::String(text) => Value::from(text.as_str()),
         Json::Array(items) => items.iter().map(to_template_value).collect(),
-        Json::Object(fields) => Value::from_pairs(
-            fields
-                .iter()
-                .map(|(key, value)| (key.as_str(), to_template_value(value))),
-        ),
+        Json::Object(fields) => {
+            Value::from_pairs(fields.iter().map(|(key, value)| (key.as_str(), to_template_value(value))))
+        }
     }
 }
 
 /// How `{{ value }}` is printed. The engine prints as Python does, but for very small and very large floats.
 pub(super) fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     if value.is_number() && !value.is_integer() {
-        return out
-            .write_str(&python_float(f64::try_from(value.clone())?))
-            .map_err(Error::from);
+        return out.write_str(&python_float(f64::try_from(value.clone())?)).map_err(Error::from);
     }
     escape_formatter(out, state, value)
 }
@@ -52,12 +48,7 @@ pub(super) fn raise_exception(message: String) -> Result<Value, Error> {
 
 /// Python methods that templates call and the engine does not have: first the ones below, then those of
 /// minijinja's own collection.
-pub(super) fn call_method(
-    state: &mut State,
-    value: &Value,
-    method: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
+pub(super) fn call_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
         match method {
             "removeprefix" => {
@@ -103,9 +94,7 @@ pub(super) fn call_method(
 /// the standard library knows no other. A template that shows a date takes `date_string` as an argument,
 /// which is how a run stays reproducible.
 pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
-    let seconds = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.as_secs());
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
     strftime(format, seconds)
 }
 
@@ -124,15 +113,7 @@ const MONTHS: [&str; 12] = [
     "December",
 ];
 /// From the weekday of the first of January 1970.
-const WEEKDAYS: [&str; 7] = [
-    "Thursday",
-    "Friday",
-    "Saturday",
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-];
+const WEEKDAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
 fn strftime(format: &str, unix_seconds: u64) -> Result<String, Error> {
     let (days, second_of_day) = (unix_seconds / 86_400, unix_seconds % 86_400);
@@ -187,11 +168,7 @@ fn civil_date(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
@@ -210,10 +187,7 @@ mod tests {
         ] {
             assert_eq!(strftime("%a %d %b %Y %I:%M:%S %p", seconds).unwrap(), written);
         }
-        assert_eq!(
-            strftime("%A, %B %d, %y %H%% %m", 1_709_251_199).unwrap(),
-            "Thursday, February 29, 24 23% 02"
-        );
+        assert_eq!(strftime("%A, %B %d, %y %H%% %m", 1_709_251_199).unwrap(), "Thursday, February 29, 24 23% 02");
     }
 
     #[test]

@@ -13,8 +13,7 @@ pub(super) fn byte_level() -> TempDir {
     alphabet.sort();
     alphabet.extend(["th".to_owned(), "Ġth".to_owned()]);
     let first_added = alphabet.len();
-    let byte_level =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     directory(&json!({
         "version": "1.0",
         "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
@@ -88,11 +87,7 @@ fn directory(tokenizer: &Value) -> TempDir {
 }
 
 fn vocabulary(tokens: &[String]) -> Map<String, Value> {
-    tokens
-        .iter()
-        .zip(0..)
-        .map(|(token, id)| (token.clone(), Value::from(id)))
-        .collect()
+    tokens.iter().zip(0..).map(|(token, id)| (token.clone(), Value::from(id))).collect()
 }
 
 fn added_token(id: usize, content: &str, special: bool) -> Value {

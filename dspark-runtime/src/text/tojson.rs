@@ -29,15 +29,7 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
     };
     let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     options.assert_all_used()?;
-    let mut writer = JsonWriter {
-        out: String::new(),
-        ensure_ascii,
-        indent,
-        item,
-        key,
-        sort_keys,
-        depth: 0,
-    };
+    let mut writer = JsonWriter { out: String::new(), ensure_ascii, indent, item, key, sort_keys, depth: 0 };
     writer.write(value)?;
     Ok(Value::from(writer.out))
 }
@@ -86,10 +78,7 @@ impl JsonWriter {
                 self.close('}', keys.is_empty());
             }
             other => {
-                return Err(Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("tojson: {other} is not a JSON value"),
-                ));
+                return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: {other} is not a JSON value")));
             }
         }
         Ok(())

@@ -32,21 +32,11 @@ impl Tokenizer {
     /// A file that cannot be read or understood, with its name and the field.
     pub fn from_directory(directory: &Path) -> Result<Self, TextError> {
         let path = directory.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|source| TextError::Read {
-            path: path.clone(),
-            source,
-        })?;
-        let broken = |message: String| TextError::Tokenizer {
-            path: path.clone(),
-            message,
-        };
-        let mut tokenizer =
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| broken(error.to_string()))?;
+        let bytes = std::fs::read(&path).map_err(|source| TextError::Read { path: path.clone(), source })?;
+        let broken = |message: String| TextError::Tokenizer { path: path.clone(), message };
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| broken(error.to_string()))?;
         // Truncation and padding left over from training would cut or fill every text unasked.
-        tokenizer
-            .with_padding(None)
-            .with_truncation(None)
-            .map_err(|error| broken(error.to_string()))?;
+        tokenizer.with_padding(None).with_truncation(None).map_err(|error| broken(error.to_string()))?;
         if let Some(post_processor) = tokenizer.get_post_processor() {
             let mut post_processor = post_processor.clone();
             keep_whitespace_in_offsets(&mut post_processor);
@@ -56,9 +46,7 @@ impl Tokenizer {
         let config = TokenizerConfig::read(directory)?;
         for (id, token) in &config.added_tokens {
             if tokenizer.token_to_id(&token.content).is_none() {
-                tokenizer
-                    .add_tokens([token.clone()])
-                    .map_err(|error| broken(error.to_string()))?;
+                tokenizer.add_tokens([token.clone()]).map_err(|error| broken(error.to_string()))?;
             }
             let actual = tokenizer.token_to_id(&token.content);
             if actual != Some(*id) {
@@ -72,23 +60,13 @@ impl Tokenizer {
         }
         let stop_token_ids = match read_stop_token_ids(directory)? {
             Some(ids) => ids,
-            None => config
-                .special_token("eos_token")
-                .and_then(|token| tokenizer.token_to_id(token))
-                .into_iter()
-                .collect(),
+            None => {
+                config.special_token("eos_token").and_then(|token| tokenizer.token_to_id(token)).into_iter().collect()
+            }
         };
         let has_byte_fallback = tokenizer.get_decoder().is_some_and(falls_back_to_bytes);
         let directory = directory.to_owned();
-        Ok(Self {
-            inner: Arc::new(Inner {
-                directory,
-                tokenizer,
-                config,
-                stop_token_ids,
-                has_byte_fallback,
-            }),
-        })
+        Ok(Self { inner: Arc::new(Inner { directory, tokenizer, config, stop_token_ids, has_byte_fallback }) })
     }
 
     /// The directory it was read from.
@@ -102,11 +80,8 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Encode`] if the tokeniser has no token for a part of the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, TextError> {
-        let encoding = self
-            .inner
-            .tokenizer
-            .encode_fast(text, add_special_tokens)
-            .map_err(|error| encode_error(text, &error))?;
+        let encoding =
+            self.inner.tokenizer.encode_fast(text, add_special_tokens).map_err(|error| encode_error(text, &error))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -120,11 +95,8 @@ impl Tokenizer {
         text: &str,
         add_special_tokens: bool,
     ) -> Result<Vec<(TokenId, Range<usize>)>, TextError> {
-        let encoding = self
-            .inner
-            .tokenizer
-            .encode(text, add_special_tokens)
-            .map_err(|error| encode_error(text, &error))?;
+        let encoding =
+            self.inner.tokenizer.encode(text, add_special_tokens).map_err(|error| encode_error(text, &error))?;
         let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end);
         Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
     }
@@ -138,10 +110,7 @@ impl Tokenizer {
         self.inner
             .tokenizer
             .decode(ids, skip_special_tokens)
-            .map_err(|error| TextError::Decode {
-                count: ids.len(),
-                message: error.to_string(),
-            })
+            .map_err(|error| TextError::Decode { count: ids.len(), message: error.to_string() })
     }
 
     /// The id of a token as it stands in the vocabulary, such as `<|im_end|>`.
@@ -173,27 +142,16 @@ impl Tokenizer {
 
     /// Every special token with its id, by ascending id.
     pub fn special_tokens(&self) -> Vec<(TokenId, String)> {
-        let added = self
-            .inner
-            .tokenizer
-            .get_added_vocabulary()
-            .get_added_tokens_decoder();
-        let mut special: Vec<_> = added
-            .iter()
-            .filter(|(_, token)| token.special)
-            .map(|(id, token)| (*id, token.content.clone()))
-            .collect();
+        let added = self.inner.tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+        let mut special: Vec<_> =
+            added.iter().filter(|(_, token)| token.special).map(|(id, token)| (*id, token.content.clone())).collect();
         special.sort_unstable();
         special
     }
 
     /// Whether `skip_special_tokens` leaves this id out.
     pub fn is_special(&self, id: TokenId) -> bool {
-        let added = self
-            .inner
-            .tokenizer
-            .get_added_vocabulary()
-            .get_added_tokens_decoder();
+        let added = self.inner.tokenizer.get_added_vocabulary().get_added_tokens_decoder();
         added.get(&id).is_some_and(|token| token.special)
     }
 
@@ -272,10 +230,7 @@ fn falls_back_to_bytes(decoder: &DecoderWrapper) -> bool {
 }
 
 fn encode_error(text: &str, error: &tokenizers::Error) -> TextError {
-    TextError::Encode {
-        text: text.chars().take(60).collect(),
-        message: error.to_string(),
-    }
+    TextError::Encode { text: text.chars().take(60).collect(), message: error.to_string() }
 }
 
 #[cfg(test)]

@@ -25,10 +25,7 @@ impl TokenizerConfig {
     /// Reads what `directory` has.
     pub(super) fn read(directory: &Path) -> Result<Self, TextError> {
         let path = directory.join("tokenizer_config.json");
-        let mut config = Self {
-            path,
-            ..Self::default()
-        };
+        let mut config = Self { path, ..Self::default() };
         let fields = read_object(&config.path)?.unwrap_or_default();
         config.read_special_tokens(&fields)?;
         config.read_added_tokens(&fields)?;
@@ -42,27 +39,18 @@ impl TokenizerConfig {
     }
 
     fn read_special_tokens(&mut self, fields: &Map<String, Value>) -> Result<(), TextError> {
-        const NAMES: [&str; 7] = [
-            "bos_token",
-            "eos_token",
-            "unk_token",
-            "sep_token",
-            "pad_token",
-            "cls_token",
-            "mask_token",
-        ];
+        const NAMES: [&str; 7] =
+            ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
         for name in NAMES {
             if let Some(value) = fields.get(name).filter(|value| !value.is_null()) {
-                let text = token_text(value).ok_or_else(|| {
-                    wrong_field(&self.path, name, "a string or an object with `content`", value)
-                })?;
+                let text = token_text(value)
+                    .ok_or_else(|| wrong_field(&self.path, name, "a string or an object with `content`", value))?;
                 self.special_tokens.insert(name.to_owned(), Value::from(text));
             }
         }
         if let Some(Value::Array(tokens)) = fields.get("additional_special_tokens") {
             let texts = tokens.iter().filter_map(token_text).map(Value::from).collect();
-            self.special_tokens
-                .insert("additional_special_tokens".to_owned(), texts);
+            self.special_tokens.insert("additional_special_tokens".to_owned(), texts);
         }
         Ok(())
     }
@@ -72,18 +60,14 @@ impl TokenizerConfig {
         let Some(declared) = fields.get(FIELD).filter(|value| !value.is_null()) else {
             return Ok(());
         };
-        let declared = declared
-            .as_object()
-            .ok_or_else(|| wrong_field(&self.path, FIELD, "an object", declared))?;
+        let declared = declared.as_object().ok_or_else(|| wrong_field(&self.path, FIELD, "an object", declared))?;
         for (id, token) in declared {
             let field = format!("{FIELD}.{id}");
-            let number = id
-                .parse::<TokenId>()
-                .map_err(|_| wrong_field(&self.path, &field, "a token id as the key", token))?;
+            let number =
+                id.parse::<TokenId>().map_err(|_| wrong_field(&self.path, &field, "a token id as the key", token))?;
             let content = token_text(token)
                 .ok_or_else(|| wrong_field(&self.path, &field, "an object with `content`", token))?;
-            let flag =
-                |name: &str, default: bool| token.get(name).and_then(Value::as_bool).unwrap_or(default);
+            let flag = |name: &str, default: bool| token.get(name).and_then(Value::as_bool).unwrap_or(default);
             let special = flag("special", false);
             let added = AddedToken::from(content, special)
                 .single_word(flag("single_word", false))
@@ -103,10 +87,9 @@ impl TokenizerConfig {
             Ok(source) => (file.display().to_string(), source),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => match fields.get("chat_template") {
                 None | Some(Value::Null) => return Ok(()),
-                Some(value) => (
-                    format!("{} (chat_template)", self.path.display()),
-                    self.choose_template(value)?.to_owned(),
-                ),
+                Some(value) => {
+                    (format!("{} (chat_template)", self.path.display()), self.choose_template(value)?.to_owned())
+                }
             },
             Err(source) => return Err(TextError::Read { path: file, source }),
         };
@@ -155,9 +138,7 @@ pub(super) fn read_stop_token_ids(directory: &Path) -> Result<Option<Vec<TokenId
         let mut ids = Vec::with_capacity(listed.len());
         for item in listed {
             let id = item.as_u64().and_then(|id| TokenId::try_from(id).ok());
-            ids.push(
-                id.ok_or_else(|| wrong_field(&path, FIELD, "a token id or a list of token ids", value))?,
-            );
+            ids.push(id.ok_or_else(|| wrong_field(&path, FIELD, "a token id or a list of token ids", value))?);
         }
         return Ok(Some(ids));
     }
@@ -175,18 +156,10 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TextError> {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => {
-            return Err(TextError::Read {
-                path: path.to_owned(),
-                source,
-            });
+            return Err(TextError::Read { path: path.to_owned(), source });
         }
     };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|source| TextError::Json {
-            path: path.to_owned(),
-            source,
-        })
+    serde_json::from_slice(&bytes).map(Some).map_err(|source| TextError::Json { path: path.to_owned(), source })
 }
 
 fn wrong_field(path: &Path, field: &str, expected: &'static str, found: &Value) -> TextError {
@@ -196,10 +169,5 @@ fn wrong_field(path: &Path, field: &str, expected: &'static str, found: &Value) 
         shown.truncate(cut);
         shown.push_str("...");
     }
-    TextError::Field {
-        path: path.to_owned(),
-        field: field.to_owned(),
-        expected,
-        found: shown,
-    }
+    TextError::Field { path: path.to_owned(), field: field.to_owned(), expected, found: shown }
 }

@@ -28,9 +28,7 @@ pub fn target(seed: u64) -> Target {
         "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2, "vocab_size": VOCABULARY,
         "rms_norm_eps": 1e-6, "max_position_embeddings": 64, "tie_word_embeddings": true,
     });
-    let Value::Object(fields) = fields else {
-        unreachable!()
-    };
+    let Value::Object(fields) = fields else { unreachable!() };
     let config = TargetConfig::from_fields(JsonFields::new("config.json", fields)).unwrap();
     let target = Target::random(config, &device);
     let weights = target.parameters().clone().map(&mut Scale(10.0));

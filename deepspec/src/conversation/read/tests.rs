@@ -31,19 +31,13 @@ fn rows_keep_the_order_of_the_files() {
     let second = lines(&directory, "second.jsonl", &[named]);
     let tokenizer = testing::tokenizer(Some("smollm2"));
     let (samples, report) = read_samples(&[first, second], &tokenizer, &options()).unwrap();
-    assert_eq!(
-        (report.read, report.kept, report.malformed.len()),
-        (1501, 1501, 0)
-    );
+    assert_eq!((report.read, report.kept, report.malformed.len()), (1501, 1501, 0));
     assert_eq!(samples[0].id, "first.jsonl, line 1");
     assert_eq!(samples[1499].id, "first.jsonl, line 1500");
     assert_eq!(samples[1500].id, "7");
     for (index, sample) in samples[..1500].iter().enumerate() {
         let text = tokenizer.decode(&sample.token_ids, false).unwrap();
-        assert!(
-            text.contains(&format!("user\n{index}<|im_end|>")),
-            "{index}: {text}"
-        );
+        assert!(text.contains(&format!("user\n{index}<|im_end|>")), "{index}: {text}");
     }
 }
 
@@ -58,46 +52,23 @@ fn malformed_rows_are_counted_with_file_and_line() {
     std::fs::write(&path, bytes).unwrap();
     let tokenizer = testing::tokenizer(Some("qwen3"));
     let (samples, report) = read_samples(std::slice::from_ref(&path), &tokenizer, &options()).unwrap();
-    assert_eq!(
-        (samples.len(), report.read, report.kept, report.too_short),
-        (1, 6, 1, 1)
-    );
-    let found: Vec<RowNumber> = report
-        .malformed
-        .iter()
-        .map(|malformed| malformed.number)
-        .collect();
+    assert_eq!((samples.len(), report.read, report.kept, report.too_short), (1, 6, 1, 1));
+    let found: Vec<RowNumber> = report.malformed.iter().map(|malformed| malformed.number).collect();
     assert_eq!(found, [3, 4, 5, 7].map(RowNumber::Line));
     assert!(report.malformed.iter().all(|malformed| malformed.file == path));
     let printed = report.to_string();
-    assert!(
-        printed.starts_with("6 rows read, 1 kept (0 of them truncated), 1 too short, 4 malformed"),
-        "{printed}"
-    );
-    assert!(
-        printed.contains("data.jsonl, line 4: should be a JSON object, found a list"),
-        "{printed}"
-    );
+    assert!(printed.starts_with("6 rows read, 1 kept (0 of them truncated), 1 too short, 4 malformed"), "{printed}");
+    assert!(printed.contains("data.jsonl, line 4: should be a JSON object, found a list"), "{printed}");
 }
 
 #[test]
 fn strict_reading_stops_at_the_first_malformed_row() {
     let directory = TempDir::new().unwrap();
-    let path = lines(
-        &directory,
-        "data.jsonl",
-        &[row("q", ANSWER), "{".to_owned(), "[".to_owned()],
-    );
+    let path = lines(&directory, "data.jsonl", &[row("q", ANSWER), "{".to_owned(), "[".to_owned()]);
     let tokenizer = testing::tokenizer(Some("smollm2"));
-    let strict = ReadOptions {
-        strict: true,
-        ..options()
-    };
+    let strict = ReadOptions { strict: true, ..options() };
     let error = read_samples(&[path], &tokenizer, &strict).unwrap_err();
-    assert!(
-        error.to_string().contains("data.jsonl, line 2: not valid JSON"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("data.jsonl, line 2: not valid JSON"), "{error}");
 }
 
 #[test]
@@ -106,10 +77,7 @@ fn long_samples_are_cut_before_their_tokens_are_counted() {
     let long = "word ".repeat(200);
     let path = lines(&directory, "data.jsonl", &[row("q", &long), row(&long, ANSWER)]);
     let tokenizer = testing::tokenizer(Some("smollm2"));
-    let short = ReadOptions {
-        max_length: 300,
-        ..options()
-    };
+    let short = ReadOptions { max_length: 300, ..options() };
     let (samples, report) = read_samples(&[path], &tokenizer, &short).unwrap();
     assert_eq!(samples[0].token_ids.len(), 300);
     assert_eq!((report.kept, report.truncated, report.too_short), (1, 1, 1));
@@ -123,11 +91,7 @@ fn template_arguments_reach_the_template() {
     let tokenizer = testing::tokenizer(Some("qwen3"));
     let mut arguments = Map::new();
     arguments.insert("tools".to_owned(), tools);
-    let with_tools = ReadOptions {
-        template_arguments: arguments,
-        max_length: 4096,
-        ..options()
-    };
+    let with_tools = ReadOptions { template_arguments: arguments, max_length: 4096, ..options() };
     let (samples, _) = read_samples(&[path], &tokenizer, &with_tools).unwrap();
     let text = tokenizer.decode(&samples[0].token_ids, false).unwrap();
     assert!(text.contains("a_tool_to_be_found"), "{text}");
@@ -136,30 +100,16 @@ fn template_arguments_reach_the_template() {
 #[test]
 fn plain_text_needs_no_template() {
     let directory = TempDir::new().unwrap();
-    let rows = [
-        json!({"text": "once upon a time there was"}).to_string(),
-        row("q", ANSWER),
-    ];
+    let rows = [json!({"text": "once upon a time there was"}).to_string(), row("q", ANSWER)];
     let path = lines(&directory, "data.jsonl", &rows);
     let tokenizer = testing::tokenizer(None);
-    let text = ReadOptions {
-        format: Format::Text,
-        ..options()
-    };
+    let text = ReadOptions { format: Format::Text, ..options() };
     let (samples, report) = read_samples(std::slice::from_ref(&path), &tokenizer, &text).unwrap();
     assert_eq!(samples[0].supervised_tokens(), samples[0].token_ids.len() - 1);
-    assert!(
-        report.malformed[0].reason.contains("`text` is missing"),
-        "{report}"
-    );
+    assert!(report.malformed[0].reason.contains("`text` is missing"), "{report}");
 
-    let error = read_samples(&[path], &tokenizer, &options())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("has no chat template") && error.contains("data.format = \"text\""),
-        "{error}"
-    );
+    let error = read_samples(&[path], &tokenizer, &options()).unwrap_err().to_string();
+    assert!(error.contains("has no chat template") && error.contains("data.format = \"text\""), "{error}");
 }
 
 #[test]
@@ -167,13 +117,8 @@ fn nothing_left_is_an_error_with_the_counts() {
     let directory = TempDir::new().unwrap();
     let tokenizer = testing::tokenizer(Some("smollm2"));
     let path = lines(&directory, "data.jsonl", &[row("q", "short"), "{}".to_owned()]);
-    let error = read_samples(&[path], &tokenizer, &options())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("data.jsonl left no sample") && error.contains("1 too short, 1 malformed"),
-        "{error}"
-    );
+    let error = read_samples(&[path], &tokenizer, &options()).unwrap_err().to_string();
+    assert!(error.contains("data.jsonl left no sample") && error.contains("1 too short, 1 malformed"), "{error}");
     let error = read_samples(&[], &tokenizer, &options()).unwrap_err().to_string();
     assert!(error.contains("an empty list of data files"), "{error}");
 }
@@ -184,15 +129,9 @@ fn a_token_beyond_the_vocabulary_is_an_error_even_when_not_strict() {
     let path = lines(&directory, "data.jsonl", &[row("q", ANSWER)]);
     let tokenizer = testing::tokenizer(Some("smollm2"));
     assert_eq!(tokenizer.vocabulary_size(), VOCABULARY_SIZE);
-    let small = ReadOptions {
-        vocabulary_size: VOCABULARY_SIZE - 1,
-        ..options()
-    };
+    let small = ReadOptions { vocabulary_size: VOCABULARY_SIZE - 1, ..options() };
     let error = read_samples(&[path], &tokenizer, &small).unwrap_err().to_string();
-    assert!(
-        error.contains("data.jsonl, line 1: token \"<|im_end|>\" has the id 262"),
-        "{error}"
-    );
+    assert!(error.contains("data.jsonl, line 1: token \"<|im_end|>\" has the id 262"), "{error}");
 }
 
 #[test]

@@ -16,11 +16,7 @@ pub(super) struct Speaker<'a> {
 
 impl<'a> Speaker<'a> {
     pub(super) fn new(dice: &'a mut Dice, topic: &'static Topic) -> Self {
-        Self {
-            dice,
-            topic,
-            said: Vec::new(),
-        }
+        Self { dice, topic, said: Vec::new() }
     }
 
     /// An answer of two to four sentences to a request of the given kind.
@@ -31,9 +27,7 @@ impl<'a> Speaker<'a> {
         }
         let sentences = if request.opinion { OPINIONS } else { SENTENCES };
         for _ in 0..self.dice.between(2, 3) {
-            let fresh = (0..8)
-                .map(|_| self.dice.pick(sentences))
-                .find(|one| !templates.contains(one));
+            let fresh = (0..8).map(|_| self.dice.pick(sentences)).find(|one| !templates.contains(one));
             templates.extend(fresh);
         }
         if templates.len() < 4 && self.dice.chance(35) {
@@ -54,9 +48,7 @@ impl<'a> Speaker<'a> {
         while let Some(start) = rest.find(['{', '[']) {
             text.push_str(&rest[..start]);
             let choice = rest[start..].starts_with('[');
-            let length = rest[start..]
-                .find(if choice { ']' } else { '}' })
-                .unwrap_or(rest.len() - start - 1);
+            let length = rest[start..].find(if choice { ']' } else { '}' }).unwrap_or(rest.len() - start - 1);
             let inside = &rest[start + 1..start + length];
             if choice {
                 let choices: Vec<&str> = inside.split('|').collect();
@@ -143,10 +135,7 @@ mod tests {
 
     #[test]
     fn persons_are_exchanged() {
-        assert_eq!(
-            turned_round("I am afraid my cat wakes me"),
-            "you are afraid your cat wakes you"
-        );
+        assert_eq!(turned_round("I am afraid my cat wakes me"), "you are afraid your cat wakes you");
         assert_eq!(
             turned_round("let it come to you while you read your book"),
             "let it come to me while I read my book"
@@ -155,9 +144,6 @@ mod tests {
 
     #[test]
     fn sentences_start_with_capitals() {
-        assert_eq!(
-            capitalised("what now? go. it is \"late\""),
-            "What now? Go. It is \"late\""
-        );
+        assert_eq!(capitalised("what now? go. it is \"late\""), "What now? Go. It is \"late\"");
     }
 }

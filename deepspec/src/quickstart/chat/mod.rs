@@ -31,19 +31,13 @@ pub(super) fn conversation(dice: &mut Dice, split: Split) -> Option<Conversation
     let mut exchanges = vec![Exchange { user, assistant }];
     if speaker.dice.chance(25) {
         let kind = speaker.dice.pick(FOLLOW_UPS);
-        let user = (0..TRIES)
-            .map(|_| speaker.say(&[kind.asks]))
-            .find(|user| Split::of(user) == split);
+        let user = (0..TRIES).map(|_| speaker.say(&[kind.asks])).find(|user| Split::of(user) == split);
         if let Some(user) = user {
             let assistant = speaker.answer(kind);
             exchanges.push(Exchange { user, assistant });
         }
     }
-    Some(Conversation {
-        domain: Domain::Chat,
-        exchanges,
-        answer: None,
-    })
+    Some(Conversation { domain: Domain::Chat, exchanges, answer: None })
 }
 
 #[cfg(test)]
@@ -60,16 +54,10 @@ mod tests {
                 let sentences = exchange.assistant.matches(['.', '!', '?']).count();
                 assert!((2..=4).contains(&sentences), "{}", exchange.assistant);
                 let both = format!("{} {}", exchange.user, exchange.assistant);
-                assert!(
-                    !both.contains(['{', '}', '[', ']', '|', '<', '>']) && !both.contains("  "),
-                    "{both}"
-                );
+                assert!(!both.contains(['{', '}', '[', ']', '|', '<', '>']) && !both.contains("  "), "{both}");
             }
         }
-        assert!(
-            (600..1400).contains(&second_turns),
-            "about a quarter has two turns: {second_turns}"
-        );
+        assert!((600..1400).contains(&second_turns), "about a quarter has two turns: {second_turns}");
     }
 
     #[test]

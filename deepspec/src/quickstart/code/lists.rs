@@ -24,19 +24,10 @@ struct Filter {
 
 fn filter(dice: &mut Dice, item: &str) -> Option<Filter> {
     let limit = dice.pick(&[2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 30, 50, 100]);
-    let adjective = |word: &str, condition: String| {
-        Some(Filter {
-            before: format!("{word} "),
-            after: String::new(),
-            condition,
-        })
-    };
+    let adjective =
+        |word: &str, condition: String| Some(Filter { before: format!("{word} "), after: String::new(), condition });
     let clause = |text: String, condition: String| {
-        Some(Filter {
-            before: String::new(),
-            after: format!(" {text}"),
-            condition,
-        })
+        Some(Filter { before: String::new(), after: format!(" {text}"), condition })
     };
     match dice.between(0, 9) {
         0 | 1 => None,
@@ -68,20 +59,12 @@ pub(super) fn function(dice: &mut Dice) -> Function {
     let filter = filter(dice, item);
     let (mapped, element) = change(dice, item);
     let (before, after, condition) = match &filter {
-        Some(filter) => (
-            filter.before.as_str(),
-            filter.after.as_str(),
-            Some(filter.condition.as_str()),
-        ),
+        Some(filter) => (filter.before.as_str(), filter.after.as_str(), Some(filter.condition.as_str())),
         None => ("", "", None),
     };
     let what = format!("the {mapped}{before}{noun}{after} in a list");
     let adjective = before.trim_end();
-    let subject = if adjective.is_empty() {
-        noun.to_owned()
-    } else {
-        format!("{adjective}_{noun}")
-    };
+    let subject = if adjective.is_empty() { noun.to_owned() } else { format!("{adjective}_{noun}") };
     let list = dice.pick(&[noun, noun, noun, "data"]);
     let comprehension = match condition {
         Some(condition) => format!("{element} for {item} in {list} if {condition}"),
@@ -103,11 +86,7 @@ pub(super) fn function(dice: &mut Dice) -> Function {
             let body = if short {
                 vec![line(0, format!("return sum({comprehension})"))]
             } else {
-                looped(
-                    format!("{total} = 0"),
-                    format!("{total} += {element}"),
-                    format!("return {total}"),
-                )
+                looped(format!("{total} = 0"), format!("{total} += {element}"), format!("return {total}"))
             };
             (format!("returns the sum of {what}"), "sum_of", body)
         }
@@ -121,22 +100,11 @@ pub(super) fn function(dice: &mut Dice) -> Function {
             let count = dice.pick(&["count", "total", "found"]);
             let body = match condition {
                 Some(condition) if short => {
-                    vec![line(
-                        0,
-                        format!("return sum(1 for {item} in {list} if {condition})"),
-                    )]
+                    vec![line(0, format!("return sum(1 for {item} in {list} if {condition})"))]
                 }
-                _ => looped(
-                    format!("{count} = 0"),
-                    format!("{count} += 1"),
-                    format!("return {count}"),
-                ),
+                _ => looped(format!("{count} = 0"), format!("{count} += 1"), format!("return {count}")),
             };
-            (
-                format!("counts the {before}{noun}{after} in a list"),
-                "count",
-                body,
-            )
+            (format!("counts the {before}{noun}{after} in a list"), "count", body)
         }
         3 => {
             let result = dice.pick(&["result", "chosen", "kept"]);
@@ -146,11 +114,7 @@ pub(super) fn function(dice: &mut Dice) -> Function {
                 let step = format!("{result}.append({element})");
                 looped(format!("{result} = []"), step, format!("return {result}"))
             };
-            (
-                format!("returns a list of {what}"),
-                dice.pick(&["list", "collect", "get"]),
-                body,
-            )
+            (format!("returns a list of {what}"), dice.pick(&["list", "collect", "get"]), body)
         }
         4 => {
             let (word, builtin) = dice.pick(&[("largest", "max"), ("smallest", "min")]);
@@ -173,10 +137,5 @@ pub(super) fn function(dice: &mut Dice) -> Function {
         format!("{}_{noun}", stem.trim_end_matches("_of")),
         format!("{}_of_list", stem.trim_end_matches("_of")),
     ];
-    Function {
-        does,
-        names,
-        parameters: list.to_owned(),
-        body,
-    }
+    Function { does, names, parameters: list.to_owned(), body }
 }

@@ -50,11 +50,7 @@ pub(super) fn conversation(dice: &mut Dice, split: Split) -> Option<Conversation
     };
     let index = dice.between(0, function.names.len() as u32 - 1) as usize;
     let name = &function.names[index];
-    let wording = if dice.chance(40) {
-        dice.pick(NAMED_REQUESTS)
-    } else {
-        dice.pick(REQUESTS)
-    };
+    let wording = if dice.chance(40) { dice.pick(NAMED_REQUESTS) } else { dice.pick(REQUESTS) };
     let user = wording.replace("{name}", name).replace("{does}", &function.does);
     if Split::of(&user) != split {
         return None;
@@ -68,15 +64,8 @@ pub(super) fn conversation(dice: &mut Dice, split: Split) -> Option<Conversation
         code.push_str(&"    ".repeat(level + 1));
         code.push_str(line);
     }
-    let exchanges = vec![Exchange {
-        user,
-        assistant: code,
-    }];
-    Some(Conversation {
-        domain: Domain::Code,
-        exchanges,
-        answer: None,
-    })
+    let exchanges = vec![Exchange { user, assistant: code }];
+    Some(Conversation { domain: Domain::Code, exchanges, answer: None })
 }
 
 /// "returns the sum" as the docstring "Return the sum."
@@ -110,10 +99,7 @@ mod tests {
             let mut lines = assistant.lines();
             let head = lines.next().unwrap_or_default();
             assert!(head.starts_with("def ") && head.ends_with("):"), "{assistant}");
-            assert!(
-                lines.clone().count() >= 1 && lines.all(|line| line.starts_with("    ")),
-                "{assistant}"
-            );
+            assert!(lines.clone().count() >= 1 && lines.all(|line| line.starts_with("    ")), "{assistant}");
             assert!(assistant.contains("return "), "{assistant}");
             assert!(
                 !assistant.contains('{') || assistant.contains(" = {}") || assistant.contains(": "),
@@ -128,13 +114,7 @@ mod tests {
 
     #[test]
     fn docstrings_are_in_the_imperative() {
-        assert_eq!(
-            docstring("returns the sum of a list"),
-            "Return the sum of a list."
-        );
-        assert_eq!(
-            docstring("checks whether a word is long"),
-            "Check whether a word is long."
-        );
+        assert_eq!(docstring("returns the sum of a list"), "Return the sum of a list.");
+        assert_eq!(docstring("checks whether a word is long"), "Check whether a word is long.");
     }
 }

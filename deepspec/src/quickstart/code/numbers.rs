@@ -29,11 +29,7 @@ fn loops(dice: &mut Dice) -> Function {
         0 => (
             format!("returns the sum of the multiples of {factor} up to {n}"),
             names(["sum_of_multiples", "add_multiples"]),
-            accumulate(
-                "0",
-                format!("{factor}, {n} + 1, {factor}"),
-                format!("{total} += {i}"),
-            ),
+            accumulate("0", format!("{factor}, {n} + 1, {factor}"), format!("{total} += {i}")),
         ),
         1 => (
             format!("returns a list of the multiples of {factor} below {n}"),
@@ -45,16 +41,14 @@ fn loops(dice: &mut Dice) -> Function {
             names(["sum_of_powers", "add_powers"]),
             accumulate("0", format!("1, {n} + 1"), format!("{total} += {i} ** {factor}")),
         ),
-        3 => (
-            format!("returns the factorial of {n} plus {factor}"),
-            names(["factorial_plus", "shifted_factorial"]),
-            {
+        3 => {
+            (format!("returns the factorial of {n} plus {factor}"), names(["factorial_plus", "shifted_factorial"]), {
                 let mut body = accumulate("1", format!("2, {n} + 1"), format!("{total} *= {i}"));
                 body.pop();
                 body.push(line(0, format!("return {total} + {factor}")));
                 body
-            },
-        ),
+            })
+        }
         4 => (
             format!("returns the list of numbers from {n} down to 0 in steps of {factor}"),
             names(["countdown", "count_down"]),
@@ -89,12 +83,7 @@ fn loops(dice: &mut Dice) -> Function {
             ],
         ),
     };
-    Function {
-        does,
-        names: choices,
-        parameters: n.to_owned(),
-        body,
-    }
+    Function { does, names: choices, parameters: n.to_owned(), body }
 }
 
 /// From, to, and how: `{x}` is the parameter.
@@ -130,41 +119,19 @@ fn formulas(dice: &mut Dice) -> Function {
                     format!("round({formula}, {digits})"),
                 )
             };
-            let names = vec![
-                format!("{from}_to_{to}"),
-                format!("to_{to}"),
-                "convert".to_owned(),
-            ];
-            Function {
-                does,
-                names,
-                parameters: value.to_owned(),
-                body: returned(dice, to, &result),
-            }
+            let names = vec![format!("{from}_to_{to}"), format!("to_{to}"), "convert".to_owned()];
+            Function { does, names, parameters: value.to_owned(), body: returned(dice, to, &result) }
         }
         1 => {
             let price = dice.pick(&["price", "cost", "amount", "total"]);
             let (does, name, formula) = if dice.chance(50) {
-                (
-                    "after a discount of",
-                    "discounted",
-                    format!("{price} * (100 - {rate}) / 100"),
-                )
+                ("after a discount of", "discounted", format!("{price} * (100 - {rate}) / 100"))
             } else {
-                (
-                    "with a tax of",
-                    "taxed",
-                    format!("{price} * (100 + {rate}) / 100"),
-                )
+                ("with a tax of", "taxed", format!("{price} * (100 + {rate}) / 100"))
             };
             let does = format!("returns the {price} {does} {rate} percent");
             let names = vec![format!("{name}_{price}"), format!("final_{price}")];
-            Function {
-                does,
-                names,
-                parameters: price.to_owned(),
-                body: returned(dice, "result", &formula),
-            }
+            Function { does, names, parameters: price.to_owned(), body: returned(dice, "result", &formula) }
         }
         2 => {
             let (a, b) = dice.pick(&[("width", "height"), ("length", "width"), ("a", "b"), ("x", "y")]);
@@ -175,17 +142,8 @@ fn formulas(dice: &mut Dice) -> Function {
             ]);
             let formula = formula.replace("{a}", a).replace("{b}", b);
             let does = format!("returns the {what} of a rectangle with sides {a} and {b}");
-            let names = vec![
-                what.to_owned(),
-                format!("rectangle_{what}"),
-                format!("{what}_of_rectangle"),
-            ];
-            Function {
-                does,
-                names,
-                parameters: format!("{a}, {b}"),
-                body: returned(dice, what, &formula),
-            }
+            let names = vec![what.to_owned(), format!("rectangle_{what}"), format!("{what}_of_rectangle")];
+            Function { does, names, parameters: format!("{a}, {b}"), body: returned(dice, what, &formula) }
         }
         _ => {
             let (a, b) = dice.pick(&[("a", "b"), ("x", "y"), ("first", "second"), ("left", "right")]);
@@ -196,27 +154,15 @@ fn formulas(dice: &mut Dice) -> Function {
                 line(1, format!("return {rate} * {a}")),
                 line(0, format!("return {rate} * {b}")),
             ];
-            let names = vec![
-                format!("{word}_times"),
-                format!("scaled_{word}"),
-                format!("{word}_of_two"),
-            ];
-            Function {
-                does,
-                names,
-                parameters: format!("{a}, {b}"),
-                body,
-            }
+            let names = vec![format!("{word}_times"), format!("scaled_{word}"), format!("{word}_of_two")];
+            Function { does, names, parameters: format!("{a}, {b}"), body }
         }
     }
 }
 
 fn returned(dice: &mut Dice, name: &str, formula: &str) -> Vec<(usize, String)> {
     if dice.chance(35) {
-        vec![
-            line(0, format!("{name} = {formula}")),
-            line(0, format!("return {name}")),
-        ]
+        vec![line(0, format!("{name} = {formula}")), line(0, format!("return {name}"))]
     } else {
         vec![line(0, format!("return {formula}"))]
     }
@@ -241,19 +187,12 @@ fn labels(dice: &mut Dice) -> Function {
     let (quantity, [high, middle, low]) = dice.pick(RANGES);
     let lower = 5 * dice.between(1, 10);
     let upper = lower + 5 * dice.between(1, 10);
-    let names = vec![
-        format!("label_{quantity}"),
-        format!("{quantity}_label"),
-        format!("describe_{quantity}"),
-    ];
+    let names = vec![format!("label_{quantity}"), format!("{quantity}_label"), format!("describe_{quantity}")];
     let parameters = quantity.to_owned();
     if dice.chance(40) {
         let does = format!("returns '{high}' if the {quantity} is above {lower} and '{low}' otherwise");
         let body = if dice.chance(50) {
-            vec![line(
-                0,
-                format!("return \"{high}\" if {quantity} > {lower} else \"{low}\""),
-            )]
+            vec![line(0, format!("return \"{high}\" if {quantity} > {lower} else \"{low}\""))]
         } else {
             vec![
                 line(0, format!("if {quantity} > {lower}:")),
@@ -261,12 +200,7 @@ fn labels(dice: &mut Dice) -> Function {
                 line(0, format!("return \"{low}\"")),
             ]
         };
-        return Function {
-            does,
-            names,
-            parameters,
-            body,
-        };
+        return Function { does, names, parameters, body };
     }
     let does = format!(
         "returns '{high}' if the {quantity} is above {upper}, '{middle}' if it is above {lower}, and '{low}' otherwise"
@@ -283,10 +217,5 @@ fn labels(dice: &mut Dice) -> Function {
     } else {
         body.push(line(0, format!("return \"{low}\"")));
     }
-    Function {
-        does,
-        names,
-        parameters,
-        body,
-    }
+    Function { does, names, parameters, body }
 }

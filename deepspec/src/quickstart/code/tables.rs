@@ -40,38 +40,20 @@ pub(super) fn function(dice: &mut Dice) -> Function {
 fn select(dice: &mut Dice) -> Function {
     let (table, key, value) = dice.pick(TABLES);
     let limit = dice.between(1, 60);
-    let (words, sign) = dice.pick(&[
-        ("above", ">"),
-        ("below", "<"),
-        ("of at least", ">="),
-        ("of at most", "<="),
-    ]);
+    let (words, sign) = dice.pick(&[("above", ">"), ("below", "<"), ("of at least", ">="), ("of at most", "<=")]);
     let (k, v) = dice.pick(&[(key, value), ("key", "value"), ("k", "v")]);
     let whole = dice.chance(50);
     let result = dice.pick(&["result", "found", "chosen"]);
     let body = match (whole, dice.chance(50)) {
         (true, true) => {
-            vec![line(
-                0,
-                format!("return {{{k}: {v} for {k}, {v} in {table}.items() if {v} {sign} {limit}}}"),
-            )]
+            vec![line(0, format!("return {{{k}: {v} for {k}, {v} in {table}.items() if {v} {sign} {limit}}}"))]
         }
-        (false, true) => vec![line(
-            0,
-            format!("return [{k} for {k}, {v} in {table}.items() if {v} {sign} {limit}]"),
-        )],
+        (false, true) => vec![line(0, format!("return [{k} for {k}, {v} in {table}.items() if {v} {sign} {limit}]"))],
         (_, false) => vec![
             line(0, format!("{result} = {}", if whole { "{}" } else { "[]" })),
             line(0, format!("for {k}, {v} in {table}.items():")),
             line(1, format!("if {v} {sign} {limit}:")),
-            line(
-                2,
-                if whole {
-                    format!("{result}[{k}] = {v}")
-                } else {
-                    format!("{result}.append({k})")
-                },
-            ),
+            line(2, if whole { format!("{result}[{k}] = {v}") } else { format!("{result}.append({k})") }),
             line(0, format!("return {result}")),
         ],
     };
@@ -79,11 +61,7 @@ fn select(dice: &mut Dice) -> Function {
     let article = if value.starts_with('a') { "an" } else { "a" };
     Function {
         does: format!("returns the {what} of a dictionary of {table} with {article} {value} {words} {limit}"),
-        names: vec![
-            format!("select_{table}"),
-            format!("filter_{table}"),
-            format!("{what}_by_{value}"),
-        ],
+        names: vec![format!("select_{table}"), format!("filter_{table}"), format!("{what}_by_{value}")],
         parameters: table.to_owned(),
         body,
     }
@@ -113,11 +91,7 @@ fn total(dice: &mut Dice) -> Function {
             let (word, builtin) = dice.pick(&[("highest", "max"), ("lowest", "min")]);
             Function {
                 does: format!("returns the {key} with the {word} {value} in a dictionary of {table}"),
-                names: vec![
-                    format!("{word}_{value}"),
-                    format!("find_{word}"),
-                    format!("{key}_with_{word}_{value}"),
-                ],
+                names: vec![format!("{word}_{value}"), format!("find_{word}"), format!("{key}_with_{word}_{value}")],
                 parameters: table.to_owned(),
                 body: vec![line(0, format!("return {builtin}({table}, key={table}.get)"))],
             }
@@ -149,11 +123,7 @@ fn group(dice: &mut Dice) -> Function {
     } else {
         format!("{groups}.setdefault(key, []).append({item})")
     };
-    let (verb, name) = if counting {
-        ("counts", "count")
-    } else {
-        ("groups", "group")
-    };
+    let (verb, name) = if counting { ("counts", "count") } else { ("groups", "group") };
     Function {
         does: format!("{verb} the {list} in a list by their {words}"),
         names: vec![

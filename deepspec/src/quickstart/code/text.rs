@@ -15,9 +15,7 @@ const KINDS: &[(&str, &str, &str)] = &[
     ("dots", "dots", "{c} == \".\""),
 ];
 
-const LETTERS: &[char] = &[
-    'a', 'b', 'd', 'e', 'g', 'k', 'l', 'm', 'n', 'o', 'r', 's', 't', 'w', 'x', 'z',
-];
+const LETTERS: &[char] = &['a', 'b', 'd', 'e', 'g', 'k', 'l', 'm', 'n', 'o', 'r', 's', 't', 'w', 'x', 'z'];
 
 pub(super) fn function(dice: &mut Dice) -> Function {
     match dice.between(0, 5) {
@@ -34,11 +32,7 @@ fn characters(dice: &mut Dice) -> Function {
     let c = dice.pick(&["c", "char", "letter", "symbol"]);
     let (noun, part, test) = if dice.chance(45) {
         let letter = dice.pick(LETTERS);
-        (
-            format!("letters '{letter}'"),
-            format!("letter_{letter}"),
-            format!("{c} == \"{letter}\""),
-        )
+        (format!("letters '{letter}'"), format!("letter_{letter}"), format!("{c} == \"{letter}\""))
     } else {
         let (noun, part, test) = dice.pick(KINDS);
         (noun.to_owned(), part.to_owned(), test.replace("{c}", c))
@@ -65,17 +59,11 @@ fn characters(dice: &mut Dice) -> Function {
             }
         }
         keeps => {
-            let (verb, name, test) = if keeps == 1 {
-                ("keeps only", "keep", test)
-            } else {
-                ("removes", "remove", negated(&test))
-            };
+            let (verb, name, test) =
+                if keeps == 1 { ("keeps only", "keep", test) } else { ("removes", "remove", negated(&test)) };
             let result = dice.pick(&["result", "output", "kept"]);
             let body = if dice.chance(50) {
-                vec![line(
-                    0,
-                    format!("return \"\".join({c} for {c} in {text} if {test})"),
-                )]
+                vec![line(0, format!("return \"\".join({c} for {c} in {text} if {test})"))]
             } else {
                 vec![
                     line(0, format!("{result} = \"\"")),
@@ -113,45 +101,17 @@ fn checks(dice: &mut Dice) -> Function {
     let letter = dice.pick(LETTERS);
     let limit = dice.between(3, 20);
     let (question, test, part) = match dice.between(0, 5) {
-        0 => (
-            format!("starts with '{letter}'"),
-            format!("{text}.startswith(\"{letter}\")"),
-            "starts_with",
-        ),
-        1 => (
-            format!("ends with '{letter}'"),
-            format!("{text}.endswith(\"{letter}\")"),
-            "ends_with",
-        ),
-        2 => (
-            format!("contains the letter '{letter}'"),
-            format!("\"{letter}\" in {text}"),
-            "contains",
-        ),
-        3 => (
-            format!("is longer than {limit} characters"),
-            format!("len({text}) > {limit}"),
-            "is_long",
-        ),
-        4 => (
-            format!("has at most {limit} characters"),
-            format!("len({text}) <= {limit}"),
-            "is_short",
-        ),
-        _ => (
-            "reads the same backwards".to_owned(),
-            format!("{text} == {text}[::-1]"),
-            "is_palindrome",
-        ),
+        0 => (format!("starts with '{letter}'"), format!("{text}.startswith(\"{letter}\")"), "starts_with"),
+        1 => (format!("ends with '{letter}'"), format!("{text}.endswith(\"{letter}\")"), "ends_with"),
+        2 => (format!("contains the letter '{letter}'"), format!("\"{letter}\" in {text}"), "contains"),
+        3 => (format!("is longer than {limit} characters"), format!("len({text}) > {limit}"), "is_long"),
+        4 => (format!("has at most {limit} characters"), format!("len({text}) <= {limit}"), "is_short"),
+        _ => ("reads the same backwards".to_owned(), format!("{text} == {text}[::-1]"), "is_palindrome"),
     };
     let body = if dice.chance(65) {
         vec![line(0, format!("return {test}"))]
     } else {
-        vec![
-            line(0, format!("if {test}:")),
-            line(1, "return True"),
-            line(0, "return False"),
-        ]
+        vec![line(0, format!("if {test}:")), line(1, "return True"), line(0, "return False")]
     };
     Function {
         does: format!("checks whether a {text} {question}"),
@@ -209,19 +169,11 @@ fn words(dice: &mut Dice) -> Function {
         ),
     };
     let body = if result.contains(&split) && dice.chance(50) {
-        vec![
-            line(0, format!("words = {split}")),
-            line(0, format!("return {}", result.replace(&split, "words"))),
-        ]
+        vec![line(0, format!("words = {split}")), line(0, format!("return {}", result.replace(&split, "words")))]
     } else {
         vec![line(0, format!("return {result}"))]
     };
-    Function {
-        does,
-        names: choices,
-        parameters: text.to_owned(),
-        body,
-    }
+    Function { does, names: choices, parameters: text.to_owned(), body }
 }
 
 /// One string made from another.
@@ -235,26 +187,12 @@ fn changes(dice: &mut Dice) -> Function {
             "replace_letter",
             format!("{text}.replace(\"{from}\", \"{to}\")"),
         ),
-        1 => (
-            format!("repeats a {text} {times} times"),
-            "copies",
-            format!("{text} * {times}"),
-        ),
-        2 => (
-            format!("returns the first {times} letters of a {text}"),
-            "first_letters",
-            format!("{text}[:{times}]"),
-        ),
-        3 => (
-            format!("returns the last {times} letters of a {text}"),
-            "last_letters",
-            format!("{text}[-{times}:]"),
-        ),
-        4 => (
-            format!("puts '{to}' between the letters of a {text}"),
-            "join_letters",
-            format!("\"{to}\".join({text})"),
-        ),
+        1 => (format!("repeats a {text} {times} times"), "copies", format!("{text} * {times}")),
+        2 => (format!("returns the first {times} letters of a {text}"), "first_letters", format!("{text}[:{times}]")),
+        3 => (format!("returns the last {times} letters of a {text}"), "last_letters", format!("{text}[-{times}:]")),
+        4 => {
+            (format!("puts '{to}' between the letters of a {text}"), "join_letters", format!("\"{to}\".join({text})"))
+        }
         _ => (
             format!("returns a {text} in capital letters with '{to}' at the end"),
             "capitals",
@@ -263,17 +201,9 @@ fn changes(dice: &mut Dice) -> Function {
     };
     let body = if dice.chance(30) {
         let result_name = dice.pick(&["result", "output", "changed"]);
-        vec![
-            line(0, format!("{result_name} = {result}")),
-            line(0, format!("return {result_name}")),
-        ]
+        vec![line(0, format!("{result_name} = {result}")), line(0, format!("return {result_name}"))]
     } else {
         vec![line(0, format!("return {result}"))]
     };
-    Function {
-        does,
-        names: vec![part.to_owned(), format!("{part}_of_{text}")],
-        parameters: text.to_owned(),
-        body,
-    }
+    Function { does, names: vec![part.to_owned(), format!("{part}_of_{text}")], parameters: text.to_owned(), body }
 }

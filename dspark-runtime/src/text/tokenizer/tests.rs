@@ -27,10 +27,7 @@ fn offsets_cover_the_text_with_its_whitespace() {
     let mut covered = 0;
     for (id, bytes) in tokenizer.encode_with_offsets(text, false).unwrap() {
         let token = tokenizer.token(id).unwrap();
-        assert!(
-            bytes.start <= covered && bytes.end >= covered,
-            "{token} at {bytes:?}, covered {covered}"
-        );
+        assert!(bytes.start <= covered && bytes.end >= covered, "{token} at {bytes:?}, covered {covered}");
         covered = bytes.end;
     }
     assert_eq!(covered, text.len());
@@ -41,21 +38,14 @@ fn the_first_unused_row_lies_after_the_last_token() {
     let tokenizer = load(&testing::byte_level());
     let size = tokenizer.vocabulary_size();
     assert_eq!(tokenizer.first_unused_row(size), None);
-    assert_eq!(
-        tokenizer.first_unused_row(size + 5),
-        Some(TokenId::try_from(size).unwrap())
-    );
+    assert_eq!(tokenizer.first_unused_row(size + 5), Some(TokenId::try_from(size).unwrap()));
     assert!(tokenizer.is_token_used(0) && !tokenizer.is_token_used(TokenId::try_from(size).unwrap()));
 }
 
 #[test]
 fn special_tokens_are_listed() {
     let tokenizer = load(&testing::byte_level());
-    let listed: Vec<String> = tokenizer
-        .special_tokens()
-        .into_iter()
-        .map(|(_, token)| token)
-        .collect();
+    let listed: Vec<String> = tokenizer.special_tokens().into_iter().map(|(_, token)| token).collect();
     assert_eq!(listed, ["<|start|>", "<|end|>"]);
     assert!(tokenizer.is_special(tokenizer.token_id("<|end|>").unwrap()));
     assert!(!tokenizer.is_special(tokenizer.token_id("<note>").unwrap()));
@@ -80,11 +70,7 @@ fn stop_tokens_come_from_the_generation_settings_first() {
     let directory = testing::byte_level();
     write(&directory, "config.json", &json!({"eos_token_id": 7}));
     assert_eq!(load(&directory).stop_token_ids(), [7]);
-    write(
-        &directory,
-        "generation_config.json",
-        &json!({"eos_token_id": [5, 6]}),
-    );
+    write(&directory, "generation_config.json", &json!({"eos_token_id": [5, 6]}));
     assert_eq!(load(&directory).stop_token_ids(), [5, 6]);
 }
 
@@ -92,24 +78,15 @@ fn stop_tokens_come_from_the_generation_settings_first() {
 fn a_wrong_stop_token_names_file_and_field() {
     let directory = testing::byte_level();
     write(&directory, "config.json", &json!({"eos_token_id": ["two"]}));
-    let message = Tokenizer::from_directory(directory.path())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("config.json: `eos_token_id`") && message.contains("two"),
-        "{message}"
-    );
+    let message = Tokenizer::from_directory(directory.path()).unwrap_err().to_string();
+    assert!(message.contains("config.json: `eos_token_id`") && message.contains("two"), "{message}");
 }
 
 #[test]
 fn the_template_file_wins_over_the_field() {
     let directory = testing::byte_level();
     assert!(load(&directory).chat_template().is_none());
-    write(
-        &directory,
-        "tokenizer_config.json",
-        &json!({"chat_template": "field"}),
-    );
+    write(&directory, "tokenizer_config.json", &json!({"chat_template": "field"}));
     assert_eq!(load(&directory).chat_template().unwrap().source(), "field");
     std::fs::write(directory.path().join("chat_template.jinja"), "file").unwrap();
     assert_eq!(load(&directory).chat_template().unwrap().source(), "file");
@@ -122,17 +99,9 @@ fn of_several_templates_the_default_is_taken() {
         {"name": "tool_use", "template": "tools"},
         {"name": "default", "template": "{{ eos_token }}"},
     ]);
-    write(
-        &directory,
-        "tokenizer_config.json",
-        &json!({"chat_template": named, "eos_token": "<|end|>"}),
-    );
+    write(&directory, "tokenizer_config.json", &json!({"chat_template": named, "eos_token": "<|end|>"}));
     let tokenizer = load(&directory);
-    let rendered = tokenizer
-        .chat_template()
-        .unwrap()
-        .render(&[], &serde_json::Map::new(), false)
-        .unwrap();
+    let rendered = tokenizer.chat_template().unwrap().render(&[], &serde_json::Map::new(), false).unwrap();
     assert_eq!(rendered, "<|end|>");
 }
 
@@ -143,14 +112,9 @@ fn tokens_declared_only_in_the_configuration_are_added() {
     let declare =
         |id: usize| json!({"added_tokens_decoder": {id.to_string(): {"content": "<late>", "special": true}}});
     write(&directory, "tokenizer_config.json", &declare(size));
-    assert_eq!(
-        load(&directory).token_id("<late>"),
-        Some(TokenId::try_from(size).unwrap())
-    );
+    assert_eq!(load(&directory).token_id("<late>"), Some(TokenId::try_from(size).unwrap()));
     write(&directory, "tokenizer_config.json", &declare(size + 1));
-    let message = Tokenizer::from_directory(directory.path())
-        .unwrap_err()
-        .to_string();
+    let message = Tokenizer::from_directory(directory.path()).unwrap_err().to_string();
     assert!(message.contains("<late>"), "{message}");
 }
 
@@ -158,24 +122,14 @@ fn tokens_declared_only_in_the_configuration_are_added() {
 fn missing_and_broken_files_are_named() {
     let empty = tempfile::TempDir::new().unwrap();
     let message = Tokenizer::from_directory(empty.path()).unwrap_err().to_string();
-    assert!(
-        message.contains("cannot read") && message.contains("tokenizer.json"),
-        "{message}"
-    );
+    assert!(message.contains("cannot read") && message.contains("tokenizer.json"), "{message}");
 
     let directory = testing::byte_level();
     std::fs::write(directory.path().join("tokenizer_config.json"), "{").unwrap();
-    let message = Tokenizer::from_directory(directory.path())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("tokenizer_config.json is not valid JSON"),
-        "{message}"
-    );
+    let message = Tokenizer::from_directory(directory.path()).unwrap_err().to_string();
+    assert!(message.contains("tokenizer_config.json is not valid JSON"), "{message}");
 
     std::fs::write(directory.path().join("tokenizer.json"), "{\"model\": 3}").unwrap();
-    let message = Tokenizer::from_directory(directory.path())
-        .unwrap_err()
-        .to_string();
+    let message = Tokenizer::from_directory(directory.path()).unwrap_err().to_string();
     assert!(message.contains("tokenizer.json cannot be loaded"), "{message}");
 }

@@ -1,0 +1,61 @@
+//! What the verbs of both binaries share: printing, and arguments that go to the chat template.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+
+use anyhow::{Context, Result};
+use serde_json::{Map, Value};
+
+/// Prints a line on standard output. When nobody reads it any more (`| head`), the process ends quietly.
+///
+/// # Errors
+/// When standard output cannot be written for another reason.
+pub fn print(line: impl Display) -> io::Result<()> {
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written,
+    }
+}
+
+/// Variables for the chat template from `NAME=VALUE`; a value is read as JSON where it is JSON.
+///
+/// # Errors
+/// When there is no `=`.
+pub fn template_arguments(pairs: &[String]) -> Result<Map<String, Value>> {
+    let pair = |pair: &String| {
+        let (name, value) =
+            pair.split_once('=').with_context(|| format!("--template-argument {pair}: expected NAME=VALUE"))?;
+        Ok((name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| Value::from(value))))
+    };
+    pairs.iter().map(pair).collect()
+}
+
+/// A number of at least 0, for `--temperature`.
+///
+/// # Errors
+/// What was expected, in words.
+pub fn temperature(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|value: &f64| value.is_finite() && *value >= 0.0)
+        .ok_or_else(|| "expected a number >= 0".into())
+}
+
+/// A number from 0 to 1, for `--confidence-threshold`.
+///
+/// # Errors
+/// What was expected, in words.
+pub fn share(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|value: &f64| (0.0..=1.0).contains(value))
+        .ok_or_else(|| "expected a number from 0 to 1".into())
+}
+
+/// A count of at least 1.
+///
+/// # Errors
+/// What was expected, in words.
+pub fn count(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|value| *value > 0).ok_or_else(|| "expected a whole number >= 1".into())
+}
