@@ -82,9 +82,10 @@ fn a_killed_training_ends_with_the_same_weights() {
     let mut dice = ChaCha8Rng::seed_from_u64(20261121);
     let killed = root.path().join("killed");
     let (mut kills, mut resumed) = (0, 0);
-    while kills < KILLS {
+    // On a slow machine a training may not get far in the first patience: it grows until a kill came in the middle.
+    while kills < KILLS || resumed == 0 {
         let mut child = train(&killed, &data, true);
-        let patience = Duration::from_millis(dice.random_range(50..1500));
+        let patience = Duration::from_millis(dice.random_range(50..1500 + 300 * kills as u64));
         match wait(&mut child, Some(patience)) {
             None => {
                 kills += 1;
@@ -97,7 +98,6 @@ fn a_killed_training_ends_with_the_same_weights() {
             }
         }
     }
-    assert!(resumed > 0, "no kill came in the middle of the training");
     wait(&mut train(&killed, &data, true), None);
     compare(&whole, &killed);
 }

@@ -38,7 +38,7 @@ fn decode(target: &Target, draft: &Draft, seed: u64, judge: Judge) -> Vec<u32> {
         let output = target.forward(&mut [TargetSegment { ids, cache: Some(cache) }], capture);
         let logits: Vec<f32> = target.logits(output.last_hidden_nd).try_into_vec_as().unwrap();
         let rows: Vec<Distribution> =
-            logits.chunks(common::VOCABULARY).map(|row| Distribution::from_logits(row.to_vec(), 1.0)).collect();
+            logits.chunks(common::VOCABULARY).map(|row| Distribution::from_logits(row, 1.0)).collect();
         (output.features_nf.unwrap(), rows)
     };
     let (mut features, rows) = pass(&PROMPT, &mut cache);
@@ -94,7 +94,8 @@ fn rescaled_draft(drafted: &[u32], draft: &[Distribution], target: &[Distributio
 
 fn sharpened(distribution: &Distribution) -> Distribution {
     let Distribution::Dense(probabilities) = distribution else { panic!("temperature 1 is dense") };
-    Distribution::from_logits(probabilities.iter().map(|p| p.ln() * 1.25).collect(), 1.0)
+    let logits: Vec<f32> = probabilities.iter().map(|p| p.ln() * 1.25).collect();
+    Distribution::from_logits(&logits, 1.0)
 }
 
 type Counts = BTreeMap<Vec<u32>, u64>;

@@ -1,20 +1,19 @@
 //! `deepspec run`
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use dspark_runtime::checkpoint::{CheckpointError, WeightDtype, write_file};
 use dspark_runtime::commands::print;
-use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::Draft;
 use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, SeededUniforms};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::setup::{Prepared, hash_file};
+use super::setup::{Prepared, RecipeArguments, hash_file};
 use super::stages::{Stages, digest, hex};
 use super::train::train_prepared;
 use crate::conversation::read_evaluation_prompts;
@@ -26,20 +25,11 @@ const SAMPLE_TOKENS: usize = 160;
 /// Arguments of `deepspec run`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The recipe file
-    recipe: PathBuf,
-    /// Override a field of the recipe, `train.lr=3e-4`; may be given several times
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Stop at the first malformed line of the data (the recipe's `data.strict`)
-    #[arg(long)]
-    strict: bool,
+    #[command(flatten)]
+    recipe: RecipeArguments,
     /// Delete what an earlier run of this recipe left, and start anew
     #[arg(long)]
     restart: bool,
-    /// cpu, cuda or cuda:INDEX
-    #[arg(long, default_value_t)]
-    device: DeviceChoice,
 }
 
 /// How many samples the recipe's data makes.
@@ -51,7 +41,7 @@ struct DataResult {
 
 /// Data, train, evaluate, export, report.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let prepared = Prepared::load(&arguments.recipe, &arguments.set, arguments.strict, arguments.device)?;
+    let prepared = Prepared::load(&arguments.recipe)?;
     let folder = prepared.recipe.output_dir();
     // Unusable tasks are found before hours of training, not after.
     let tasks = prepared.tasks()?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
+use clap::Args;
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, Target};
 use dspark_runtime::text::Tokenizer;
@@ -21,6 +22,22 @@ use crate::trainer::{AdamWSettings, LearningRate, TrainSettings};
 
 /// Bytes hashed at each end of a weight file.
 const HASHED_ENDS: u64 = 1 << 20;
+
+/// How verbs name a recipe.
+#[derive(Debug, Args)]
+pub struct RecipeArguments {
+    /// The recipe file
+    recipe: PathBuf,
+    /// Override a field of the recipe, `train.lr=3e-4`; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Stop at the first malformed line of the data (the recipe's `data.strict`)
+    #[arg(long)]
+    strict: bool,
+    /// cpu, cuda or cuda:INDEX
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
+}
 
 /// A recipe with its target loaded.
 pub struct Prepared {
@@ -47,10 +64,10 @@ impl Prepared {
     ///
     /// # Errors
     /// When the recipe or the target is unusable.
-    pub fn load(recipe: &Path, overrides: &[String], strict: bool, device: DeviceChoice) -> Result<Self> {
-        let mut recipe = Recipe::load(recipe, overrides)?;
-        recipe.data.strict |= strict;
-        let device = device.open()?;
+    pub fn load(arguments: &RecipeArguments) -> Result<Self> {
+        let mut recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
+        recipe.data.strict |= arguments.strict;
+        let device = arguments.device.open()?;
         let (target_folder, target, tokenizer) = load_target(&recipe.target, &device)?;
         Ok(Self { recipe, target_folder, target, tokenizer })
     }

@@ -1,34 +1,23 @@
 //! `deepspec train`
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use burn_train::Interrupter;
 use clap::Args;
 use dspark_runtime::commands::print;
-use dspark_runtime::device::DeviceChoice;
 
-use super::setup::{Prepared, Samples};
+use super::setup::{Prepared, RecipeArguments, Samples};
 use crate::trainer::{TrainJob, TrainReport, train};
 
 /// Arguments of `deepspec train`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The recipe file
-    recipe: PathBuf,
-    /// Override a field of the recipe, `train.lr=3e-4`; may be given several times
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Stop at the first malformed line of the data (the recipe's `data.strict`)
-    #[arg(long)]
-    strict: bool,
+    #[command(flatten)]
+    recipe: RecipeArguments,
     /// Continue from the newest checkpoint of the run
     #[arg(long)]
     resume: bool,
-    /// cpu, cuda or cuda:INDEX
-    #[arg(long, default_value_t)]
-    device: DeviceChoice,
     /// Print the report as JSON on standard output
     #[arg(long)]
     json: bool,
@@ -36,7 +25,7 @@ pub struct Arguments {
 
 /// Trains and says where the checkpoint is.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let prepared = Prepared::load(&arguments.recipe, &arguments.set, arguments.strict, arguments.device)?;
+    let prepared = Prepared::load(&arguments.recipe)?;
     let samples = prepared.samples()?;
     let report = train_prepared(&prepared, &samples, arguments.resume)?;
     if arguments.json { Ok(print(serde_json::to_string_pretty(&report)?)?) } else { print_report(&report) }

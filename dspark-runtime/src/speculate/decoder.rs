@@ -121,10 +121,8 @@ impl<'a> Decoder<'a> {
                     let past = cache.len();
                     let ids: Vec<u32> = std::iter::once(anchor).chain(drafted.iter().copied()).collect();
                     let (new_features, logits) = self.pass(&ids, &mut cache, capture, ids.len());
-                    let target: Vec<Distribution> = logits
-                        .iter()
-                        .map(|row| Distribution::from_logits(row.clone(), options.temperature))
-                        .collect();
+                    let target: Vec<Distribution> =
+                        logits.iter().map(|row| Distribution::from_logits(row, options.temperature)).collect();
                     let verdict = judge(drafted, &proposal.distributions, &target, uniforms);
                     let remaining = limit - generation.ids.len();
                     let (record, tokens) = RoundRecord::close(drafted, &verdict, &options.stop_token_ids, remaining);
@@ -198,6 +196,5 @@ impl<'a> Decoder<'a> {
 }
 
 fn sample(logits: &[Vec<f32>], temperature: f64, u: f64) -> u32 {
-    let last = logits.last().cloned().unwrap_or_default();
-    Distribution::from_logits(last, temperature).sample(u)
+    logits.last().map_or(0, |last| Distribution::from_logits(last, temperature).sample(u))
 }

@@ -20,21 +20,22 @@ pub enum Distribution {
 impl Distribution {
     /// `softmax(logits / temperature)`; at temperature 0 (and below `COLDEST`, where f32 has no quotients left) the
     /// first of the largest logits.
-    pub fn from_logits(mut logits: Vec<f32>, temperature: f64) -> Self {
+    pub fn from_logits(logits: &[f32], temperature: f64) -> Self {
         if temperature < COLDEST {
-            return Self::OneHot(argmax(&logits));
+            return Self::OneHot(argmax(logits));
         }
+        let mut probabilities = logits.to_vec();
         let scale = (1.0 / temperature) as f32;
         simd::vectorized(
             #[inline(always)]
             || {
                 if scale != 1.0 {
-                    logits.iter_mut().for_each(|logit| *logit *= scale);
+                    probabilities.iter_mut().for_each(|logit| *logit *= scale);
                 }
-                simd::softmax_row(&mut logits);
+                simd::softmax_row(&mut probabilities);
             },
         );
-        Self::Dense(logits)
+        Self::Dense(probabilities)
     }
 
     /// The probability of a token.
@@ -106,7 +107,7 @@ mod tests {
             temperature in 0.05_f64..4.0,
             u in 0.0_f64..1.0,
         ) {
-            let distribution = Distribution::from_logits(logits.clone(), temperature);
+            let distribution = Distribution::from_logits(&logits, temperature);
             let sum: f64 = (0..logits.len()).map(|token| distribution.probability(token as u32)).sum();
             prop_assert!((sum - 1.0).abs() < 1e-5);
             prop_assert!(distribution.probability(distribution.sample(u)) > 0.0);
@@ -117,8 +118,8 @@ mod tests {
             target in prop::collection::vec(-4.0_f32..4.0, 6),
             draft in prop::collection::vec(-4.0_f32..4.0, 6),
         ) {
-            let target = Distribution::from_logits(target, 1.0);
-            let draft = Distribution::from_logits(draft, 1.0);
+            let target = Distribution::from_logits(&target, 1.0);
+            let draft = Distribution::from_logits(&draft, 1.0);
             let residual = target.residual(&draft);
             let accepted = |x: u32| draft.probability(x).min(target.probability(x));
             let rejected = 1.0 - (0..6).map(accepted).sum::<f64>();
@@ -132,7 +133,7 @@ mod tests {
     #[test]
     fn temperature_zero_takes_the_first_of_the_largest() {
         for temperature in [0.0, 1e-40] {
-            assert_eq!(Distribution::from_logits(vec![1.0, 3.0, 3.0, 2.0], temperature), Distribution::OneHot(1));
+            assert_eq!(Distribution::from_logits(&[1.0, 3.0, 3.0, 2.0], temperature), Distribution::OneHot(1));
         }
     }
 

@@ -55,7 +55,7 @@ pub fn propose(
                 *logit += bias;
             }
         }
-        let distribution = Distribution::from_logits(row.clone(), temperature);
+        let distribution = Distribution::from_logits(&row, temperature);
         previous = uniforms.draw(&distribution);
         tokens.push(previous);
         distributions.push(distribution);
