@@ -94,7 +94,7 @@ fn rescaled_draft(drafted: &[u32], draft: &[Distribution], target: &[Distributio
 
 fn sharpened(distribution: &Distribution) -> Distribution {
     let Distribution::Dense(probabilities) = distribution else { panic!("temperature 1 is dense") };
-    let logits: Vec<f32> = probabilities.iter().map(|p| p.ln() * 1.25).collect();
+    let logits: Vec<f32> = probabilities.iter().map(|p| p.ln() * 1.5).collect();
     Distribution::from_logits(&logits, 1.0)
 }
 
