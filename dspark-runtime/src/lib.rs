@@ -8,6 +8,7 @@
 pub mod checkpoint;
 pub mod commands;
 pub mod device;
+pub mod engine;
 pub mod kernels;
 pub mod model;
 pub mod speculate;

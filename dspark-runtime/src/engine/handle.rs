@@ -1,0 +1,135 @@
+//! How the rest of the program talks to the engine's thread.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use super::metrics::Metrics;
+use super::request::{Answer, Event, Refusal, Request};
+
+/// What cannot be asked of this engine.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The target's vocabulary size.
+    pub vocab_size: usize,
+    /// Tokens of prompt and answer together, at most.
+    pub context_length: usize,
+    /// Requests that may wait.
+    pub queue: usize,
+}
+
+/// A request on its way into the engine.
+#[derive(Debug)]
+pub(super) struct Submission {
+    pub id: u64,
+    pub request: Request,
+    pub events: UnboundedSender<Event>,
+    pub at: Instant,
+}
+
+/// Messages to the engine's thread.
+#[derive(Debug)]
+pub(super) enum Command {
+    Submit(Submission),
+    /// Finish what was taken, until the instant; then fail what is left.
+    ShutDown(Instant),
+}
+
+/// A way into a running engine; clones lead to the same one. The engine ends when it was told to shut down or the last
+/// handle is gone.
+#[derive(Clone, Debug)]
+pub struct EngineHandle {
+    pub(super) commands: Sender<Command>,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What both sides see.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub limits: Limits,
+    pub next_id: AtomicU64,
+    /// Requests submitted and not admitted yet.
+    pub waiting: AtomicUsize,
+    pub shutting_down: AtomicBool,
+    pub metrics: Mutex<Metrics>,
+}
+
+impl EngineHandle {
+    /// What cannot be asked.
+    pub fn limits(&self) -> Limits {
+        self.shared.limits
+    }
+
+    /// Hands a request in.
+    ///
+    /// # Errors
+    /// At once, when the request cannot be answered or must not wait.
+    pub fn submit(&self, request: Request) -> Result<Answer, Refusal> {
+        self.check(&request)?;
+        if self.shared.shutting_down.load(Ordering::Acquire) {
+            return Err(Refusal::ShuttingDown);
+        }
+        let queue = self.shared.limits.queue;
+        let place = |waiting: usize| (waiting < queue).then_some(waiting + 1);
+        if let Err(waiting) = self.shared.waiting.try_update(Ordering::AcqRel, Ordering::Acquire, place) {
+            return Err(Refusal::QueueFull { waiting, retry_after: self.metrics().expected_wait(waiting) });
+        }
+        let (events, receiver) = unbounded_channel();
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let submission = Submission { id, request, events, at: Instant::now() };
+        if self.commands.send(Command::Submit(submission)).is_err() {
+            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+            return Err(Refusal::ShuttingDown);
+        }
+        Ok(Answer { id, events: receiver })
+    }
+
+    /// Counters and gauges as of now.
+    pub fn metrics(&self) -> Metrics {
+        self.shared.metrics.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    /// Takes no more requests. Those already taken go on for at most `grace`; what is left then fails.
+    pub fn shut_down(&self, grace: Duration) {
+        self.shared.shutting_down.store(true, Ordering::Release);
+        // Without a receiver the engine has ended already.
+        let _ = self.commands.send(Command::ShutDown(Instant::now() + grace));
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Refusal> {
+        let limits = self.shared.limits;
+        let invalid = |field, expected: &str, found: String| {
+            Err(Refusal::Invalid { field, expected: expected.to_owned(), found })
+        };
+        let sampling = &request.sampling;
+        if request.prompt.is_empty() {
+            return invalid("prompt", "at least one token", "none".to_owned());
+        }
+        if let Some(id) = request.prompt.iter().find(|&&id| id as usize >= limits.vocab_size) {
+            return invalid("prompt", &format!("token ids below {}", limits.vocab_size), id.to_string());
+        }
+        if request.prompt.len() >= limits.context_length {
+            let (tokens, limit) = (request.prompt.len(), limits.context_length - 1);
+            return Err(Refusal::PromptTooLong { tokens, limit });
+        }
+        if request.max_new_tokens == 0 {
+            return invalid("max_tokens", "at least 1", "0".to_owned());
+        }
+        if !(sampling.temperature >= 0.0 && sampling.temperature.is_finite()) {
+            return invalid("temperature", "a number of at least 0", sampling.temperature.to_string());
+        }
+        if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
+            return invalid("top_p", "a number above 0 and at most 1", sampling.top_p.to_string());
+        }
+        if !(sampling.min_p >= 0.0 && sampling.min_p < 1.0) {
+            return invalid("min_p", "a number of at least 0 and below 1", sampling.min_p.to_string());
+        }
+        if request.stop_strings.iter().any(String::is_empty) {
+            return invalid("stop", "texts of at least one character", "an empty text".to_owned());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,194 @@
+//! What goes into the engine and what comes out of it.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+
+/// One answer to be generated.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Token ids, at least one, all below the vocabulary size.
+    pub prompt: Vec<u32>,
+    /// Limit of new tokens, at least one; the target's context length is a limit too.
+    pub max_new_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Tokens that end the answer; they are part of it, but not of its text.
+    pub stop_token_ids: Vec<u32>,
+    /// Texts that end the answer; neither they nor anything after them is part of its text. None is empty.
+    pub stop_strings: Vec<String>,
+    /// Log-probabilities of the chosen tokens, and of this many most likely ones beside them. They are those of the
+    /// target before temperature and filters.
+    pub logprobs: Option<usize>,
+}
+
+/// How tokens are chosen. The filters narrow the distribution in the order top-k, top-p, min-p, after the temperature.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// At least 0; 0 is greedy.
+    pub temperature: f64,
+    /// Keep the most likely tokens up to this share of the probability, in `(0, 1]`; 1 keeps all.
+    pub top_p: f64,
+    /// Keep this many of the most likely tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keep tokens at least this fraction as likely as the most likely one, in `[0, 1)`; 0 keeps all.
+    pub min_p: f64,
+    /// With a seed the text is a function of prompt, settings and seed alone: neither the draft nor the load nor the
+    /// schedule changes it.
+    pub seed: Option<u64>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: None }
+    }
+}
+
+/// What happens to a request, in order: any number of [`Delta`](Self::Delta)s, then one of the others.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A step committed tokens.
+    Delta(Delta),
+    /// The answer is complete.
+    Finished(Finished),
+    /// The engine gave the request up.
+    Failed(Failure),
+}
+
+/// What one step added to an answer.
+#[derive(Clone, Debug, Default)]
+pub struct Delta {
+    /// Text that is final now: never half a character, never part of what might become a stop string.
+    pub text: String,
+    /// Committed tokens.
+    pub tokens: Vec<TokenOutput>,
+    /// The tokens that the draft proposed and the target verified in this step, the rejected ones included.
+    pub drafted: Vec<u32>,
+}
+
+/// A committed token.
+#[derive(Clone, Debug)]
+pub struct TokenOutput {
+    /// Its id.
+    pub id: u32,
+    /// Whether the draft proposed it.
+    pub drafted: bool,
+    /// When asked for.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// Natural logarithms of the target's probabilities at temperature 1.
+#[derive(Clone, Debug)]
+pub struct Logprobs {
+    /// Of the chosen token.
+    pub chosen: f32,
+    /// Of the most likely tokens, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token or a stop string.
+    Stop,
+    /// The limit of new tokens, or the context length.
+    Length,
+}
+
+/// A complete answer's numbers.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// Tokens counted.
+    pub usage: Usage,
+    /// From submission to the first token.
+    pub time_to_first_token: Duration,
+    /// From submission to the last token.
+    pub time: Duration,
+}
+
+/// Tokens counted over a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Of the prompt.
+    pub prompt_tokens: usize,
+    /// Of those, taken from the cache of an earlier request.
+    pub cached_prompt_tokens: usize,
+    /// Of the answer, the stop token included.
+    pub new_tokens: usize,
+    /// Rounds with a draft.
+    pub rounds: usize,
+    /// Draft tokens that the target verified.
+    pub verified_tokens: usize,
+    /// Draft tokens kept.
+    pub accepted_tokens: usize,
+}
+
+/// Why the engine did not take a request.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// As many requests wait as may wait.
+    #[error("{waiting} requests are waiting already; try again in {retry_after:?}")]
+    QueueFull {
+        /// Requests in the queue.
+        waiting: usize,
+        /// An estimate of when a place will be free.
+        retry_after: Duration,
+    },
+    /// The prompt leaves no room for an answer.
+    #[error("the prompt has {tokens} tokens; expected at most {limit}")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Most tokens that a prompt may have.
+        limit: usize,
+    },
+    /// A field cannot be.
+    #[error("{field}: expected {expected}, found {found}")]
+    Invalid {
+        /// Which one.
+        field: &'static str,
+        /// What it must be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// The engine takes no more requests.
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+}
+
+/// Why the engine gave a request up.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The engine was shut down before the answer was complete.
+    #[error("the engine was shut down before the answer was complete")]
+    ShutDown,
+    /// The time limit of a request passed.
+    #[error("the request took longer than {0:?}")]
+    TimedOut(Duration),
+    /// A defect.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// The answer to a request as it comes. Dropping it cancels the request, which frees its place within one step.
+#[derive(Debug)]
+pub struct Answer {
+    /// A number that no other request of this engine has.
+    pub id: u64,
+    pub(super) events: UnboundedReceiver<Event>,
+}
+
+impl Answer {
+    /// The next event; `None` after the last. For tasks of an async runtime.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// The next event, waiting for it; `None` after the last. Not for tasks of an async runtime.
+    pub fn wait(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+}
