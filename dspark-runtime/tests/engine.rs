@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use common::{Counts, VOCABULARY, deviation};
 use dspark_runtime::engine::{
-    Answer, Engine, EngineConfig, EngineHandle, Event, Failure, FinishReason, Finished, Mode, Refusal, Request,
-    Sampling,
+    Answer, Engine, EngineConfig, EngineHandle, Event, Failure, FinishReason, Finished, Refusal, Request, Sampling,
 };
+use dspark_runtime::schedule::{Mode, SpsTable, StepCost};
 use dspark_runtime::speculate::{Decoder, GenerationOptions, SeededUniforms};
 use dspark_runtime::text::Tokenizer;
 
@@ -151,10 +151,10 @@ fn without_memory_for_all_requests_wait_or_start_again_and_none_is_lost() {
 
 #[test]
 fn running_out_of_memory_in_mid_answer_puts_the_latest_back() {
-    // Three sequences start within one page each and grow to two; there are four.
-    let requests: Vec<Request> = (0..3).map(|first| request(&[first, 1, 2], 58, greedy())).collect();
+    // Three sequences start within one page each, and there are three; each grows beyond its own.
+    let requests: Vec<Request> = (0..3).map(|first| request(&[first, 1, 2], 61, greedy())).collect();
     let (alone, _) = answers(EngineConfig { max_running: 1, ..EngineConfig::default() }, &requests);
-    let (tight, handle) = answers(EngineConfig { cache_tokens: 4 * 64, ..EngineConfig::default() }, &requests);
+    let (tight, handle) = answers(EngineConfig { cache_tokens: 3 * 64, ..EngineConfig::default() }, &requests);
     assert_eq!(tight, alone);
     assert!(handle.metrics().preempted > 0, "{:?}", handle.metrics());
 }

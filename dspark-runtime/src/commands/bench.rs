@@ -134,7 +134,11 @@ impl Bench<'_> {
             }
         }
         if prompts.is_empty() {
-            bail!("{}: no prompt leaves room for {} tokens", self.arguments.prompts.display(), self.arguments.max_new_tokens);
+            bail!(
+                "{}: no prompt leaves room for {} tokens",
+                self.arguments.prompts.display(),
+                self.arguments.max_new_tokens
+            );
         }
         Ok(prompts)
     }
@@ -156,7 +160,8 @@ impl Bench<'_> {
                 logprobs: None,
             })
             .collect();
-        let longest = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(0) + arguments.max_new_tokens;
+        let longest =
+            requests.iter().map(|request| request.prompt.len()).max().unwrap_or(0) + arguments.max_new_tokens;
         let config = EngineConfig {
             max_running: concurrency,
             max_waiting: concurrency.max(1),
@@ -196,7 +201,9 @@ impl Bench<'_> {
         let ceiling = self.ceiling(runs);
         if let Some(ceiling) = ceiling {
             let Ceiling { length, speedup } = ceiling;
-            print(format!("\nceiling for one client: {speedup:.3} times plain decoding, with {length} drafted tokens"))?;
+            print(format!(
+                "\nceiling for one client: {speedup:.3} times plain decoding, with {length} drafted tokens"
+            ))?;
         }
         let Some(path) = &self.arguments.json else { return Ok(()) };
         let report = json!({
