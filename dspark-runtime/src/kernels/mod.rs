@@ -10,7 +10,7 @@ mod linear;
 mod rows;
 pub mod simd;
 
-pub use attention::attend_few_rows;
+pub use attention::{KeyLayout, attend};
 pub use linear::linear;
 pub use rows::{rms_norm, rotate, swiglu};
 

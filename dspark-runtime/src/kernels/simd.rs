@@ -129,7 +129,7 @@ fn dot_block<S: Simd, const M: usize, const R: usize>(simd: S, x: [&[f32]; M], w
 
 /// Asks for the cache line of an address, which may be anywhere.
 #[inline(always)]
-fn prefetch<T>(address: *const T) {
+pub(super) fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults, whatever the address.
     unsafe {
@@ -138,14 +138,6 @@ fn prefetch<T>(address: *const T) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
-}
-
-/// `out += factor * x`
-#[inline(always)]
-pub fn add_scaled(out: &mut [f32], factor: f32, x: &[f32]) {
-    for (out, x) in out.iter_mut().zip(x) {
-        *out += factor * x;
-    }
 }
 
 /// `e^x` for `x <= 88`, to 2 units in the last place; 0 below -87. Without branches, so that loops over it use vectors.

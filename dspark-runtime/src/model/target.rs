@@ -8,7 +8,7 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use super::attention::{KvCache, attend, causal_mask};
+use super::attention::{KvCache, attend_sequence};
 use super::config::TargetConfig;
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotary;
@@ -188,11 +188,7 @@ impl Target {
                     first += count;
                     rows.push(match &mut segment.cache {
                         Some(cache) => cache.attend(index, queries_nhw, new, true),
-                        None => {
-                            let mask = causal_mask(count, 0, &queries_nhw.device());
-                            let by_head = |x_ncw: Tensor<3>| x_ncw.swap_dims(0, 1);
-                            attend(queries_nhw, by_head(new.keys_ncw), by_head(new.values_ncw), mask)
-                        }
+                        None => attend_sequence(queries_nhw, new),
                     });
                 }
                 attention.output(join(rows))
