@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 
-use super::{CheckpointError, Weights};
+use super::{CheckpointError, WeightPrecision, Weights};
 
 /// Loads every parameter of `module` from the tensor named by its path.
 ///
@@ -17,10 +17,18 @@ use super::{CheckpointError, Weights};
 pub fn load_module<M: Module>(
     module: M,
     weights: &Weights,
+    precision: WeightPrecision,
     device: &Device,
 ) -> Result<(M, BTreeSet<String>), CheckpointError> {
-    let mut loader =
-        Loader { weights, device, path: Vec::new(), used: BTreeSet::new(), missing: Vec::new(), error: None };
+    let mut loader = Loader {
+        weights,
+        precision,
+        device,
+        path: Vec::new(),
+        used: BTreeSet::new(),
+        missing: Vec::new(),
+        error: None,
+    };
     let module = module.map(&mut loader);
     if let Some(error) = loader.error {
         return Err(error);
@@ -95,6 +103,7 @@ fn stable_id(path: &[String]) -> ParamId {
 
 struct Loader<'a> {
     weights: &'a Weights,
+    precision: WeightPrecision,
     device: &'a Device,
     path: Vec<String>,
     used: BTreeSet<String>,
@@ -120,7 +129,7 @@ impl ModuleMapper for Loader<'_> {
             self.missing.push(name);
             return param;
         }
-        match self.weights.tensor(&name, param.lazy_shape(), self.device) {
+        match self.weights.tensor(&name, param.lazy_shape(), self.precision, self.device) {
             Ok(tensor) => {
                 self.used.insert(name);
                 Param::initialized(stable_id(&self.path), tensor)

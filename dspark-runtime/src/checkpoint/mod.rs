@@ -20,4 +20,4 @@ pub use json_fields::JsonFields;
 pub use load::{load_module, parameter_shapes, with_stable_ids};
 pub use resolve::resolve_model;
 pub use save::{WeightDtype, WeightsToSave};
-pub use weights::Weights;
+pub use weights::{WeightPrecision, Weights};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -16,8 +16,19 @@ use super::{CheckpointError, JsonFields};
 /// Elements converted by one task.
 const CONVERT_CHUNK: usize = 1 << 16;
 
-/// The weight files of one folder, memory-mapped; tensors are converted to f32 as they are asked for, so that a model's
-/// weights are never resident twice.
+/// The number type that a loaded model's matrices are kept in. Norms and biases are f32 always, activations too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum WeightPrecision {
+    /// f32, whatever the file holds: what training needs.
+    #[default]
+    F32,
+    /// bf16 where the file holds bf16: half the memory, and half of what a decoding step reads, with the same results on
+    /// the CPU. For inference only.
+    AsStored,
+}
+
+/// The weight files of one folder, memory-mapped; tensors are converted as they are asked for, so that a model's weights
+/// are never resident twice.
 #[derive(Debug)]
 pub struct Weights {
     folder: PathBuf,
@@ -136,11 +147,13 @@ impl Weights {
         self.tensors.get(name).map(|entry| entry.dtype)
     }
 
-    /// The values of one tensor as f32, row-major.
-    ///
-    /// # Errors
-    /// When the tensor is missing, has another shape than `expected`, or is not F32, F16 or BF16.
-    pub fn values(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+    /// The file that holds a tensor.
+    fn path_of(&self, name: &str) -> PathBuf {
+        self.tensors.get(name).map_or_else(|| self.folder.clone(), |entry| self.files[entry.file].0.clone())
+    }
+
+    /// The bytes of one tensor, and its number type.
+    fn bytes_of(&self, name: &str, expected: &[usize]) -> Result<(Dtype, &[u8]), CheckpointError> {
         let Some(entry) = self.tensors.get(name) else {
             let path = self.folder.clone();
             return Err(CheckpointError::MissingTensor { path, name: name.to_owned(), others: 0 });
@@ -154,8 +167,16 @@ impl Weights {
                 found: entry.shape.clone(),
             });
         }
-        let bytes = &map[entry.start..entry.end];
-        match entry.dtype {
+        Ok((entry.dtype, &map[entry.start..entry.end]))
+    }
+
+    /// The values of one tensor as f32, row-major.
+    ///
+    /// # Errors
+    /// When the tensor is missing, has another shape than `expected`, or is not F32, F16 or BF16.
+    pub fn values(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+        let (dtype, bytes) = self.bytes_of(name, expected)?;
+        match dtype {
             Dtype::F32 => Ok(convert(bytes, |from: &[[u8; 4]], to| {
                 to.iter_mut().zip(from).for_each(|(to, from)| *to = f32::from_le_bytes(*from));
             })),
@@ -166,13 +187,15 @@ impl Weights {
                 let halves: Vec<f16> = from.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
                 halves.convert_to_f32_slice(to);
             })),
-            other => {
-                Err(CheckpointError::Dtype { path: path.clone(), name: name.to_owned(), found: format!("{other:?}") })
-            }
+            other => Err(CheckpointError::Dtype {
+                path: self.path_of(name),
+                name: name.to_owned(),
+                found: format!("{other:?}"),
+            }),
         }
     }
 
-    /// One tensor on a device, as f32.
+    /// One tensor on a device: matrices with the asked precision, everything else as f32.
     ///
     /// # Errors
     /// As [`values`](Self::values).
@@ -180,16 +203,26 @@ impl Weights {
         &self,
         name: &str,
         shape: Shape,
+        precision: WeightPrecision,
         device: &Device,
     ) -> Result<Tensor<D>, CheckpointError> {
+        if D == 2 && precision == WeightPrecision::AsStored && self.dtype(name) == Some(Dtype::BF16) {
+            let values: Vec<bf16> = convert(self.bytes_of(name, &shape)?.1, |from: &[[u8; 2]], to| {
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = bf16::from_le_bytes(*from));
+            });
+            return Ok(Tensor::from_data(TensorData::new(values, shape), (device, DType::BF16)));
+        }
         let values = self.values(name, &shape)?;
         Ok(Tensor::from_data(TensorData::new(values, shape), device))
     }
 }
 
-fn convert<const N: usize>(bytes: &[u8], convert_chunk: impl Fn(&[[u8; N]], &mut [f32]) + Sync) -> Vec<f32> {
+fn convert<T: Copy + Default + Send, const N: usize>(
+    bytes: &[u8],
+    convert_chunk: impl Fn(&[[u8; N]], &mut [T]) + Sync,
+) -> Vec<T> {
     let (elements, _) = bytes.as_chunks::<N>();
-    let mut values = vec![0.0; elements.len()];
+    let mut values = vec![T::default(); elements.len()];
     let chunks = values.par_chunks_mut(CONVERT_CHUNK).zip(elements.par_chunks(CONVERT_CHUNK));
     chunks.for_each(|(to, from)| convert_chunk(from, to));
     values
@@ -227,6 +260,28 @@ mod tests {
             let weights = Weights::open(folder.path()).unwrap();
             assert_eq!(weights.values("w", &[2, 2]).unwrap(), values);
         }
+    }
+
+    #[test]
+    fn only_matrices_stored_in_bf16_are_kept_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let device = Device::flex();
+        let read = |dtype, shape: [usize; 2], bytes: &[u8]| {
+            write(&path, dtype, shape.to_vec(), bytes);
+            let weights = Weights::open(folder.path()).unwrap();
+            weights.tensor::<2>("w", Shape::from(shape), WeightPrecision::AsStored, &device).unwrap()
+        };
+        let narrow: Vec<u8> = [1.5_f32, -0.25].iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+        let matrix = read(Dtype::BF16, [2, 1], &narrow);
+        assert_eq!(matrix.dtype(), DType::BF16);
+        assert_eq!(matrix.try_into_vec_as::<f32>().unwrap(), [1.5, -0.25]);
+        assert_eq!(read(Dtype::F16, [2, 1], &[0; 4]).dtype(), DType::F32);
+        assert_eq!(read(Dtype::F32, [2, 1], &[0; 8]).dtype(), DType::F32);
+        write(&path, Dtype::BF16, vec![2], &narrow);
+        let weights = Weights::open(folder.path()).unwrap();
+        let vector = weights.tensor::<1>("w", Shape::from([2]), WeightPrecision::AsStored, &device).unwrap();
+        assert_eq!(vector.dtype(), DType::F32);
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod generate;
 mod output;
 mod profile;
 
-pub use output::{count, print, share, temperature, template_arguments};
+pub use output::{count, print, share, temperature, template_arguments, weight_precision};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};

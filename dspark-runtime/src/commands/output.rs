@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 
+use crate::checkpoint::WeightPrecision;
+
 /// Prints a line on standard output. When nobody reads it any more (`| head`), the process ends quietly.
 ///
 /// # Errors
@@ -58,4 +60,16 @@ pub fn share(text: &str) -> Result<f64, String> {
 /// What was expected, in words.
 pub fn count(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|value| *value > 0).ok_or_else(|| "expected a whole number >= 1".into())
+}
+
+/// `f32` or `stored`, for `--weights`.
+///
+/// # Errors
+/// What was expected, in words.
+pub fn weight_precision(text: &str) -> Result<WeightPrecision, String> {
+    match text {
+        "f32" => Ok(WeightPrecision::F32),
+        "stored" => Ok(WeightPrecision::AsStored),
+        _ => Err("expected `f32` or `stored`".into()),
+    }
 }

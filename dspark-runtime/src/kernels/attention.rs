@@ -1,73 +1,173 @@
-//! Attention of a few rows to a long cache.
+//! Attention of any number of rows to the keys that each of them sees.
+//!
+//! Keys are taken in runs of fixed length; each run yields weighted values and the sum of their weights, and the runs are
+//! put together from the first to the last. So memory does not grow with rows times keys, threads can share the keys of one
+//! row, and a row's result depends on the keys that it sees alone: not on the rows that go through with it, nor on the
+//! number of threads.
+//!
+//! Legend: `n` rows (tokens), `h` query heads, `c` key and value heads, `g = h / c`, `w` head width.
+
+mod panel;
+mod run;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
 
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::{FEW_ROWS, from_host, host, simd, slice};
+use self::panel::{ROWS, Rows};
+use self::run::{Attended, RUN, Run};
+use super::{from_host, host, slice};
 
 /// Products below this are done by one thread.
 const PARALLEL_PRODUCTS: usize = 1 << 16;
 
-/// Attention of `n` rows to the first keys of a cache: `queries [n, h, w]`, `keys, values [c, capacity, w]` -> `[n, h * w]`.
+/// Query rows of one key head that go through its keys together.
+const TILE: usize = 96;
+
+/// How keys and values lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyLayout {
+    /// A cache, `[c, capacity, w]`, of which the first keys are used.
+    HeadFirst,
+    /// As they were computed, `[n, c, w]`.
+    TokenFirst,
+}
+
+/// Attention: `queries [n, h, w]`, `keys, values` as `layout` says -> `[n, h * w]`.
 ///
-/// Row `i` sees `past + i + 1` keys when `causal`, else `past + new`. `None` when there are many rows or the tensors are
-/// not plain ones on the CPU: the caller then composes tensor operations.
-pub fn attend_few_rows(
+/// Row `i` sees the first `visible(i)` keys, at least one. `None` when the tensors are not plain ones on the CPU: the caller
+/// then composes tensor operations.
+pub fn attend(
     queries_nhw: &Tensor<3>,
     keys: &Tensor<3>,
     values: &Tensor<3>,
-    past: usize,
-    new: usize,
-    causal: bool,
+    layout: KeyLayout,
+    visible: impl Fn(usize) -> usize,
 ) -> Option<Tensor<2>> {
     let [n, h, w] = queries_nhw.dims();
-    let [c, capacity, _] = keys.dims();
-    if n > FEW_ROWS {
-        return None;
-    }
+    let (c, head, row) = match (layout, keys.dims()) {
+        (KeyLayout::HeadFirst, [c, capacity, _]) => (c, capacity * w, w),
+        (KeyLayout::TokenFirst, [_, c, _]) => (c, w, c * w),
+    };
     let (queries, keys, values) = (host(queries_nhw)?, host(keys)?, host(values)?);
-    let (queries, keys, values) = (slice(&queries), slice(&keys), slice(&values));
-    let scale = (w as f32).powf(-0.5);
-    let group = h / c;
-    // One task per query head: its rows of all tokens, `[n, w]`.
-    let head = |head: usize| {
-        let cache = (head / group) * capacity * w;
-        let rows: Vec<f32> =
-            (0..n).flat_map(|row| queries[(row * h + head) * w..][..w].iter().map(|q| q * scale)).collect();
-        let visible: Vec<usize> = (0..n).map(|row| past + if causal { row + 1 } else { new }).collect();
-        attend_head(&rows, &keys[cache..], &values[cache..], w, &visible)
+    let attention = Attention {
+        queries: slice(&queries),
+        keys: Heads { values: slice(&keys), head, row },
+        values: Heads { values: slice(&values), head, row },
+        dims: [h, c, w],
     };
-    let heads: Vec<Vec<f32>> = if 2 * n * h * w * (past + new) < PARALLEL_PRODUCTS {
-        (0..h).map(head).collect()
-    } else {
-        (0..h).into_par_iter().map(head).collect()
-    };
+    let visible: Vec<usize> = (0..n).map(visible).collect();
     let mut out = vec![0.0; n * h * w];
-    for (head, rows) in heads.iter().enumerate() {
-        for (row, values) in rows.chunks(w).enumerate() {
-            out[(row * h + head) * w..][..w].copy_from_slice(values);
-        }
-    }
+    attention.attend(&visible, &mut out);
     Some(from_host(out, [n, h * w]))
 }
 
-fn attend_head(queries: &[f32], keys: &[f32], values: &[f32], w: usize, visible: &[usize]) -> Vec<f32> {
-    let most = visible.iter().copied().max().unwrap_or(0);
-    let mut scores = vec![0.0; visible.len() * most];
-    let mut rows: Vec<&mut [f32]> = scores.chunks_mut(most).collect();
-    simd::dot_rows(queries, &keys[..most * w], w, &mut rows);
-    let mut out = vec![0.0; visible.len() * w];
-    simd::vectorized(
-        #[inline(always)]
-        || {
-            for ((scores, out), &visible) in rows.iter_mut().zip(out.chunks_mut(w)).zip(visible) {
-                let scores = &mut scores[..visible];
-                simd::softmax_row(scores);
-                for (&weight, value) in scores.iter().zip(values.chunks(w)) {
-                    simd::add_scaled(out, weight, value);
+/// Keys or values of all heads: rows of `w` floats, `row` apart within a head; heads begin `head` apart.
+#[derive(Clone, Copy)]
+struct Heads<'a> {
+    values: &'a [f32],
+    head: usize,
+    row: usize,
+}
+
+impl<'a> Heads<'a> {
+    fn rows(self, head: usize, first: usize) -> Rows<'a> {
+        Rows { values: &self.values[head * self.head + first * self.row..], stride: self.row }
+    }
+}
+
+struct Attention<'a> {
+    /// `[n, h, w]`
+    queries: &'a [f32],
+    keys: Heads<'a>,
+    values: Heads<'a>,
+    /// `[h, c, w]`
+    dims: [usize; 3],
+}
+
+/// Rows of one key head, and the pieces of the output `[g, w]` that they fill, one per token.
+struct Tile<'a> {
+    head: usize,
+    tokens: Range<usize>,
+    out: Vec<&'a mut [f32]>,
+}
+
+impl Attention<'_> {
+    /// `out [n, h * w]`
+    fn attend(&self, visible: &[usize], out: &mut [f32]) {
+        let [h, _, w] = self.dims;
+        let tiles = self.tiles(out);
+        let products = h * w * visible.iter().sum::<usize>();
+        let threads = rayon::current_num_threads();
+        if products < PARALLEL_PRODUCTS || threads == 1 {
+            tiles.into_iter().for_each(|tile| self.tile(tile, visible, false));
+        } else {
+            // Too few tiles to keep all threads busy: their runs of keys are divided too.
+            let divide = tiles.len() < 4 * threads;
+            tiles.into_par_iter().for_each(|tile| self.tile(tile, visible, divide));
+        }
+    }
+
+    fn tiles<'o>(&self, out: &'o mut [f32]) -> Vec<Tile<'o>> {
+        let [h, c, w] = self.dims;
+        let tokens = (TILE / (h / c)).max(1);
+        let mut tiles = Vec::new();
+        for (index, rows) in out.chunks_mut(tokens * h * w).enumerate() {
+            let first = index * tokens;
+            let tokens = first..first + rows.len() / (h * w);
+            let whole = tiles.len();
+            tiles.extend((0..c).map(|head| Tile { head, tokens: tokens.clone(), out: Vec::new() }));
+            for row in rows.chunks_mut(h * w) {
+                for (tile, piece) in tiles[whole..].iter_mut().zip(row.chunks_mut(h / c * w)) {
+                    tile.out.push(piece);
                 }
             }
-        },
-    );
-    out
+        }
+        tiles
+    }
+
+    fn tile(&self, tile: Tile<'_>, visible: &[usize], divide: bool) {
+        let [h, c, w] = self.dims;
+        let g = h / c;
+        let queries = self.queries(tile.head, tile.tokens.clone());
+        let visible: Vec<usize> =
+            visible[tile.tokens].iter().flat_map(|&visible| std::iter::repeat_n(visible, g)).collect();
+        let most = visible.iter().copied().max().unwrap_or(0);
+        let attend = |run: usize| {
+            let first = run * RUN;
+            let visible: Vec<usize> = visible.iter().map(|visible| visible.saturating_sub(first).min(RUN)).collect();
+            let (keys, values) = (self.keys.rows(tile.head, first), self.values.rows(tile.head, first));
+            Run { queries: &queries, visible: &visible, keys, values, width: w }.attend()
+        };
+        let runs = 0..most.div_ceil(RUN);
+        let attended = if divide {
+            let runs: Vec<Attended> = runs.into_par_iter().map(attend).collect();
+            runs.into_iter().reduce(|seen, later| seen.and(&later, w))
+        } else {
+            runs.map(attend).reduce(|seen, later| seen.and(&later, w))
+        };
+        if let Some(attended) = attended {
+            attended.write(tile.out.into_iter().flat_map(|piece| piece.chunks_mut(w)), w);
+        }
+    }
+
+    /// The scaled queries of some tokens that look at one key head, in blocks of rows, `[blocks, w, ROWS]`; row `token * g + j`
+    /// is query head `j` of the group.
+    fn queries(&self, head: usize, tokens: Range<usize>) -> Vec<f32> {
+        let [h, c, w] = self.dims;
+        let g = h / c;
+        let scale = (w as f32).powf(-0.5);
+        let mut queries = vec![0.0; (tokens.len() * g).next_multiple_of(ROWS) * w];
+        let rows = tokens.flat_map(|token| self.queries[(token * h + head * g) * w..][..g * w].chunks(w));
+        for (row, query) in rows.enumerate() {
+            let block = &mut queries[row / ROWS * ROWS * w..];
+            for (k, value) in query.iter().enumerate() {
+                block[k * ROWS + row % ROWS] = value * scale;
+            }
+        }
+        queries
+    }
 }

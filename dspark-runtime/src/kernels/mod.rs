@@ -10,13 +10,14 @@ mod linear;
 mod rows;
 pub mod simd;
 
-pub use attention::attend_few_rows;
-pub use linear::linear;
+pub use attention::{KeyLayout, attend};
+pub use linear::{linear, widened};
 pub use rows::{rms_norm, rotate, swiglu};
 
 use burn::backend::Flex;
-use burn::tensor::{DType, Shape, Tensor};
+use burn::tensor::{DType, Element, Shape, Tensor};
 use burn_flex::FlexTensor;
+use pulp::bytemuck::Pod;
 
 /// Up to this many rows count as few: a block of 31 drafted tokens and its anchor.
 pub const FEW_ROWS: usize = 32;
@@ -24,7 +25,11 @@ pub const FEW_ROWS: usize = 32;
 /// The values of a tensor that lies in this machine's memory as plain f32, row-major; `None` on other devices, under
 /// autodiff, or for other number types.
 fn host<const D: usize>(x: &Tensor<D>) -> Option<FlexTensor> {
-    if x.is_autodiff() || x.dtype() != DType::F32 {
+    host_as(x, DType::F32)
+}
+
+fn host_as<const D: usize>(x: &Tensor<D>, dtype: DType) -> Option<FlexTensor> {
+    if x.is_autodiff() || x.dtype() != dtype {
         return None;
     }
     let tensor = x.clone().try_into_primitive::<Flex>().ok()?;
@@ -38,5 +43,9 @@ fn from_host<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
 }
 
 fn slice(tensor: &FlexTensor) -> &[f32] {
-    tensor.as_slice::<f32>().unwrap_or_else(|| unreachable!("host() made the tensor contiguous"))
+    slice_as(tensor)
+}
+
+fn slice_as<E: Element + Pod>(tensor: &FlexTensor) -> &[E] {
+    tensor.as_slice::<E>().unwrap_or_else(|| unreachable!("host() asked for the type and made the tensor contiguous"))
 }

@@ -1,5 +1,6 @@
 //! Inner loops over f32 slices, compiled for the widest vectors that the machine has.
 
+use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
 /// Rows of the matrix handled together, and rows of `x` with them: 16 sums stay in registers while each vector that is
@@ -9,12 +10,55 @@ const BLOCK: usize = 4;
 /// Bytes of a cache line: a vector that crosses one costs two loads.
 const CACHE_LINE: usize = 64;
 
+/// A number type that weights are kept in; products are taken in f32.
+pub trait Weight: Copy + Send + Sync {
+    /// The same number.
+    fn widen(self) -> f32;
+
+    /// The vector of weights that begins at `from`.
+    ///
+    /// # Safety
+    /// There are `S::F32_LANES` weights.
+    unsafe fn load<S: Simd>(from: *const Self) -> S::f32s;
+}
+
+impl Weight for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const f32) -> S::f32s {
+        // SAFETY: the caller has as many floats, and any bits are floats.
+        unsafe { from.cast::<S::f32s>().read_unaligned() }
+    }
+}
+
+impl Weight for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const bf16) -> S::f32s {
+        let mut wide = [0.0_f32; 16];
+        for (lane, wide) in wide.iter_mut().enumerate().take(S::F32_LANES) {
+            // SAFETY: the caller has as many weights.
+            *wide = unsafe { *from.add(lane) }.widen();
+        }
+        // SAFETY: 16 floats are the widest vector there is.
+        unsafe { wide.as_ptr().cast::<S::f32s>().read_unaligned() }
+    }
+}
+
 /// `out[i][o] = x[i] . w[o]` for the rows of `x` and a run of rows of `w`, each of length `k`; `out` has as many rows as
 /// `x`, each as long as `w` has rows.
 ///
 /// The matrix is read once, whatever the number of rows of `x`. Each product is summed in an order that depends on `k`
-/// alone.
-pub fn dot_rows(x: &[f32], w: &[f32], k: usize, out: &mut [&mut [f32]]) {
+/// alone, not on the type of the weights: widening changes no number.
+pub fn dot_rows<W: Weight>(x: &[f32], w: &[W], k: usize, out: &mut [&mut [f32]]) {
     // A copy of `x` whose rows start on cache lines; `w` lies where it lies.
     let stride = k.next_multiple_of(CACHE_LINE / size_of::<f32>());
     let mut buffer = vec![0.0; out.len() * stride + CACHE_LINE / size_of::<f32>()];
@@ -26,15 +70,15 @@ pub fn dot_rows(x: &[f32], w: &[f32], k: usize, out: &mut [&mut [f32]]) {
     Arch::new().dispatch(DotRows { x: aligned, stride, w, k, out });
 }
 
-struct DotRows<'a, 'b> {
+struct DotRows<'a, 'b, W> {
     x: &'a [f32],
     stride: usize,
-    w: &'a [f32],
+    w: &'a [W],
     k: usize,
     out: &'a mut [&'b mut [f32]],
 }
 
-impl WithSimd for DotRows<'_, '_> {
+impl<W: Weight> WithSimd for DotRows<'_, '_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -50,7 +94,7 @@ impl WithSimd for DotRows<'_, '_> {
     }
 }
 
-impl DotRows<'_, '_> {
+impl<W: Weight> DotRows<'_, '_, W> {
     #[inline(always)]
     fn row_block<S: Simd, const R: usize>(&mut self, simd: S, row: usize) {
         let mut first = 0;
@@ -72,7 +116,7 @@ impl DotRows<'_, '_> {
         for (i, x) in x.iter_mut().enumerate() {
             *x = &self.x[(first + i) * stride..][..k];
         }
-        let mut w: [&[f32]; R] = [&[]; R];
+        let mut w: [&[W]; R] = [&[]; R];
         for (r, w) in w.iter_mut().enumerate() {
             *w = &self.w[(row + r) * k..][..k];
         }
@@ -84,31 +128,27 @@ impl DotRows<'_, '_> {
 }
 
 #[inline(always)]
-fn dot_block<S: Simd, const M: usize, const R: usize>(simd: S, x: [&[f32]; M], w: [&[f32]; R]) -> [[f32; R]; M] {
-    let mut x_body: [&[S::f32s]; M] = [&[]; M];
-    let mut w_body: [&[S::f32s]; R] = [&[]; R];
-    let mut x_tail: [&[f32]; M] = [&[]; M];
-    let mut w_tail: [&[f32]; R] = [&[]; R];
-    for i in 0..M {
-        (x_body[i], x_tail[i]) = S::as_simd_f32s(x[i]);
-    }
-    for r in 0..R {
-        (w_body[r], w_tail[r]) = S::as_simd_f32s(w[r]);
-    }
-    let steps = w_body[0].len();
-    assert!(x_body.iter().all(|body| body.len() == steps) && w_body.iter().all(|body| body.len() == steps));
+fn dot_block<S: Simd, W: Weight, const M: usize, const R: usize>(
+    simd: S,
+    x: [&[f32]; M],
+    w: [&[W]; R],
+) -> [[f32; R]; M] {
+    let k = w[0].len();
+    assert!(x.iter().all(|x| x.len() == k) && w.iter().all(|w| w.len() == k));
+    let body = k - k % S::F32_LANES;
     let mut sums = [[simd.splat_f32s(0.0); R]; M];
-    for step in 0..steps {
+    for step in (0..body).step_by(S::F32_LANES) {
         let mut w_now = [simd.splat_f32s(0.0); R];
         for r in 0..R {
-            // SAFETY: every body has `steps` vectors, as asserted above. Checked indexing here halves the speed.
-            w_now[r] = unsafe { *w_body[r].get_unchecked(step) };
+            // SAFETY: a whole vector lies between `step` and `body`, in each of the rows. Checked indexing here halves the
+            // speed.
+            w_now[r] = unsafe { W::load::<S>(w[r].as_ptr().add(step)) };
             // The rows after these are wanted next; the hardware's own prefetching stops at the end of a row.
-            prefetch(w_body[r].as_ptr().wrapping_add(step + R * steps));
+            prefetch(w[r].as_ptr().wrapping_add(step + R * body));
         }
         for i in 0..M {
             // SAFETY: as above.
-            let x_now = unsafe { *x_body[i].get_unchecked(step) };
+            let x_now = unsafe { f32::load::<S>(x[i].as_ptr().add(step)) };
             for r in 0..R {
                 sums[i][r] = simd.mul_add_f32s(x_now, w_now[r], sums[i][r]);
             }
@@ -118,8 +158,8 @@ fn dot_block<S: Simd, const M: usize, const R: usize>(simd: S, x: [&[f32]; M], w
     for i in 0..M {
         for r in 0..R {
             let mut sum = simd.reduce_sum_f32s(sums[i][r]);
-            for (x, w) in x_tail[i].iter().zip(w_tail[r]) {
-                sum += x * w;
+            for (x, w) in x[i][body..].iter().zip(&w[r][body..]) {
+                sum += x * w.widen();
             }
             out[i][r] = sum;
         }
@@ -129,7 +169,7 @@ fn dot_block<S: Simd, const M: usize, const R: usize>(simd: S, x: [&[f32]; M], w
 
 /// Asks for the cache line of an address, which may be anywhere.
 #[inline(always)]
-fn prefetch<T>(address: *const T) {
+pub(super) fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults, whatever the address.
     unsafe {
@@ -138,14 +178,6 @@ fn prefetch<T>(address: *const T) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
-}
-
-/// `out += factor * x`
-#[inline(always)]
-pub fn add_scaled(out: &mut [f32], factor: f32, x: &[f32]) {
-    for (out, x) in out.iter_mut().zip(x) {
-        *out += factor * x;
-    }
 }
 
 /// `e^x` for `x <= 88`, to 2 units in the last place; 0 below -87. Without branches, so that loops over it use vectors.

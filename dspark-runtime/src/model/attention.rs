@@ -10,7 +10,7 @@ use burn::tensor::{Bool, Device, Tensor, TensorData, s};
 use super::config::LayerConfig;
 use super::layers::{Linear, RmsNorm};
 use super::rope::Rotation;
-use crate::kernels;
+use crate::kernels::{self, KeyLayout};
 
 /// Stands for minus infinity in masked scores: its exponential is exactly 0 next to any real score, and a row in which
 /// everything is masked stays finite.
@@ -87,10 +87,21 @@ impl SelfAttention {
     }
 }
 
-/// Attention of rows to cached keys: row `i` of `n` sees the first `visible(i)` of the `t` keys.
+/// Causal attention of the rows of one whole sequence: `queries [n, h, w]` -> `[n, h * w]`.
+pub(super) fn attend_sequence(queries_nhw: Tensor<3>, new: KeysValues) -> Tensor<2> {
+    let KeysValues { keys_ncw, values_ncw } = new;
+    let layout = KeyLayout::TokenFirst;
+    if let Some(attended) = kernels::attend(&queries_nhw, &keys_ncw, &values_ncw, layout, |row| row + 1) {
+        return attended;
+    }
+    let mask = causal_mask(queries_nhw.dims()[0], 0, &queries_nhw.device());
+    attend_composed(queries_nhw, keys_ncw.swap_dims(0, 1), values_ncw.swap_dims(0, 1), mask)
+}
+
+/// Attention in tensor operations, for all devices and for autodiff, with all scores in memory.
 ///
 /// `queries [n, h, w]`, `keys, values [c, t, w]` -> `[n, h * w]`. `mask` is true where a row must not look, `[n, t]`.
-pub fn attend(
+pub(crate) fn attend_composed(
     queries_nhw: Tensor<3>,
     keys_ctw: Tensor<3>,
     values_ctw: Tensor<3>,
@@ -112,7 +123,7 @@ pub fn attend(
 
 /// The causal mask of `n` rows that continue `past` keys, `[n, past + n]`, true where a row must not look. One row needs
 /// none.
-pub fn causal_mask(n: usize, past: usize, device: &Device) -> Option<Tensor<2, Bool>> {
+pub(crate) fn causal_mask(n: usize, past: usize, device: &Device) -> Option<Tensor<2, Bool>> {
     if n == 1 {
         return None;
     }
@@ -268,11 +279,12 @@ impl KvCache {
         self.write(layer, new);
         let (keys, values) = &self.layers[layer];
         let visible = past + n;
-        if let Some(attended) = kernels::attend_few_rows(&queries_nhw, keys, values, past, n, causal) {
+        let seen = |row: usize| if causal { past + row + 1 } else { visible };
+        if let Some(attended) = kernels::attend(&queries_nhw, keys, values, KeyLayout::HeadFirst, seen) {
             return attended;
         }
         let mask = if causal { causal_mask(queries_nhw.dims()[0], past, &queries_nhw.device()) } else { None };
-        attend(queries_nhw, keys.clone().narrow(1, 0, visible), values.clone().narrow(1, 0, visible), mask)
+        attend_composed(queries_nhw, keys.clone().narrow(1, 0, visible), values.clone().narrow(1, 0, visible), mask)
     }
 
     /// Writes rows behind the sequence without attending to them.

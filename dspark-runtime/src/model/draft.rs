@@ -16,7 +16,8 @@ use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotary;
 use super::target::Target;
 use crate::checkpoint::{
-    AtomicDirectory, CheckpointError, WeightDtype, Weights, WeightsToSave, load_module, with_stable_ids, write_file,
+    AtomicDirectory, CheckpointError, WeightDtype, WeightPrecision, Weights, WeightsToSave, load_module,
+    with_stable_ids, write_file,
 };
 use crate::kernels;
 
@@ -132,19 +133,27 @@ impl Draft {
         }
     }
 
-    /// Loads a draft folder for a target.
+    /// Loads a draft folder for a target, its own weights in f32.
+    ///
+    /// # Errors
+    /// As [`load_with`](Self::load_with).
+    pub fn load(folder: &Path, target: &Target) -> Result<Self, CheckpointError> {
+        Self::load_with(folder, WeightPrecision::F32, target)
+    }
+
+    /// Loads a draft folder for a target, its own matrices in the given precision.
     ///
     /// Embedding and head are the target's, whether or not the file repeats them; a file that holds other ones keeps
     /// its own.
     ///
     /// # Errors
     /// When the draft was made for another target, or its weights do not fit its configuration.
-    pub fn load(folder: &Path, target: &Target) -> Result<Self, CheckpointError> {
+    pub fn load_with(folder: &Path, precision: WeightPrecision, target: &Target) -> Result<Self, CheckpointError> {
         let config = DraftConfig::read(folder)?;
         config.check_target(folder, target.config())?;
         let weights = Weights::open(folder)?;
         let (parameters, used) =
-            load_module(DraftParameters::new(&config, target.device()), &weights, target.device())?;
+            load_module(DraftParameters::new(&config, target.device()), &weights, precision, target.device())?;
         let unexpected: Vec<&str> =
             weights.names().filter(|name| !used.contains(*name) && !SHARED.contains(name)).collect();
         if let Some(name) = unexpected.first() {
@@ -154,8 +163,8 @@ impl Draft {
                 others: unexpected.len() - 1,
             });
         }
-        let embedding_vd = shared_table(&weights, SHARED[0], target.embed_tokens().weight.val())?;
-        let head_vd = shared_table(&weights, SHARED[1], target.head_weight())?;
+        let embedding_vd = shared_table(&weights, SHARED[0], precision, target.embed_tokens().weight.val())?;
+        let head_vd = shared_table(&weights, SHARED[1], precision, target.head_weight())?;
         Ok(Self::assemble(config, parameters, embedding_vd, head_vd))
     }
 
@@ -456,7 +465,12 @@ fn copy_matching(layer: DecoderLayer, from: &DecoderLayer) -> DecoderLayer {
 
 /// The target's table, unless the draft's file holds another one. Published drafts repeat the target's in bf16, so each
 /// value may be off by bf16's rounding.
-fn shared_table(weights: &Weights, name: &str, target_vd: Tensor<2>) -> Result<Tensor<2>, CheckpointError> {
+fn shared_table(
+    weights: &Weights,
+    name: &str,
+    precision: WeightPrecision,
+    target_vd: Tensor<2>,
+) -> Result<Tensor<2>, CheckpointError> {
     if weights.shape(name).is_none() {
         return Ok(target_vd);
     }
@@ -464,7 +478,7 @@ fn shared_table(weights: &Weights, name: &str, target_vd: Tensor<2>) -> Result<T
     let theirs: Vec<f32> =
         target_vd.clone().try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"));
     let same = own.iter().zip(&theirs).all(|(own, theirs)| (own - theirs).abs() <= theirs.abs() / 256.0);
-    Ok(if same { target_vd } else { Tensor::from_data(TensorData::new(own, target_vd.shape()), &target_vd.device()) })
+    if same { Ok(target_vd) } else { weights.tensor(name, target_vd.shape(), precision, &target_vd.device()) }
 }
 
 fn ints(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {

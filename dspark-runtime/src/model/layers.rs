@@ -55,9 +55,9 @@ impl Embedding {
         Self { weight: normal([rows, width], device) }
     }
 
-    /// `[n] -> [n, d]`
+    /// `[n] -> [n, d]`, f32 also where the table is kept in bf16.
     pub fn forward(&self, ids_n: Tensor<1, Int>) -> Tensor<2> {
-        self.weight.val().select(0, ids_n)
+        kernels::widened(self.weight.val().select(0, ids_n))
     }
 }
 

@@ -16,6 +16,8 @@ mod rope;
 mod target;
 
 pub use attention::{KvCache, block_context_mask};
+#[cfg(test)]
+pub(crate) use attention::{attend_composed, causal_mask};
 pub use config::{Family, LayerConfig, RopeScaling, TargetConfig};
 pub use draft::{BlockOutput, Draft, DraftContext, DraftParameters, DraftSample};
 pub use draft_config::{DraftConfig, DraftShape, check_layer_ids};

@@ -8,12 +8,13 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use super::attention::{KvCache, attend, causal_mask};
+use super::attention::{KvCache, attend_sequence};
 use super::config::TargetConfig;
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotary;
 use crate::checkpoint::{
-    CheckpointError, WeightDtype, Weights, WeightsToSave, load_module, parameter_shapes, with_stable_ids, write_file,
+    CheckpointError, WeightDtype, WeightPrecision, Weights, WeightsToSave, load_module, parameter_shapes,
+    with_stable_ids, write_file,
 };
 use crate::kernels;
 
@@ -70,23 +71,36 @@ pub struct TargetOutput {
 }
 
 impl Target {
-    /// Loads a Hugging Face folder.
+    /// Loads a Hugging Face folder, all weights in f32.
     ///
     /// # Errors
     /// When the configuration asks for something unsupported, or the weights do not fit it.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, CheckpointError> {
+        Self::load_with(folder, WeightPrecision::F32, device)
+    }
+
+    /// Loads a Hugging Face folder, its matrices in the given precision.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(folder: &Path, precision: WeightPrecision, device: &Device) -> Result<Self, CheckpointError> {
         let config = TargetConfig::read(folder)?;
         let weights = Weights::open(folder)?;
-        Self::from_weights(config, &weights, device)
+        Self::from_weights(config, &weights, precision, device)
     }
 
     /// Builds a target from a configuration and weight files.
     ///
     /// # Errors
     /// When a tensor is missing, has another shape, or has no place in the model.
-    pub fn from_weights(config: TargetConfig, weights: &Weights, device: &Device) -> Result<Self, CheckpointError> {
+    pub fn from_weights(
+        config: TargetConfig,
+        weights: &Weights,
+        precision: WeightPrecision,
+        device: &Device,
+    ) -> Result<Self, CheckpointError> {
         let random = TargetParameters::new(&config, device);
-        let (loaded, used) = load_module(random, weights, device)?;
+        let (loaded, used) = load_module(random, weights, precision, device)?;
         // Old files carry rotary buffers; files of tied models may repeat the embedding as a head.
         let ignored = |name: &str| {
             name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == "lm_head.weight")
@@ -128,7 +142,8 @@ impl Target {
         &self.weights.model.embed_tokens
     }
 
-    /// The output head's weight `[v, d]`, for a draft to share; the embedding's in a tied model.
+    /// The output head's weight `[v, d]`, for a draft to share; the embedding's in a tied model. In the precision that the
+    /// target was loaded with.
     pub fn head_weight(&self) -> Tensor<2> {
         match &self.weights.lm_head {
             Some(head) => head.weight.val(),
@@ -188,11 +203,7 @@ impl Target {
                     first += count;
                     rows.push(match &mut segment.cache {
                         Some(cache) => cache.attend(index, queries_nhw, new, true),
-                        None => {
-                            let mask = causal_mask(count, 0, &queries_nhw.device());
-                            let by_head = |x_ncw: Tensor<3>| x_ncw.swap_dims(0, 1);
-                            attend(queries_nhw, by_head(new.keys_ncw), by_head(new.values_ncw), mask)
-                        }
+                        None => attend_sequence(queries_nhw, new),
                     });
                 }
                 attention.output(join(rows))

@@ -1,0 +1,86 @@
+use burn::tensor::{Device, Distribution, Tensor};
+
+use super::*;
+use crate::model::{attend_composed, causal_mask};
+
+/// Heads, key heads, head width: whole and broken vectors, with and without groups.
+const SHAPES: [[usize; 3]; 6] = [[9, 3, 64], [4, 4, 14], [6, 2, 48], [7, 1, 8], [2, 2, 128], [3, 1, 67]];
+
+/// Rows and the keys before them: one row, a block, more than a tile, and the edges of a run.
+const LENGTHS: [[usize; 2]; 9] =
+    [[1, 0], [1, 255], [1, 256], [1, 700], [8, 250], [33, 0], [33, 300], [100, 0], [130, 513]];
+
+fn normal<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
+}
+
+fn close(fused: Tensor<2>, composed: Tensor<2>, what: &str) {
+    let difference: f32 = (fused - composed.clone()).abs().max().into_scalar();
+    let largest: f32 = composed.abs().max().into_scalar();
+    assert!(difference <= 1e-5 * largest, "{what}: {difference} of {largest}");
+}
+
+#[test]
+fn it_agrees_with_composed_operations_in_both_layouts() {
+    Device::flex().seed(11);
+    for [h, c, w] in SHAPES {
+        for [n, past] in LENGTHS {
+            let t = past + n;
+            // The cache has room behind the keys, which must not be looked at.
+            let (queries, keys, values) = (normal([n, h, w]), normal([c, t + 37, w]), normal([c, t + 37, w]));
+            let (used_keys, used_values) = (keys.clone().narrow(1, 0, t), values.clone().narrow(1, 0, t));
+            let by_token = |x: &Tensor<3>| x.clone().swap_dims(0, 1);
+            for causal in [true, false] {
+                let visible = |row: usize| if causal { past + row + 1 } else { t };
+                let mask = if causal { causal_mask(n, past, &Device::flex()) } else { None };
+                let composed = attend_composed(queries.clone(), used_keys.clone(), used_values.clone(), mask);
+                let cached = attend(&queries, &keys, &values, KeyLayout::HeadFirst, visible).unwrap();
+                close(
+                    cached.clone(),
+                    composed,
+                    &format!("{h}/{c} heads of {w}, {n} rows after {past}, causal {causal}"),
+                );
+                let (keys, values) = (by_token(&used_keys), by_token(&used_values));
+                let rows = attend(&queries, &keys, &values, KeyLayout::TokenFirst, visible).unwrap();
+                rows.into_data().assert_eq(&cached.into_data(), true);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rows_result_does_not_depend_on_the_rows_that_go_through_with_it() {
+    Device::flex().seed(12);
+    let (n, past) = (150, 470);
+    for [h, c, w] in SHAPES {
+        let (queries, keys, values) = (normal([n, h, w]), normal([c, past + n, w]), normal([c, past + n, w]));
+        let part = |first: usize, count: usize| {
+            let queries = queries.clone().narrow(0, first, count);
+            attend(&queries, &keys, &values, KeyLayout::HeadFirst, |row| past + first + row + 1).unwrap()
+        };
+        let all = part(0, n);
+        for (first, count) in [(0, 1), (149, 1), (0, 33), (7, 90), (40, 41), (60, 90)] {
+            part(first, count).into_data().assert_eq(&all.clone().narrow(0, first, count).into_data(), true);
+        }
+    }
+}
+
+#[test]
+fn it_does_not_depend_on_the_number_of_threads() {
+    Device::flex().seed(13);
+    let (queries, keys, values) = (normal([5, 6, 48]), normal([2, 900, 48]), normal([2, 900, 48]));
+    let with_threads = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| attend(&queries, &keys, &values, KeyLayout::HeadFirst, |row| 895 + row + 1).unwrap())
+    };
+    let one = with_threads(1).into_data();
+    for threads in [2, 3] {
+        with_threads(threads).into_data().assert_eq(&one, true);
+    }
+}
+
+#[test]
+fn tensors_under_autodiff_are_left_to_composed_operations() {
+    let x = normal([4, 2, 8]).autodiff();
+    assert!(attend(&x, &x, &x, KeyLayout::TokenFirst, |row| row + 1).is_none());
+}

@@ -1,0 +1,56 @@
+//! A model whose matrices stay in bf16, as they are on disk, computes bit for bit what it computes in f32.
+
+mod common;
+
+use std::path::Path;
+
+use burn::tensor::{DType, Device};
+use dspark_runtime::checkpoint::{WeightDtype, WeightPrecision};
+use dspark_runtime::model::{Draft, LayerId, Target, TargetSegment};
+use dspark_runtime::speculate::{Decoder, GenerationOptions, SeededUniforms};
+
+const PRECISIONS: [WeightPrecision; 2] = [WeightPrecision::F32, WeightPrecision::AsStored];
+
+fn targets(folder: &Path) -> [Target; 2] {
+    common::target(3).write_into(folder, WeightDtype::Bf16).unwrap();
+    PRECISIONS.map(|precision| Target::load_with(folder, precision, &Device::flex()).unwrap())
+}
+
+#[test]
+fn hidden_states_and_logits_are_the_same_for_few_rows_and_for_many() {
+    let folder = tempfile::tempdir().unwrap();
+    let [wide, narrow] = targets(folder.path());
+    assert_eq!((wide.head_weight().dtype(), narrow.head_weight().dtype()), (DType::F32, DType::BF16));
+    let ids: Vec<u32> = (0..50).map(|i| i * 5 % 8).collect();
+    for n in [1, 9, 50] {
+        let pass = |target: &Target| {
+            let mut segments = [TargetSegment { ids: &ids[..n], cache: None }];
+            let output = target.forward(&mut segments, &[LayerId(-1), LayerId(0)]);
+            (output.features_nf.unwrap().into_data(), target.logits(output.last_hidden_nd).into_data())
+        };
+        let (wide, narrow) = (pass(&wide), pass(&narrow));
+        narrow.0.assert_eq(&wide.0, true);
+        narrow.1.assert_eq(&wide.1, true);
+    }
+}
+
+#[test]
+fn a_draft_proposes_the_same_and_the_same_is_accepted() {
+    let folder = tempfile::tempdir().unwrap();
+    let targets = targets(folder.path());
+    let draft_folder = folder.path().join("draft");
+    common::draft(&targets[0], 4).save(&draft_folder, WeightDtype::Bf16, false).unwrap();
+    let options = GenerationOptions {
+        temperature: 1.0,
+        max_new_tokens: 30,
+        stop_token_ids: Vec::new(),
+        confidence_threshold: 0.0,
+    };
+    let generations = [0, 1].map(|i| {
+        let draft = Draft::load_with(&draft_folder, PRECISIONS[i], &targets[i]).unwrap();
+        assert_eq!(draft.head_weight().dtype(), targets[i].head_weight().dtype());
+        Decoder::new(&targets[i], Some(&draft)).generate(&[1, 2, 3], &options, &mut SeededUniforms::new(5, 0))
+    });
+    assert_eq!(generations[0].ids, generations[1].ids);
+    assert_eq!(generations[0].rounds, generations[1].rounds);
+}
