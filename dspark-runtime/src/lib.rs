@@ -14,5 +14,6 @@ pub mod kernels;
 pub mod model;
 pub mod profile;
 pub mod schedule;
+pub mod server;
 pub mod speculate;
 pub mod text;

@@ -1,9 +1,12 @@
 //! The command line of `dspark`, one thin file per verb.
 
 mod bench;
+mod chat;
+mod engine;
 mod generate;
 mod output;
 mod profile;
+mod serve;
 
 pub use output::{count, print, share, temperature, template_arguments, weight_precision};
 
@@ -22,6 +25,10 @@ pub struct Cli {
 enum Verb {
     /// Answer one prompt
     Generate(generate::Arguments),
+    /// Talk in the terminal, seeing which tokens the draft wrote
+    Chat(chat::Arguments),
+    /// Answer over HTTP, as the OpenAI API does
+    Serve(serve::Arguments),
     /// Measure what steps cost on this machine
     Profile(profile::Arguments),
     /// Measure throughput and latency under load
@@ -36,6 +43,8 @@ impl Cli {
     pub fn run(self) -> Result<()> {
         match self.verb {
             Verb::Generate(arguments) => generate::run(&arguments),
+            Verb::Chat(arguments) => chat::run(&arguments),
+            Verb::Serve(arguments) => serve::run(&arguments),
             Verb::Profile(arguments) => profile::run(&arguments),
             Verb::Bench(arguments) => bench::run(&arguments),
         }

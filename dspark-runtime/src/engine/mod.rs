@@ -21,6 +21,8 @@ mod sequence;
 mod start;
 mod step;
 mod stop_strings;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use config::EngineConfig;
 pub use handle::{EngineHandle, Limits};

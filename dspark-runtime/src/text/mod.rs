@@ -14,6 +14,7 @@ mod python;
 #[cfg(test)]
 mod testing;
 mod tojson;
+mod token_bytes;
 mod tokenizer;
 mod tokenizer_config;
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tokenizers::{DecoderWrapper, PostProcessorWrapper};
 
+use super::token_bytes::fallback_byte;
 use super::tokenizer_config::{TokenizerConfig, read_stop_token_ids};
 use super::{ChatTemplate, TextError, TokenId};
 
@@ -188,13 +189,16 @@ impl Tokenizer {
 
     /// Whether this token stands for a single byte, `<0x0A>`, and the decoder joins such bytes.
     pub(super) fn is_fallback_byte(&self, id: TokenId) -> bool {
-        self.inner.has_byte_fallback
-            && self.token(id).is_some_and(|token| {
-                token
-                    .strip_prefix("<0x")
-                    .and_then(|rest| rest.strip_suffix('>'))
-                    .is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
-            })
+        self.inner.has_byte_fallback && self.token(id).is_some_and(|token| fallback_byte(&token).is_some())
+    }
+
+    /// Whether this token was added to the vocabulary: it is written as it is read, in no alphabet of its own.
+    pub(super) fn is_added(&self, id: TokenId) -> bool {
+        self.inner.tokenizer.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
+    }
+
+    pub(super) fn decoder(&self) -> Option<&DecoderWrapper> {
+        self.inner.tokenizer.get_decoder()
     }
 }
 

@@ -1,0 +1,191 @@
+//! `dspark serve`
+
+use std::fs;
+use std::future::Future;
+use std::io::{self, IsTerminal};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use tracing_subscriber::fmt;
+
+use super::engine::EngineArguments;
+use super::output::{count, print};
+use crate::server::{Server, ServerConfig};
+
+/// Where the API key may be when no file is given.
+const KEY_VARIABLE: &str = "DSPARK_API_KEY";
+/// Threads that tokenise prompts.
+const PROMPT_THREADS: usize = 2;
+
+/// Arguments of `dspark serve`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    engine: EngineArguments,
+    /// What clients call the model (default: the name of its folder)
+    #[arg(long, value_name = "NAME")]
+    served_model_name: Option<String>,
+    /// The address to listen on; 0.0.0.0 is reached from everywhere
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// The port; 0 is any that is free
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+    /// A file whose text clients must send as key (default: the environment variable DSPARK_API_KEY, else none)
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// Bytes of a request, at most
+    #[arg(long, default_value_t = 2 << 20, value_parser = count)]
+    max_body_bytes: usize,
+    /// Open connections, at most; when there are more, those that send nothing are closed
+    #[arg(long, default_value_t = 512, value_parser = count)]
+    max_connections: usize,
+    /// How long a connection may take to send a request
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds)]
+    idle_seconds: u64,
+    /// How long a request may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = seconds)]
+    request_seconds: u64,
+    /// How long answers may still take after SIGINT or SIGTERM; a second signal ends at once
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    grace_seconds: u64,
+    /// How the log on standard error is written
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// Serves until it is told to stop.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    start_log(arguments.log_format);
+    let api_key = api_key(arguments.api_key_file.as_deref())?;
+    let open = api_key.is_none() && !arguments.host.is_loopback();
+    if open {
+        tracing::warn!("there is no API key: whoever reaches {} may ask", arguments.host);
+    }
+    let running = arguments.engine.start()?;
+    let config = ServerConfig {
+        model: arguments.served_model_name.clone().unwrap_or(running.name),
+        api_key,
+        max_body_bytes: arguments.max_body_bytes,
+        max_connections: arguments.max_connections,
+        idle_timeout: Duration::from_secs(arguments.idle_seconds),
+        request_timeout: Duration::from_secs(arguments.request_seconds),
+        grace: Duration::from_secs(arguments.grace_seconds),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("server")
+        .max_blocking_threads(PROMPT_THREADS)
+        .enable_all()
+        .build()
+        .context("starting the server's threads")?;
+    runtime.block_on(async {
+        let model = config.model.clone();
+        let address = (arguments.host, arguments.port);
+        let server = Server::bind(address, running.handle, running.tokenizer, config)
+            .await
+            .with_context(|| format!("listening on {}, port {}", arguments.host, arguments.port))?;
+        let stop = signals().context("listening for signals")?;
+        print(format!("serving {model} on http://{}/v1", server.address()?))?;
+        server.run(stop).await;
+        anyhow::Ok(())
+    })?;
+    running.engine.join();
+    Ok(())
+}
+
+/// A number of seconds that clocks can count.
+fn seconds(text: &str) -> Result<u64, String> {
+    const MOST: u64 = 86_400 * 365;
+    let expected = || format!("expected a whole number of seconds from 1 to {MOST}");
+    text.parse().ok().filter(|seconds| (1..=MOST).contains(seconds)).ok_or_else(expected)
+}
+
+/// From the file, else from the environment.
+fn api_key(file: Option<&Path>) -> Result<Option<String>> {
+    let (key, source) = match file {
+        Some(file) => {
+            let text = fs::read_to_string(file).with_context(|| format!("--api-key-file: {}", file.display()))?;
+            (text, file.display().to_string())
+        }
+        None => match std::env::var(KEY_VARIABLE) {
+            Ok(key) => (key, KEY_VARIABLE.to_owned()),
+            Err(std::env::VarError::NotPresent) => return Ok(None),
+            Err(error) => bail!("{KEY_VARIABLE}: {error}"),
+        },
+    };
+    let key = key.trim();
+    // What cannot be a header's value could never be sent.
+    if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        bail!("{source}: expected a key of visible ASCII characters without spaces");
+    }
+    Ok(Some(key.to_owned()))
+}
+
+fn start_log(format: LogFormat) {
+    let log = fmt().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).with_target(false);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+/// Ready at the first SIGINT or SIGTERM; from then on the second ends the process.
+#[cfg(unix)]
+fn signals() -> io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        let mut signalled = async move || {
+            tokio::select! {
+                _ = interrupt.recv() => 130,
+                _ = terminate.recv() => 143,
+            }
+        };
+        signalled().await;
+        tokio::spawn(async move { std::process::exit(signalled().await) });
+    })
+}
+
+/// Ready at the first Ctrl-C; from then on the second ends the process.
+#[cfg(not(unix))]
+fn signals() -> io::Result<impl Future<Output = ()>> {
+    Ok(async {
+        let _ = tokio::signal::ctrl_c().await;
+        tokio::spawn(async {
+            let _ = tokio::signal::ctrl_c().await;
+            std::process::exit(130);
+        });
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_one_word_of_a_file() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let file = folder.path().join("key");
+        for (text, key) in
+            [("secret\n", Some("secret")), (" sk-1_2 ", Some("sk-1_2")), ("", None), ("two words", None)]
+        {
+            fs::write(&file, text).unwrap();
+            match key {
+                Some(key) => assert_eq!(api_key(Some(&file)).unwrap().as_deref(), Some(key)),
+                None => assert!(api_key(Some(&file)).unwrap_err().to_string().contains("visible ASCII"), "{text:?}"),
+            }
+        }
+        assert!(api_key(Some(&folder.path().join("none"))).is_err());
+    }
+}

@@ -1,0 +1,176 @@
+//! Refusals and failures as the OpenAI API writes them.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::engine::{Failure, Refusal};
+use crate::text::TextError;
+
+/// What OpenAI's clients look for before they send a request once more.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// An answer that is no answer.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    pub status: StatusCode,
+    kind: &'static str,
+    code: Option<&'static str>,
+    param: Option<String>,
+    message: String,
+    retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: impl Into<String>) -> Self {
+        Self { status, kind, code, param: None, message: message.into(), retry_after: None }
+    }
+
+    fn request(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
+        Self::new(status, "invalid_request_error", code, message)
+    }
+
+    /// The same, about one field of the request.
+    pub fn about(mut self, param: impl Into<String>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
+    /// A request that cannot be understood, whichever field it is about.
+    pub fn malformed(message: impl Into<String>) -> Self {
+        Self::request(StatusCode::BAD_REQUEST, None, message)
+    }
+
+    /// A field whose value does not fit.
+    pub fn invalid(param: impl Into<String>, expected: &str, found: &str) -> Self {
+        let param = param.into();
+        let message = format!("`{param}`: expected {expected}, found {found}");
+        Self::request(StatusCode::BAD_REQUEST, Some("invalid_value"), message).about(param)
+    }
+
+    /// A field that has to be there.
+    pub fn missing(param: impl Into<String>, expected: &str) -> Self {
+        let param = param.into();
+        let message = format!("`{param}` is missing: expected {expected}");
+        Self::request(StatusCode::BAD_REQUEST, Some("missing_required_parameter"), message).about(param)
+    }
+
+    /// A field that this server does nothing with, while leaving it out would change the answer.
+    pub fn unsupported(param: impl Into<String>, instead: &str) -> Self {
+        let param = param.into();
+        let message = format!("`{param}` is not supported here: {instead}");
+        Self::request(StatusCode::BAD_REQUEST, Some("unsupported_parameter"), message).about(param)
+    }
+
+    pub fn wrong_key() -> Self {
+        let message = "wrong or missing API key: expected the header `Authorization: Bearer KEY`";
+        Self::request(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), message)
+    }
+
+    pub fn unknown_path(path: &str) -> Self {
+        Self::request(StatusCode::NOT_FOUND, Some("unknown_url"), format!("there is nothing at {path}"))
+    }
+
+    pub fn wrong_method(method: &str, path: &str) -> Self {
+        Self::request(StatusCode::METHOD_NOT_ALLOWED, None, format!("{path} does not answer to {method}"))
+    }
+
+    pub fn unknown_model(asked: &str, served: &str) -> Self {
+        let message = format!("there is no model `{asked}` here; this server has `{served}`");
+        Self::request(StatusCode::NOT_FOUND, Some("model_not_found"), message).about("model")
+    }
+
+    pub fn body_too_large(limit: usize) -> Self {
+        let message = format!("the body is longer than {limit} bytes");
+        Self::request(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"), message)
+    }
+
+    pub fn body_too_slow(limit: Duration) -> Self {
+        let message = format!("the body did not arrive within {limit:?}");
+        Self::request(StatusCode::REQUEST_TIMEOUT, Some("body_timeout"), message)
+    }
+
+    pub fn timed_out(limit: Duration) -> Self {
+        let message = format!("the request took longer than {limit:?}");
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", Some("request_timeout"), message)
+    }
+
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", None, message)
+    }
+
+    fn shutting_down(message: String) -> Self {
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("shutting_down"), message);
+        Self { retry_after: Some(Duration::from_secs(1)), ..error }
+    }
+
+    /// The engine's refusal; `prompt` is what the endpoint calls the prompt.
+    pub fn refused(refusal: &Refusal, prompt: &str) -> Self {
+        let message = refusal.to_string();
+        match refusal {
+            Refusal::QueueFull { retry_after, .. } => {
+                let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"), message);
+                Self { retry_after: Some(*retry_after), ..error }
+            }
+            Refusal::PromptTooLong { .. } => {
+                Self::request(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message).about(prompt)
+            }
+            Refusal::Invalid { field, expected, found } => {
+                Self::invalid(if *field == "prompt" { prompt } else { field }, expected, found)
+            }
+            Refusal::ShuttingDown => Self::shutting_down(message),
+        }
+    }
+
+    /// The engine gave up.
+    pub fn failed(failure: &Failure) -> Self {
+        match failure {
+            Failure::ShutDown => Self::shutting_down(failure.to_string()),
+            Failure::TimedOut(limit) => Self::timed_out(*limit),
+            Failure::Internal(_) => Self::internal(failure.to_string()),
+        }
+    }
+
+    /// A prompt that the template refused or the tokeniser could not cut.
+    pub fn text(error: &TextError, param: &str) -> Self {
+        Self::request(StatusCode::BAD_REQUEST, Some("invalid_value"), error.to_string()).about(param)
+    }
+
+    /// `{"error": {...}}`
+    pub fn body(&self) -> Value {
+        json!({"error": {
+            "message": self.message, "type": self.kind, "param": self.param, "code": self.code,
+        }})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = json_response(self.status, &self.body());
+        let headers = response.headers_mut();
+        if let Some(wait) = self.retry_after {
+            let seconds = (wait.as_secs_f64().ceil() as u64).max(1);
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        // Asking again for what took too long only makes the queue longer.
+        if matches!(self.status, StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT) {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        response
+    }
+}
+
+/// A response with a JSON body.
+pub(super) fn json_response(status: StatusCode, value: &Value) -> Response {
+    let mut response = Response::new(Body::from(value.to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

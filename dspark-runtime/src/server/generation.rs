@@ -1,0 +1,139 @@
+//! The answers to one request as they come from the engine.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
+use serde_json::{Value, json};
+use tokio::time::timeout_at;
+
+use super::app::App;
+use super::error::ApiError;
+use super::parameters::Asked;
+use super::record::{Answers, Record};
+use crate::engine::{Answer, Delta, Event, FinishReason, Request, Usage};
+
+/// All choices of a request. Dropping it cancels those that are not finished.
+pub(super) struct Generation {
+    app: Arc<App>,
+    record: Arc<Record>,
+    events: SelectAll<BoxStream<'static, (usize, Option<Event>)>>,
+    /// Choices per prompt.
+    choices: usize,
+    usage: Vec<Usage>,
+}
+
+/// What happened to one choice.
+#[derive(Debug)]
+pub(super) enum Update {
+    Delta(Delta),
+    Finished(FinishReason),
+}
+
+impl Generation {
+    /// Hands in one request per prompt and choice.
+    ///
+    /// # Errors
+    /// When the engine refuses one of them; then none is answered.
+    pub fn begin(app: Arc<App>, asked: &Asked, record: Arc<Record>, prompt_field: &str) -> Result<Self, ApiError> {
+        let answers = asked.prompts.len() * asked.choices;
+        let queue = app.engine.limits().queue;
+        if answers > queue.max(1) {
+            let (expected, found) = (format!("at most {queue} answers to one request"), answers.to_string());
+            return Err(ApiError::invalid(if asked.choices > 1 { "n" } else { prompt_field }, &expected, &found));
+        }
+        let mut events = SelectAll::new();
+        for index in 0..answers {
+            let mut request =
+                Request { prompt: asked.prompts[index / asked.choices].clone(), ..asked.request.clone() };
+            let choice = (index % asked.choices) as u64;
+            request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(choice));
+            let answer = app.engine.submit(request).map_err(|refusal| ApiError::refused(&refusal, prompt_field))?;
+            events.push(events_of(answer).map(move |event| (index, event)).boxed());
+        }
+        record.set(Answers::Begun);
+        Ok(Self { app, record, events, choices: asked.choices, usage: vec![Usage::default(); answers] })
+    }
+
+    /// How many choices there are, over all prompts.
+    pub fn answers(&self) -> usize {
+        self.usage.len()
+    }
+
+    /// What happens next, and to which choice; `None` after the last one finished.
+    ///
+    /// # Errors
+    /// When a choice failed or the time for the request is over. No more comes after that.
+    pub async fn next(&mut self) -> Result<Option<(usize, Update)>, ApiError> {
+        let update = self.receive().await;
+        match &update {
+            Ok(Some((_, Update::Delta(delta)))) => {
+                if let Some(after) = self.record.tokens(delta.tokens.len()) {
+                    self.app.traffic.first_token(after);
+                }
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => self.record.set(Answers::Finished),
+            Err(_) => {
+                self.record.set(Answers::Failed);
+                self.events.clear();
+            }
+        }
+        update
+    }
+
+    async fn receive(&mut self) -> Result<Option<(usize, Update)>, ApiError> {
+        let limit = self.app.config.request_timeout;
+        let deadline = self.record.arrived.checked_add(limit).unwrap_or_else(far_future);
+        let next = timeout_at(deadline.into(), self.events.next()).await.map_err(|_| ApiError::timed_out(limit))?;
+        let Some((index, event)) = next else {
+            return Ok(None);
+        };
+        match event {
+            Some(Event::Delta(delta)) => Ok(Some((index, Update::Delta(delta)))),
+            Some(Event::Finished(finished)) => {
+                self.usage[index] = finished.usage;
+                Ok(Some((index, Update::Finished(finished.reason))))
+            }
+            Some(Event::Failed(failure)) => Err(ApiError::failed(&failure)),
+            None => Err(ApiError::internal("the engine ended before the answer was complete")),
+        }
+    }
+
+    /// Tokens of all choices; a prompt counts once however many choices it has.
+    pub fn usage(&self) -> Value {
+        let sum = |count: fn(&Usage) -> usize| self.usage.iter().map(count).sum::<usize>();
+        let once = |count: fn(&Usage) -> usize| self.usage.iter().step_by(self.choices).map(count).sum::<usize>();
+        let (prompt, new) = (once(|usage| usage.prompt_tokens), sum(|usage| usage.new_tokens));
+        let (rounds, accepted) = (sum(|usage| usage.rounds), sum(|usage| usage.accepted_tokens));
+        let verified = sum(|usage| usage.verified_tokens);
+        json!({
+            "prompt_tokens": prompt,
+            "completion_tokens": new,
+            "total_tokens": prompt + new,
+            "prompt_tokens_details": {"cached_tokens": once(|usage| usage.cached_prompt_tokens)},
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": accepted,
+                "rejected_prediction_tokens": verified - accepted,
+                // Ours: a round commits what it accepted and one token of the target's own.
+                "draft_rounds": rounds,
+                "accepted_length": (rounds > 0).then(|| 1.0 + accepted as f64 / rounds as f64),
+            },
+        })
+    }
+}
+
+/// A long time from now, where adding the limit overflows the clock.
+fn far_future() -> Instant {
+    Instant::now() + Duration::from_secs(86_400 * 365)
+}
+
+/// The events of an answer; `None` when it ended without saying how.
+fn events_of(answer: Answer) -> impl stream::Stream<Item = Option<Event>> + Send + 'static {
+    stream::unfold(Some(answer), |answer| async {
+        let mut answer = answer?;
+        let event = answer.next().await;
+        let rest = matches!(event, Some(Event::Delta(_))).then_some(answer);
+        Some((event, rest))
+    })
+}

@@ -1,0 +1,102 @@
+//! An HTTP server that speaks the OpenAI API.
+//!
+//! A connection is accepted (`connections`), its request is given an id and accompanied to its last byte (`record`), the
+//! key is looked at and the path chosen (`app`). A body is read, checked field by field (`fields`, `parameters`, `prompts`)
+//! and becomes requests to the engine, one per choice (`generation`), whose events are written in the shape of the endpoint
+//! (`shape`, `logprobs`), whole or as server-sent events (`respond`). Whatever goes wrong is an `error`; `metrics` are for
+//! Prometheus.
+//!
+//! A client that goes away takes its connection's task with it, and with the task go the engine's answers: dropped, they
+//! are cancelled. Nothing here knows tensors.
+
+mod app;
+mod connections;
+mod error;
+mod fields;
+mod generation;
+mod logprobs;
+mod metrics;
+mod parameters;
+mod prompts;
+mod record;
+mod respond;
+mod shape;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, ToSocketAddrs};
+
+use crate::engine::EngineHandle;
+use crate::text::Tokenizer;
+
+/// What a server may be told.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// What clients call the model.
+    pub model: String,
+    /// What they have to send as `Authorization: Bearer`; `None` lets anybody in.
+    pub api_key: Option<String>,
+    /// Bytes of a request's body, at most.
+    pub max_body_bytes: usize,
+    /// Open connections, at most.
+    pub max_connections: usize,
+    /// How long a connection may take to send a request's head, and then its body.
+    pub idle_timeout: Duration,
+    /// How long a request may take from its arrival to its last token.
+    pub request_timeout: Duration,
+    /// How long answers may still take when the server is told to stop.
+    pub grace: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            model: "default".to_owned(),
+            api_key: None,
+            max_body_bytes: 2 << 20,
+            max_connections: 512,
+            idle_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(600),
+            grace: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A server that has its port and does not answer yet.
+pub struct Server {
+    listener: TcpListener,
+    app: Arc<app::App>,
+}
+
+impl Server {
+    /// Takes the port; 0 is any that is free.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub async fn bind(
+        address: impl ToSocketAddrs,
+        engine: EngineHandle,
+        tokenizer: Tokenizer,
+        config: ServerConfig,
+    ) -> io::Result<Self> {
+        Ok(Self { listener: TcpListener::bind(address).await?, app: app::App::new(engine, tokenizer, config) })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Answers until `stop` is ready, then finishes or fails what was begun and shuts the engine down.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        connections::serve(self.listener, self.app, stop).await;
+    }
+}

@@ -1,0 +1,177 @@
+//! From a request's body to its answer, whole or as server-sent events.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::StatusCode;
+use axum::response::sse::{Event as ServerSentEvent, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use futures_util::stream;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::app::App;
+use super::error::{ApiError, json_response};
+use super::fields::Fields;
+use super::generation::{Generation, Update};
+use super::logprobs::{Entry, Logprobs};
+use super::parameters::Asked;
+use super::prompts;
+use super::record::Record;
+use super::shape::{Endpoint, Shape};
+use crate::engine::FinishReason;
+
+/// How often a silent stream says that it is alive, so that nobody between client and server gives it up.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// A body that is too long is read up to this many times the limit before it is refused: a client that is still sending
+/// might not see the refusal.
+const DRAINED: usize = 8;
+
+/// Answers a request to one of the two endpoints.
+pub(super) async fn respond(
+    app: Arc<App>,
+    endpoint: Endpoint,
+    record: Arc<Record>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let limit = app.config.idle_timeout;
+    let bytes = timeout(limit, read_body(body, app.config.max_body_bytes))
+        .await
+        .map_err(|_| ApiError::body_too_slow(limit))??;
+    // Parsing and tokenising a long prompt takes a while, during which this thread has others to serve.
+    let asked = {
+        let app = app.clone();
+        tokio::task::spawn_blocking(move || understand(&app, endpoint, &bytes))
+            .await
+            .map_err(|error| ApiError::internal(format!("reading the request: {error}")))??
+    };
+    let shape = Shape::new(endpoint, &app.next_number(), &app.config.model, asked.request.logprobs.is_some());
+    let logprobs = Logprobs::new(&app.tokenizer, &asked.request.stop_token_ids);
+    let generation = Generation::begin(app, &asked, record, endpoint.prompt_field())?;
+    let choices = (0..generation.answers()).map(|_| logprobs.clone()).collect();
+    if asked.stream {
+        Ok(streamed(generation, shape, choices, asked.include_usage))
+    } else {
+        whole(generation, &shape, choices).await
+    }
+}
+
+async fn read_body(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+    let mut chunks = body.into_data_stream();
+    let (mut bytes, mut length) = (Vec::new(), 0_usize);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| ApiError::malformed(format!("the body broke off: {error}")))?;
+        length += chunk.len();
+        if length <= limit {
+            bytes.extend_from_slice(&chunk);
+        } else if length > limit.saturating_mul(DRAINED) {
+            break;
+        }
+    }
+    if length > limit { Err(ApiError::body_too_large(limit)) } else { Ok(bytes) }
+}
+
+fn understand(app: &App, endpoint: Endpoint, bytes: &[u8]) -> Result<Asked, ApiError> {
+    let value: Value = serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::malformed(format!("the body is not JSON: {error}")))?;
+    let fields = Fields::root(&value)?;
+    let served = app.config.model.as_str();
+    match fields.text("model")? {
+        Some(model) if model == served => {}
+        Some(model) => return Err(ApiError::unknown_model(model, served)),
+        None => return Err(fields.wrong("model", &format!("\"{served}\""))),
+    }
+    match endpoint {
+        Endpoint::Chat => prompts::chat(&fields, &app.tokenizer),
+        Endpoint::Completions => prompts::completion(&fields, &app.tokenizer),
+    }
+}
+
+async fn whole(mut generation: Generation, shape: &Shape, mut logprobs: Vec<Logprobs>) -> Result<Response, ApiError> {
+    let mut answers: Vec<(String, Vec<Entry>, FinishReason)> =
+        logprobs.iter().map(|_| (String::new(), Vec::new(), FinishReason::Stop)).collect();
+    while let Some((index, update)) = generation.next().await? {
+        let (text, entries, reason) = &mut answers[index];
+        match update {
+            Update::Delta(delta) => {
+                text.push_str(&delta.text);
+                entries.extend(logprobs[index].push(&delta.tokens));
+            }
+            Update::Finished(finished) => *reason = finished,
+        }
+    }
+    let choice = |(index, (text, entries, reason)): (usize, &(String, Vec<Entry>, FinishReason))| {
+        shape.choice(index, text, entries, *reason)
+    };
+    let choices = answers.iter().enumerate().map(choice).collect();
+    Ok(json_response(StatusCode::OK, &shape.whole(choices, &generation.usage())))
+}
+
+/// A stream in progress.
+struct Streamed {
+    generation: Generation,
+    shape: Shape,
+    logprobs: Vec<Logprobs>,
+    include_usage: bool,
+    /// Chunks to be sent before the next update is waited for.
+    ready: VecDeque<String>,
+    ended: bool,
+}
+
+fn streamed(generation: Generation, shape: Shape, logprobs: Vec<Logprobs>, include_usage: bool) -> Response {
+    let ready = (0..logprobs.len()).filter_map(|index| shape.opening(index)).map(|chunk| chunk.to_string()).collect();
+    let streamed = Streamed { generation, shape, logprobs, include_usage, ready, ended: false };
+    let events = stream::unfold(streamed, |mut streamed| async {
+        let data = streamed.next().await?;
+        Some((Ok::<_, Infallible>(ServerSentEvent::default().data(data)), streamed))
+    });
+    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+}
+
+impl Streamed {
+    async fn next(&mut self) -> Option<String> {
+        loop {
+            if let Some(data) = self.ready.pop_front() {
+                return Some(data);
+            }
+            if self.ended {
+                return None;
+            }
+            self.advance().await;
+        }
+    }
+
+    async fn advance(&mut self) {
+        match self.generation.next().await {
+            Ok(Some((index, Update::Delta(delta)))) => {
+                let entries = self.logprobs[index].push(&delta.tokens);
+                if !delta.text.is_empty() || !entries.is_empty() {
+                    self.ready.push_back(self.shape.piece(index, &delta.text, &entries).to_string());
+                }
+            }
+            Ok(Some((index, Update::Finished(reason)))) => {
+                self.ready.push_back(self.shape.end(index, reason).to_string());
+            }
+            Ok(None) => {
+                if self.include_usage {
+                    self.ready.push_back(self.shape.usage(&self.generation.usage()).to_string());
+                }
+                self.end();
+            }
+            // The status line is out already: the stream itself has to say it.
+            Err(error) => {
+                self.ready.push_back(error.body().to_string());
+                self.end();
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        self.ready.push_back("[DONE]".to_owned());
+        self.ended = true;
+    }
+}

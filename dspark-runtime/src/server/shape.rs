@@ -1,0 +1,143 @@
+//! How the two endpoints write their answers.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use super::logprobs::{self, Entry};
+use crate::engine::FinishReason;
+
+/// Which endpoint answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    Chat,
+    Completions,
+}
+
+impl Endpoint {
+    /// What it calls the prompt.
+    pub fn prompt_field(self) -> &'static str {
+        match self {
+            Self::Chat => "messages",
+            Self::Completions => "prompt",
+        }
+    }
+}
+
+/// Writes the answers to one request.
+#[derive(Debug)]
+pub(super) struct Shape {
+    pub endpoint: Endpoint,
+    id: String,
+    created: u64,
+    model: String,
+    /// Whether log-probabilities were asked for.
+    logprobs: bool,
+}
+
+impl Shape {
+    /// `number` is one that no other request has.
+    pub fn new(endpoint: Endpoint, number: &str, model: &str, logprobs: bool) -> Self {
+        let prefix = match endpoint {
+            Endpoint::Chat => "chatcmpl",
+            Endpoint::Completions => "cmpl",
+        };
+        let id = format!("{prefix}-{number}");
+        Self { endpoint, id, created: unix_seconds(), model: model.to_owned(), logprobs }
+    }
+
+    fn logprobs(&self, entries: &[Entry]) -> Value {
+        match self.endpoint {
+            _ if !self.logprobs => Value::Null,
+            Endpoint::Chat => logprobs::chat(entries),
+            Endpoint::Completions => logprobs::completion(entries),
+        }
+    }
+
+    fn envelope(&self, object: &str, choices: Vec<Value>) -> Value {
+        json!({"id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices})
+    }
+
+    /// One choice of a whole answer.
+    pub fn choice(&self, index: usize, text: &str, entries: &[Entry], reason: FinishReason) -> Value {
+        let (logprobs, reason) = (self.logprobs(entries), finish_reason(reason));
+        match self.endpoint {
+            Endpoint::Chat => {
+                let message = json!({"role": "assistant", "content": text, "refusal": null});
+                json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason})
+            }
+            Endpoint::Completions => {
+                json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason})
+            }
+        }
+    }
+
+    /// A whole answer.
+    pub fn whole(&self, choices: Vec<Value>, usage: &Value) -> Value {
+        let object = match self.endpoint {
+            Endpoint::Chat => "chat.completion",
+            Endpoint::Completions => "text_completion",
+        };
+        let mut value = self.envelope(object, choices);
+        value["usage"] = usage.clone();
+        value
+    }
+
+    fn chunk(&self, choices: Vec<Value>) -> Value {
+        let object = match self.endpoint {
+            Endpoint::Chat => "chat.completion.chunk",
+            Endpoint::Completions => "text_completion",
+        };
+        self.envelope(object, choices)
+    }
+
+    /// What a stream begins with for each choice, if anything.
+    pub fn opening(&self, index: usize) -> Option<Value> {
+        let delta = json!({"role": "assistant", "content": ""});
+        let choice = json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
+        (self.endpoint == Endpoint::Chat).then(|| self.chunk(vec![choice]))
+    }
+
+    /// A piece of a streamed choice.
+    pub fn piece(&self, index: usize, text: &str, entries: &[Entry]) -> Value {
+        let logprobs = self.logprobs(entries);
+        self.chunk(vec![match self.endpoint {
+            Endpoint::Chat => {
+                json!({"index": index, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": null})
+            }
+            Endpoint::Completions => {
+                json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": null})
+            }
+        }])
+    }
+
+    /// The end of a streamed choice.
+    pub fn end(&self, index: usize, reason: FinishReason) -> Value {
+        let reason = finish_reason(reason);
+        self.chunk(vec![match self.endpoint {
+            Endpoint::Chat => json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": reason}),
+            Endpoint::Completions => {
+                json!({"index": index, "text": "", "logprobs": null, "finish_reason": reason})
+            }
+        }])
+    }
+
+    /// The last chunk of a stream that was to include the usage.
+    pub fn usage(&self, usage: &Value) -> Value {
+        let mut value = self.chunk(Vec::new());
+        value["usage"] = usage.clone();
+        value
+    }
+}
+
+fn finish_reason(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
