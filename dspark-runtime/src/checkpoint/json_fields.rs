@@ -16,18 +16,25 @@ pub struct JsonFields {
 }
 
 impl JsonFields {
-    /// Reads a file that must hold a JSON object.
+    /// Reads the `config.json` of a model folder, which must hold a JSON object.
     ///
     /// # Errors
     /// When the file is missing, is not JSON, or holds something else than an object.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
+        const EXPECTED: &str = "a model folder with config.json and model.safetensors (a run keeps its drafts in \
+                                `draft/` and `checkpoints/step-*`)";
+        Self::read_table(path, EXPECTED)
+    }
+
+    /// Reads any other file that must hold a JSON object; `expected` says what a missing one should have been.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_table(path: &Path, expected: &str) -> Result<Self, CheckpointError> {
         let text = fs::read_to_string(path).map_err(|error| match error.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory => CheckpointError::Invalid {
                 path: path.to_owned(),
-                reason:
-                    "no such file: expected a model folder with config.json and model.safetensors (a run keeps its \
-                         drafts in `draft/` and `checkpoints/step-*`)"
-                        .to_owned(),
+                reason: format!("no such file: expected {expected}"),
             },
             _ => CheckpointError::io(path)(error),
         })?;
@@ -136,6 +143,17 @@ impl JsonFields {
         let wrong = || self.wrong(field, "a list of whole numbers");
         let list = self.get(field).and_then(Value::as_array).ok_or_else(wrong)?;
         list.iter().map(|value| value.as_i64().ok_or_else(wrong)).collect()
+    }
+
+    /// A list of finite numbers.
+    ///
+    /// # Errors
+    /// When the field is missing or something else.
+    pub fn numbers(&self, field: &str) -> Result<Vec<f64>, CheckpointError> {
+        let wrong = || self.wrong(field, "a list of numbers");
+        let list = self.get(field).and_then(Value::as_array).ok_or_else(wrong)?;
+        let number = |value: &Value| value.as_f64().filter(|number| number.is_finite()).ok_or_else(wrong);
+        list.iter().map(number).collect()
     }
 
     /// An object inside this one, with the same file in its errors.

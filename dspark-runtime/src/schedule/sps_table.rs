@@ -1,0 +1,579 @@
+//! The speed table: how many steps a second at so many tokens, as SGLang reads it, and what drafting costs.
+
+use std::fmt;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::prefix::SpeedCurve;
+use crate::checkpoint::{CheckpointError, JsonFields, write_file};
+
+/// Tokens up to which seconds are kept one by one.
+const DENSE: usize = 1 << 13;
+
+/// Seconds of a step by the tokens that go through the target in it, of drafting by the requests that draft, and for what
+/// they were measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpsTable {
+    cost: StepCost,
+    max_batch_tokens: usize,
+    draft: Option<RequestCost>,
+    identity: Option<Identity>,
+    /// Seconds by tokens, as far as they are looked up in every step.
+    seconds: Vec<f64>,
+}
+
+/// The target's part of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StepCost {
+    /// Steps per second measured at some numbers of tokens. Between them the speed is that of the probe below, so that a
+    /// cliff stays one; below the first it is that of the first.
+    Probes {
+        /// Strictly increasing, at least 1.
+        batch_tokens: Vec<usize>,
+        /// One per probe, above 0.
+        steps_per_second: Vec<f64>,
+        /// The part of a step's seconds that comes with its requests, whatever they verify, when that was measured. The
+        /// probes were then of as many requests as tokens, up to the last number of requests here, and of that many
+        /// beyond. Other programs do not read it.
+        per_request: Option<RequestCost>,
+    },
+    /// Measured in parts.
+    Additive(AdditiveCost),
+}
+
+/// `seconds = bias + alpha(requests) + theta(tokens)`, alpha and theta linear between their probes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdditiveCost {
+    /// Seconds that every step takes.
+    pub bias_seconds: f64,
+    /// Numbers of requests, strictly increasing.
+    pub requests: Vec<usize>,
+    /// Seconds at each.
+    pub alpha_seconds: Vec<f64>,
+    /// Numbers of tokens, strictly increasing.
+    pub batch_tokens: Vec<usize>,
+    /// Seconds at each.
+    pub theta_seconds: Vec<f64>,
+}
+
+/// Seconds by the number of requests, linear between the probes and beyond them as between the last two.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RequestCost {
+    /// Numbers of requests, strictly increasing.
+    pub requests: Vec<usize>,
+    /// Seconds at each, at least 0.
+    pub seconds: Vec<f64>,
+}
+
+/// What a table was measured for. It fits where all of it is equal.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Identity {
+    /// Digest of target and draft.
+    pub model: String,
+    /// Device, by name.
+    pub device: String,
+    /// Number type of weights and arithmetic.
+    pub dtype: String,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Version of this program.
+    pub version: String,
+}
+
+/// A rise in speed between neighbouring probes that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rise {
+    /// The smaller number of tokens.
+    pub from: usize,
+    /// The larger one, at which the table says a step is faster.
+    pub to: usize,
+    /// By which factor.
+    pub factor: f64,
+}
+
+impl fmt::Display for Rise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from, to, factor } = self;
+        write!(f, "{to} tokens a step are {factor:.2} times as fast as {from}: a measuring error; measure again")
+    }
+}
+
+impl SpsTable {
+    /// A rise in speed from one probe to the next beyond this share is a measuring error.
+    pub const LARGEST_RISE: f64 = 0.1;
+
+    /// A table of the target's part, the largest batch (tokens) that it is meant for, and what of the draft and the
+    /// circumstances is known. Probes are as [`StepCost`] and [`RequestCost`] ask for.
+    pub fn new(
+        cost: StepCost,
+        max_batch_tokens: usize,
+        draft: Option<RequestCost>,
+        identity: Option<Identity>,
+    ) -> Self {
+        let seconds = (0..=cost.last_probe().min(DENSE)).map(|tokens| cost.token_seconds(tokens)).collect();
+        Self { cost, max_batch_tokens, draft, identity, seconds }
+    }
+
+    /// The largest batch that the table is meant for, tokens.
+    pub fn max_batch_tokens(&self) -> usize {
+        self.max_batch_tokens
+    }
+
+    /// The target's part.
+    pub fn cost(&self) -> &StepCost {
+        &self.cost
+    }
+
+    /// The draft's part, when it was measured. Other programs do not read it.
+    pub fn draft(&self) -> Option<&RequestCost> {
+        self.draft.as_ref()
+    }
+
+    /// What was measured where, when known. Other programs do not read it.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// Reads a table, in probes or in parts. Fields that are not known here are left alone.
+    ///
+    /// # Errors
+    /// When a field is missing or of the wrong kind, numbers of tokens do not increase, or a time or speed is not above 0.
+    /// Rises of the speed are no errors: see [`rises`](Self::rises).
+    pub fn read(path: &Path) -> Result<Self, CheckpointError> {
+        let fields = JsonFields::read_table(path, "a speed table, as `dspark profile` writes it")?;
+        let cost = if fields.get("bias_seconds").is_some() {
+            StepCost::Additive(AdditiveCost::from_fields(&fields)?)
+        } else {
+            let batch_tokens = increasing(&fields, "sample_batch_tokens")?;
+            let steps_per_second = positive(&fields, "sample_steps_per_sec", batch_tokens.len())?;
+            let per_request = request_cost(&fields, "request_probes", "request_seconds")?;
+            StepCost::Probes { batch_tokens, steps_per_second, per_request }
+        };
+        let last = cost.last_probe();
+        let required = matches!(cost, StepCost::Probes { .. });
+        let max_batch_tokens = match fields.optional_size("max_batch_tokens", last)? {
+            None if required => return Err(fields.wrong("max_batch_tokens", format!("a whole number >= {last}"))),
+            found => found.unwrap_or(last),
+        };
+        let draft = request_cost(&fields, "draft_requests", "draft_seconds")?;
+        let identity = fields.object("identity")?.map(|fields| Identity::from_fields(&fields)).transpose()?;
+        Ok(Self::new(cost, max_batch_tokens, draft, identity))
+    }
+
+    /// Writes the table, whole or not at all.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), CheckpointError> {
+        let text = serde_json::to_string_pretty(&self.to_json()).unwrap_or_default() + "\n";
+        write_file(path, text.as_bytes())
+    }
+
+    /// Neighbouring probes between which the speed rises by more than 10 %.
+    pub fn rises(&self) -> Vec<Rise> {
+        let StepCost::Probes { batch_tokens, steps_per_second, .. } = &self.cost else { return Vec::new() };
+        let pairs = batch_tokens.windows(2).zip(steps_per_second.windows(2));
+        let rise = |(tokens, speed): (&[usize], &[f64])| Rise {
+            from: tokens[0],
+            to: tokens[1],
+            factor: speed[1] / speed[0],
+        };
+        pairs.map(rise).filter(|rise| rise.factor > 1.0 + Self::LARGEST_RISE).collect()
+    }
+
+    /// Refuses a table that was measured for something else, or says nothing of it.
+    ///
+    /// # Errors
+    /// Names the first field that differs.
+    pub fn check_identity(&self, path: &Path, expected: &Identity) -> Result<(), CheckpointError> {
+        let unknown = Identity::default();
+        let found = self.identity.as_ref().unwrap_or(&unknown);
+        let fields = expected.fields().into_iter().zip(found.fields());
+        let Some(((field, expected), (_, found))) = fields.into_iter().find(|(expected, found)| expected != found)
+        else {
+            return Ok(());
+        };
+        Err(CheckpointError::Field {
+            path: path.to_owned(),
+            field: format!("identity.{field}"),
+            expected: expected.to_string(),
+            found: if self.identity.is_some() { found.to_string() } else { "nothing".to_owned() },
+        })
+    }
+
+    /// Seconds of a target pass over the tokens of so many requests, anchors included.
+    pub fn verify_seconds(&self, requests: usize, batch_tokens: usize) -> f64 {
+        self.cost.request_seconds(requests) + self.token_seconds(batch_tokens)
+    }
+
+    fn token_seconds(&self, batch_tokens: usize) -> f64 {
+        self.seconds.get(batch_tokens).copied().unwrap_or_else(|| self.cost.token_seconds(batch_tokens))
+    }
+
+    /// Seconds of drafting for so many requests; 0 when that was not measured.
+    pub fn draft_seconds(&self, requests: usize) -> f64 {
+        match &self.draft {
+            Some(draft) if requests > 0 => linear(&draft.requests, &draft.seconds, requests).max(0.0),
+            _ => 0.0,
+        }
+    }
+
+    /// Seconds of a step of so many requests that decode plainly.
+    pub fn plain_seconds(&self, requests: usize) -> f64 {
+        self.verify_seconds(requests, requests)
+    }
+
+    /// The speed of a step in which so many requests draft, by the tokens that are verified.
+    pub fn curve(&self, requests: usize) -> StepCurve<'_> {
+        StepCurve { table: self, fixed_seconds: self.cost.request_seconds(requests) + self.draft_seconds(requests) }
+    }
+
+    /// What a round with drafts of `block_size` tokens costs more than a plain one when it verifies one token per request,
+    /// in plain steps. Infinite where a round would not pay if everything in it were accepted.
+    pub fn price(&self, requests: usize, block_size: usize, batch_limit: usize) -> f64 {
+        let plain = self.plain_seconds(requests);
+        let curve = self.curve(requests);
+        let cost = |length: usize| 1.0 / curve.steps_per_second(requests * (1 + length)) / plain;
+        let fits = |length: &usize| requests * (1 + length) <= batch_limit;
+        let pays = (1..=block_size).take_while(fits).any(|length| (1 + length) as f64 > cost(length));
+        if pays { cost(1) - 1.0 } else { f64::INFINITY }
+    }
+
+    /// The file's contents.
+    pub fn to_json(&self) -> Map<String, Value> {
+        let mut fields = Map::new();
+        let mut add = |name: &str, value: Value| fields.insert(name.to_owned(), value);
+        match &self.cost {
+            StepCost::Probes { batch_tokens, steps_per_second, per_request } => {
+                add("sample_batch_tokens", json!(batch_tokens));
+                add("sample_steps_per_sec", json!(steps_per_second));
+                if let Some(cost) = per_request {
+                    add("request_probes", json!(cost.requests));
+                    add("request_seconds", json!(cost.seconds));
+                }
+            }
+            StepCost::Additive(cost) => {
+                add("bias_seconds", json!(cost.bias_seconds));
+                add("bs_probes", json!(cost.requests));
+                add("alpha_seconds", json!(cost.alpha_seconds));
+                add("m_probes", json!(cost.batch_tokens));
+                add("theta_seconds", json!(cost.theta_seconds));
+            }
+        }
+        add("max_batch_tokens", json!(self.max_batch_tokens));
+        if let Some(draft) = &self.draft {
+            add("draft_requests", json!(draft.requests));
+            add("draft_seconds", json!(draft.seconds));
+        }
+        if let Some(identity) = &self.identity {
+            let fields: Map<String, Value> =
+                identity.fields().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            add("identity", Value::Object(fields));
+        }
+        fields
+    }
+}
+
+/// The speed of one step, drafting included, by the tokens that go through the target in it.
+#[derive(Clone, Copy, Debug)]
+pub struct StepCurve<'a> {
+    table: &'a SpsTable,
+    /// What does not depend on the tokens.
+    fixed_seconds: f64,
+}
+
+impl SpeedCurve for StepCurve<'_> {
+    fn steps_per_second(&self, batch_tokens: usize) -> f64 {
+        1.0 / (self.table.token_seconds(batch_tokens) + self.fixed_seconds)
+    }
+}
+
+impl StepCost {
+    fn last_probe(&self) -> usize {
+        let probes = match self {
+            Self::Probes { batch_tokens, .. } => batch_tokens,
+            Self::Additive(cost) => &cost.batch_tokens,
+        };
+        probes.last().copied().unwrap_or(1)
+    }
+
+    /// Seconds that come with the requests, whatever they verify.
+    fn request_seconds(&self, requests: usize) -> f64 {
+        match self {
+            Self::Probes { per_request: None, .. } => 0.0,
+            Self::Probes { per_request: Some(cost), .. } => linear(&cost.requests, &cost.seconds, requests).max(0.0),
+            Self::Additive(cost) => cost.bias_seconds + linear(&cost.requests, &cost.alpha_seconds, requests),
+        }
+    }
+
+    /// Seconds that come with the tokens.
+    fn token_seconds(&self, tokens: usize) -> f64 {
+        match self {
+            Self::Probes { batch_tokens, steps_per_second, per_request } => {
+                let probe = batch_tokens.partition_point(|probe| *probe <= tokens).saturating_sub(1);
+                let seconds = 1.0 / steps_per_second[probe];
+                let with_requests = per_request.as_ref().map_or(0.0, |cost| {
+                    let most = cost.requests.last().copied().unwrap_or(1);
+                    linear(&cost.requests, &cost.seconds, batch_tokens[probe].min(most))
+                });
+                // Noise must not make a pass over more tokens free.
+                (seconds - with_requests).max(seconds / 100.0)
+            }
+            Self::Additive(cost) => linear(&cost.batch_tokens, &cost.theta_seconds, tokens),
+        }
+    }
+}
+
+impl AdditiveCost {
+    fn from_fields(fields: &JsonFields) -> Result<Self, CheckpointError> {
+        let bias = fields.optional_float("bias_seconds")?.filter(|bias| *bias > 0.0);
+        let bias_seconds = bias.ok_or_else(|| fields.wrong("bias_seconds", "a number above 0"))?;
+        let requests = increasing(fields, "bs_probes")?;
+        let batch_tokens = increasing(fields, "m_probes")?;
+        Ok(Self {
+            bias_seconds,
+            alpha_seconds: not_negative(fields, "alpha_seconds", requests.len())?,
+            theta_seconds: not_negative(fields, "theta_seconds", batch_tokens.len())?,
+            requests,
+            batch_tokens,
+        })
+    }
+}
+
+impl Identity {
+    fn fields(&self) -> [(&'static str, Value); 5] {
+        [
+            ("model", json!(self.model)),
+            ("device", json!(self.device)),
+            ("dtype", json!(self.dtype)),
+            ("threads", json!(self.threads)),
+            ("version", json!(self.version)),
+        ]
+    }
+
+    fn from_fields(fields: &JsonFields) -> Result<Self, CheckpointError> {
+        let text = |field: &str| -> Result<String, CheckpointError> {
+            let found = fields.optional_text(field)?;
+            Ok(found.ok_or_else(|| fields.wrong(field, "a string"))?.to_owned())
+        };
+        Ok(Self {
+            model: text("model")?,
+            device: text("device")?,
+            dtype: text("dtype")?,
+            threads: fields.size("threads", 1)?,
+            version: text("version")?,
+        })
+    }
+}
+
+/// Whole numbers of at least 1, each above the one before, at least one.
+fn increasing(fields: &JsonFields, field: &str) -> Result<Vec<usize>, CheckpointError> {
+    let wrong = || fields.wrong(field, "strictly increasing whole numbers >= 1, at least one");
+    let numbers = fields.integers(field)?;
+    let increases = numbers.windows(2).all(|pair| pair[0] < pair[1]);
+    match numbers.first() {
+        Some(first) if *first >= 1 && increases => Ok(numbers.into_iter().map(|number| number as usize).collect()),
+        _ => Err(wrong()),
+    }
+}
+
+/// Numbers above 0, as many as there are probes.
+fn positive(fields: &JsonFields, field: &str, count: usize) -> Result<Vec<f64>, CheckpointError> {
+    let numbers = fields.numbers(field)?;
+    let good = numbers.len() == count && numbers.iter().all(|number| *number > 0.0);
+    if good { Ok(numbers) } else { Err(fields.wrong(field, format!("{count} numbers above 0, one per probe"))) }
+}
+
+/// Numbers of at least 0, as many as there are probes.
+fn not_negative(fields: &JsonFields, field: &str, count: usize) -> Result<Vec<f64>, CheckpointError> {
+    let numbers = fields.numbers(field)?;
+    let good = numbers.len() == count && numbers.iter().all(|number| *number >= 0.0);
+    if good { Ok(numbers) } else { Err(fields.wrong(field, format!("{count} numbers of at least 0, one per probe"))) }
+}
+
+/// Seconds by requests under two names; `None` when neither is there.
+fn request_cost(fields: &JsonFields, probes: &str, seconds: &str) -> Result<Option<RequestCost>, CheckpointError> {
+    if fields.get(probes).is_none() && fields.get(seconds).is_none() {
+        return Ok(None);
+    }
+    let requests = increasing(fields, probes)?;
+    Ok(Some(RequestCost { seconds: not_negative(fields, seconds, requests.len())?, requests }))
+}
+
+/// Linear between the probes, constant below the first, and beyond the last as between the last two.
+fn linear(probes: &[usize], seconds: &[f64], at: usize) -> f64 {
+    let above = probes.partition_point(|probe| *probe <= at);
+    if above == 0 || probes.len() == 1 {
+        return seconds[0];
+    }
+    let low = (above - 1).min(probes.len() - 2);
+    let share = (at - probes[low]) as f64 / (probes[low + 1] - probes[low]) as f64;
+    seconds[low] + share * (seconds[low + 1] - seconds[low])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn probes(batch_tokens: &[usize], steps_per_second: &[f64]) -> StepCost {
+        StepCost::Probes {
+            batch_tokens: batch_tokens.to_vec(),
+            steps_per_second: steps_per_second.to_vec(),
+            per_request: None,
+        }
+    }
+
+    fn identity() -> Identity {
+        Identity {
+            model: "0123abcd".into(),
+            device: "cpu".into(),
+            dtype: "f32".into(),
+            threads: 2,
+            version: "0.1.0".into(),
+        }
+    }
+
+    fn table() -> SpsTable {
+        let draft = RequestCost { requests: vec![1, 3, 4], seconds: vec![0.004, 0.008, 0.012] };
+        SpsTable::new(probes(&[2, 4, 8], &[100.0, 80.0, 20.0]), 16, Some(draft), Some(identity()))
+    }
+
+    #[test]
+    fn a_table_survives_the_round_trip() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("sps.json");
+        let additive = StepCost::Additive(AdditiveCost {
+            bias_seconds: 0.01,
+            requests: vec![1, 8],
+            alpha_seconds: vec![0.0, 0.002],
+            batch_tokens: vec![1, 64],
+            theta_seconds: vec![0.001, 0.064],
+        });
+        for table in [table(), SpsTable::new(additive, 64, None, None)] {
+            table.write(&path).unwrap();
+            assert_eq!(SpsTable::read(&path).unwrap(), table);
+        }
+    }
+
+    #[test]
+    fn between_probes_the_speed_is_that_of_the_probe_below() {
+        let table = table();
+        let speed = |tokens: usize| 1.0 / table.verify_seconds(1, tokens);
+        assert_eq!(
+            [1, 2, 3, 4, 7, 8, 1000].map(|tokens| speed(tokens).round()),
+            [100.0, 100.0, 100.0, 80.0, 80.0, 20.0, 20.0]
+        );
+    }
+
+    #[test]
+    fn drafting_is_linear_in_requests_and_part_of_the_step() {
+        let table = table();
+        let drafting = [0, 1, 2, 3, 4, 6].map(|requests| (table.draft_seconds(requests) * 1e6).round());
+        assert_eq!(drafting, [0.0, 4000.0, 6000.0, 8000.0, 12000.0, 20000.0]);
+        assert!((table.curve(2).steps_per_second(4) - 1.0 / (0.0125 + 0.006)).abs() < 1e-9);
+        assert_eq!(table.plain_seconds(4), 0.0125);
+    }
+
+    #[test]
+    fn what_comes_with_requests_is_told_apart() {
+        // A token takes 1 ms, a request 2: probes of 1, 2 and 4 requests, then of 4 with two tokens each.
+        let cost = StepCost::Probes {
+            batch_tokens: vec![1, 2, 4, 8],
+            steps_per_second: [3.0, 6.0, 12.0, 16.0].map(|ms| 1000.0 / ms).to_vec(),
+            per_request: Some(RequestCost { requests: vec![1, 4], seconds: vec![0.002, 0.008] }),
+        };
+        let table = SpsTable::new(cost, 8, None, None);
+        for (requests, tokens, expected) in
+            [(1, 1, 3), (1, 2, 4), (1, 8, 10), (2, 8, 12), (4, 4, 12), (4, 8, 16), (8, 8, 24)]
+        {
+            let got = (table.verify_seconds(requests, tokens) * 1e6).round() as u64;
+            assert_eq!(got, expected * 1000, "{requests} requests, {tokens} tokens");
+        }
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("sps.json");
+        table.write(&path).unwrap();
+        assert_eq!(SpsTable::read(&path).unwrap(), table);
+    }
+
+    #[test]
+    fn the_price_is_in_plain_steps_and_infinite_where_nothing_can_pay() {
+        let table = table();
+        // Verifying two tokens takes 10 ms as one does, drafting 4 ms.
+        assert!((table.price(1, 7, 100) - 0.4).abs() < 1e-9);
+        assert_eq!(SpsTable::new(table.cost.clone(), 16, None, None).price(1, 7, 100), 0.0);
+        // Two requests: four tokens take 12.5 ms for 10 and drafting 6; three each would be worth it too.
+        assert!((table.price(2, 1, 100) - 0.85).abs() < 1e-9);
+        assert_eq!(table.price(2, 1, 3), f64::INFINITY);
+        // Four requests: eight tokens take 50 ms for 12.5; with blocks of 7 all 32 take as long.
+        assert_eq!(table.price(4, 1, 100), f64::INFINITY);
+        assert!(table.price(4, 7, 100).is_finite());
+    }
+
+    #[test]
+    fn rises_are_told() {
+        assert!(table().rises().is_empty());
+        let rises = SpsTable::new(probes(&[1, 2, 3], &[100.0, 109.0, 130.0]), 3, None, None).rises();
+        assert_eq!(rises.iter().map(|rise| (rise.from, rise.to)).collect::<Vec<_>>(), [(2, 3)]);
+        assert!(rises[0].to_string().contains("1.19 times"), "{}", rises[0]);
+    }
+
+    #[test]
+    fn a_table_of_something_else_is_refused() {
+        let (table, path) = (table(), Path::new("sps.json"));
+        let identity = identity();
+        assert!(table.check_identity(path, &identity).is_ok());
+        for (expected, words) in [
+            (Identity { threads: 4, ..identity.clone() }, ["identity.threads", "expected 4, found 2"]),
+            (Identity { model: "ffff".into(), ..identity.clone() }, ["identity.model", "expected \"ffff\""]),
+        ] {
+            let error = table.check_identity(path, &expected).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+        let anonymous = SpsTable::new(table.cost.clone(), 16, None, None);
+        assert!(anonymous.check_identity(path, &identity).unwrap_err().to_string().contains("found nothing"));
+    }
+
+    #[test]
+    fn bad_tables_are_named() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("bad.json");
+        for (text, words) in [
+            ("{}", "field `sample_batch_tokens`"),
+            (r#"{"sample_batch_tokens": [], "sample_steps_per_sec": [], "max_batch_tokens": 1}"#, "at least one"),
+            (
+                r#"{"sample_batch_tokens": [1, 1], "sample_steps_per_sec": [1, 1], "max_batch_tokens": 1}"#,
+                "strictly increasing",
+            ),
+            (
+                r#"{"sample_batch_tokens": [0, 1], "sample_steps_per_sec": [1, 1], "max_batch_tokens": 1}"#,
+                "sample_batch_tokens",
+            ),
+            (
+                r#"{"sample_batch_tokens": [1, 2], "sample_steps_per_sec": [1], "max_batch_tokens": 2}"#,
+                "2 numbers above 0",
+            ),
+            (r#"{"sample_batch_tokens": [1, 2], "sample_steps_per_sec": [1, 0], "max_batch_tokens": 2}"#, "above 0"),
+            (
+                r#"{"sample_batch_tokens": [1, 2], "sample_steps_per_sec": [1, 1], "max_batch_tokens": 1}"#,
+                "max_batch_tokens",
+            ),
+            (r#"{"sample_batch_tokens": [1, 2], "sample_steps_per_sec": [1, 1]}"#, "max_batch_tokens"),
+            (
+                r#"{"sample_batch_tokens": [1], "sample_steps_per_sec": [1], "max_batch_tokens": 1, "draft_requests": [1]}"#,
+                "draft_seconds",
+            ),
+            (
+                r#"{"sample_batch_tokens": [1], "sample_steps_per_sec": [1], "max_batch_tokens": 1, "identity": {"model": "x"}}"#,
+                "device",
+            ),
+            (r#"{"bias_seconds": 1, "bs_probes": [1], "alpha_seconds": [1], "m_probes": [1]}"#, "theta_seconds"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let error = SpsTable::read(&path).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("bad.json"), "{text}: {error}");
+        }
+    }
+}
