@@ -68,7 +68,7 @@ fn a_step_allocates_nothing_once_it_has_grown() {
                     confidences.push(sts.confidences(&logits));
                 }
                 schedule.lengths(&requests, &confidences, &table.curve(requests.len()), 2048, &mut lengths);
-                schedule.drafted(0.1);
+                schedule.drafted(requests.len(), 0.1);
             }
         }
         let count = ALLOCATIONS.with(Cell::get) - before;
