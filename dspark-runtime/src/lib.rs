@@ -5,12 +5,14 @@
 //! drafts and verifies, [`schedule`] says how much; [`commands`] are the verbs of the `dspark` binary. `ARCHITECTURE.md`
 //! says what each must never know.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod commands;
 pub mod device;
 pub mod engine;
 pub mod kernels;
 pub mod model;
+pub mod profile;
 pub mod schedule;
 pub mod speculate;
 pub mod text;

@@ -3,13 +3,13 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-
 use dspark_runtime::model::{Draft, Target, TargetSegment};
 use dspark_runtime::speculate::{
     Decoder, Distribution, GenerationOptions, SeededUniforms, Uniforms, Verdict, judge, propose,
 };
 use rayon::prelude::*;
+
+use common::{Counts, deviation};
 
 const RUNS: u64 = 20_000;
 const NEW_TOKENS: usize = 4;
@@ -98,8 +98,6 @@ fn sharpened(distribution: &Distribution) -> Distribution {
     Distribution::from_logits(&logits, 1.0)
 }
 
-type Counts = BTreeMap<Vec<u32>, u64>;
-
 fn count(run: impl Fn(u64) -> Vec<u32> + Sync) -> Counts {
     let runs: Vec<Vec<u32>> = (0..RUNS).into_par_iter().map(|seed| run(seed)[1..].to_vec()).collect();
     let mut counts = Counts::new();
@@ -107,32 +105,6 @@ fn count(run: impl Fn(u64) -> Vec<u32> + Sync) -> Counts {
         *counts.entry(tokens).or_default() += 1;
     }
     counts
-}
-
-/// How many standard deviations the chi-square statistic of "same distribution" lies above its mean (Wilson and
-/// Hilferty's approximation). Cells expecting fewer than 5 are pooled.
-fn deviation(a: &Counts, b: &Counts) -> f64 {
-    let mut cells: Vec<(f64, f64)> = Vec::new();
-    let mut pooled = (0.0, 0.0);
-    let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
-    for key in keys {
-        let of = |counts: &Counts| counts.get(key).copied().unwrap_or(0) as f64;
-        let cell = (of(a), of(b));
-        if (cell.0 + cell.1) / 2.0 < 5.0 {
-            pooled = (pooled.0 + cell.0, pooled.1 + cell.1);
-        } else {
-            cells.push(cell);
-        }
-    }
-    if pooled.0 + pooled.1 > 0.0 {
-        cells.push(pooled);
-    }
-    let square = |(a, b): &(f64, f64)| (a - b) * (a - b) / (a + b);
-    let statistic: f64 = cells.iter().map(square).sum();
-    let degrees = cells.len() as f64 - 1.0;
-    assert!(degrees >= 20.0, "too few cells to tell: {degrees}");
-    let spread = 2.0 / (9.0 * degrees);
-    ((statistic / degrees).cbrt() - (1.0 - spread)) / spread.sqrt()
 }
 
 #[test]

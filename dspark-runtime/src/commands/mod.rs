@@ -1,7 +1,9 @@
 //! The command line of `dspark`, one thin file per verb.
 
+mod bench;
 mod generate;
 mod output;
+mod profile;
 
 pub use output::{count, print, share, temperature, template_arguments};
 
@@ -20,6 +22,10 @@ pub struct Cli {
 enum Verb {
     /// Answer one prompt
     Generate(generate::Arguments),
+    /// Measure what steps cost on this machine
+    Profile(profile::Arguments),
+    /// Measure throughput and latency under load
+    Bench(bench::Arguments),
 }
 
 impl Cli {
@@ -30,6 +36,8 @@ impl Cli {
     pub fn run(self) -> Result<()> {
         match self.verb {
             Verb::Generate(arguments) => generate::run(&arguments),
+            Verb::Profile(arguments) => profile::run(&arguments),
+            Verb::Bench(arguments) => bench::run(&arguments),
         }
     }
 }

@@ -191,6 +191,46 @@ impl KvCache {
         self.length == 0
     }
 
+    /// Tokens that it has room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Makes room for exactly `capacity` tokens, at least those it holds.
+    pub fn resize(&mut self, capacity: usize) {
+        let capacity = capacity.max(self.length).max(1);
+        if capacity != self.capacity {
+            self.layers = self.copied_layers(self.length, capacity);
+            self.capacity = capacity;
+        }
+    }
+
+    /// A cache of its own with the first `length` tokens of this one and room for `capacity`.
+    #[must_use]
+    pub fn copy_prefix(&self, length: usize, capacity: usize) -> Self {
+        let length = length.min(self.length);
+        let capacity = capacity.max(length).max(1);
+        Self { layers: self.copied_layers(length, capacity), length, capacity }
+    }
+
+    fn copied_layers(&self, length: usize, capacity: usize) -> Vec<(Tensor<3>, Tensor<3>)> {
+        let copy = |buffer: &Tensor<3>| {
+            let [c, _, w] = buffer.dims();
+            let grown = Tensor::zeros([c, capacity, w], &buffer.device());
+            match length {
+                0 => grown,
+                length => grown.slice_assign(s![.., 0..length, ..], buffer.clone().narrow(1, 0, length)),
+            }
+        };
+        self.layers.iter().map(|(keys, values)| (copy(keys), copy(values))).collect()
+    }
+
+    /// Takes over `length` tokens whose keys and values are zeros, for timing passes behind a long sequence.
+    pub fn fill_with_zeros(&mut self, length: usize) {
+        self.reserve(length.saturating_sub(self.length));
+        self.length = length;
+    }
+
     /// Forgets all tokens from `length` on.
     pub fn truncate(&mut self, length: usize) {
         self.length = self.length.min(length);
@@ -202,17 +242,7 @@ impl KvCache {
         if needed <= self.capacity {
             return;
         }
-        self.capacity = needed.next_power_of_two();
-        for (keys, values) in &mut self.layers {
-            for buffer in [keys, values] {
-                let [c, _, w] = buffer.dims();
-                let grown = Tensor::zeros([c, self.capacity, w], &buffer.device());
-                *buffer = match self.length {
-                    0 => grown,
-                    length => grown.slice_assign(s![.., 0..length, ..], buffer.clone().narrow(1, 0, length)),
-                };
-            }
-        }
+        self.resize(needed.next_power_of_two());
     }
 
     /// Counts rows written by [`attend`](Self::attend) as part of the sequence.

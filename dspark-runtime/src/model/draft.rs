@@ -76,6 +76,27 @@ impl DraftContext {
     pub fn is_empty(&self) -> bool {
         self.cache.is_empty()
     }
+
+    /// Takes over `length` tokens whose keys and values are zeros, for timing.
+    pub fn fill_with_zeros(&mut self, length: usize) {
+        self.cache.fill_with_zeros(length);
+    }
+
+    /// Forgets all tokens from `length` on.
+    pub fn truncate(&mut self, length: usize) {
+        self.cache.truncate(length);
+    }
+
+    /// Makes room for exactly `capacity` tokens, at least those it holds.
+    pub fn resize(&mut self, capacity: usize) {
+        self.cache.resize(capacity);
+    }
+
+    /// A context of its own with the first `length` tokens of this one and room for `capacity`.
+    #[must_use]
+    pub fn copy_prefix(&self, length: usize, capacity: usize) -> Self {
+        Self { cache: self.cache.copy_prefix(length, capacity) }
+    }
 }
 
 /// What one parallel pass over a block yields, before the Markov head.
@@ -250,35 +271,64 @@ impl Draft {
     /// Adds the target's features of newly committed tokens, `[n, f]`, behind the context.
     pub fn extend_context(&self, context: &mut DraftContext, features_nf: Tensor<2>) {
         let [n, _] = features_nf.dims();
-        let first = context.cache.len();
-        let positions: Vec<usize> = (first..first + n).collect();
+        self.extend_contexts(&mut [(context, n)], features_nf);
+    }
+
+    /// The same for several sequences: `n` rows in all, as many per context as stand beside it.
+    pub fn extend_contexts(&self, contexts: &mut [(&mut DraftContext, usize)], features_nf: Tensor<2>) {
+        let mut positions = Vec::new();
+        for (context, count) in contexts.iter_mut() {
+            let first = context.cache.len();
+            positions.extend(first..first + *count);
+            context.cache.reserve(*count);
+        }
         let rotation = self.rotary.at(&positions, &features_nf.device());
         let context_nd = self.context_feature(features_nf);
-        context.cache.reserve(n);
         for (index, layer) in self.parameters.layers.iter().enumerate() {
-            context.cache.write(index, layer.self_attn.keys_values(context_nd.clone(), &rotation));
+            let new = layer.self_attn.keys_values(context_nd.clone(), &rotation);
+            let mut first = 0;
+            for (context, count) in contexts.iter_mut() {
+                context.cache.write(index, new.narrow(first, *count));
+                first += *count;
+            }
         }
-        context.cache.advance(n);
+        for (context, count) in contexts.iter_mut() {
+            context.cache.advance(*count);
+        }
     }
 
     /// One parallel pass over the block that starts at the anchor; the anchor's position is the context's length. The
     /// context stays as it was.
     pub fn forward_block(&self, context: &mut DraftContext, anchor: u32) -> BlockOutput {
+        let hidden_kd = self.forward_contexts(&mut [context], &[anchor]);
+        BlockOutput { base_logits_kv: self.base_logits(hidden_kd.clone()), hidden_kd }
+    }
+
+    /// One parallel pass over the blocks of `b` sequences, each at its own anchor: hidden states of all slots after the
+    /// final norm, `[b * k, d]`. The contexts stay as they were.
+    pub fn forward_contexts(&self, contexts: &mut [&mut DraftContext], anchors: &[u32]) -> Tensor<2> {
         let k = self.config.block_size;
-        let first = context.cache.len();
-        let positions: Vec<usize> = (first..first + k).collect();
+        let mut positions = Vec::with_capacity(contexts.len() * k);
+        for context in contexts.iter_mut() {
+            let first = context.cache.len();
+            positions.extend(first..first + k);
+            context.cache.reserve(k);
+        }
         let rotation = self.rotary.at(&positions, &self.device());
-        context.cache.reserve(k);
-        let mut x_kd = self.block_inputs(&[anchor]);
+        let mut x_nd = self.block_inputs(anchors);
         for (index, layer) in self.parameters.layers.iter().enumerate() {
-            x_kd = layer.forward(x_kd, |attention, normed_kd| {
-                let queries = attention.queries(normed_kd.clone(), &rotation);
-                let new: KeysValues = attention.keys_values(normed_kd, &rotation);
-                attention.output(context.cache.attend(index, queries, new, false))
+            x_nd = layer.forward(x_nd, |attention, normed_nd| {
+                let queries_nhw = attention.queries(normed_nd.clone(), &rotation);
+                let new: KeysValues = attention.keys_values(normed_nd, &rotation);
+                let mut rows = Vec::with_capacity(contexts.len());
+                for (block, context) in contexts.iter_mut().enumerate() {
+                    let queries_khw = queries_nhw.clone().narrow(0, block * k, k);
+                    rows.push(context.cache.attend(index, queries_khw, new.narrow(block * k, k), false));
+                }
+                attention.output(if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) })
             });
         }
-        let hidden_kd = self.parameters.norm.forward(x_kd);
-        BlockOutput { base_logits_kv: self.base_logits(hidden_kd.clone()), hidden_kd }
+        self.parameters.norm.forward(x_nd)
     }
 
     /// `lm_head(hidden)`, `[n, d] -> [n, v]`

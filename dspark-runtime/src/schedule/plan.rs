@@ -43,6 +43,15 @@ impl Schedule {
         }
     }
 
+    /// How many drafted tokens the next round may verify over all requests, where that is known before it is drafted:
+    /// from confidences that are two rounds old. Blocks need not be drafted further.
+    pub fn capacity(&mut self, requests: &[u64], curve: &impl SpeedCurve, batch_limit: usize) -> Option<usize> {
+        match self.mode {
+            Mode::Scheduled => self.asynchronous.capacity(requests, curve, batch_limit),
+            Mode::Off | Mode::Fixed(_) | Mode::Threshold(_) => None,
+        }
+    }
+
     /// Writes how many drafted tokens of each request are verified in a round that drafts.
     ///
     /// `requests` are numbers that a request keeps as long as it lives, one per row of `confidences`; `curve` is that of

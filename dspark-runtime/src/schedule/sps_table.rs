@@ -33,13 +33,21 @@ pub enum StepCost {
         batch_tokens: Vec<usize>,
         /// One per probe, above 0.
         steps_per_second: Vec<f64>,
-        /// The part of a step's seconds that comes with its requests, whatever they verify, when that was measured. The
-        /// probes were then of as many requests as tokens, up to the last number of requests here, and of that many
-        /// beyond. Other programs do not read it.
-        per_request: Option<RequestCost>,
+        /// The part of a step's seconds that comes with its requests, whatever they verify, when that was measured. Other
+        /// programs do not read it.
+        per_request: Option<PerRequest>,
     },
     /// Measured in parts.
     Additive(AdditiveCost),
+}
+
+/// What comes with requests: each has a cache of its own to be read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PerRequest {
+    /// How many requests the tokens of each probe belonged to.
+    pub sample_requests: Vec<usize>,
+    /// Seconds of a step by its requests, beyond those of one request with as many tokens.
+    pub cost: RequestCost,
 }
 
 /// `seconds = bias + alpha(requests) + theta(tokens)`, alpha and theta linear between their probes.
@@ -135,6 +143,12 @@ impl SpsTable {
         self.identity.as_ref()
     }
 
+    /// The same table, known to have been measured for this.
+    #[must_use]
+    pub fn with_identity(self, identity: Identity) -> Self {
+        Self { identity: Some(identity), ..self }
+    }
+
     /// Reads a table, in probes or in parts. Fields that are not known here are left alone.
     ///
     /// # Errors
@@ -147,7 +161,22 @@ impl SpsTable {
         } else {
             let batch_tokens = increasing(&fields, "sample_batch_tokens")?;
             let steps_per_second = positive(&fields, "sample_steps_per_sec", batch_tokens.len())?;
-            let per_request = request_cost(&fields, "request_probes", "request_seconds")?;
+            let cost = request_cost(&fields, "request_probes", "request_seconds")?;
+            let per_request = cost.map(|cost| -> Result<PerRequest, CheckpointError> {
+                let sample_requests = fields.integers("sample_requests")?;
+                let good = sample_requests.len() == batch_tokens.len()
+                    && sample_requests
+                        .iter()
+                        .zip(&batch_tokens)
+                        .all(|(requests, tokens)| (1..=*tokens as i64).contains(requests));
+                if !good {
+                    let expected = "whole numbers >= 1, one per probe and none above its tokens";
+                    return Err(fields.wrong("sample_requests", expected));
+                }
+                let sample_requests = sample_requests.into_iter().map(|requests| requests as usize).collect();
+                Ok(PerRequest { sample_requests, cost })
+            });
+            let per_request = per_request.transpose()?;
             StepCost::Probes { batch_tokens, steps_per_second, per_request }
         };
         let last = cost.last_probe();
@@ -214,7 +243,7 @@ impl SpsTable {
     /// Seconds of drafting for so many requests; 0 when that was not measured.
     pub fn draft_seconds(&self, requests: usize) -> f64 {
         match &self.draft {
-            Some(draft) if requests > 0 => linear(&draft.requests, &draft.seconds, requests).max(0.0),
+            Some(draft) if requests > 0 => draft.at(requests),
             _ => 0.0,
         }
     }
@@ -240,7 +269,7 @@ impl SpsTable {
         if pays { cost(1) - 1.0 } else { f64::INFINITY }
     }
 
-    /// The file's contents.
+    /// The table as its file holds it.
     pub fn to_json(&self) -> Map<String, Value> {
         let mut fields = Map::new();
         let mut add = |name: &str, value: Value| fields.insert(name.to_owned(), value);
@@ -248,7 +277,8 @@ impl SpsTable {
             StepCost::Probes { batch_tokens, steps_per_second, per_request } => {
                 add("sample_batch_tokens", json!(batch_tokens));
                 add("sample_steps_per_sec", json!(steps_per_second));
-                if let Some(cost) = per_request {
+                if let Some(PerRequest { sample_requests, cost }) = per_request {
+                    add("sample_requests", json!(sample_requests));
                     add("request_probes", json!(cost.requests));
                     add("request_seconds", json!(cost.seconds));
                 }
@@ -302,7 +332,7 @@ impl StepCost {
     fn request_seconds(&self, requests: usize) -> f64 {
         match self {
             Self::Probes { per_request: None, .. } => 0.0,
-            Self::Probes { per_request: Some(cost), .. } => linear(&cost.requests, &cost.seconds, requests).max(0.0),
+            Self::Probes { per_request: Some(PerRequest { cost, .. }), .. } => cost.at(requests),
             Self::Additive(cost) => cost.bias_seconds + linear(&cost.requests, &cost.alpha_seconds, requests),
         }
     }
@@ -313,15 +343,21 @@ impl StepCost {
             Self::Probes { batch_tokens, steps_per_second, per_request } => {
                 let probe = batch_tokens.partition_point(|probe| *probe <= tokens).saturating_sub(1);
                 let seconds = 1.0 / steps_per_second[probe];
-                let with_requests = per_request.as_ref().map_or(0.0, |cost| {
-                    let most = cost.requests.last().copied().unwrap_or(1);
-                    linear(&cost.requests, &cost.seconds, batch_tokens[probe].min(most))
-                });
+                let with_requests = per_request
+                    .as_ref()
+                    .map_or(0.0, |PerRequest { sample_requests, cost }| cost.at(sample_requests[probe]));
                 // Noise must not make a pass over more tokens free.
                 (seconds - with_requests).max(seconds / 100.0)
             }
             Self::Additive(cost) => linear(&cost.batch_tokens, &cost.theta_seconds, tokens),
         }
+    }
+}
+
+impl RequestCost {
+    /// Seconds at so many requests.
+    pub fn at(&self, requests: usize) -> f64 {
+        linear(&self.requests, &self.seconds, requests).max(0.0)
     }
 }
 
@@ -483,7 +519,10 @@ mod tests {
         let cost = StepCost::Probes {
             batch_tokens: vec![1, 2, 4, 8],
             steps_per_second: [3.0, 6.0, 12.0, 16.0].map(|ms| 1000.0 / ms).to_vec(),
-            per_request: Some(RequestCost { requests: vec![1, 4], seconds: vec![0.002, 0.008] }),
+            per_request: Some(PerRequest {
+                sample_requests: vec![1, 2, 4, 4],
+                cost: RequestCost { requests: vec![1, 4], seconds: vec![0.002, 0.008] },
+            }),
         };
         let table = SpsTable::new(cost, 8, None, None);
         for (requests, tokens, expected) in

@@ -10,14 +10,22 @@
 //! target. Tokens beyond the limit of new tokens do not count. A round whose proposal was empty commits one token. The
 //! token sampled at prefill belongs to no round. See `round.rs` for the cases and their tests.
 
+mod batch;
+mod coupling;
 mod decoder;
 mod distribution;
+mod filters;
 mod proposal;
 mod round;
+mod sampler;
 mod uniforms;
 
+pub use batch::{Block, Drafted, Stopping, propose_batch};
+pub use coupling::{PositionNoise, judge_coupled};
 pub use decoder::{Decoder, Generation, GenerationOptions, RoundDetail};
 pub use distribution::Distribution;
+pub use filters::Filters;
 pub use proposal::{Proposal, propose};
 pub use round::{RoundRecord, Verdict, judge};
+pub use sampler::{Randomness, Sampler};
 pub use uniforms::{SeededUniforms, Uniforms};

@@ -2,6 +2,8 @@
 
 #![allow(missing_docs, dead_code)]
 
+use std::collections::BTreeMap;
+
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use dspark_runtime::checkpoint::JsonFields;
@@ -63,4 +65,33 @@ pub fn draft(target: &Target, block_size: usize) -> Draft {
     let draft = Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), target);
     let parameters = fill(draft.parameters.clone(), 99, 0.25);
     draft.with_parameters(parameters)
+}
+
+/// How often each run of tokens was seen.
+pub type Counts = BTreeMap<Vec<u32>, u64>;
+
+/// How many standard deviations the chi-square statistic of "same distribution" lies above its mean (Wilson and
+/// Hilferty's approximation). Cells expecting fewer than 5 are pooled.
+pub fn deviation(a: &Counts, b: &Counts) -> f64 {
+    let mut cells: Vec<(f64, f64)> = Vec::new();
+    let mut pooled = (0.0, 0.0);
+    let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
+    for key in keys {
+        let of = |counts: &Counts| counts.get(key).copied().unwrap_or(0) as f64;
+        let cell = (of(a), of(b));
+        if (cell.0 + cell.1) / 2.0 < 5.0 {
+            pooled = (pooled.0 + cell.0, pooled.1 + cell.1);
+        } else {
+            cells.push(cell);
+        }
+    }
+    if pooled.0 + pooled.1 > 0.0 {
+        cells.push(pooled);
+    }
+    let square = |(a, b): &(f64, f64)| (a - b) * (a - b) / (a + b);
+    let statistic: f64 = cells.iter().map(square).sum();
+    let degrees = cells.len() as f64 - 1.0;
+    assert!(degrees >= 20.0, "too few cells to tell: {degrees}");
+    let spread = 2.0 / (9.0 * degrees);
+    ((statistic / degrees).cbrt() - (1.0 - spread)) / spread.sqrt()
 }

@@ -1,0 +1,168 @@
+//! A closed loop of clients against one engine.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::engine::{EngineHandle, Event, Metrics, Phase, Request, Usage};
+
+/// What to ask of an engine.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Asked in this order, each once.
+    pub requests: Vec<Request>,
+    /// Clients that ask at the same time.
+    pub concurrency: usize,
+}
+
+/// What was measured.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// From the first question to the last answer.
+    pub time: Duration,
+    /// Sums over all answers.
+    pub usage: Usage,
+    /// From question to first token, per answer.
+    pub first_token: Vec<Duration>,
+    /// From one token to the next, for every token but the first of an answer. Tokens that come together share the time
+    /// since those before them evenly.
+    pub between_tokens: Vec<Duration>,
+    /// From first to last token, and tokens after the first, per answer.
+    pub decoding: Vec<(Duration, usize)>,
+    /// Draft tokens verified and kept, per round with a draft.
+    pub rounds: Vec<(usize, usize)>,
+    /// The engine's own account.
+    pub metrics: Metrics,
+}
+
+impl Measured {
+    /// Answer tokens of all requests per second.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.usage.new_tokens as f64 / self.time.as_secs_f64()
+    }
+
+    /// Tokens per second that one client sees once its answer has begun: over all answers, tokens by time.
+    pub fn tokens_per_second_per_user(&self) -> f64 {
+        let (time, tokens) = self
+            .decoding
+            .iter()
+            .fold((Duration::ZERO, 0), |(time, tokens), (own, count)| (time + *own, tokens + count));
+        tokens as f64 / time.as_secs_f64().max(1e-9)
+    }
+
+    /// Tokens per verify pass and sequence: anchors and draft tokens, over rounds with a draft; 1 when there was none.
+    pub fn verify_budget(&self) -> f64 {
+        if self.usage.rounds == 0 {
+            return 1.0;
+        }
+        1.0 + self.usage.verified_tokens as f64 / self.usage.rounds as f64
+    }
+
+    /// The share of the engine's time that went neither into the draft nor into the target nor into sampling.
+    pub fn host_share(&self) -> f64 {
+        let total: Duration = self.metrics.phases.iter().sum();
+        self.metrics.phases[Phase::Host as usize].as_secs_f64() / total.as_secs_f64().max(1e-9)
+    }
+}
+
+/// One client's share.
+#[derive(Default)]
+struct Share {
+    usage: Usage,
+    first_token: Vec<Duration>,
+    between_tokens: Vec<Duration>,
+    decoding: Vec<(Duration, usize)>,
+    rounds: Vec<(usize, usize)>,
+}
+
+/// Runs a load to its end.
+///
+/// # Errors
+/// When the engine refuses a request or gives one up: a measurement must not leave anything out.
+pub fn run(handle: &EngineHandle, load: &Load) -> anyhow::Result<Measured> {
+    let next = AtomicUsize::new(0);
+    let started = Instant::now();
+    let shares: Vec<anyhow::Result<Share>> = std::thread::scope(|scope| {
+        let client = || {
+            let mut share = Share::default();
+            while let Some(request) = load.requests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                share.ask(handle, request.clone())?;
+            }
+            Ok(share)
+        };
+        let clients: Vec<_> = (0..load.concurrency).map(|_| scope.spawn(client)).collect();
+        clients
+            .into_iter()
+            .map(|client| client.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a client panicked"))))
+            .collect()
+    });
+    let time = started.elapsed();
+    let mut all = Share::default();
+    for share in shares {
+        all.add(share?);
+    }
+    Ok(Measured {
+        time,
+        usage: all.usage,
+        first_token: all.first_token,
+        between_tokens: all.between_tokens,
+        decoding: all.decoding,
+        rounds: all.rounds,
+        metrics: handle.metrics(),
+    })
+}
+
+impl Share {
+    fn ask(&mut self, handle: &EngineHandle, request: Request) -> anyhow::Result<()> {
+        let started = Instant::now();
+        let mut answer = handle.submit(request)?;
+        let (mut first, mut last) = (None, started);
+        while let Some(event) = answer.wait() {
+            match event {
+                Event::Delta(delta) => {
+                    let count = delta.tokens.len();
+                    if !delta.drafted.is_empty() {
+                        let kept = delta.tokens.iter().filter(|token| token.drafted).count();
+                        self.rounds.push((delta.drafted.len(), kept));
+                    }
+                    let now = Instant::now();
+                    // The first token ends the time to the first; what comes with it comes at once.
+                    if first.is_none() {
+                        first = Some(now);
+                        self.first_token.push(now - started);
+                    } else if count > 0 {
+                        let each = (now - last) / count as u32;
+                        self.between_tokens.extend(std::iter::repeat_n(each, count));
+                    }
+                    last = now;
+                }
+                Event::Finished(finished) => {
+                    let tokens = finished.usage.new_tokens.saturating_sub(1);
+                    self.decoding.push((last - first.unwrap_or(last), tokens));
+                    self.usage = sum(self.usage, finished.usage);
+                    return Ok(());
+                }
+                Event::Failed(failure) => return Err(failure.into()),
+            }
+        }
+        anyhow::bail!("the engine ended in the middle of an answer")
+    }
+
+    fn add(&mut self, other: Self) {
+        self.usage = sum(self.usage, other.usage);
+        self.first_token.extend(other.first_token);
+        self.between_tokens.extend(other.between_tokens);
+        self.decoding.extend(other.decoding);
+        self.rounds.extend(other.rounds);
+    }
+}
+
+fn sum(a: Usage, b: Usage) -> Usage {
+    Usage {
+        prompt_tokens: a.prompt_tokens + b.prompt_tokens,
+        cached_prompt_tokens: a.cached_prompt_tokens + b.cached_prompt_tokens,
+        new_tokens: a.new_tokens + b.new_tokens,
+        rounds: a.rounds + b.rounds,
+        verified_tokens: a.verified_tokens + b.verified_tokens,
+        accepted_tokens: a.accepted_tokens + b.accepted_tokens,
+    }
+}

@@ -1,0 +1,89 @@
+//! The contract of `dspark bench --json`: one entry per mode and concurrency.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::load::Measured;
+
+/// All repeats of one mode at one concurrency; every figure is the median over the repeats.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The mode, as on the command line.
+    pub mode: String,
+    /// Clients at the same time.
+    pub concurrency: usize,
+    /// One entry per repeat, at least one.
+    pub repeats: Vec<Measured>,
+}
+
+impl Run {
+    /// The median over the repeats.
+    pub fn median(&self, figure: impl Fn(&Measured) -> f64) -> f64 {
+        median(self.repeats.iter().map(figure).collect())
+    }
+
+    /// Tokens per round with a draft; `None` when nothing was drafted.
+    pub fn accepted_length(&self) -> Option<f64> {
+        let lengths: Vec<f64> =
+            self.repeats.iter().filter_map(|measured| measured.metrics.accepted_length()).collect();
+        (!lengths.is_empty()).then(|| median(lengths))
+    }
+
+    /// The entry of the report.
+    pub fn to_json(&self) -> Value {
+        let milliseconds = |share: f64, times: &dyn Fn(&Measured) -> &[Duration]| {
+            self.median(|measured| quantile(times(measured), share).as_secs_f64() * 1e3)
+        };
+        json!({
+            "mode": self.mode,
+            "concurrency": self.concurrency,
+            "requests": self.repeats.iter().map(|measured| measured.first_token.len()).max(),
+            "new_tokens": self.median(|measured| measured.usage.new_tokens as f64).round() as u64,
+            "tokens_per_second": self.median(Measured::tokens_per_second),
+            "tokens_per_second_per_user": self.median(Measured::tokens_per_second_per_user),
+            "accepted_length": self.accepted_length(),
+            "verify_budget": self.median(Measured::verify_budget),
+            "ttft_ms_p50": milliseconds(0.5, &|measured| &measured.first_token),
+            "itl_ms_p50": milliseconds(0.5, &|measured| &measured.between_tokens),
+            "itl_ms_p99": milliseconds(0.99, &|measured| &measured.between_tokens),
+            "host_share": self.median(Measured::host_share),
+        })
+    }
+}
+
+/// The middle value, or the mean of the two middle ones; `NaN` of nothing.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    match n {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
+
+/// The smallest value that a share of all does not exceed.
+fn quantile(times: &[Duration], share: f64) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    let index = ((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len().max(1)) - 1;
+    sorted.get(index).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_and_quantiles() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert!(median(Vec::new()).is_nan());
+        let times: Vec<Duration> = (1..=100).rev().map(Duration::from_millis).collect();
+        assert_eq!(quantile(&times, 0.5), Duration::from_millis(50));
+        assert_eq!(quantile(&times, 0.99), Duration::from_millis(99));
+        assert_eq!(quantile(&times[..1], 0.99), Duration::from_millis(100));
+        assert_eq!(quantile(&[], 0.5), Duration::ZERO);
+    }
+}

@@ -1,0 +1,237 @@
+//! `dspark bench`
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::{Map, json};
+
+use super::output::{count, print, temperature};
+use crate::bench::{Ceiling, Load, Measured, Run, read_prompts, run as run_load};
+use crate::checkpoint::{resolve_model, write_file};
+use crate::device::DeviceChoice;
+use crate::engine::{Engine, EngineConfig, Request, Sampling};
+use crate::model::{Draft, Target};
+use crate::profile::{ProfileOptions, cache_folder, draft_seconds, identity, load_or_measure, verify_seconds};
+use crate::schedule::{Mode, SpsTable, StsTable};
+use crate::text::Tokenizer;
+
+/// Arguments of `dspark bench`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The target: a folder in Hugging Face layout or, with the `hub` feature, a Hugging Face name
+    #[arg(long, value_name = "DIR")]
+    target: String,
+    /// A draft for it
+    #[arg(long, value_name = "DIR")]
+    draft: Option<PathBuf>,
+    /// JSON lines with `turns`, `messages`, `prompt` or `question`; the first user message of each is asked
+    #[arg(long, value_name = "FILE")]
+    prompts: PathBuf,
+    /// Clients that ask at the same time
+    #[arg(long, value_delimiter = ',', default_values_t = [1_usize, 2, 4, 8])]
+    concurrency: Vec<usize>,
+    /// off, fixed:N, threshold:P, scheduled
+    #[arg(long, value_delimiter = ',', default_values_t = [Mode::Off, Mode::Fixed(1), Mode::Fixed(7), Mode::Scheduled])]
+    modes: Vec<Mode>,
+    /// Runs of every mode at every concurrency, the modes alternating; medians count
+    #[arg(long, default_value_t = 5, value_parser = count)]
+    repeats: usize,
+    /// Requests per client in each run
+    #[arg(long, default_value_t = 2, value_parser = count)]
+    requests: usize,
+    /// Token limit of every answer
+    #[arg(long, default_value_t = 64, value_parser = count)]
+    max_new_tokens: usize,
+    /// Sampling temperature; 0 is greedy
+    #[arg(long, default_value_t = 0.0, value_parser = temperature)]
+    temperature: f64,
+    /// Go on after the model's stop tokens, so that every mode does the same work
+    #[arg(long)]
+    ignore_stop: bool,
+    /// Write the figures here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// cpu, cuda or cuda:INDEX
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
+}
+
+/// Measures, prints a table and writes the report.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let device = arguments.device.open()?;
+    let folder = resolve_model(&arguments.target)?;
+    let target = Target::load(&folder, &device)?;
+    let tokenizer = Tokenizer::from_directory(&folder)?;
+    let draft = arguments.draft.as_deref().map(|folder| Draft::load(folder, &target)).transpose()?;
+    if draft.is_none()
+        && let Some(mode) = arguments.modes.iter().find(|mode| **mode != Mode::Off)
+    {
+        bail!("--modes {mode}: there is nothing to draft with; give --draft DIR, or --modes off");
+    }
+    let most = arguments.concurrency.iter().copied().max().unwrap_or(1);
+    let curve = match &draft {
+        Some(draft) if arguments.modes.contains(&Mode::Scheduled) => {
+            let options = ProfileOptions { max_requests: most, ..ProfileOptions::default() };
+            let identity = identity(&folder, arguments.draft.as_deref(), arguments.device, "f32", &options)?;
+            eprintln!("speed curve: measured now unless it was before");
+            let observe = |_: &str, _: usize, _: f64| ();
+            Some(load_or_measure(&target, Some(draft), &options, &identity, cache_folder().as_deref(), observe)?)
+        }
+        _ => None,
+    };
+    let calibration = match (&arguments.draft, &draft) {
+        (Some(folder), Some(draft)) if folder.join(StsTable::FILE).is_file() => {
+            Some(StsTable::read(&folder.join(StsTable::FILE), draft.config().block_size)?)
+        }
+        _ => None,
+    };
+    let bench = Bench { arguments, target, draft, tokenizer, curve, calibration };
+    let prompts = bench.prompts()?;
+    let mut runs = Vec::new();
+    for &concurrency in &arguments.concurrency {
+        let mut own: Vec<Run> = arguments
+            .modes
+            .iter()
+            .map(|mode| Run { mode: mode.to_string(), concurrency, repeats: Vec::new() })
+            .collect();
+        for repeat in 0..arguments.repeats {
+            for (mode, run) in arguments.modes.iter().zip(&mut own) {
+                let measured = bench.measure(*mode, concurrency, &prompts)?;
+                let speed = measured.tokens_per_second();
+                eprintln!("{concurrency} clients, {mode}, run {}: {speed:.1} tokens/s", repeat + 1);
+                run.repeats.push(measured);
+            }
+        }
+        runs.extend(own);
+    }
+    bench.report(&runs)
+}
+
+struct Bench<'a> {
+    arguments: &'a Arguments,
+    target: Target,
+    draft: Option<Draft>,
+    tokenizer: Tokenizer,
+    curve: Option<SpsTable>,
+    calibration: Option<StsTable>,
+}
+
+impl Bench<'_> {
+    fn prompts(&self) -> Result<Vec<Vec<u32>>> {
+        let room = self.target.config().max_position_embeddings.saturating_sub(self.arguments.max_new_tokens);
+        let mut prompts = Vec::new();
+        for text in read_prompts(&self.arguments.prompts)? {
+            let ids = match self.tokenizer.chat_template() {
+                Some(template) => {
+                    let messages = [json!({"role": "user", "content": text})];
+                    self.tokenizer.encode(&template.render(&messages, &Map::new(), true)?, false)?
+                }
+                None => self.tokenizer.encode(&text, true)?,
+            };
+            if !ids.is_empty() && ids.len() < room {
+                prompts.push(ids);
+            }
+        }
+        if prompts.is_empty() {
+            bail!("{}: no prompt leaves room for {} tokens", self.arguments.prompts.display(), self.arguments.max_new_tokens);
+        }
+        Ok(prompts)
+    }
+
+    /// One run on a fresh engine, so that nothing is left in its cache.
+    fn measure(&self, mode: Mode, concurrency: usize, prompts: &[Vec<u32>]) -> Result<Measured> {
+        let arguments = self.arguments;
+        let stop = if arguments.ignore_stop { Vec::new() } else { self.tokenizer.stop_token_ids().to_vec() };
+        let requests: Vec<Request> = prompts
+            .iter()
+            .cycle()
+            .take(concurrency * arguments.requests)
+            .map(|prompt| Request {
+                prompt: prompt.clone(),
+                max_new_tokens: arguments.max_new_tokens,
+                sampling: Sampling { temperature: arguments.temperature, ..Sampling::default() },
+                stop_token_ids: stop.clone(),
+                stop_strings: Vec::new(),
+                logprobs: None,
+            })
+            .collect();
+        let longest = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(0) + arguments.max_new_tokens;
+        let config = EngineConfig {
+            max_running: concurrency,
+            max_waiting: concurrency.max(1),
+            cache_tokens: (longest + 128) * concurrency * 2,
+            mode,
+            curve: self.curve.clone(),
+            calibration: self.calibration.clone(),
+            ..EngineConfig::default()
+        };
+        let (engine, handle) =
+            Engine::start(self.target.clone(), self.draft.clone(), self.tokenizer.clone(), config)?;
+        let measured = run_load(&handle, &Load { requests, concurrency });
+        handle.shut_down(std::time::Duration::ZERO);
+        engine.join();
+        measured
+    }
+
+    fn report(&self, runs: &[Run]) -> Result<()> {
+        print("mode           clients  tokens/s  per user  accepted  verified  first ms  p50 ms  p99 ms  host")?;
+        for run in runs {
+            let row = run.to_json();
+            let figure = |name: &str| row[name].as_f64().unwrap_or(f64::NAN);
+            print(format!(
+                "{:<13}  {:>7}  {:>8.1}  {:>8.1}  {:>8}  {:>8.2}  {:>8.0}  {:>6.1}  {:>6.1}  {:>4.1}%",
+                run.mode,
+                run.concurrency,
+                figure("tokens_per_second"),
+                figure("tokens_per_second_per_user"),
+                run.accepted_length().map_or_else(|| "-".to_owned(), |length| format!("{length:.3}")),
+                figure("verify_budget"),
+                figure("ttft_ms_p50"),
+                figure("itl_ms_p50"),
+                figure("itl_ms_p99"),
+                figure("host_share") * 100.0,
+            ))?;
+        }
+        let ceiling = self.ceiling(runs);
+        if let Some(ceiling) = ceiling {
+            let Ceiling { length, speedup } = ceiling;
+            print(format!("\nceiling for one client: {speedup:.3} times plain decoding, with {length} drafted tokens"))?;
+        }
+        let Some(path) = &self.arguments.json else { return Ok(()) };
+        let report = json!({
+            "target": self.arguments.target,
+            "draft": self.arguments.draft,
+            "device": self.arguments.device.to_string(),
+            "dtype": "f32",
+            "threads": rayon::current_num_threads(),
+            "ceiling": ceiling.map(Ceiling::to_json),
+            "runs": runs.iter().map(Run::to_json).collect::<Vec<_>>(),
+        });
+        let text = serde_json::to_string_pretty(&report)? + "\n";
+        write_file(path, text.as_bytes()).with_context(|| format!("{}", path.display()))
+    }
+
+    /// From the rounds of the longest fixed mode at the lowest concurrency, and passes timed now.
+    fn ceiling(&self, runs: &[Run]) -> Option<Ceiling> {
+        let draft = self.draft.as_ref()?;
+        let lowest = runs.iter().map(|run| run.concurrency).min()?;
+        let fixed = |run: &&Run| {
+            let mode: Option<Mode> = run.mode.parse().ok();
+            matches!(mode, Some(Mode::Fixed(_))) && run.concurrency == lowest
+        };
+        let length = |run: &&Run| match run.mode.parse() {
+            Ok(Mode::Fixed(length)) => length,
+            _ => 0,
+        };
+        let run = runs.iter().filter(fixed).max_by_key(length)?;
+        let rounds: Vec<(usize, usize)> = run.repeats.iter().flat_map(|measured| measured.rounds.clone()).collect();
+        let context = ProfileOptions::default().context;
+        let repeats = self.arguments.repeats.max(5);
+        Ceiling::new(
+            &rounds,
+            |tokens| verify_seconds(&self.target, Some(draft), tokens, context, repeats),
+            |tokens| draft_seconds(draft, 1, tokens, context, repeats),
+        )
+    }
+}

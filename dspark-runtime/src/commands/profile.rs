@@ -1,0 +1,109 @@
+//! `dspark profile`
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use serde_json::json;
+
+use super::output::{count, print};
+use crate::checkpoint::resolve_model;
+use crate::device::DeviceChoice;
+use crate::model::{Draft, Target};
+use crate::profile::{ProfileOptions, cache_folder, identity, load_or_measure, verify_seconds};
+use crate::schedule::StepCost;
+
+/// Arguments of `dspark profile`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The target: a folder in Hugging Face layout or, with the `hub` feature, a Hugging Face name
+    #[arg(long, value_name = "DIR")]
+    target: String,
+    /// A draft for it; drafting is then measured too
+    #[arg(long, value_name = "DIR")]
+    draft: Option<PathBuf>,
+    /// Tokens of a pass, at most
+    #[arg(long, default_value_t = ProfileOptions::default().max_batch_tokens, value_parser = count)]
+    max_batch_tokens: usize,
+    /// Requests that draft together, at most
+    #[arg(long, default_value_t = ProfileOptions::default().max_requests, value_parser = count)]
+    max_requests: usize,
+    /// Tokens that each sequence has behind it; of several, the first makes the table
+    #[arg(long, value_delimiter = ',', default_values_t = [ProfileOptions::default().context, 1024])]
+    contexts: Vec<usize>,
+    /// Timed passes per probe; the median counts
+    #[arg(long, default_value_t = ProfileOptions::default().repeats, value_parser = count)]
+    repeats: usize,
+    /// Measure anew, whatever was measured before
+    #[arg(long)]
+    again: bool,
+    /// Write the table to this file too
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Print the table and the passes behind each context as JSON
+    #[arg(long)]
+    json: bool,
+    /// cpu, cuda or cuda:INDEX
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
+}
+
+/// Measures and prints.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let device = arguments.device.open()?;
+    let folder = resolve_model(&arguments.target)?;
+    let target = Target::load(&folder, &device)?;
+    let draft = arguments.draft.as_deref().map(|folder| Draft::load(folder, &target)).transpose()?;
+    let longest = target.config().max_position_embeddings;
+    let rows = draft.as_ref().map_or(8, |draft| draft.config().block_size + 1);
+    if let Some(context) = arguments.contexts.iter().find(|context| **context + rows > longest) {
+        bail!("--contexts: expected at most {} for this target, found {context}", longest.saturating_sub(rows));
+    }
+    let Some(&context) = arguments.contexts.first() else { bail!("--contexts: expected at least one number") };
+    let options = ProfileOptions {
+        max_batch_tokens: arguments.max_batch_tokens,
+        max_requests: arguments.max_requests,
+        context,
+        repeats: arguments.repeats,
+    };
+    let identity = identity(&folder, arguments.draft.as_deref(), arguments.device, "f32", &options)?;
+    let cache = cache_folder();
+    let from = cache.as_deref().filter(|_| !arguments.again);
+    let observe = |what: &str, count: usize, seconds: f64| {
+        let unit = if what == "verify" { "tokens" } else { "requests" };
+        eprintln!("{what} {count} {unit}: {:.2} ms", seconds * 1e3);
+    };
+    let table = load_or_measure(&target, draft.as_ref(), &options, &identity, from, observe)?;
+    if let (true, Some(cache)) = (arguments.again, &cache) {
+        crate::profile::keep(&table, &identity, cache)?;
+    }
+    if let Some(path) = &arguments.out {
+        table.write(path)?;
+    }
+    let mut behind = Vec::new();
+    for &context in &arguments.contexts {
+        for tokens in [1, rows] {
+            let seconds = verify_seconds(&target, draft.as_ref(), tokens, context, options.repeats);
+            behind.push(json!({"context": context, "tokens": tokens, "seconds": seconds}));
+        }
+    }
+    for rise in table.rises() {
+        eprintln!("warning: {rise}");
+    }
+    if arguments.json {
+        return Ok(print(serde_json::to_string_pretty(&json!({"table": table.to_json(), "contexts": behind}))?)?);
+    }
+    if let StepCost::Probes { batch_tokens, steps_per_second, .. } = table.cost() {
+        print("tokens  ms per pass  tokens/s")?;
+        for (tokens, speed) in batch_tokens.iter().zip(steps_per_second) {
+            print(format!("{tokens:>6}  {:>11.2}  {:>8.0}", 1e3 / speed, *tokens as f64 * speed))?;
+        }
+    }
+    if let Some(cost) = table.draft() {
+        print("\nrequests  ms of drafting")?;
+        for (requests, seconds) in cost.requests.iter().zip(&cost.seconds) {
+            print(format!("{requests:>8}  {:>14.2}", seconds * 1e3))?;
+        }
+    }
+    Ok(())
+}

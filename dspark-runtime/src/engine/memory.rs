@@ -1,0 +1,180 @@
+//! Which sequence holds how much of the cache, and what finished sequences leave for later ones.
+//!
+//! Memory is counted in tokens that a cache has room for, in pages, so that what is counted is what is allocated.
+
+use crate::model::{Draft, DraftContext, KvCache, Target};
+
+/// Tokens by which caches grow at least.
+const PAGE: usize = 64;
+
+/// A shared beginning shorter than this is not worth keeping track of.
+const SHORTEST_PREFIX: usize = 16;
+
+/// The cached part of one sequence: the target's keys and values and, with a draft, its context.
+#[derive(Debug)]
+pub struct SequenceCache {
+    /// The target's.
+    pub target: KvCache,
+    /// The draft's; it may lag behind the target's, never run ahead.
+    pub context: Option<DraftContext>,
+    /// Tokens that there is room for, as counted.
+    room: usize,
+}
+
+/// A finished sequence whose cache may serve another.
+#[derive(Debug)]
+struct Kept {
+    ids: Vec<u32>,
+    cache: SequenceCache,
+}
+
+/// All cache memory of an engine.
+#[derive(Debug)]
+pub struct CacheMemory {
+    /// Tokens that may be held.
+    capacity: usize,
+    /// Tokens that caches in use have room for.
+    in_use: usize,
+    /// Oldest first.
+    kept: Vec<Kept>,
+    /// Rows that a drafted block takes beyond its sequence, for as long as it is drafted.
+    block: usize,
+}
+
+impl CacheMemory {
+    /// Memory for `capacity` tokens; a draft's blocks have `block` slots.
+    pub fn new(capacity: usize, block: usize) -> Self {
+        Self { capacity, in_use: 0, kept: Vec::new(), block }
+    }
+
+    /// Tokens that may be held.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Tokens held, or made room for.
+    pub fn held(&self) -> usize {
+        self.in_use + self.kept.iter().map(|kept| kept.cache.room).sum::<usize>()
+    }
+
+    /// The most tokens that one sequence can have.
+    pub fn longest_sequence(capacity: usize, block: usize) -> usize {
+        (capacity / PAGE * PAGE).saturating_sub(block + 1)
+    }
+
+    /// A cache for a sequence of these tokens that has room for all of them, with the longest beginning that an earlier
+    /// sequence left behind; `None` when there is no memory for it even without what finished sequences left.
+    pub fn admit(&mut self, ids: &[u32], target: &Target, draft: Option<&Draft>) -> Option<SequenceCache> {
+        let room = self.pages(ids.len());
+        if self.in_use + room > self.capacity {
+            return None;
+        }
+        // The last token's logits are wanted, so it always goes through the target.
+        let longest = self
+            .kept
+            .iter()
+            .map(|kept| kept.common_prefix(ids).min(ids.len() - 1))
+            .enumerate()
+            .max_by_key(|&(index, length)| (length, index))
+            .filter(|&(_, length)| length >= SHORTEST_PREFIX);
+        let Some((index, length)) = longest else {
+            self.evict_for(room);
+            self.in_use += room;
+            let context = draft.map(|draft| draft.new_context(room));
+            return Some(SequenceCache { target: target.new_cache(room), context, room });
+        };
+        let goes_on = length + 1 >= self.kept[index].ids.len();
+        if !goes_on && self.held() + room <= self.capacity {
+            // Another sequence may go on from the whole of it.
+            let kept = self.kept.remove(index);
+            let target = kept.cache.target.copy_prefix(length, room);
+            let context = kept.cache.context.as_ref().map(|context| context.copy_prefix(length, room));
+            self.kept.push(kept);
+            self.in_use += room;
+            return Some(SequenceCache { target, context, room });
+        }
+        let Kept { mut cache, .. } = self.kept.remove(index);
+        cache.target.truncate(length);
+        if let Some(context) = &mut cache.context {
+            context.truncate(length);
+        }
+        // Its buffers may be larger than needed: they stay where that takes memory from nobody who is being answered.
+        let room = if self.in_use + cache.room <= self.capacity { cache.room.max(room) } else { room };
+        self.evict_for(room);
+        if cache.room != room {
+            cache.resize(room);
+        }
+        self.in_use += cache.room;
+        Some(cache)
+    }
+
+    /// Room for `length` tokens; `false` when there is no memory.
+    pub fn grow(&mut self, cache: &mut SequenceCache, length: usize) -> bool {
+        let needed = self.pages(length);
+        if needed <= cache.room {
+            return true;
+        }
+        // A quarter more, so that a long answer is not copied once per page; but never at the price of somebody else's.
+        let generous = self.pages(length + length / 4);
+        let fits = |room: usize| self.held() - cache.room + room <= self.capacity;
+        let room = if fits(generous) { generous } else { needed };
+        if self.in_use - cache.room + room > self.capacity {
+            return false;
+        }
+        self.in_use -= cache.room;
+        self.evict_for(room);
+        cache.resize(room);
+        self.in_use += room;
+        true
+    }
+
+    /// Takes a cache back for good.
+    pub fn release(&mut self, cache: SequenceCache) {
+        self.in_use -= cache.room;
+    }
+
+    /// Takes a cache back that holds the keys of the first tokens of `ids`, for a later sequence that begins alike.
+    pub fn keep(&mut self, mut ids: Vec<u32>, mut cache: SequenceCache) {
+        self.in_use -= cache.room;
+        let mut length = cache.target.len().min(ids.len());
+        if let Some(context) = &cache.context {
+            length = length.min(context.len());
+        }
+        if length < SHORTEST_PREFIX {
+            return;
+        }
+        ids.truncate(length);
+        cache.target.truncate(length);
+        if let Some(context) = &mut cache.context {
+            context.truncate(length);
+        }
+        self.kept.push(Kept { ids, cache });
+    }
+
+    /// Drops what finished sequences left, oldest first, until `room` more tokens fit.
+    fn evict_for(&mut self, room: usize) {
+        while self.held() + room > self.capacity && !self.kept.is_empty() {
+            self.kept.remove(0);
+        }
+    }
+
+    fn pages(&self, length: usize) -> usize {
+        (length + self.block + 1).next_multiple_of(PAGE)
+    }
+}
+
+impl SequenceCache {
+    fn resize(&mut self, room: usize) {
+        self.target.resize(room);
+        if let Some(context) = &mut self.context {
+            context.resize(room);
+        }
+        self.room = room;
+    }
+}
+
+impl Kept {
+    fn common_prefix(&self, ids: &[u32]) -> usize {
+        self.ids.iter().zip(ids).take_while(|(own, other)| own == other).count()
+    }
+}

@@ -1,0 +1,325 @@
+//! One step: rows of all running sequences through the target in one pass.
+//!
+//! Legend: `n` rows of the pass, `f` width of the target's features, `m` rows whose logits are wanted, `v` vocabulary.
+
+use std::time::{Duration, Instant};
+
+use burn::tensor::{Int, Tensor, TensorData};
+use rayon::prelude::*;
+
+use super::finisher::{Output, Tokens};
+use super::metrics::Phase;
+use super::request::{FinishReason, Logprobs, TokenOutput};
+use super::sequence::Sequence;
+use super::step::StepLoop;
+use crate::model::{DraftContext, TargetSegment};
+use crate::speculate::{Block, Distribution, Drafted, RoundRecord, Stopping, Verdict, propose_batch};
+
+/// Rows of features that may wait for the draft's context: together they go through its projections more cheaply than one
+/// at a time.
+const FEATURES_WAITING: usize = 64;
+
+/// Rows of a prompt in one step when no answer is being decoded beside it.
+const PREFILL_ALONE: usize = 512;
+
+/// What one running sequence does in a step.
+struct Part {
+    /// Tokens that go through the target: pending ones, then drafted ones.
+    ids: Vec<u32>,
+    /// How many of them were drafted.
+    drafted: usize,
+    /// Whether all pending tokens are among them, so that the next token can be sampled.
+    complete: bool,
+}
+
+impl StepLoop {
+    /// Takes every running sequence one round further, or a part of its prompt.
+    pub(super) fn step(&mut self) {
+        let mut clock = Instant::now();
+        self.make_room();
+        self.lap(Phase::Host, &mut clock);
+        let (drafting, mut blocks) = self.draft_blocks();
+        let draft_time = self.lap(Phase::Draft, &mut clock);
+        if drafting {
+            let wanting = blocks.iter_mut().zip(&self.running).filter(|(_, sequence)| wants_block(sequence));
+            let (blocks, sequences): (Vec<&mut Drafted>, Vec<&Sequence>) = wanting.unzip();
+            let lengths = self.planner.lengths(blocks.iter().map(|block| &**block));
+            for ((block, length), sequence) in blocks.into_iter().zip(lengths).zip(sequences) {
+                // The token that the target adds counts too.
+                block.tokens.truncate((*length).min(sequence.remaining() - 1));
+            }
+        }
+        let parts = self.parts(&blocks);
+        self.lap(Phase::Host, &mut clock);
+        let (features_nf, logits_mv) = self.verify(&parts);
+        let verify_time = self.lap(Phase::Verify, &mut clock);
+        let verdicts = self.judge(&parts, &blocks, logits_mv.as_deref().unwrap_or_default());
+        self.lap(Phase::Judge, &mut clock);
+        if drafting && self.running.iter().all(Sequence::is_decoding) {
+            let of_rounds = || parts.iter().zip(&verdicts).zip(&self.running).filter(|(_, own)| wants_block(own));
+            let batch_tokens = of_rounds().map(|((part, _), _)| part.ids.len()).sum();
+            let committed = of_rounds().filter_map(|((_, own), _)| Some(own.as_ref()?.record.committed)).sum();
+            self.planner.drafted(batch_tokens, committed, draft_time, verify_time);
+        }
+        self.commit(&parts, &blocks, verdicts, features_nf);
+        self.metrics.steps += 1;
+        self.lap(Phase::Host, &mut clock);
+    }
+
+    fn lap(&mut self, phase: Phase, clock: &mut Instant) -> Duration {
+        let now = Instant::now();
+        let time = now - *clock;
+        self.metrics.phases[phase as usize] += time;
+        *clock = now;
+        time
+    }
+
+    /// Every running sequence can take one more block, or waits again: the latest goes first.
+    fn make_room(&mut self) {
+        let mut index = 0;
+        while index < self.running.len() {
+            let sequence = &mut self.running[index];
+            let length = sequence.ids.len();
+            let fits = sequence.cache.as_mut().is_some_and(|cache| self.memory.grow(cache, length));
+            if fits {
+                index += 1;
+            } else {
+                self.preempt(self.running.len() - 1);
+            }
+        }
+    }
+
+    /// Whether this step drafts, and one block per running sequence; empty ones for those that want none.
+    fn draft_blocks(&mut self) -> (bool, Vec<Drafted>) {
+        let mut drafted = vec![Drafted::default(); self.running.len()];
+        let Some(draft) = &self.draft else { return (false, drafted) };
+        let wanting = self.running.iter().filter(|sequence| wants_block(sequence)).map(|sequence| sequence.id);
+        let drafting = self.planner.drafting(wanting);
+        let catches_up = |sequence: &Sequence| {
+            let waiting = sequence.features_waiting();
+            waiting > 0 && (waiting >= FEATURES_WAITING || (drafting.is_some() && wants_block(sequence)))
+        };
+        let mut contexts: Vec<(&mut DraftContext, usize)> = Vec::new();
+        let mut features = Vec::new();
+        for sequence in self.running.iter_mut().filter(|sequence| catches_up(sequence)) {
+            let count = sequence.features_waiting();
+            if let Some(context) = sequence.cache.as_mut().and_then(|cache| cache.context.as_mut()) {
+                features.append(&mut sequence.features);
+                contexts.push((context, count));
+            }
+        }
+        if !features.is_empty() {
+            draft.extend_contexts(&mut contexts, Tensor::cat(features, 0));
+        }
+        let Some(drafting) = drafting else { return (false, drafted) };
+        let temperatures = self.planner.temperatures().to_vec();
+        let stopping = Stopping {
+            slots: drafting.slots,
+            confidence: drafting.confidence,
+            survival: drafting.survival,
+            temperatures: &temperatures,
+        };
+        let mut rows = Vec::new();
+        let mut blocks: Vec<Block<'_>> = Vec::new();
+        for (row, sequence) in self.running.iter_mut().enumerate().filter(|(_, sequence)| wants_block(sequence)) {
+            let anchor = sequence.ids.last().copied().unwrap_or_default();
+            if let Some(context) = sequence.cache.as_mut().and_then(|cache| cache.context.as_mut()) {
+                rows.push(row);
+                blocks.push(Block { context, anchor, sampler: &mut sequence.sampler });
+            }
+        }
+        for (row, block) in rows.into_iter().zip(propose_batch(draft, &mut blocks, &stopping)) {
+            drafted[row] = block;
+        }
+        (true, drafted)
+    }
+
+    /// Which rows go through the target: every decoding sequence its anchor and drafts, the others as much of what they
+    /// have pending as fits.
+    fn parts(&self, blocks: &[Drafted]) -> Vec<Part> {
+        let decoding = self.running.iter().any(Sequence::is_decoding);
+        let mut left = if decoding { self.config.prefill_rows } else { self.config.prefill_rows.max(PREFILL_ALONE) };
+        self.running
+            .iter()
+            .zip(blocks)
+            .map(|(sequence, block)| {
+                let pending = sequence.pending();
+                let cached = sequence.cached();
+                let count = if pending == 1 { 1 } else { pending.min(left) };
+                if pending > 1 {
+                    left -= count;
+                }
+                let mut ids = sequence.ids[cached..cached + count].to_vec();
+                ids.extend(&block.tokens);
+                Part { ids, drafted: block.tokens.len(), complete: count == pending }
+            })
+            .collect()
+    }
+
+    /// The pass. Features of all rows, and logits of the rows that tokens are sampled from, row-major.
+    fn verify(&mut self, parts: &[Part]) -> (Option<Tensor<2>>, Option<Vec<f32>>) {
+        let capture = self.draft.as_ref().map_or_else(Vec::new, |draft| draft.config().target_layer_ids.clone());
+        let mut segments: Vec<TargetSegment<'_>> = Vec::new();
+        for (sequence, part) in self.running.iter_mut().zip(parts) {
+            if let (Some(cache), false) = (&mut sequence.cache, part.ids.is_empty()) {
+                segments.push(TargetSegment { ids: &part.ids, cache: Some(&mut cache.target) });
+            }
+        }
+        if segments.is_empty() {
+            return (None, None);
+        }
+        let output = self.target.forward(&mut segments, &capture);
+        let mut wanted: Vec<i32> = Vec::new();
+        let mut row = 0;
+        for part in parts {
+            row += part.ids.len();
+            if part.complete {
+                wanted.extend((row - part.drafted - 1) as i32..row as i32);
+            }
+        }
+        self.metrics.batch_tokens = parts.iter().filter(|part| part.complete).map(|part| part.drafted + 1).sum();
+        if wanted.is_empty() {
+            return (output.features_nf, None);
+        }
+        let hidden = match wanted.len() == row {
+            true => output.last_hidden_nd,
+            false => {
+                let count = wanted.len();
+                let indices: Tensor<1, Int> =
+                    Tensor::from_data(TensorData::new(wanted, [count]), self.target.device());
+                output.last_hidden_nd.select(0, indices)
+            }
+        };
+        let logits = self.target.logits(hidden).try_into_vec_as();
+        (output.features_nf, Some(logits.unwrap_or_else(|error| panic!("the device failed: {error}"))))
+    }
+
+    /// What each sequence commits, and the logits that its tokens were judged by.
+    fn judge(&mut self, parts: &[Part], blocks: &[Drafted], logits: &[f32]) -> Vec<Option<Judged>> {
+        let v = self.shared.limits.vocab_size;
+        let mut first = 0;
+        let work: Vec<_> = self
+            .running
+            .iter_mut()
+            .zip(parts)
+            .zip(blocks)
+            .map(|((sequence, part), block)| {
+                let rows = if part.complete { part.drafted + 1 } else { 0 };
+                first += rows;
+                (sequence, part, block, &logits[(first - rows) * v..first * v])
+            })
+            .collect();
+        work.into_par_iter()
+            .map(|(sequence, part, block, logits)| {
+                if logits.is_empty() {
+                    return None;
+                }
+                let target: Vec<Distribution> =
+                    logits.chunks(v).map(|row| sequence.sampler.distribution(row)).collect();
+                let position = sequence.ids.len() as u64;
+                let drafted = &block.tokens[..part.drafted];
+                let verdict = sequence.sampler.judge(drafted, &block.distributions, &target, position);
+                let (record, tokens) =
+                    RoundRecord::close(drafted, &verdict, &sequence.stop_token_ids, sequence.remaining());
+                let tokens = tokens
+                    .iter()
+                    .zip(logits.chunks(v))
+                    .enumerate()
+                    .map(|(index, (&id, row))| TokenOutput {
+                        id,
+                        drafted: index < record.accepted,
+                        logprobs: sequence.logprobs.map(|count| logprobs(row, id, count)),
+                    })
+                    .collect();
+                Some(Judged { verdict, record, tokens })
+            })
+            .collect()
+    }
+
+    /// Takes the verdicts over into the sequences, and hands the tokens out.
+    fn commit(
+        &mut self,
+        parts: &[Part],
+        blocks: &[Drafted],
+        verdicts: Vec<Option<Judged>>,
+        features_nf: Option<Tensor<2>>,
+    ) {
+        let mut first = 0;
+        let mut ended = Vec::new();
+        let device = self.target.device().clone();
+        for (index, ((part, block), judged)) in parts.iter().zip(blocks).zip(verdicts).enumerate() {
+            let sequence = &mut self.running[index];
+            let rows = part.ids.len();
+            let rejected = judged.as_ref().map_or(0, |judged| part.drafted - judged.verdict.accepted);
+            if let Some(cache) = &mut sequence.cache {
+                let length = cache.target.len();
+                cache.target.truncate(length - rejected);
+            }
+            if let (Some(features_nf), true) = (&features_nf, rows > rejected) {
+                // A copy: a view would keep the whole pass in memory.
+                let kept: Vec<i32> = (first as i32..(first + rows - rejected) as i32).collect();
+                let count = kept.len();
+                let kept: Tensor<1, Int> = Tensor::from_data(TensorData::new(kept, [count]), &device);
+                sequence.features.push(features_nf.clone().select(0, kept));
+            }
+            first += rows;
+            let prompt_rows = sequence.prompt.saturating_sub(sequence.cached() - (rows - rejected));
+            self.metrics.prompt_tokens += prompt_rows.min(rows) as u64;
+            let Some(Judged { record, tokens, .. }) = judged else { continue };
+            sequence.ids.extend(tokens.iter().map(|token| token.id));
+            self.metrics.new_tokens += tokens.len() as u64;
+            let round = part.drafted > 0;
+            if round {
+                self.metrics.rounds += 1;
+                self.metrics.round_tokens += record.counted as u64;
+                self.metrics.verified_tokens += record.proposed as u64;
+                self.metrics.accepted_tokens += record.accepted as u64;
+            }
+            let stopped = tokens.last().is_some_and(|token| sequence.stop_token_ids.contains(&token.id));
+            let end = match (stopped, sequence.remaining()) {
+                (true, _) => Some((FinishReason::Stop, true)),
+                (false, 0) => Some((FinishReason::Length, false)),
+                (false, _) => None,
+            };
+            if end.is_some() {
+                ended.push(index);
+            }
+            let drafted = block.tokens[..part.drafted.min(record.proposed)].to_vec();
+            let (id, cached_prompt) = (sequence.id, sequence.cached_prompt);
+            self.tell(Output::Tokens(Tokens { id, tokens, drafted, round, cached_prompt, end }));
+        }
+        for index in ended.into_iter().rev() {
+            let sequence = self.running.remove(index);
+            self.finish(sequence);
+        }
+    }
+}
+
+/// A sequence drafts when its next token is the one after the last committed; at the limit nothing is left to draft.
+fn wants_block(sequence: &Sequence) -> bool {
+    sequence.is_decoding() && sequence.remaining() > 1
+}
+
+/// What a sequence commits in a step.
+struct Judged {
+    verdict: Verdict,
+    record: RoundRecord,
+    tokens: Vec<TokenOutput>,
+}
+
+/// Of the target itself: before temperature and filters.
+fn logprobs(logits: &[f32], chosen: u32, count: usize) -> Logprobs {
+    let maximum = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - maximum).exp()).sum();
+    let log_sum = f64::from(maximum) + sum.ln();
+    let of = |token: u32| (f64::from(logits[token as usize]) - log_sum) as f32;
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let better = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let count = count.min(order.len());
+    if count > 0 && count < order.len() {
+        order.select_nth_unstable_by(count - 1, better);
+    }
+    order.truncate(count);
+    order.sort_unstable_by(better);
+    Logprobs { chosen: of(chosen), top: order.into_iter().map(|token| (token, of(token))).collect() }
+}

@@ -1,0 +1,125 @@
+//! Starting and ending an engine.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use super::config::EngineConfig;
+use super::finisher;
+use super::handle::{EngineHandle, Limits, Shared};
+use super::memory::CacheMemory;
+use super::metrics::Metrics;
+use super::planner::Planner;
+use super::step::StepLoop;
+use crate::model::{Draft, Target};
+use crate::schedule::Mode;
+use crate::text::Tokenizer;
+
+/// A running engine. It ends when it was told to shut down, or when all handles are gone and all answers complete.
+#[derive(Debug)]
+pub struct Engine {
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Why an engine cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The cache could not hold a single short answer.
+    #[error("cache_tokens: expected at least {least}, found {found}")]
+    CacheTooSmall {
+        /// What one short answer takes.
+        least: usize,
+        /// What was given.
+        found: usize,
+    },
+    /// A limit is zero.
+    #[error("{field}: expected at least 1, found 0")]
+    Zero {
+        /// Which.
+        field: &'static str,
+    },
+    /// The scheduled mode was asked for without a speed curve.
+    #[error("mode `scheduled` needs a speed curve: measure one with `dspark profile`, or choose another mode")]
+    NoCurve,
+    /// The machine has no thread to spare.
+    #[error("no thread for the engine: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+impl Engine {
+    /// Starts the two threads.
+    ///
+    /// # Errors
+    /// When the settings leave no room for any request.
+    pub fn start(
+        target: Target,
+        draft: Option<Draft>,
+        tokenizer: Tokenizer,
+        config: EngineConfig,
+    ) -> Result<(Self, EngineHandle), EngineError> {
+        if config.mode == Mode::Scheduled && config.curve.is_none() && draft.is_some() {
+            return Err(EngineError::NoCurve);
+        }
+        let draft = draft.filter(|_| config.mode != Mode::Off);
+        let block = draft.as_ref().map_or(0, |draft| draft.config().block_size);
+        let limits = [
+            ("max_running", config.max_running),
+            ("max_waiting", config.max_waiting),
+            ("prefill_rows", config.prefill_rows),
+        ];
+        if let Some((field, _)) = limits.into_iter().find(|(_, limit)| *limit == 0) {
+            return Err(EngineError::Zero { field });
+        }
+        let longest = CacheMemory::longest_sequence(config.cache_tokens, block);
+        if longest < 2 {
+            return Err(EngineError::CacheTooSmall { least: 128 + block, found: config.cache_tokens });
+        }
+        let (commands, command_receiver) = channel();
+        let (outputs, output_receiver) = channel();
+        let (stopped, stopped_receiver) = channel();
+        let shared = Arc::new(Shared {
+            limits: Limits {
+                vocab_size: target.config().vocab_size,
+                context_length: target.config().max_position_embeddings.min(longest),
+                queue: config.max_waiting,
+            },
+            next_id: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+            shutting_down: AtomicBool::new(false),
+            metrics: Mutex::new(Metrics::default()),
+        });
+        let step_loop = StepLoop {
+            target,
+            draft,
+            commands: command_receiver,
+            outputs,
+            stopped: stopped_receiver,
+            shared: Arc::clone(&shared),
+            memory: CacheMemory::new(config.cache_tokens, block),
+            planner: Planner::new(config.mode, config.curve.clone(), config.calibration.clone(), block),
+            config,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            metrics: Metrics::default(),
+            deadline: None,
+        };
+        let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        // On a worker of a thread pool: parallel operations then start without handing over to another thread. The pool is
+        // its own, because the loop occupies the worker while it waits, too.
+        let pool = rayon::ThreadPoolBuilder::new().thread_name(|index| format!("engine-{index}")).build();
+        let pool = pool.map_err(std::io::Error::other)?;
+        let steps = named("engine").spawn(move || pool.install(|| step_loop.run()))?;
+        let texts = named("finisher").spawn(move || finisher::run(&tokenizer, &output_receiver, &stopped))?;
+        Ok((Self { threads: vec![steps, texts] }, EngineHandle { commands, shared }))
+    }
+
+    /// Waits until both threads have ended.
+    pub fn join(self) {
+        for thread in self.threads {
+            // A panic was printed by the thread itself.
+            let _ = thread.join();
+        }
+    }
+}

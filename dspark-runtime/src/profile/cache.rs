@@ -1,0 +1,133 @@
+//! Tables that were measured before, found again by what they were measured for.
+
+use std::path::{Path, PathBuf};
+
+use super::measure::{ProfileOptions, measure};
+use crate::checkpoint::CheckpointError;
+use crate::device::DeviceChoice;
+use crate::model::{Draft, Target};
+use crate::schedule::{Identity, SpsTable};
+
+/// What a table is measured for: models of these shapes on this device with this many threads. How long a pass takes does
+/// not depend on what the weights are, so the configurations stand for the models.
+///
+/// # Errors
+/// When a configuration cannot be read.
+pub fn identity(
+    target: &Path,
+    draft: Option<&Path>,
+    device: DeviceChoice,
+    dtype: &str,
+    options: &ProfileOptions,
+) -> Result<Identity, CheckpointError> {
+    let mut configs = config_text(target)?;
+    if let Some(draft) = draft {
+        configs += &config_text(draft)?;
+    }
+    let name = target.file_name().map_or_else(|| "target".to_owned(), |name| name.to_string_lossy().into_owned());
+    let ProfileOptions { max_batch_tokens, max_requests, context, .. } = options;
+    Ok(Identity {
+        model: format!(
+            "{name} {:016x}, {max_batch_tokens} tokens, {max_requests} requests, context {context}",
+            fnv(&configs)
+        ),
+        device: format!("{device}, {}", processor()),
+        dtype: dtype.to_owned(),
+        threads: rayon::current_num_threads(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// The table of an earlier run when there is one that fits, else a new one, which is then kept for the next. Without a
+/// folder nothing is kept.
+///
+/// # Errors
+/// When a new table cannot be written.
+pub fn load_or_measure(
+    target: &Target,
+    draft: Option<&Draft>,
+    options: &ProfileOptions,
+    identity: &Identity,
+    folder: Option<&Path>,
+    observe: impl FnMut(&str, usize, f64),
+) -> Result<SpsTable, CheckpointError> {
+    let path = folder.map(|folder| folder.join(file_name(identity)));
+    if let Some(path) = &path
+        && let Ok(table) = SpsTable::read(path)
+        && table.check_identity(path, identity).is_ok()
+    {
+        return Ok(table);
+    }
+    let table = measure(target, draft, options, observe).with_identity(identity.clone());
+    if let Some(folder) = folder {
+        keep(&table, identity, folder)?;
+    }
+    Ok(table)
+}
+
+/// Keeps a table for later runs.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn keep(table: &SpsTable, identity: &Identity, folder: &Path) -> Result<(), CheckpointError> {
+    std::fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
+    table.write(&folder.join(file_name(identity)))
+}
+
+/// Where tables are kept: `$XDG_CACHE_HOME/dspark/profiles`, or the same under `~/.cache`.
+pub fn cache_folder() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let caches = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))?;
+    Some(caches.join("dspark").join("profiles"))
+}
+
+fn config_text(folder: &Path) -> Result<String, CheckpointError> {
+    let path = folder.join("config.json");
+    std::fs::read_to_string(&path).map_err(CheckpointError::io(path))
+}
+
+fn file_name(identity: &Identity) -> String {
+    let Identity { model, device, dtype, threads, version } = identity;
+    format!("{:016x}.json", fnv(&format!("{model}|{device}|{dtype}|{threads}|{version}")))
+}
+
+/// The processor's name where the system tells it.
+fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = |key: &str| {
+        info.lines()
+            .find(|line| line.starts_with(key))
+            .and_then(|line| Some(line.split_once(':')?.1.trim().to_owned()))
+    };
+    // Different processors of one maker may carry one name; what they can compute tells them apart.
+    let wide = line("flags").is_some_and(|flags| flags.contains("avx512f"));
+    let name = line("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    if wide { format!("{name}, AVX-512") } else { name }
+}
+
+/// FNV-1a, 64 bits.
+fn fnv(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::StepCost;
+
+    #[test]
+    fn a_table_is_found_again_only_for_what_it_was_measured_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let one = Identity { model: "a".to_owned(), device: "cpu".to_owned(), threads: 2, ..Identity::default() };
+        let other = Identity { threads: 4, ..one.clone() };
+        assert_ne!(file_name(&one), file_name(&other));
+        let cost =
+            StepCost::Probes { batch_tokens: vec![1, 2], steps_per_second: vec![10.0, 8.0], per_request: None };
+        let table = SpsTable::new(cost, 2, None, None).with_identity(one.clone());
+        let path = folder.path().join(file_name(&one));
+        table.write(&path).unwrap();
+        let read = SpsTable::read(&path).unwrap();
+        assert!(read.check_identity(&path, &one).is_ok());
+        assert!(read.check_identity(&path, &other).unwrap_err().to_string().contains("threads"));
+    }
+}

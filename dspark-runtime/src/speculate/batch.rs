@@ -1,0 +1,138 @@
+//! Drafting for many sequences at once.
+//!
+//! Legend: `b` sequences, `k` block size, `g` sequences still going, `d` hidden size, `v` vocabulary.
+
+use burn::tensor::{Int, Tensor, TensorData};
+use rayon::prelude::*;
+
+use super::distribution::Distribution;
+use super::proposal::host;
+use super::sampler::Sampler;
+use crate::model::{Draft, DraftContext};
+
+/// A sequence that wants a block.
+#[derive(Debug)]
+pub struct Block<'a> {
+    /// Features of all tokens before the anchor.
+    pub context: &'a mut DraftContext,
+    /// The last committed token.
+    pub anchor: u32,
+    /// Draws the tokens.
+    pub sampler: &'a mut Sampler,
+}
+
+/// When to stop drafting a block. Whether slot `j` is drafted follows from the tokens before it alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stopping<'a> {
+    /// Slots to draft at most.
+    pub slots: usize,
+    /// Stop before the first slot whose confidence is below this.
+    pub confidence: f64,
+    /// Stop before the first slot whose survival (the product of the confidences up to it) is below this.
+    pub survival: f64,
+    /// Sequential temperature scaling: slot `j`'s confidence is `sigmoid(logit / temperatures[j])`, 1 where none is given.
+    pub temperatures: &'a [f64],
+}
+
+/// A drafted block of one sequence.
+#[derive(Clone, Debug, Default)]
+pub struct Drafted {
+    /// At most as many as were asked for.
+    pub tokens: Vec<u32>,
+    /// What each was sampled from.
+    pub distributions: Vec<Distribution>,
+    /// The calibrated probability that the target accepts each, given that it accepts those before; 1 without a
+    /// confidence head. One more than there are tokens where the block has a slot behind them: what is known about it
+    /// before it is drafted.
+    pub confidences: Vec<f64>,
+}
+
+/// Drafts a block for each sequence: one parallel pass, then slot by slot through the Markov head (paper, eq. 4), all
+/// sequences together.
+pub fn propose_batch(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stopping<'_>) -> Vec<Drafted> {
+    let (b, k) = (blocks.len(), draft.config().block_size);
+    let slots = stopping.slots.min(k);
+    let mut drafted = vec![Drafted::default(); b];
+    if b == 0 || slots == 0 {
+        return drafted;
+    }
+    let anchors: Vec<u32> = blocks.iter().map(|block| block.anchor).collect();
+    let mut contexts: Vec<&mut DraftContext> = blocks.iter_mut().map(|block| &mut *block.context).collect();
+    let hidden_nd = draft.forward_contexts(&mut contexts, &anchors);
+    let [_, d] = hidden_nd.dims();
+    let hidden_bkd = hidden_nd.reshape([b, k, d]);
+    // Later slots shape earlier ones inside the block, but only those that will be drafted go through the output head.
+    let base_nv = draft.base_logits(hidden_bkd.clone().narrow(1, 0, slots).reshape([b * slots, d]));
+    let [_, v] = base_nv.dims();
+    let mut base = host(base_nv);
+    let mut survivals = vec![1.0; b];
+    let mut going: Vec<usize> = (0..b).collect();
+    for slot in 0..k.min(slots + 1) {
+        let previous: Vec<u32> =
+            going.iter().map(|&row| drafted[row].tokens.last().copied().unwrap_or(anchors[row])).collect();
+        let factors = draft.markov_factors(&previous);
+        let hidden_gd = rows(hidden_bkd.clone().narrow(1, slot, 1).reshape([b, d]), &going, b);
+        let temperature = stopping.temperatures.get(slot).copied().unwrap_or(1.0);
+        let confidences: Vec<f64> = match draft.confidence_logits(hidden_gd, factors.clone()) {
+            Some(logits) => host(logits).iter().map(|&logit| sigmoid(f64::from(logit) / temperature)).collect(),
+            None => vec![1.0; going.len()],
+        };
+        let keep: Vec<bool> = going
+            .iter()
+            .zip(&confidences)
+            .map(|(&row, &confidence)| {
+                drafted[row].confidences.push(confidence);
+                survivals[row] *= confidence;
+                confidence >= stopping.confidence && survivals[row] >= stopping.survival
+            })
+            .collect();
+        if slot == slots {
+            break;
+        }
+        let biases = match (&draft.parameters.markov_head, factors) {
+            (Some(head), Some(factors)) if keep.contains(&true) => {
+                let kept: Vec<usize> = (0..going.len()).filter(|&index| keep[index]).collect();
+                Some(host(head.bias(rows(factors, &kept, going.len()))))
+            }
+            _ => None,
+        };
+        going = going.into_iter().zip(&keep).filter_map(|(row, keep)| keep.then_some(row)).collect();
+        if going.is_empty() {
+            break;
+        }
+        let mut place = vec![None; b];
+        going.iter().enumerate().for_each(|(index, &row)| place[row] = Some(index));
+        base.par_chunks_mut(slots * v).zip(blocks.par_iter_mut()).zip(drafted.par_iter_mut()).enumerate().for_each(
+            |(row, ((base, block), drafted))| {
+                let Some(index) = place[row] else { return };
+                let logits = &mut base[slot * v..(slot + 1) * v];
+                if let Some(biases) = &biases {
+                    logits
+                        .iter_mut()
+                        .zip(&biases[index * v..(index + 1) * v])
+                        .for_each(|(logit, bias)| *logit += bias);
+                }
+                let distribution = block.sampler.distribution(logits);
+                // The anchor stands at the context's length; slot 0 is the token after it.
+                let position = (block.context.len() + 1 + slot) as u64;
+                drafted.tokens.push(block.sampler.sample(&distribution, position));
+                drafted.distributions.push(distribution);
+            },
+        );
+    }
+    drafted
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// Some of `n` rows, without copying when they are all of them.
+fn rows(x_nd: Tensor<2>, which: &[usize], n: usize) -> Tensor<2> {
+    if which.len() == n {
+        return x_nd;
+    }
+    let indices: Vec<i32> = which.iter().map(|&row| row as i32).collect();
+    let indices: Tensor<1, Int> = Tensor::from_data(TensorData::new(indices, [which.len()]), &x_nd.device());
+    x_nd.select(0, indices)
+}

@@ -1,0 +1,130 @@
+//! Narrowing a distribution to its likely tokens.
+
+use super::distribution::Distribution;
+
+/// Which tokens may be sampled, applied in this order.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Filters {
+    /// The most likely this many; 0 keeps all.
+    pub top_k: usize,
+    /// Of what is left, the fewest most likely ones whose share reaches this, in `(0, 1]`; 1 keeps all.
+    pub top_p: f64,
+    /// Of what is left, those at least this fraction as likely as the most likely one, in `[0, 1)`; 0 keeps all.
+    pub min_p: f64,
+}
+
+impl Filters {
+    /// Keeps every token.
+    pub const NONE: Self = Self { top_k: 0, top_p: 1.0, min_p: 0.0 };
+}
+
+impl Distribution {
+    /// The distribution given that one of the kept tokens is drawn. Of equally likely tokens the lower ids go first.
+    #[must_use]
+    pub fn filtered(self, filters: &Filters) -> Self {
+        let Self::Dense(mut probabilities) = self else { return self };
+        if *filters == Filters::NONE {
+            return Self::Dense(probabilities);
+        }
+        let largest = probabilities.iter().copied().fold(0.0, f32::max);
+        let mut kept: Vec<u32> = Vec::new();
+        // Sorting a whole vocabulary is what costs. The unlikely rest is looked at only when the likely tokens are too few.
+        let mut floor = largest * 1e-3;
+        loop {
+            kept.clear();
+            kept.extend((0..probabilities.len() as u32).filter(|&token| probabilities[token as usize] >= floor));
+            let share: f64 = kept.iter().map(|&token| f64::from(probabilities[token as usize])).sum();
+            let enough = (filters.top_k > 0 && kept.len() >= filters.top_k)
+                || share >= filters.top_p
+                || f64::from(floor) <= filters.min_p * f64::from(largest);
+            if enough || floor == 0.0 {
+                break;
+            }
+            floor = if floor > largest * 1e-12 { floor * 1e-3 } else { 0.0 };
+        }
+        let by_likelihood = |a: &u32, b: &u32| {
+            probabilities[*b as usize].total_cmp(&probabilities[*a as usize]).then_with(|| a.cmp(b))
+        };
+        if filters.top_k > 0 && kept.len() > filters.top_k {
+            kept.select_nth_unstable_by(filters.top_k - 1, by_likelihood);
+            kept.truncate(filters.top_k);
+        }
+        kept.sort_unstable_by(by_likelihood);
+        let total: f64 = match filters.top_k {
+            0 => probabilities.iter().map(|&p| f64::from(p)).sum(),
+            _ => kept.iter().map(|&token| f64::from(probabilities[token as usize])).sum(),
+        };
+        if filters.top_p < 1.0 {
+            let mut share = 0.0;
+            let reached = kept.iter().position(|&token| {
+                share += f64::from(probabilities[token as usize]) / total;
+                share >= filters.top_p
+            });
+            kept.truncate(reached.map_or(kept.len(), |last| last + 1));
+        }
+        let least = filters.min_p * f64::from(largest);
+        kept.retain(|&token| f64::from(probabilities[token as usize]) >= least);
+        let mass: f64 = kept.iter().map(|&token| f64::from(probabilities[token as usize])).sum();
+        let values: Vec<(u32, f32)> =
+            kept.iter().map(|&token| (token, (f64::from(probabilities[token as usize]) / mass) as f32)).collect();
+        probabilities.fill(0.0);
+        for (token, probability) in values {
+            probabilities[token as usize] = probability;
+        }
+        Self::Dense(probabilities)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The definition, by sorting everything.
+    fn by_definition(probabilities: &[f32], filters: &Filters) -> Vec<f64> {
+        let mut order: Vec<usize> = (0..probabilities.len()).collect();
+        order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]).then(a.cmp(&b)));
+        if filters.top_k > 0 {
+            order.truncate(filters.top_k);
+        }
+        let mass = |order: &[usize]| order.iter().map(|&token| f64::from(probabilities[token])).sum::<f64>();
+        let total = mass(&order);
+        if filters.top_p < 1.0 {
+            let count = (1..=order.len()).find(|&n| mass(&order[..n]) / total >= filters.top_p);
+            order.truncate(count.unwrap_or(order.len()));
+        }
+        let least = filters.min_p * f64::from(probabilities[order[0]]);
+        order.retain(|&token| f64::from(probabilities[token]) >= least);
+        let total = mass(&order);
+        let mut out = vec![0.0; probabilities.len()];
+        order.iter().for_each(|&token| out[token] = f64::from(probabilities[token]) / total);
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn filters_do_what_they_say(
+            logits in prop::collection::vec(-12.0_f32..12.0, 1..200),
+            top_k in 0_usize..20,
+            top_p in 0.01_f64..1.2,
+            min_p in -0.2_f64..0.9,
+        ) {
+            let filters = Filters { top_k, top_p: top_p.min(1.0), min_p: min_p.max(0.0) };
+            let Distribution::Dense(probabilities) = Distribution::from_logits(&logits, 1.0) else { unreachable!() };
+            let expected = by_definition(&probabilities, &filters);
+            let filtered = Distribution::Dense(probabilities).filtered(&filters);
+            for (token, expected) in expected.iter().enumerate() {
+                prop_assert!((filtered.probability(token as u32) - expected).abs() < 1e-5, "token {token}");
+            }
+        }
+    }
+
+    #[test]
+    fn equal_tokens_are_kept_in_the_order_of_their_ids() {
+        let even = Distribution::Dense(vec![0.25; 4]);
+        let filtered = even.filtered(&Filters { top_k: 2, ..Filters::NONE });
+        assert_eq!(filtered, Distribution::Dense(vec![0.5, 0.5, 0.0, 0.0]));
+        assert_eq!(Distribution::OneHot(3).filtered(&Filters { top_k: 1, ..Filters::NONE }), Distribution::OneHot(3));
+    }
+}

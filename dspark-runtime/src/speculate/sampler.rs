@@ -1,0 +1,91 @@
+//! How one sequence draws its tokens, with a draft or without.
+
+use std::collections::VecDeque;
+
+use super::coupling::{PositionNoise, judge_coupled};
+use super::distribution::Distribution;
+use super::filters::Filters;
+use super::round::{Verdict, judge};
+use super::uniforms::{SeededUniforms, Uniforms};
+
+/// Where the randomness of a sequence comes from.
+#[derive(Clone, Debug)]
+pub enum Randomness {
+    /// Noise keyed by seed and position: the text does not depend on the draft ([`judge_coupled`]).
+    Coupled(u64),
+    /// A stream of numbers: rejection sampling, which accepts more ([`judge`]).
+    Stream(Box<SeededUniforms>),
+}
+
+/// Settings and randomness of one sequence.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    temperature: f64,
+    filters: Filters,
+    randomness: Randomness,
+    /// Noise of positions that were drafted and will be judged.
+    noise: VecDeque<(u64, PositionNoise)>,
+}
+
+impl Sampler {
+    /// Temperature 0 is greedy and needs no randomness.
+    pub fn new(temperature: f64, filters: Filters, randomness: Randomness) -> Self {
+        Self { temperature, filters, randomness, noise: VecDeque::new() }
+    }
+
+    /// What is sampled from, for the draft's logits and the target's alike.
+    pub fn distribution(&self, logits: &[f32]) -> Distribution {
+        Distribution::from_logits(logits, self.temperature).filtered(&self.filters)
+    }
+
+    /// A token for a position of the sequence (0 is the prompt's first).
+    pub fn sample(&mut self, distribution: &Distribution, position: u64) -> u32 {
+        match (distribution, &mut self.randomness) {
+            (Distribution::OneHot(only), _) => *only,
+            (Distribution::Dense(_), Randomness::Stream(stream)) => stream.draw(distribution),
+            (Distribution::Dense(probabilities), Randomness::Coupled(seed)) => {
+                let (seed, v) = (*seed, probabilities.len());
+                self.noise_at(seed, position, v).sample(distribution)
+            }
+        }
+    }
+
+    /// The acceptance test for tokens drafted from `position` on. `target` has one distribution more than there are
+    /// drafted tokens.
+    pub fn judge(
+        &mut self,
+        drafted: &[u32],
+        draft: &[Distribution],
+        target: &[Distribution],
+        position: u64,
+    ) -> Verdict {
+        let seed = match &mut self.randomness {
+            Randomness::Stream(stream) => return judge(drafted, draft, target, stream.as_mut()),
+            Randomness::Coupled(seed) => *seed,
+        };
+        let noise: Vec<PositionNoise> = target
+            .iter()
+            .zip(position..)
+            .map(|(distribution, position)| match distribution {
+                // A one-hot distribution looks at no noise.
+                Distribution::OneHot(_) => PositionNoise::new(seed, position, 0),
+                Distribution::Dense(probabilities) => self.noise_at(seed, position, probabilities.len()).clone(),
+            })
+            .collect();
+        let verdict = judge_coupled(drafted, target, &noise);
+        let next = position + verdict.accepted as u64 + 1;
+        self.noise.retain(|(position, _)| *position >= next);
+        verdict
+    }
+
+    fn noise_at(&mut self, seed: u64, position: u64, v: usize) -> &PositionNoise {
+        let index = match self.noise.iter().position(|(at, _)| *at == position) {
+            Some(index) => index,
+            None => {
+                self.noise.push_back((position, PositionNoise::new(seed, position, v)));
+                self.noise.len() - 1
+            }
+        };
+        &self.noise[index].1
+    }
+}
