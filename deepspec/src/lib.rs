@@ -1,12 +1,15 @@
 //! Trains, measures and exports DSpark drafts from recipe files.
 
+pub mod calibration;
 pub mod cards;
 pub mod commands;
 pub mod conversation;
 pub mod evaluation;
 pub mod logging;
 pub mod objective;
+pub mod plot;
 pub mod quickstart;
 pub mod recipe;
+pub mod simulation;
 pub mod teacher;
 pub mod trainer;

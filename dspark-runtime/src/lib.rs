@@ -2,8 +2,8 @@
 //!
 //! The rooms, in the order a request walks them: [`text`] turns words into token ids, [`checkpoint`] reads weights,
 //! [`model`] computes hidden states and logits (on a [`device`], with [`kernels`] of its own on the CPU), [`speculate`]
-//! drafts and verifies; [`commands`] are the verbs of the `dspark` binary. `ARCHITECTURE.md` says what each must never
-//! know.
+//! drafts and verifies, [`schedule`] says how much; [`commands`] are the verbs of the `dspark` binary. `ARCHITECTURE.md`
+//! says what each must never know.
 
 pub mod bench;
 pub mod checkpoint;

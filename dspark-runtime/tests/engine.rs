@@ -47,7 +47,7 @@ fn curve() -> SpsTable {
     let batch_tokens: Vec<usize> = (1..=256).collect();
     let seconds = |tokens: usize| 0.01 * (1.0 + 0.02 * tokens as f64 + (tokens as f64 - 16.0).max(0.0) / 16.0);
     let steps_per_second = batch_tokens.iter().map(|&tokens| 1.0 / seconds(tokens)).collect();
-    SpsTable::new(StepCost::Probes { batch_tokens, steps_per_second }, 256, None, None)
+    SpsTable::new(StepCost::Probes { batch_tokens, steps_per_second, per_request: None }, 256, None, None)
 }
 
 #[derive(Debug)]

@@ -105,7 +105,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn find_task(name: &str) -> Result<Task> {
+/// A task by its file or the name of its card.
+///
+/// # Errors
+/// When there is neither.
+pub fn find_task(name: &str) -> Result<Task> {
     let path = PathBuf::from(name);
     if path.is_file() {
         let stem = path.file_stem().map_or(name.to_owned(), |stem| stem.to_string_lossy().into_owned());

@@ -1,11 +1,13 @@
 //! The command line, one thin file per verb.
 
+mod calibrate;
 mod evaluate;
 mod export;
 mod inspect;
 mod quickstart;
 mod run;
 mod setup;
+mod simulate;
 mod stages;
 mod train;
 
@@ -30,6 +32,10 @@ enum Verb {
     Train(train::Arguments),
     /// Measure a draft's accepted length and speed
     Evaluate(evaluate::Arguments),
+    /// Fit the confidence head's temperatures on held-out prompts, and say how well it predicts before and after
+    Calibrate(calibrate::Arguments),
+    /// Replay a trace under load: throughput and verify budget by mode and by concurrent requests
+    Simulate(simulate::Arguments),
     /// Write a draft for other programs
     Export(export::Arguments),
     /// Say what a checkpoint is, and what is wrong with it
@@ -52,6 +58,8 @@ impl Cli {
             Verb::Run(arguments) => run::run(&arguments),
             Verb::Train(arguments) => train::run(&arguments),
             Verb::Evaluate(arguments) => evaluate::run(&arguments),
+            Verb::Calibrate(arguments) => calibrate::run(&arguments),
+            Verb::Simulate(arguments) => simulate::run(&arguments),
             Verb::Export(arguments) => export::run(&arguments),
             Verb::Inspect(arguments) => inspect::run(&arguments),
             Verb::QuickstartData(arguments) => quickstart::write_data(&arguments),

@@ -7,7 +7,9 @@
 mod report;
 mod run;
 mod statistics;
+mod trace;
 
 pub use report::{EvaluationReport, TaskReport, table};
-pub use run::{EvaluateError, EvaluationOptions, Models, Task, TraceLine, evaluate};
+pub use run::{EvaluateError, EvaluationOptions, Models, Task, evaluate, evaluate_observed};
 pub use statistics::RoundStatistics;
+pub use trace::{TraceError, TraceRound, TraceWriter, read_trace};

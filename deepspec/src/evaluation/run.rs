@@ -1,18 +1,16 @@
 //! Answering the prompts of every task, with the draft and without.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dspark_runtime::model::{Draft, Target};
 use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, SeededUniforms};
 use dspark_runtime::text::{TextError, Tokenizer};
-use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::report::{EvaluationReport, TaskReport};
 use super::statistics::RoundStatistics;
+use super::trace::{TraceError, TraceRound, TraceWriter};
 use crate::conversation::{ConversationError, EvaluationPrompt, read_evaluation_prompts};
 use crate::recipe::Turns;
 use crate::trainer::Progress;
@@ -45,23 +43,6 @@ pub struct Task {
     pub name: String,
     /// JSONL with `turns` per line.
     pub path: PathBuf,
-}
-
-/// One line of `--trace`.
-#[derive(Clone, Debug, Serialize)]
-pub struct TraceLine<'a> {
-    /// Name of the task.
-    pub task: &'a str,
-    /// 0-based prompt.
-    pub sample: usize,
-    /// 0-based round of the prompt, counted over its turns.
-    pub round: usize,
-    /// The confidence head's logit of every slot.
-    pub confidence_logits: &'a [f32],
-    /// Draft tokens verified.
-    pub proposed: usize,
-    /// Draft tokens accepted.
-    pub accepted: usize,
 }
 
 /// Why an evaluation failed.
@@ -112,13 +93,8 @@ pub enum EvaluateError {
         path: PathBuf,
     },
     /// The trace cannot be written.
-    #[error("{}: {source}", path.display())]
-    Trace {
-        /// The trace file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Trace(#[from] TraceError),
 }
 
 /// The models of an evaluation.
@@ -143,7 +119,28 @@ pub fn evaluate(
     options: &EvaluationOptions,
     trace: Option<&Path>,
 ) -> Result<EvaluationReport, EvaluateError> {
-    let mut trace = trace.map(Trace::create).transpose()?;
+    let mut trace = trace.map(TraceWriter::create).transpose()?;
+    let report = evaluate_observed(models, names, tasks, options, |round| match &mut trace {
+        Some(trace) => trace.write(&round),
+        None => Ok(()),
+    })?;
+    if let Some(trace) = trace {
+        trace.finish()?;
+    }
+    Ok(report)
+}
+
+/// The same, handing every round to `observe`.
+///
+/// # Errors
+/// As [`evaluate`], and what `observe` returns.
+pub fn evaluate_observed(
+    models: Models<'_>,
+    names: (&str, &str),
+    tasks: &[Task],
+    options: &EvaluationOptions,
+    mut observe: impl FnMut(TraceRound) -> Result<(), TraceError>,
+) -> Result<EvaluationReport, EvaluateError> {
     let mut reports = Vec::new();
     for task in tasks {
         let mut prompts = read_evaluation_prompts(&task.path)?;
@@ -151,10 +148,7 @@ pub fn evaluate(
         if prompts.is_empty() {
             return Err(EvaluateError::Empty { path: task.path.clone() });
         }
-        reports.push(evaluate_task(models, task, &prompts, options, trace.as_mut())?);
-    }
-    if let Some(trace) = trace {
-        trace.finish()?;
+        reports.push(evaluate_task(models, task, &prompts, options, &mut observe)?);
     }
     Ok(EvaluationReport {
         target: names.0.to_owned(),
@@ -171,7 +165,7 @@ fn evaluate_task(
     task: &Task,
     prompts: &[EvaluationPrompt],
     options: &EvaluationOptions,
-    mut trace: Option<&mut Trace>,
+    observe: &mut impl FnMut(TraceRound) -> Result<(), TraceError>,
 ) -> Result<TaskReport, EvaluateError> {
     let mut statistics = RoundStatistics::new(models.draft.config().block_size);
     let (mut with_draft, mut alone) = (Speed::default(), Speed::default());
@@ -184,16 +178,18 @@ fn evaluate_task(
             let decoder = Decoder::new(models.target, Some(models.draft));
             let generation = decoder.generate_observed(ids, generation_options, uniforms, |detail| {
                 statistics.add(&detail.record);
-                let line = TraceLine {
-                    task: &task.name,
+                let line = TraceRound {
+                    task: task.name.clone(),
                     sample,
                     round,
-                    confidence_logits: &detail.proposal.confidence_logits,
+                    temperature: options.temperature,
+                    confidence_logits: detail.proposal.confidence_logits.clone(),
                     proposed: detail.record.proposed,
                     accepted: detail.record.accepted,
+                    stopped: detail.record.stopped,
                 };
                 round += 1;
-                if let Some(Err(error)) = trace.as_mut().map(|trace| trace.write(&line)) {
+                if let Err(error) = observe(line) {
                     failure = Some(error);
                 }
             });
@@ -202,7 +198,7 @@ fn evaluate_task(
             generation
         })?;
         if let Some(failure) = failure {
-            return Err(failure);
+            return Err(failure.into());
         }
         if options.measure_plain {
             answer(models, task, sample, prompt, options, |ids, generation_options, uniforms| {
@@ -280,26 +276,5 @@ impl Speed {
 
     fn tokens_per_second(&self) -> Option<f64> {
         (self.tokens > 0).then(|| self.tokens as f64 / self.time.as_secs_f64())
-    }
-}
-
-struct Trace {
-    path: PathBuf,
-    file: BufWriter<File>,
-}
-
-impl Trace {
-    fn create(path: &Path) -> Result<Self, EvaluateError> {
-        let file = File::create(path).map_err(|source| EvaluateError::Trace { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
-    }
-
-    fn write(&mut self, line: &TraceLine<'_>) -> Result<(), EvaluateError> {
-        let text = serde_json::to_string(line).unwrap_or_default();
-        writeln!(self.file, "{text}").map_err(|source| EvaluateError::Trace { path: self.path.clone(), source })
-    }
-
-    fn finish(mut self) -> Result<(), EvaluateError> {
-        self.file.flush().map_err(|source| EvaluateError::Trace { path: self.path, source })
     }
 }

@@ -70,7 +70,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let cache = cache_folder();
     let from = cache.as_deref().filter(|_| !arguments.again);
     let observe = |what: &str, count: usize, seconds: f64| {
-        let unit = if what == "draft" { "requests" } else { "tokens" };
+        let unit = if what == "verify" { "tokens" } else { "requests" };
         eprintln!("{what} {count} {unit}: {:.2} ms", seconds * 1e3);
     };
     let table = load_or_measure(&target, draft.as_ref(), &options, &identity, from, observe)?;
@@ -93,7 +93,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.json {
         return Ok(print(serde_json::to_string_pretty(&json!({"table": table.to_json(), "contexts": behind}))?)?);
     }
-    if let StepCost::Probes { batch_tokens, steps_per_second } = table.cost() {
+    if let StepCost::Probes { batch_tokens, steps_per_second, .. } = table.cost() {
         print("tokens  ms per pass  tokens/s")?;
         for (tokens, speed) in batch_tokens.iter().zip(steps_per_second) {
             print(format!("{tokens:>6}  {:>11.2}  {:>8.0}", 1e3 / speed, *tokens as f64 * speed))?;

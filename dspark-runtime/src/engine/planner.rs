@@ -119,6 +119,6 @@ impl Planner {
         // The table says how passes compare; this step says how fast the machine is just now.
         let pace = verify.as_secs_f64() / curve.verify_seconds(requests, batch_tokens);
         let plain = pace * curve.plain_seconds(requests);
-        self.schedule.drafted(round_gain(requests, committed, (draft + verify).as_secs_f64(), plain));
+        self.schedule.drafted(requests, round_gain(requests, committed, (draft + verify).as_secs_f64(), plain));
     }
 }

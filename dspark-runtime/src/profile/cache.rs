@@ -121,7 +121,8 @@ mod tests {
         let one = Identity { model: "a".to_owned(), device: "cpu".to_owned(), threads: 2, ..Identity::default() };
         let other = Identity { threads: 4, ..one.clone() };
         assert_ne!(file_name(&one), file_name(&other));
-        let cost = StepCost::Probes { batch_tokens: vec![1, 2], steps_per_second: vec![10.0, 8.0] };
+        let cost =
+            StepCost::Probes { batch_tokens: vec![1, 2], steps_per_second: vec![10.0, 8.0], per_request: None };
         let table = SpsTable::new(cost, 2, None, None).with_identity(one.clone());
         let path = folder.path().join(file_name(&one));
         table.write(&path).unwrap();

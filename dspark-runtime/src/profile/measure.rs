@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 
 use crate::bench::median;
 use crate::model::{Draft, DraftContext, KvCache, Target, TargetSegment};
-use crate::schedule::{DraftCost, SpsTable, StepCost};
+use crate::schedule::{PerRequest, RequestCost, SpsTable, StepCost};
 use crate::speculate::{Block, Filters, Randomness, Sampler, SeededUniforms, Stopping, propose_batch};
 
 /// The speed must not rise by more than this from one number of tokens to a larger one: then one of the two was disturbed.
@@ -48,10 +48,26 @@ fn probes(last: usize) -> Vec<usize> {
     probes
 }
 
-/// Seconds of one pass of `rows` tokens through the target, logits of all of them included: the median.
+/// Seconds of one pass of `rows` tokens through the target, logits of all of them included: the median. The tokens belong
+/// to as few sequences as blocks of the draft allow.
 pub fn verify_seconds(target: &Target, draft: Option<&Draft>, rows: usize, context: usize, repeats: usize) -> f64 {
-    let most = draft.map_or(ROWS_PER_SEQUENCE, |draft| draft.config().block_size + 1);
-    let sequences = rows.div_ceil(most);
+    pass_seconds(target, draft, rows, sequences(rows, draft), context, repeats)
+}
+
+/// Sequences that so many tokens of a pass belong to.
+fn sequences(rows: usize, draft: Option<&Draft>) -> usize {
+    rows.div_ceil(draft.map_or(ROWS_PER_SEQUENCE, |draft| draft.config().block_size + 1))
+}
+
+/// The same for any number of sequences up to `rows`.
+fn pass_seconds(
+    target: &Target,
+    draft: Option<&Draft>,
+    rows: usize,
+    sequences: usize,
+    context: usize,
+    repeats: usize,
+) -> f64 {
     let capture = draft.map_or_else(Vec::new, |draft| draft.config().target_layer_ids.clone());
     // As even as can be.
     let ids: Vec<Vec<u32>> =
@@ -59,7 +75,7 @@ pub fn verify_seconds(target: &Target, draft: Option<&Draft>, rows: usize, conte
     let mut caches: Vec<KvCache> = ids
         .iter()
         .map(|_| {
-            let mut cache = target.new_cache(context + most);
+            let mut cache = target.new_cache(context + rows.div_ceil(sequences));
             cache.fill_with_zeros(context);
             cache
         })
@@ -134,8 +150,23 @@ pub fn measure(
     for index in (1..steps_per_second.len()).rev() {
         steps_per_second[index - 1] = steps_per_second[index - 1].max(steps_per_second[index]);
     }
+    let requests = probes(options.max_requests.max(1));
+    // A pass of one token for each of so many requests takes longer than one of as many tokens of fewer: each has a cache
+    // of its own to be read.
+    let mut cost = RequestCost { requests: vec![1], seconds: vec![0.0] };
+    for &count in &requests[1..] {
+        let pass = |sequences| pass_seconds(target, draft, count, sequences, options.context, options.repeats);
+        let fewer = sequences(count, draft);
+        let more = pass(count) - pass(fewer);
+        observe("caches", count, more);
+        let least = cost.seconds.last().copied().unwrap_or(0.0);
+        let seconds = (cost.at(fewer) + more).max(least);
+        cost.requests.push(count);
+        cost.seconds.push(seconds);
+    }
+    let sample_requests = batch_tokens.iter().map(|&rows| sequences(rows, draft)).collect();
+    let per_request = Some(PerRequest { sample_requests, cost });
     let draft_cost = draft.map(|draft| {
-        let requests = probes(options.max_requests.max(1));
         // Blocks are drafted as far as they are likely to be verified.
         let slots = draft.config().block_size.div_ceil(2);
         let seconds = requests
@@ -146,10 +177,10 @@ pub fn measure(
                 seconds
             })
             .collect();
-        DraftCost { requests, seconds }
+        RequestCost { requests, seconds }
     });
     SpsTable::new(
-        StepCost::Probes { batch_tokens, steps_per_second },
+        StepCost::Probes { batch_tokens, steps_per_second, per_request },
         options.max_batch_tokens.max(1),
         draft_cost,
         None,

@@ -1,39 +1,41 @@
 //! Whether drafting pays at all.
 //!
-//! An account in units of plain steps. A round with drafts that commits more than a plain round of the same length would
-//! have pays in, one that commits less draws out; the account holds a stake at first and never more than a reserve.
-//! When it is empty, rounds decode plainly, and drafting is retried, with a smaller stake, after an interval that doubles
-//! each time it fails again. A full account shows that drafting pays: the interval starts small again.
+//! An account of what drafting gains over plain decoding. A round with drafts that commits more than plain rounds would
+//! have in the same time pays in, one that commits less draws out; the account holds a stake at first and never more than
+//! a reserve. When it is empty, rounds decode plainly. How many depends on what was lost, so that the loss stays a small
+//! share of all rounds; then drafting is tried again, with a smaller stake, and each time it fails again the wait doubles.
+//! A full account shows that drafting pays, and forgets the failures.
 //!
 //! What counts is what rounds really committed, not what confidences promised: a head that was never calibrated may
-//! promise anything. What a bad draft costs is bounded: the stakes, with the interval doubling between them, and one round
-//! beyond each.
+//! promise anything. Chance plays a smaller part in a round of many requests (its share falls with the root of their
+//! number), so their gains count for that much more and a useless draft is found out in one round.
 //!
 //! One account for the whole engine, not one per request: the draft runs once over all requests and its weights are read
 //! once, so leaving out one request saves little; a retry answers for all requests, and new ones need not find out on their
-//! own what is known; and with more requests the sum over a round is less noisy. What drafting costs falls with the load,
-//! though, so an account that was emptied at a high load is given another chance when the price has fallen by a third.
+//! own what is known. What drafting costs falls with the load, though, so an account that was emptied at a high load is
+//! given another chance when the price has fallen by a third.
 //!
-//! It is asked before a block is drafted and told about rounds that are over, so nothing that is decided on is ever looked at.
+//! It is asked before a block is drafted and told about rounds that are over, so nothing that is decided on is ever looked
+//! at.
 
-/// The numbers of a [`BreakEven`] guard. Stakes and reserve are in plain steps, intervals in rounds.
+/// The numbers of a [`BreakEven`] guard.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BreakEvenSettings {
-    /// What the first try may lose.
+    /// What the first try may lose, in plain steps of one request.
     pub stake: f64,
     /// What a later try may lose.
     pub retry_stake: f64,
     /// The most that gains are remembered for: what is lost before a change for the worse is noticed.
     pub reserve: f64,
-    /// Plain rounds before the first retry.
-    pub first_interval: u32,
-    /// The interval grows no further.
-    pub last_interval: u32,
+    /// Plain rounds before the first retry, for each plain step that was lost.
+    pub patience: f64,
+    /// Plain rounds before a retry, at most.
+    pub longest_wait: f64,
 }
 
 impl Default for BreakEvenSettings {
     fn default() -> Self {
-        Self { stake: 3.0, retry_stake: 1.5, reserve: 6.0, first_interval: 32, last_interval: 2048 }
+        Self { stake: 3.0, retry_stake: 1.5, reserve: 6.0, patience: 48.0, longest_wait: 4096.0 }
     }
 }
 
@@ -45,9 +47,12 @@ const CHEAPER: f64 = 2.0 / 3.0;
 pub struct BreakEven {
     settings: BreakEvenSettings,
     account: f64,
+    /// Plain steps lost since this try began or the account was full.
+    lost: f64,
     /// Plain rounds left; 0 while drafting.
     waiting: u32,
-    interval: u32,
+    /// How much longer the next wait is for the failures so far.
+    delay: f64,
     /// The lowest price at which drafting failed since it last paid.
     too_high: f64,
     price: f64,
@@ -58,8 +63,9 @@ impl BreakEven {
     pub fn new(settings: BreakEvenSettings) -> Self {
         Self {
             account: settings.stake,
+            lost: 0.0,
             waiting: 0,
-            interval: settings.first_interval,
+            delay: 1.0,
             too_high: f64::INFINITY,
             price: f64::INFINITY,
             settings,
@@ -67,30 +73,31 @@ impl BreakEven {
     }
 
     /// Whether the next round drafts. `price` is what a drafted round costs more than a plain one at the present load,
-    /// in plain steps.
+    /// in plain steps; at an infinite one nothing is tried.
     pub fn drafts(&mut self, price: f64) -> bool {
         self.price = price;
         if self.waiting > 0 && price <= CHEAPER * self.too_high {
             self.retry();
         }
-        self.waiting == 0
+        self.waiting == 0 && price.is_finite()
     }
 
-    /// A round with drafts is over: what it gained over a plain round, in plain steps, negative when it lost. `NaN` counts
-    /// as nothing.
-    pub fn drafted(&mut self, gain: f64) {
+    /// A round of so many requests with drafts is over: what it gained over plain rounds in the same time, in plain steps,
+    /// negative when it lost. `NaN` counts as nothing.
+    pub fn drafted(&mut self, requests: usize, gain: f64) {
         // A round whose drafts came before the account was emptied changes nothing any more.
         if self.waiting > 0 || gain.is_nan() {
             return;
         }
-        self.account += gain;
+        self.account += gain * (requests as f64).sqrt();
+        self.lost -= gain;
         if self.account >= self.settings.reserve {
-            self.account = self.settings.reserve;
-            self.interval = self.settings.first_interval;
+            (self.account, self.lost, self.delay) = (self.settings.reserve, 0.0, 1.0);
             self.too_high = f64::INFINITY;
         } else if self.account < 0.0 {
-            self.waiting = self.interval.max(1);
-            self.interval = self.interval.saturating_mul(2).min(self.settings.last_interval);
+            let wait = (self.lost * self.settings.patience * self.delay).clamp(1.0, self.settings.longest_wait);
+            self.waiting = wait as u32;
+            self.delay = (2.0 * self.delay).min(self.settings.longest_wait);
             self.too_high = self.too_high.min(self.price);
         }
     }
@@ -107,6 +114,7 @@ impl BreakEven {
     fn retry(&mut self) {
         self.waiting = 0;
         self.account = self.settings.retry_stake;
+        self.lost = 0.0;
     }
 }
 
@@ -122,7 +130,7 @@ mod tests {
         for round in 0..rounds {
             if guard.drafts(price) {
                 let gain = gain();
-                guard.drafted(gain);
+                guard.drafted(1, gain);
                 gained += gain;
                 drafted.push(round);
             } else {
@@ -133,15 +141,28 @@ mod tests {
     }
 
     #[test]
-    fn a_useless_draft_is_retried_at_doubling_intervals() {
+    fn a_useless_draft_is_retried_after_doubling_waits() {
         let mut guard = BreakEven::new(BreakEvenSettings::default());
         let (drafted, lost) = run(&mut guard, 10_000, 1.0, || -1.0);
-        let tries: Vec<usize> = (0..drafted.len())
-            .filter(|&at| at == 0 || drafted[at] > drafted[at - 1] + 1)
-            .map(|at| drafted[at])
-            .collect();
-        assert_eq!(tries, [0, 36, 102, 232, 490, 1004, 2030, 4080, 6130, 8180]);
-        assert!(lost > -0.01 * 10_000.0, "{lost}");
+        let begins = |at: &usize| *at == 0 || drafted[*at] > drafted[*at - 1] + 1;
+        let tries: Vec<usize> = (0..drafted.len()).filter(begins).map(|at| drafted[at]).collect();
+        // Four rounds are lost at first and two each time after that.
+        assert_eq!(tries, [0, 4 + 192, 198 + 192, 392 + 384, 778 + 768, 1548 + 1536, 3086 + 3072]);
+        assert_eq!(lost, -16.0);
+    }
+
+    #[test]
+    fn of_many_requests_one_round_is_enough() {
+        let mut guard = BreakEven::new(BreakEvenSettings::default());
+        assert!(guard.drafts(1.0));
+        guard.drafted(32, -1.0);
+        assert!(!guard.drafts(1.0));
+        // The wait is for one step lost.
+        for _ in 0..48 {
+            assert!(!guard.drafts(1.0));
+            guard.plain();
+        }
+        assert!(guard.drafts(1.0));
     }
 
     #[test]
@@ -155,9 +176,16 @@ mod tests {
         };
         assert_eq!(run(&mut guard, 300, 0.5, useful).0.len(), 300);
         assert_eq!(run(&mut guard, 20, 0.5, || -0.5).0.len(), 13);
-        // After the interval it pays again, and from then on it drafts.
-        let (drafted, _) = run(&mut guard, 100, 0.5, || 0.5);
-        assert_eq!(drafted, (25..100).collect::<Vec<_>>());
+        // 6.5 steps were lost; 7 rounds of the wait are over. Then it pays again, and from then on it drafts.
+        let (drafted, _) = run(&mut guard, 400, 0.5, || 0.5);
+        assert_eq!(drafted, (305..400).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_cannot_pay_is_not_tried() {
+        let mut guard = BreakEven::new(BreakEvenSettings::default());
+        assert!(!guard.drafts(f64::INFINITY));
+        assert!(guard.drafts(1.0));
     }
 
     #[test]

@@ -33,5 +33,5 @@ pub use confidences::Confidences;
 pub use mode::{Mode, ModeError};
 pub use plan::{Schedule, round_gain};
 pub use prefix::{Admission, PrefixScheduler, SpeedCurve};
-pub use sps_table::{AdditiveCost, DraftCost, Identity, Rise, SpsTable, StepCost, StepCurve};
+pub use sps_table::{AdditiveCost, Identity, PerRequest, RequestCost, Rise, SpsTable, StepCost, StepCurve};
 pub use sts_table::StsTable;

@@ -79,9 +79,9 @@ impl Schedule {
         trim(lengths, batch_limit.saturating_sub(confidences.requests()));
     }
 
-    /// Tells how a round with drafts went: see [`round_gain`].
-    pub fn drafted(&mut self, gain: f64) {
-        self.guard.drafted(gain);
+    /// Tells how a round of so many requests with drafts went: see [`round_gain`].
+    pub fn drafted(&mut self, requests: usize, gain: f64) {
+        self.guard.drafted(requests, gain);
     }
 }
 
@@ -145,14 +145,14 @@ mod tests {
     #[test]
     fn only_the_scheduled_mode_is_guarded() {
         for (mode, expected) in
-            [(Mode::Off, 0), (Mode::Fixed(1), 50), (Mode::Threshold(0.5), 50), (Mode::Scheduled, 6)]
+            [(Mode::Off, 0), (Mode::Fixed(1), 50), (Mode::Threshold(0.5), 50), (Mode::Scheduled, 4)]
         {
             let mut schedule = Schedule::new(mode);
             let mut drafted = 0;
             for _ in 0..50 {
                 if schedule.drafts(0.8) {
                     drafted += 1;
-                    schedule.drafted(round_gain(4, 4, 1.8, 1.0));
+                    schedule.drafted(1, round_gain(4, 4, 1.8, 1.0));
                 }
             }
             assert_eq!(drafted, expected, "{mode}");

@@ -11,16 +11,13 @@ use crate::checkpoint::{CheckpointError, JsonFields, write_file};
 /// Tokens up to which seconds are kept one by one.
 const DENSE: usize = 1 << 13;
 
-/// A rise in speed from one probe to the next beyond this share is a measuring error.
-const LARGEST_RISE: f64 = 0.1;
-
 /// Seconds of a step by the tokens that go through the target in it, of drafting by the requests that draft, and for what
 /// they were measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpsTable {
     cost: StepCost,
     max_batch_tokens: usize,
-    draft: Option<DraftCost>,
+    draft: Option<RequestCost>,
     identity: Option<Identity>,
     /// Seconds by tokens, as far as they are looked up in every step.
     seconds: Vec<f64>,
@@ -36,9 +33,21 @@ pub enum StepCost {
         batch_tokens: Vec<usize>,
         /// One per probe, above 0.
         steps_per_second: Vec<f64>,
+        /// The part of a step's seconds that comes with its requests, whatever they verify, when that was measured. Other
+        /// programs do not read it.
+        per_request: Option<PerRequest>,
     },
     /// Measured in parts.
     Additive(AdditiveCost),
+}
+
+/// What comes with requests: each has a cache of its own to be read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PerRequest {
+    /// How many requests the tokens of each probe belonged to.
+    pub sample_requests: Vec<usize>,
+    /// Seconds of a step by its requests, beyond those of one request with as many tokens.
+    pub cost: RequestCost,
 }
 
 /// `seconds = bias + alpha(requests) + theta(tokens)`, alpha and theta linear between their probes.
@@ -56,13 +65,12 @@ pub struct AdditiveCost {
     pub theta_seconds: Vec<f64>,
 }
 
-/// Seconds of drafting one block for each of so many requests, linear between the probes and beyond them as between the
-/// last two.
+/// Seconds by the number of requests, linear between the probes and beyond them as between the last two.
 #[derive(Clone, Debug, PartialEq)]
-pub struct DraftCost {
+pub struct RequestCost {
     /// Numbers of requests, strictly increasing.
     pub requests: Vec<usize>,
-    /// Seconds at each, above 0.
+    /// Seconds at each, at least 0.
     pub seconds: Vec<f64>,
 }
 
@@ -100,12 +108,15 @@ impl fmt::Display for Rise {
 }
 
 impl SpsTable {
+    /// A rise in speed from one probe to the next beyond this share is a measuring error.
+    pub const LARGEST_RISE: f64 = 0.1;
+
     /// A table of the target's part, the largest batch (tokens) that it is meant for, and what of the draft and the
-    /// circumstances is known. Probes are as [`StepCost`] and [`DraftCost`] ask for.
+    /// circumstances is known. Probes are as [`StepCost`] and [`RequestCost`] ask for.
     pub fn new(
         cost: StepCost,
         max_batch_tokens: usize,
-        draft: Option<DraftCost>,
+        draft: Option<RequestCost>,
         identity: Option<Identity>,
     ) -> Self {
         let seconds = (0..=cost.last_probe().min(DENSE)).map(|tokens| cost.token_seconds(tokens)).collect();
@@ -123,7 +134,7 @@ impl SpsTable {
     }
 
     /// The draft's part, when it was measured. Other programs do not read it.
-    pub fn draft(&self) -> Option<&DraftCost> {
+    pub fn draft(&self) -> Option<&RequestCost> {
         self.draft.as_ref()
     }
 
@@ -150,7 +161,23 @@ impl SpsTable {
         } else {
             let batch_tokens = increasing(&fields, "sample_batch_tokens")?;
             let steps_per_second = positive(&fields, "sample_steps_per_sec", batch_tokens.len())?;
-            StepCost::Probes { batch_tokens, steps_per_second }
+            let cost = request_cost(&fields, "request_probes", "request_seconds")?;
+            let per_request = cost.map(|cost| -> Result<PerRequest, CheckpointError> {
+                let sample_requests = fields.integers("sample_requests")?;
+                let good = sample_requests.len() == batch_tokens.len()
+                    && sample_requests
+                        .iter()
+                        .zip(&batch_tokens)
+                        .all(|(requests, tokens)| (1..=*tokens as i64).contains(requests));
+                if !good {
+                    let expected = "whole numbers >= 1, one per probe and none above its tokens";
+                    return Err(fields.wrong("sample_requests", expected));
+                }
+                let sample_requests = sample_requests.into_iter().map(|requests| requests as usize).collect();
+                Ok(PerRequest { sample_requests, cost })
+            });
+            let per_request = per_request.transpose()?;
+            StepCost::Probes { batch_tokens, steps_per_second, per_request }
         };
         let last = cost.last_probe();
         let required = matches!(cost, StepCost::Probes { .. });
@@ -158,14 +185,7 @@ impl SpsTable {
             None if required => return Err(fields.wrong("max_batch_tokens", format!("a whole number >= {last}"))),
             found => found.unwrap_or(last),
         };
-        let draft = match fields.get("draft_requests").or(fields.get("draft_seconds")) {
-            None => None,
-            Some(_) => {
-                let requests = increasing(&fields, "draft_requests")?;
-                let seconds = positive(&fields, "draft_seconds", requests.len())?;
-                Some(DraftCost { requests, seconds })
-            }
-        };
+        let draft = request_cost(&fields, "draft_requests", "draft_seconds")?;
         let identity = fields.object("identity")?.map(|fields| Identity::from_fields(&fields)).transpose()?;
         Ok(Self::new(cost, max_batch_tokens, draft, identity))
     }
@@ -181,14 +201,14 @@ impl SpsTable {
 
     /// Neighbouring probes between which the speed rises by more than 10 %.
     pub fn rises(&self) -> Vec<Rise> {
-        let StepCost::Probes { batch_tokens, steps_per_second } = &self.cost else { return Vec::new() };
+        let StepCost::Probes { batch_tokens, steps_per_second, .. } = &self.cost else { return Vec::new() };
         let pairs = batch_tokens.windows(2).zip(steps_per_second.windows(2));
         let rise = |(tokens, speed): (&[usize], &[f64])| Rise {
             from: tokens[0],
             to: tokens[1],
             factor: speed[1] / speed[0],
         };
-        pairs.map(rise).filter(|rise| rise.factor > 1.0 + LARGEST_RISE).collect()
+        pairs.map(rise).filter(|rise| rise.factor > 1.0 + Self::LARGEST_RISE).collect()
     }
 
     /// Refuses a table that was measured for something else, or says nothing of it.
@@ -223,7 +243,7 @@ impl SpsTable {
     /// Seconds of drafting for so many requests; 0 when that was not measured.
     pub fn draft_seconds(&self, requests: usize) -> f64 {
         match &self.draft {
-            Some(draft) if requests > 0 => linear(&draft.requests, &draft.seconds, requests).max(0.0),
+            Some(draft) if requests > 0 => draft.at(requests),
             _ => 0.0,
         }
     }
@@ -254,9 +274,14 @@ impl SpsTable {
         let mut fields = Map::new();
         let mut add = |name: &str, value: Value| fields.insert(name.to_owned(), value);
         match &self.cost {
-            StepCost::Probes { batch_tokens, steps_per_second } => {
+            StepCost::Probes { batch_tokens, steps_per_second, per_request } => {
                 add("sample_batch_tokens", json!(batch_tokens));
                 add("sample_steps_per_sec", json!(steps_per_second));
+                if let Some(PerRequest { sample_requests, cost }) = per_request {
+                    add("sample_requests", json!(sample_requests));
+                    add("request_probes", json!(cost.requests));
+                    add("request_seconds", json!(cost.seconds));
+                }
             }
             StepCost::Additive(cost) => {
                 add("bias_seconds", json!(cost.bias_seconds));
@@ -306,7 +331,8 @@ impl StepCost {
     /// Seconds that come with the requests, whatever they verify.
     fn request_seconds(&self, requests: usize) -> f64 {
         match self {
-            Self::Probes { .. } => 0.0,
+            Self::Probes { per_request: None, .. } => 0.0,
+            Self::Probes { per_request: Some(PerRequest { cost, .. }), .. } => cost.at(requests),
             Self::Additive(cost) => cost.bias_seconds + linear(&cost.requests, &cost.alpha_seconds, requests),
         }
     }
@@ -314,34 +340,37 @@ impl StepCost {
     /// Seconds that come with the tokens.
     fn token_seconds(&self, tokens: usize) -> f64 {
         match self {
-            Self::Probes { batch_tokens, steps_per_second } => {
-                let above = batch_tokens.partition_point(|probe| *probe <= tokens);
-                1.0 / steps_per_second[above.saturating_sub(1)]
+            Self::Probes { batch_tokens, steps_per_second, per_request } => {
+                let probe = batch_tokens.partition_point(|probe| *probe <= tokens).saturating_sub(1);
+                let seconds = 1.0 / steps_per_second[probe];
+                let with_requests = per_request
+                    .as_ref()
+                    .map_or(0.0, |PerRequest { sample_requests, cost }| cost.at(sample_requests[probe]));
+                // Noise must not make a pass over more tokens free.
+                (seconds - with_requests).max(seconds / 100.0)
             }
             Self::Additive(cost) => linear(&cost.batch_tokens, &cost.theta_seconds, tokens),
         }
     }
 }
 
+impl RequestCost {
+    /// Seconds at so many requests.
+    pub fn at(&self, requests: usize) -> f64 {
+        linear(&self.requests, &self.seconds, requests).max(0.0)
+    }
+}
+
 impl AdditiveCost {
     fn from_fields(fields: &JsonFields) -> Result<Self, CheckpointError> {
-        let not_negative = |field: &str, count: usize| -> Result<Vec<f64>, CheckpointError> {
-            let wrong = || fields.wrong(field, format!("{count} numbers of at least 0"));
-            let numbers = fields.numbers(field)?;
-            if numbers.len() == count && numbers.iter().all(|number| *number >= 0.0) {
-                Ok(numbers)
-            } else {
-                Err(wrong())
-            }
-        };
         let bias = fields.optional_float("bias_seconds")?.filter(|bias| *bias > 0.0);
         let bias_seconds = bias.ok_or_else(|| fields.wrong("bias_seconds", "a number above 0"))?;
         let requests = increasing(fields, "bs_probes")?;
         let batch_tokens = increasing(fields, "m_probes")?;
         Ok(Self {
             bias_seconds,
-            alpha_seconds: not_negative("alpha_seconds", requests.len())?,
-            theta_seconds: not_negative("theta_seconds", batch_tokens.len())?,
+            alpha_seconds: not_negative(fields, "alpha_seconds", requests.len())?,
+            theta_seconds: not_negative(fields, "theta_seconds", batch_tokens.len())?,
             requests,
             batch_tokens,
         })
@@ -392,6 +421,22 @@ fn positive(fields: &JsonFields, field: &str, count: usize) -> Result<Vec<f64>, 
     if good { Ok(numbers) } else { Err(fields.wrong(field, format!("{count} numbers above 0, one per probe"))) }
 }
 
+/// Numbers of at least 0, as many as there are probes.
+fn not_negative(fields: &JsonFields, field: &str, count: usize) -> Result<Vec<f64>, CheckpointError> {
+    let numbers = fields.numbers(field)?;
+    let good = numbers.len() == count && numbers.iter().all(|number| *number >= 0.0);
+    if good { Ok(numbers) } else { Err(fields.wrong(field, format!("{count} numbers of at least 0, one per probe"))) }
+}
+
+/// Seconds by requests under two names; `None` when neither is there.
+fn request_cost(fields: &JsonFields, probes: &str, seconds: &str) -> Result<Option<RequestCost>, CheckpointError> {
+    if fields.get(probes).is_none() && fields.get(seconds).is_none() {
+        return Ok(None);
+    }
+    let requests = increasing(fields, probes)?;
+    Ok(Some(RequestCost { seconds: not_negative(fields, seconds, requests.len())?, requests }))
+}
+
 /// Linear between the probes, constant below the first, and beyond the last as between the last two.
 fn linear(probes: &[usize], seconds: &[f64], at: usize) -> f64 {
     let above = probes.partition_point(|probe| *probe <= at);
@@ -410,7 +455,11 @@ mod tests {
     use super::*;
 
     fn probes(batch_tokens: &[usize], steps_per_second: &[f64]) -> StepCost {
-        StepCost::Probes { batch_tokens: batch_tokens.to_vec(), steps_per_second: steps_per_second.to_vec() }
+        StepCost::Probes {
+            batch_tokens: batch_tokens.to_vec(),
+            steps_per_second: steps_per_second.to_vec(),
+            per_request: None,
+        }
     }
 
     fn identity() -> Identity {
@@ -424,7 +473,7 @@ mod tests {
     }
 
     fn table() -> SpsTable {
-        let draft = DraftCost { requests: vec![1, 3, 4], seconds: vec![0.004, 0.008, 0.012] };
+        let draft = RequestCost { requests: vec![1, 3, 4], seconds: vec![0.004, 0.008, 0.012] };
         SpsTable::new(probes(&[2, 4, 8], &[100.0, 80.0, 20.0]), 16, Some(draft), Some(identity()))
     }
 
@@ -462,6 +511,30 @@ mod tests {
         assert_eq!(drafting, [0.0, 4000.0, 6000.0, 8000.0, 12000.0, 20000.0]);
         assert!((table.curve(2).steps_per_second(4) - 1.0 / (0.0125 + 0.006)).abs() < 1e-9);
         assert_eq!(table.plain_seconds(4), 0.0125);
+    }
+
+    #[test]
+    fn what_comes_with_requests_is_told_apart() {
+        // A token takes 1 ms, a request 2: probes of 1, 2 and 4 requests, then of 4 with two tokens each.
+        let cost = StepCost::Probes {
+            batch_tokens: vec![1, 2, 4, 8],
+            steps_per_second: [3.0, 6.0, 12.0, 16.0].map(|ms| 1000.0 / ms).to_vec(),
+            per_request: Some(PerRequest {
+                sample_requests: vec![1, 2, 4, 4],
+                cost: RequestCost { requests: vec![1, 4], seconds: vec![0.002, 0.008] },
+            }),
+        };
+        let table = SpsTable::new(cost, 8, None, None);
+        for (requests, tokens, expected) in
+            [(1, 1, 3), (1, 2, 4), (1, 8, 10), (2, 8, 12), (4, 4, 12), (4, 8, 16), (8, 8, 24)]
+        {
+            let got = (table.verify_seconds(requests, tokens) * 1e6).round() as u64;
+            assert_eq!(got, expected * 1000, "{requests} requests, {tokens} tokens");
+        }
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("sps.json");
+        table.write(&path).unwrap();
+        assert_eq!(SpsTable::read(&path).unwrap(), table);
     }
 
     #[test]

@@ -1,0 +1,251 @@
+//! A calibration from traced rounds: the table to serve with, and figures on prompts that it was not fitted on.
+
+use dspark_runtime::schedule::StsTable;
+use serde::{Deserialize, Serialize};
+
+use super::JudgedBlock;
+use super::fit::{fit_temperatures, survival};
+use super::measures::{Measures, measure};
+use crate::evaluation::TraceRound;
+
+/// Fewer judged rounds than this, on either half, do not tell a calibration error of a few percent from chance.
+const FEWEST_JUDGED: usize = 200;
+
+/// Fewer accepted or rejected ones than this do not tell either share.
+const FEWEST_OF_EITHER: usize = 20;
+
+/// The contract of `--json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CalibrationReport {
+    /// Names of the tasks.
+    pub dataset: String,
+    /// Sampling temperature.
+    pub temperature: f64,
+    /// Prompts and rounds that the temperatures were fitted on.
+    pub fitted: HalfReport,
+    /// Prompts and rounds that the figures are from.
+    pub reported: HalfReport,
+    /// One entry per position of the block.
+    pub positions: Vec<PositionReport>,
+}
+
+/// Size of one half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HalfReport {
+    /// Prompts.
+    pub prompts: usize,
+    /// Rounds.
+    pub rounds: usize,
+}
+
+/// One position.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PositionReport {
+    /// 1-based, as the paper counts.
+    pub position: usize,
+    /// The temperature found.
+    pub temperature: f64,
+    /// Rounds of the reporting half in which the position was judged.
+    pub judged: usize,
+    /// Of those, the ones in which it and all before it were accepted.
+    pub accepted: usize,
+    /// With the head as it is.
+    pub before: Measures,
+    /// With the temperatures.
+    pub after: Measures,
+    /// Whether both halves have enough rounds to trust temperature and figures.
+    pub enough: bool,
+}
+
+/// Why rounds cannot be calibrated with.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum CalibrateError {
+    /// One of the halves is empty.
+    #[error(
+        "rounds of {fitted} prompts to fit on and of {reported} to report on: expected at least one each; give more prompts"
+    )]
+    TooFewPrompts {
+        /// Prompts with rounds in the fitting half.
+        fitted: usize,
+        /// Prompts with rounds in the reporting half.
+        reported: usize,
+    },
+    /// The rounds were sampled at different temperatures.
+    #[error(
+        "rounds at temperatures {first} and {other}: a table is for one sampling temperature; calibrate them apart"
+    )]
+    Temperatures {
+        /// That of the first round.
+        first: f64,
+        /// Another one.
+        other: f64,
+    },
+}
+
+/// Fits a table on the rounds of every other prompt of each task (the first, the third, ...) and reports on the others.
+///
+/// # Errors
+/// When a half is empty or the rounds were sampled at different temperatures. Rounds are as
+/// [`read_trace`](crate::evaluation::read_trace) accepts them.
+pub fn calibrate(rounds: &[TraceRound]) -> Result<(StsTable, CalibrationReport), CalibrateError> {
+    let (fitting, reporting): (Vec<&TraceRound>, Vec<&TraceRound>) =
+        rounds.iter().partition(|round| round.sample.is_multiple_of(2));
+    let half = |rounds: &[&TraceRound]| {
+        let mut prompts: Vec<(&str, usize)> =
+            rounds.iter().map(|round| (round.task.as_str(), round.sample)).collect();
+        prompts.sort_unstable();
+        prompts.dedup();
+        HalfReport { prompts: prompts.len(), rounds: rounds.len() }
+    };
+    let (fitted, reported) = (half(&fitting), half(&reporting));
+    let (Some(first), true) = (rounds.first(), fitted.prompts > 0 && reported.prompts > 0) else {
+        return Err(CalibrateError::TooFewPrompts { fitted: fitted.prompts, reported: reported.prompts });
+    };
+    let temperature = first.temperature;
+    if let Some(other) = rounds.iter().map(|round| round.temperature).find(|other| *other != temperature) {
+        return Err(CalibrateError::Temperatures { first: temperature, other });
+    }
+    let block_size = first.confidence_logits.len();
+    let blocks = |rounds: &[&TraceRound]| -> Vec<JudgedBlock> { rounds.iter().map(|round| judged(round)).collect() };
+    let (fitting, reporting) = (blocks(&fitting), blocks(&reporting));
+    let temperatures = fit_temperatures(&fitting, block_size);
+    let position = |position: usize| {
+        let (before, outcomes) = survival(&reporting, &vec![1.0; block_size], position);
+        let (after, _) = survival(&reporting, &temperatures, position);
+        let (_, fitted_outcomes) = survival(&fitting, &temperatures, position);
+        PositionReport {
+            position: position + 1,
+            temperature: temperatures[position],
+            judged: outcomes.len(),
+            accepted: outcomes.iter().filter(|accepted| **accepted).count(),
+            before: measure(&before, &outcomes),
+            after: measure(&after, &outcomes),
+            enough: enough(&outcomes) && enough(&fitted_outcomes),
+        }
+    };
+    let positions: Vec<PositionReport> = (0..block_size).map(position).collect();
+    let mut tasks: Vec<&str> = Vec::new();
+    for round in rounds {
+        if !tasks.contains(&round.task.as_str()) {
+            tasks.push(&round.task);
+        }
+    }
+    let table = StsTable {
+        dataset: tasks.join(", "),
+        num_samples: fitted.rounds,
+        ece_before: positions.iter().map(|position| position.before.ece).collect(),
+        ece_after: positions.iter().map(|position| position.after.ece).collect(),
+        sampling_temperature: Some(temperature),
+        temperatures,
+    };
+    let report = CalibrationReport { dataset: table.dataset.clone(), temperature, fitted, reported, positions };
+    Ok((table, report))
+}
+
+fn judged(round: &TraceRound) -> JudgedBlock {
+    JudgedBlock {
+        logits: round.confidence_logits.iter().map(|&logit| f64::from(logit)).collect(),
+        judged: round.proposed,
+        accepted: round.accepted,
+    }
+}
+
+fn enough(outcomes: &[bool]) -> bool {
+    let accepted = outcomes.iter().filter(|accepted| **accepted).count();
+    outcomes.len() >= FEWEST_JUDGED && accepted.min(outcomes.len() - accepted) >= FEWEST_OF_EITHER
+}
+
+/// The report as a table.
+pub fn table(report: &CalibrationReport) -> String {
+    let CalibrationReport { dataset, temperature, fitted, reported, positions } = report;
+    let mut lines = vec![
+        format!("{dataset}   temperature {temperature}"),
+        format!("fitted on {} rounds of {} prompts", fitted.rounds, fitted.prompts),
+        format!("figures from {} rounds of {} other prompts; before -> after", reported.rounds, reported.prompts),
+        "position  temperature  judged  accepted  ECE              AUC            Brier".to_owned(),
+    ];
+    let number =
+        |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
+    for position in positions {
+        let (before, after) = (&position.before, &position.after);
+        let change = |before: Option<f64>, after: Option<f64>, digits: usize| {
+            format!("{} -> {}", number(before, digits), number(after, digits))
+        };
+        lines.push(format!(
+            "{:>8}  {:>11.2}  {:>6}  {:>8}  {:<15}  {:<13}  {:<15}{}",
+            position.position,
+            position.temperature,
+            position.judged,
+            position.accepted,
+            change(before.ece, after.ece, 4),
+            change(before.auc, after.auc, 3),
+            change(before.brier, after.brier, 4),
+            if position.enough { "" } else { "  too few" },
+        ));
+    }
+    if positions.iter().any(|position| !position.enough) {
+        lines.push(format!(
+            "too few: fewer than {FEWEST_JUDGED} rounds judged, or fewer than {FEWEST_OF_EITHER} accepted or rejected, on one \
+             of the halves; do not trust these temperatures and figures"
+        ));
+    }
+    lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(sample: usize, accepted: usize) -> TraceRound {
+        TraceRound {
+            task: "sums".into(),
+            sample,
+            round: 0,
+            temperature: 1.0,
+            confidence_logits: vec![2.0, 1.0],
+            proposed: 2,
+            accepted,
+            stopped: false,
+        }
+    }
+
+    #[test]
+    fn prompts_are_fitted_on_or_reported_on_never_both() {
+        // Even prompts accept everything and odd ones nothing: the fit sees only the former, the figures only the latter.
+        let rounds: Vec<TraceRound> =
+            (0..600).map(|index| round(index % 10, if index % 2 == 0 { 2 } else { 0 })).collect();
+        let (sts, report) = calibrate(&rounds).unwrap();
+        assert_eq!(report.fitted, HalfReport { prompts: 5, rounds: 300 });
+        assert_eq!(report.reported, report.fitted);
+        // Certain logits fit best what was always accepted.
+        assert_eq!(sts.temperatures[0], 0.05);
+        assert_eq!((report.positions[0].judged, report.positions[0].accepted), (300, 0));
+        assert!(report.positions[0].after.ece.unwrap() > 0.99);
+        assert_eq!(sts.num_samples, 300);
+        assert!(report.positions.iter().all(|position| !position.enough));
+        assert!(table(&report).contains("too few: fewer than 200"));
+    }
+
+    #[test]
+    fn enough_is_enough_of_both_on_both_halves() {
+        // A third of the rounds of both halves accept both positions.
+        let rounds: Vec<TraceRound> =
+            (0..480).map(|index| round(index % 2, if index % 3 == 0 { 2 } else { 0 })).collect();
+        assert!(calibrate(&rounds).unwrap().1.positions.iter().all(|position| position.enough));
+        assert!(calibrate(&rounds[..396]).unwrap().1.positions.iter().all(|position| !position.enough));
+        assert!(!table(&calibrate(&rounds).unwrap().1).contains("too few"));
+    }
+
+    #[test]
+    fn one_prompt_or_two_temperatures_are_refused() {
+        assert_eq!(
+            calibrate(&[round(0, 1), round(0, 2)]).unwrap_err(),
+            CalibrateError::TooFewPrompts { fitted: 1, reported: 0 }
+        );
+        let hot = TraceRound { temperature: 0.5, ..round(1, 1) };
+        assert_eq!(
+            calibrate(&[round(0, 1), hot]).unwrap_err(),
+            CalibrateError::Temperatures { first: 1.0, other: 0.5 }
+        );
+    }
+}

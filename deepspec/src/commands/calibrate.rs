@@ -1,0 +1,124 @@
+//! `deepspec calibrate`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use dspark_runtime::checkpoint::write_file;
+use dspark_runtime::commands::{count, print, temperature, template_arguments};
+use dspark_runtime::device::DeviceChoice;
+use dspark_runtime::model::Draft;
+use dspark_runtime::schedule::StsTable;
+
+use super::evaluate::find_task;
+use super::setup::load_target;
+use crate::calibration::{calibrate, table, write_diagram};
+use crate::evaluation::{EvaluationOptions, Models, Task, TraceRound, TraceWriter, evaluate_observed, read_trace};
+use crate::recipe::Turns;
+
+/// The reliability diagram beside the table.
+const DIAGRAM: &str = "reliability.svg";
+
+/// Arguments of `deepspec calibrate`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The target: a folder in Hugging Face layout or, with the `hub` feature, a Hugging Face name
+    #[arg(long, value_name = "DIR", required_unless_present = "trace")]
+    target: Option<String>,
+    /// The draft: a checkpoint folder; `sts.json` and `reliability.svg` are written into it
+    #[arg(long, value_name = "DIR", required_unless_present = "trace")]
+    draft: Option<PathBuf>,
+    /// Held-out prompts: a JSONL file with `turns` per line, or the name of a dataset card; may be given several times.
+    /// Every other prompt is fitted on, the others are reported on
+    #[arg(long = "task", num_args = 1.., required_unless_present = "trace")]
+    tasks: Vec<String>,
+    /// Take the rounds from a trace of `deepspec evaluate --trace` instead of decoding
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "tasks", "write_trace", "temperature", "samples", "max_new_tokens", "seed"])]
+    trace: Option<PathBuf>,
+    /// Keep the rounds as a trace, one JSON line each
+    #[arg(long, value_name = "FILE")]
+    write_trace: Option<PathBuf>,
+    /// Sampling temperature: the one that will be served
+    #[arg(long, default_value_t = 1.0, value_parser = temperature)]
+    temperature: f64,
+    /// Prompts per task, from the start of its file (default: all)
+    #[arg(long, value_parser = count)]
+    samples: Option<usize>,
+    /// Token limit of an answer
+    #[arg(long, default_value_t = 512, value_parser = count)]
+    max_new_tokens: usize,
+    /// Seed of sampling
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// A variable of the chat template, `enable_thinking=false`; may be given several times
+    #[arg(long = "template-argument", value_name = "NAME=VALUE")]
+    template_arguments: Vec<String>,
+    /// Write the table and the diagram into this folder instead
+    #[arg(long, value_name = "DIR", required_unless_present = "draft")]
+    out: Option<PathBuf>,
+    /// Write the report as JSON to this file (`-`: standard output, instead of the table)
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// cpu, cuda or cuda:INDEX
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
+}
+
+/// Calibrates, writes the table and the diagram and prints the report.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let Some(folder) = arguments.out.as_deref().or(arguments.draft.as_deref()) else {
+        bail!("--out DIR: where to write the table, or --draft DIR, beside which it goes");
+    };
+    let rounds = match (&arguments.trace, &arguments.target, &arguments.draft) {
+        (Some(trace), _, _) => read_trace(trace)?,
+        (None, Some(target), Some(draft)) => decode(arguments, target, draft)?,
+        (None, _, _) => bail!("--target DIR and --draft DIR, or --trace FILE: where the rounds come from"),
+    };
+    let (sts, report) = calibrate(&rounds)?;
+    let json = serde_json::to_string_pretty(&report)?;
+    sts.write(&folder.join(StsTable::FILE))?;
+    write_diagram(&report, &folder.join(DIAGRAM))?;
+    match &arguments.json {
+        Some(path) if path.as_os_str() == "-" => print(json)?,
+        other => {
+            if let Some(path) = other {
+                write_file(path, (json + "\n").as_bytes())?;
+            }
+            print(table(&report))?;
+            print(format_args!("wrote {} and {DIAGRAM} beside it", folder.join(StsTable::FILE).display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The rounds of the tasks, every block judged whole.
+fn decode(arguments: &Arguments, target_name: &str, draft_folder: &Path) -> Result<Vec<TraceRound>> {
+    let tasks: Vec<Task> = arguments.tasks.iter().map(|name| find_task(name)).collect::<Result<_>>()?;
+    let device = arguments.device.open()?;
+    let (_, target, tokenizer) = load_target(target_name, &device)?;
+    let draft = Draft::load(draft_folder, &target)?;
+    if !draft.config().enable_confidence_head {
+        bail!("{}: this draft has no confidence head, so there is nothing to calibrate", draft_folder.display());
+    }
+    let options = EvaluationOptions {
+        temperature: arguments.temperature,
+        max_new_tokens: arguments.max_new_tokens,
+        samples: arguments.samples,
+        seed: arguments.seed,
+        turns: Turns::All,
+        confidence_threshold: 0.0,
+        template_arguments: template_arguments(&arguments.template_arguments)?,
+        measure_plain: false,
+    };
+    let models = Models { target: &target, draft: &draft, tokenizer: &tokenizer };
+    let names = (target_name, &*draft_folder.to_string_lossy());
+    let mut writer = arguments.write_trace.as_deref().map(TraceWriter::create).transpose()?;
+    let mut rounds = Vec::new();
+    evaluate_observed(models, names, &tasks, &options, |round| {
+        let written = writer.as_mut().map_or(Ok(()), |writer| writer.write(&round));
+        rounds.push(round);
+        written
+    })?;
+    writer.map_or(Ok(()), TraceWriter::finish)?;
+    Ok(rounds)
+}

@@ -1,0 +1,105 @@
+//! `deepspec simulate`
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use dspark_runtime::checkpoint::write_file;
+use dspark_runtime::commands::{count, print};
+use dspark_runtime::schedule::{Mode, SpsTable, StsTable};
+
+use crate::evaluation::read_trace;
+use crate::simulation::{Prompts, SimulationReport, Workload, simulate, table, write_plots};
+
+/// Arguments of `deepspec simulate`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// A trace of whole blocks, as `deepspec evaluate --trace` and `deepspec calibrate --write-trace` write it
+    #[arg(long, value_name = "FILE")]
+    trace: PathBuf,
+    /// The draft's calibration table, as `deepspec calibrate` writes it
+    #[arg(long, value_name = "FILE")]
+    sts: PathBuf,
+    /// The machine's speed table, as `dspark profile` writes it
+    #[arg(long, value_name = "FILE")]
+    sps: PathBuf,
+    /// Modes to compare: off, fixed:N, threshold:P, scheduled
+    #[arg(long, value_delimiter = ',', default_value = "off,fixed:1,fixed:7,threshold:0.5,scheduled")]
+    modes: Vec<Mode>,
+    /// Concurrent requests to simulate
+    #[arg(long, value_delimiter = ',', value_parser = count, default_value = "1,2,4,8,16,32,64,128,256,512,1024")]
+    loads: Vec<usize>,
+    /// Tokens of a step, at most (default: what the speed table is meant for)
+    #[arg(long, value_parser = count)]
+    batch_limit: Option<usize>,
+    /// Seed of where in the trace the requests begin
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Write the report as JSON to this file (`-`: standard output, instead of the table)
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write throughput.svg and budget.svg into this folder
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
+}
+
+/// Simulates and prints the table.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let rounds = read_trace(&arguments.trace)?;
+    let block_size = rounds.first().map_or(0, |round| round.confidence_logits.len());
+    let sts = StsTable::read(&arguments.sts, block_size)?;
+    let sps = SpsTable::read(&arguments.sps)?;
+    if let (Some(fitted), Some(round)) = (sts.sampling_temperature, rounds.first())
+        && fitted != round.temperature
+    {
+        let (sts, traced) = (arguments.sts.display(), round.temperature);
+        bail!("{sts}: fitted at temperature {fitted}, but the trace was sampled at {traced}: calibrate at that one");
+    }
+    for rise in sps.rises() {
+        eprintln!("warning: {}: {rise}", arguments.sps.display());
+    }
+    if sps.draft().is_none() {
+        eprintln!(
+            "warning: {}: no `draft_seconds`: drafting counts as free, so that throughput is too high wherever it drafts",
+            arguments.sps.display()
+        );
+    }
+    let batch_limit = arguments.batch_limit.unwrap_or(sps.max_batch_tokens());
+    if batch_limit > sps.max_batch_tokens() {
+        eprintln!(
+            "warning: --batch-limit {batch_limit}: the speed table is meant for up to {} tokens; beyond them its last speed \
+             stands for all",
+            sps.max_batch_tokens()
+        );
+    }
+    let prompts = Prompts::new(&rounds, &sts);
+    let workload = Workload { prompts: &prompts, table: &sps, batch_limit, seed: arguments.seed };
+    let mut loads = arguments.loads.clone();
+    loads.sort_unstable();
+    loads.dedup();
+    let points =
+        arguments.modes.iter().flat_map(|&mode| loads.iter().map(move |&load| simulate(workload, mode, load)));
+    let report = SimulationReport {
+        trace: arguments.trace.display().to_string(),
+        sts: arguments.sts.display().to_string(),
+        sps: arguments.sps.display().to_string(),
+        prompts: prompts.count(),
+        rounds: rounds.len(),
+        batch_limit,
+        points: points.collect(),
+    };
+    if let Some(folder) = &arguments.plots {
+        write_plots(&report, folder)?;
+    }
+    let json = serde_json::to_string_pretty(&report)?;
+    match &arguments.json {
+        Some(path) if path.as_os_str() == "-" => print(json)?,
+        other => {
+            if let Some(path) = other {
+                write_file(path, (json + "\n").as_bytes())?;
+            }
+            print(table(&report))?;
+        }
+    }
+    Ok(())
+}

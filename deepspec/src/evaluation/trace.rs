@@ -1,0 +1,204 @@
+//! Traces: what every round proposed and how it was judged, one JSON line each.
+//!
+//! `deepspec evaluate --trace` and `deepspec calibrate --write-trace` write them; `calibrate` and `simulate` read them. A
+//! line of a block of three:
+//!
+//! ```json
+//! {"task":"sums","sample":0,"round":4,"temperature":1.0,"confidence_logits":[2.1,0.3,-1.7],"proposed":3,"accepted":1,"stopped":false}
+//! ```
+//!
+//! `proposed` is how many positions the target judged, `accepted` how many of those it kept. Where an accepted stop token
+//! ended the answer, nothing behind it was judged, so `proposed` equals `accepted`, and `stopped` is true; it is true too
+//! when the target's own token was the stop token. Fields that are not known are left alone.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// One round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TraceRound {
+    /// Name of the task.
+    pub task: String,
+    /// 0-based prompt.
+    pub sample: usize,
+    /// 0-based round of the prompt, counted over its turns.
+    pub round: usize,
+    /// Sampling temperature.
+    pub temperature: f64,
+    /// The confidence head's logit of every position of the block, as it is (not divided by a calibration's temperature).
+    pub confidence_logits: Vec<f32>,
+    /// Draft tokens judged by the target.
+    pub proposed: usize,
+    /// Draft tokens accepted.
+    pub accepted: usize,
+    /// Whether a stop token was committed.
+    pub stopped: bool,
+}
+
+/// Why a trace cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// The file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The trace file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A line is not a round.
+    #[error("{}: line {line}: {reason}", path.display())]
+    Line {
+        /// The trace file.
+        path: PathBuf,
+        /// 1-based.
+        line: usize,
+        /// What was expected and found.
+        reason: String,
+    },
+    /// There is no round in it.
+    #[error("{}: no rounds: expected one JSON line per round, as `deepspec evaluate --trace` writes them", path.display())]
+    Empty {
+        /// The trace file.
+        path: PathBuf,
+    },
+}
+
+/// Reads a trace whose rounds were all judged whole: what calibration and simulation need.
+///
+/// # Errors
+/// When the file is unreadable or has no rounds, a line is not a round, blocks differ in size, a draft had no confidence
+/// head, or a round was not judged to its end.
+pub fn read_trace(path: &Path) -> Result<Vec<TraceRound>, TraceError> {
+    let io = |source| TraceError::Io { path: path.to_owned(), source };
+    let mut rounds: Vec<TraceRound> = Vec::new();
+    for (index, line) in BufReader::new(File::open(path).map_err(io)?).lines().enumerate() {
+        let line = line.map_err(io)?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let round = serde_json::from_str(&line).map_err(|error| error.to_string()).and_then(|round: TraceRound| {
+            round.check(rounds.first().map(|first| first.confidence_logits.len()))?;
+            Ok(round)
+        });
+        match round {
+            Ok(round) => rounds.push(round),
+            Err(reason) => return Err(TraceError::Line { path: path.to_owned(), line: index + 1, reason }),
+        }
+    }
+    if rounds.is_empty() { Err(TraceError::Empty { path: path.to_owned() }) } else { Ok(rounds) }
+}
+
+impl TraceRound {
+    /// What is wrong with a round for calibration and simulation; `block` is the size of the others' blocks.
+    fn check(&self, block: Option<usize>) -> Result<(), String> {
+        let (proposed, accepted, size) = (self.proposed, self.accepted, self.confidence_logits.len());
+        if size == 0 {
+            return Err("`confidence_logits` is empty: the draft has no confidence head".to_owned());
+        }
+        if let Some(block) = block.filter(|block| *block != size) {
+            return Err(format!(
+                "`confidence_logits`: expected {block} numbers as in the rounds before, found {size}"
+            ));
+        }
+        if accepted > proposed || proposed > size {
+            return Err(format!(
+                "expected accepted <= proposed <= {size}, found accepted {accepted} and proposed {proposed}"
+            ));
+        }
+        if proposed < size && !(self.stopped && accepted == proposed) {
+            return Err(format!(
+                "`proposed`: expected the whole block of {size}, found {proposed}: trace with --confidence-threshold 0"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Writes rounds as they come.
+#[derive(Debug)]
+pub struct TraceWriter {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl TraceWriter {
+    /// Starts a file.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn create(path: &Path) -> Result<Self, TraceError> {
+        let file = File::create(path).map_err(|source| TraceError::Io { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
+    }
+
+    /// Adds a round.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&mut self, round: &TraceRound) -> Result<(), TraceError> {
+        let text = serde_json::to_string(round).unwrap_or_default();
+        writeln!(self.file, "{text}").map_err(|source| TraceError::Io { path: self.path.clone(), source })
+    }
+
+    /// Writes what is left.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish(mut self) -> Result<(), TraceError> {
+        self.file.flush().map_err(|source| TraceError::Io { path: self.path, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(sample: usize) -> TraceRound {
+        TraceRound {
+            task: "sums".into(),
+            sample,
+            round: 1,
+            temperature: 0.7,
+            confidence_logits: vec![2.125, -1.5],
+            proposed: 2,
+            accepted: 1,
+            stopped: false,
+        }
+    }
+
+    #[test]
+    fn a_trace_survives_the_round_trip() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("trace.jsonl");
+        let rounds = vec![round(0), TraceRound { proposed: 1, stopped: true, ..round(1) }];
+        let mut writer = TraceWriter::create(&path).unwrap();
+        rounds.iter().for_each(|round| writer.write(round).unwrap());
+        writer.finish().unwrap();
+        assert_eq!(read_trace(&path).unwrap(), rounds);
+    }
+
+    #[test]
+    fn bad_traces_are_named() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("bad.jsonl");
+        let good = serde_json::to_string(&round(0)).unwrap();
+        for (lines, words) in [
+            (String::new(), "no rounds"),
+            ("{}".into(), "line 1: missing field"),
+            (format!("{good}\n{{"), "line 2"),
+            (good.replace("2.125", "null"), "line 1"),
+            (good.replace("[2.125,-1.5]", "[]"), "no confidence head"),
+            (format!("{good}\n{}", good.replace("[2.125,-1.5]", "[1]")), "line 2: `confidence_logits`: expected 2"),
+            (good.replace("\"accepted\":1", "\"accepted\":3"), "accepted 3 and proposed 2"),
+            (good.replace("\"proposed\":2", "\"proposed\":1"), "expected the whole block of 2, found 1"),
+        ] {
+            std::fs::write(&path, lines).unwrap();
+            let error = read_trace(&path).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("bad.jsonl"), "{error}");
+        }
+    }
+}

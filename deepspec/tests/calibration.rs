@@ -1,0 +1,190 @@
+//! `deepspec calibrate` and `deepspec simulate`, as they are called.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use deepspec::evaluation::{TraceRound, TraceWriter, read_trace};
+use dspark_runtime::schedule::StsTable;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
+
+const BLOCK: usize = 4;
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn deepspec(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_deepspec")).current_dir(workspace()).args(arguments).output().unwrap()
+}
+
+#[track_caller]
+fn json_of(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[track_caller]
+fn refused(output: &Output, words: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(!text.contains("panicked") && words.iter().all(|word| text.contains(word)), "{text}");
+}
+
+/// Rounds of 60 prompts whose head is twice as sure as it should be.
+fn write_trace(path: &Path) {
+    let mut generator = ChaCha8Rng::seed_from_u64(11);
+    let mut writer = TraceWriter::create(path).unwrap();
+    for sample in 0..60 {
+        for round in 0..40 {
+            let logits: Vec<f32> = (0..BLOCK).map(|_| generator.random_range(-3.0..7.0)).collect();
+            let keeps = |logit: &&f32| generator.random::<f32>() < 1.0 / (1.0 + (-**logit / 2.0).exp());
+            let accepted = logits.iter().take_while(keeps).count();
+            let task = "synthetic".to_owned();
+            let stopped = false;
+            let confidence_logits = logits;
+            let temperature = 0.8;
+            let proposed = BLOCK;
+            let line =
+                TraceRound { task, sample, round, temperature, confidence_logits, proposed, accepted, stopped };
+            writer.write(&line).unwrap();
+        }
+    }
+    writer.finish().unwrap();
+}
+
+/// A machine whose steps are flat up to 64 tokens.
+fn write_speeds(path: &Path) {
+    let tokens: Vec<usize> = (0..9).map(|octave| 1 << octave).collect();
+    let speeds: Vec<f64> = tokens.iter().map(|&tokens| 50.0 / (tokens as f64 / 64.0).max(1.0)).collect();
+    let table = json!({
+        "sample_batch_tokens": tokens, "sample_steps_per_sec": speeds, "max_batch_tokens": 512,
+        "draft_requests": [1, 64], "draft_seconds": [0.002, 0.008],
+    });
+    fs::write(path, table.to_string()).unwrap();
+}
+
+#[test]
+fn a_trace_is_calibrated_and_simulated() {
+    let root = tempfile::tempdir().unwrap();
+    let file = |name: &str| root.path().join(name).display().to_string();
+    let (trace, speeds, out) = (file("trace.jsonl"), file("sps.json"), file("out"));
+    write_trace(Path::new(&trace));
+    write_speeds(Path::new(&speeds));
+
+    let report = json_of(&deepspec(&["calibrate", "--trace", &trace, "--out", &out, "--json", "-"]));
+    assert_eq!(report["fitted"], json!({"prompts": 30, "rounds": 1200}));
+    let sts_path = root.path().join("out").join(StsTable::FILE);
+    let sts = StsTable::read(&sts_path, BLOCK).unwrap();
+    assert_eq!((sts.sampling_temperature, sts.num_samples, sts.dataset.as_str()), (Some(0.8), 1200, "synthetic"));
+    for (position, temperature) in sts.temperatures.iter().enumerate() {
+        let (before, after) = (sts.ece_before[position].unwrap(), sts.ece_after[position].unwrap());
+        assert!((1.0..4.0).contains(temperature), "{temperature}");
+        assert!(after < 0.6 * before, "position {position}: {before} became {after}");
+        assert_eq!(report["positions"][position]["enough"], json!(true));
+    }
+    let fields: Value = serde_json::from_str(&fs::read_to_string(&sts_path).unwrap()).unwrap();
+    let names: Vec<&String> = fields.as_object().unwrap().keys().collect();
+    assert_eq!(
+        names,
+        [
+            "temperatures",
+            "sts_temperatures",
+            "dataset",
+            "num_samples",
+            "ece_before",
+            "ece_after",
+            "sampling_temperature"
+        ]
+    );
+    let diagram = fs::read_to_string(root.path().join("out/reliability.svg")).unwrap();
+    assert!(diagram.starts_with("<svg") && diagram.contains("position 4") && diagram.trim_end().ends_with("</svg>"));
+
+    let sts = sts_path.display().to_string();
+    let simulate = |more: &[&str]| {
+        deepspec(&[&["simulate", "--trace", &trace, "--sts", &sts, "--sps", &speeds, "--json", "-"], more].concat())
+    };
+    let plots = file("plots");
+    let report =
+        json_of(&simulate(&["--modes", "off,fixed:1,fixed:4,scheduled", "--loads", "1,16,512", "--plots", &plots]));
+    let point = |mode: &str, load: usize| -> Value {
+        let points = report["points"].as_array().unwrap();
+        points.iter().find(|point| point["mode"] == mode && point["concurrency"] == load).unwrap().clone()
+    };
+    let speed = |mode: &str, load: usize| point(mode, load)["tokens_per_second"].as_f64().unwrap();
+    assert_eq!(report["points"].as_array().unwrap().len(), 12);
+    assert!((speed("off", 1) - 50.0).abs() < 1e-6);
+    for load in [1, 16, 512] {
+        for mode in ["off", "fixed:1", "fixed:4"] {
+            assert!(speed("scheduled", load) > 0.97 * speed(mode, load), "{load} requests against {mode}");
+        }
+    }
+    let budget = |load: usize| point("scheduled", load)["verify_budget"].as_f64().unwrap();
+    assert!(budget(1) > 4.5 && budget(16) > budget(512) && budget(512) < 1.1, "{}", report["points"]);
+    for name in ["throughput.svg", "budget.svg"] {
+        assert!(fs::read_to_string(Path::new(&plots).join(name)).unwrap().starts_with("<svg"));
+    }
+
+    // What does not fit together is refused.
+    let other = file("other.json");
+    fs::write(&other, json!({"temperatures": [1, 1, 1]}).to_string()).unwrap();
+    let with = |sts: &str, sps: &str| deepspec(&["simulate", "--trace", &trace, "--sts", sts, "--sps", sps]);
+    refused(&with(&other, &speeds), &["other.json", "`temperatures`", "4 numbers"]);
+    fs::write(&other, json!({"temperatures": [1, 1, 1, 1], "sampling_temperature": 1.0}).to_string()).unwrap();
+    refused(&with(&other, &speeds), &["other.json", "temperature 1", "0.8"]);
+    refused(&with(&sts, &trace), &["trace.jsonl", "not valid JSON"]);
+    refused(&with(&sts, &file("none.json")), &["none.json", "no such file", "dspark profile"]);
+    refused(&simulate(&["--modes", "fixed:0"]), &["fixed:0", "expected `off`"]);
+    refused(&deepspec(&["calibrate", "--trace", &sts, "--out", &out]), &["sts.json", "line 1"]);
+    refused(&deepspec(&["calibrate", "--trace", &trace]), &["--out"]);
+}
+
+#[test]
+fn rounds_are_the_same_decoded_and_traced() {
+    let root = tempfile::tempdir().unwrap();
+    let file = |name: &str| root.path().join(name).display().to_string();
+    let output = format!("output.dir={:?}", file("run"));
+    let trained = deepspec(&[
+        "train",
+        "recipes/quickstart.toml",
+        "--set",
+        "train.steps=1",
+        "--set",
+        "train.validate_every=0",
+        "--set",
+        &output,
+    ]);
+    assert!(trained.status.success(), "{}", String::from_utf8_lossy(&trained.stderr));
+    let draft = root.path().join("run/checkpoints/step-00000001");
+    let (draft_name, ours, theirs) = (draft.display().to_string(), file("ours.jsonl"), file("theirs.jsonl"));
+    let same = [
+        "--target",
+        "checkpoints/quickstart-target",
+        "--draft",
+        &draft_name,
+        "--task",
+        "datasets/quickstart/sums.evaluate.jsonl",
+        "--samples",
+        "4",
+        "--max-new-tokens",
+        "24",
+        "--temperature",
+        "1",
+    ];
+    let report = json_of(&deepspec(&[&["calibrate", "--write-trace", &ours, "--json", "-"], &same[..]].concat()));
+    let evaluated = deepspec(&[&["evaluate", "--no-plain", "--trace", &theirs], &same[..]].concat());
+    assert!(evaluated.status.success(), "{}", String::from_utf8_lossy(&evaluated.stderr));
+    let rounds = read_trace(Path::new(&ours)).unwrap();
+    assert_eq!(rounds, read_trace(Path::new(&theirs)).unwrap());
+    assert_eq!(report["fitted"]["prompts"], json!(2));
+    assert_eq!(
+        report["fitted"]["rounds"].as_u64().unwrap() + report["reported"]["rounds"].as_u64().unwrap(),
+        rounds.len() as u64
+    );
+    // Beside the checkpoint, which stays what it was.
+    assert!(draft.join("sts.json").is_file() && draft.join("reliability.svg").is_file());
+    let inspected = deepspec(&["inspect", &draft_name, "--target", "checkpoints/quickstart-target"]);
+    assert!(inspected.status.success());
+}
