@@ -6,9 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use dspark_runtime::checkpoint::expand_home;
 use serde::Deserialize;
-
-use crate::recipe::expand_home;
 
 /// Environment variable with further dataset folders, separated like `PATH`.
 pub const FOLDERS_VARIABLE: &str = "DEEPSPEC_DATASETS";

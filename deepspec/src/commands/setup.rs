@@ -14,10 +14,10 @@ use sha2::{Digest, Sha256};
 
 use super::stages::hex;
 use crate::cards::{Card, dataset_folders};
-use crate::conversation::{Format, ReadOptions, Sample, read_samples, split_validation};
+use crate::conversation::{ReadOptions, Sample, read_samples, split_validation};
 use crate::evaluation::Task;
 use crate::objective::LossWeights;
-use crate::recipe::{DataFormat, Recipe, Schedule};
+use crate::recipe::{Recipe, Schedule};
 use crate::trainer::{AdamWSettings, LearningRate, TrainSettings};
 
 /// Bytes hashed at each end of a weight file.
@@ -86,10 +86,7 @@ impl Prepared {
             );
         }
         let options = ReadOptions {
-            format: match data.format {
-                DataFormat::Chat => Format::Chat,
-                DataFormat::Text => Format::Text,
-            },
+            format: data.format,
             max_length: data.max_length,
             minimum_supervised_tokens: data.min_supervised_tokens,
             template_arguments: data.template_arguments.clone(),

@@ -2,8 +2,9 @@
 //! vocabulary) is checked where the target is known.
 
 use super::error::RecipeError;
-use super::schema::{DataFormat, DataSection, EvaluateSection, ModelSection, Recipe, TrainSection};
+use super::schema::{DataSection, EvaluateSection, ModelSection, Recipe, TrainSection};
 use super::source::Document;
+use crate::conversation::Format;
 
 /// Reason a key's value cannot be used.
 type Complaint = (&'static str, String);
@@ -113,7 +114,7 @@ fn check_data(data: &DataSection) -> Result<(), Complaint> {
         let reason = format!("must exceed `data.min_supervised_tokens` = {minimum}, found {found}");
         return Err(("data.max_length", reason));
     }
-    if data.format == DataFormat::Text && !data.template_arguments.is_empty() {
+    if data.format == Format::Text && !data.template_arguments.is_empty() {
         let reason = "has no meaning with `data.format = \"text\"`, which uses no template".to_owned();
         return Err(("data.template_arguments", reason));
     }
