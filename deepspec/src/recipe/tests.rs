@@ -95,6 +95,14 @@ fn unknown_keys_name_line_and_path_and_suggest() {
     assert!(message.contains("unknown key `evaluate.tasks[0].file`; known here: name, path"), "{message}");
     let message = error(&["train.learning=1"]);
     assert!(message.starts_with("--set train.learning=1: unknown key `train.learning`"), "{message}");
+    let message = error(&["train.lr=1", "modl.x=1"]);
+    assert_eq!(message, "--set modl.x=1: unknown key `modl`; did you mean `model`?");
+    let message = error(&["evaluate.task.name.x=1"]);
+    assert_eq!(message, "--set evaluate.task.name.x=1: unknown key `evaluate.task`; did you mean `evaluate.tasks`?");
+    // A table that the file has is the file's fault, whatever is laid over it.
+    let file = SMALLEST.replace("[data]", "[modl]\ny = 1\n[data]");
+    let message = parse(&file, &["modl.x=1"]).unwrap_err().to_string();
+    assert!(message.starts_with("r.toml:13: unknown key `modl`"), "{message}");
 }
 
 #[test]
