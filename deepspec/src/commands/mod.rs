@@ -1,5 +1,6 @@
 //! The command line, one thin file per verb.
 
+mod data_files;
 mod evaluate;
 mod export;
 mod inspect;

@@ -183,9 +183,9 @@ pub struct DataSection {
     /// What a line holds.
     #[serde(default)]
     pub format: Format,
-    /// JSONL or Parquet files to train on.
+    /// JSONL or Parquet files to train on, folders of them, or names of training cards.
     pub train: Vec<PathBuf>,
-    /// JSONL or Parquet files to validate on; not together with `validation_fraction`.
+    /// The same, to validate on; not together with `validation_fraction`.
     #[serde(default)]
     pub validation: Vec<PathBuf>,
     /// Share of the training sequences set aside for validation, in `(0, 1)`.

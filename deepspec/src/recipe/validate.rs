@@ -96,7 +96,10 @@ fn check_train(train: &TrainSection) -> Result<(), Complaint> {
 
 fn check_data(data: &DataSection) -> Result<(), Complaint> {
     if data.train.is_empty() {
-        return Err(("data.train", "is empty: expected at least one JSONL or Parquet file".to_owned()));
+        return Err((
+            "data.train",
+            "is empty: expected at least one JSONL or Parquet file, or the name of a training card".to_owned(),
+        ));
     }
     if let Some(share) = data.validation_fraction {
         if !data.validation.is_empty() {
