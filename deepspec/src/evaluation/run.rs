@@ -90,7 +90,7 @@ pub enum EvaluateError {
         /// Rows of the target's embedding.
         vocabulary: usize,
     },
-    /// A prompt leaves no room for an answer.
+    /// The first turn of a prompt leaves no room for an answer.
     #[error(
         "{}: prompt {sample}: {tokens} tokens, but the target's context is {context}: shorten it, or leave it out",
         path.display()
@@ -100,7 +100,7 @@ pub enum EvaluateError {
         path: PathBuf,
         /// 0-based prompt.
         sample: usize,
-        /// Tokens of the conversation so far.
+        /// Tokens of the first turn, system message and template included.
         tokens: usize,
         /// The target's context, tokens.
         context: usize,
@@ -175,12 +175,12 @@ fn evaluate_task(
 ) -> Result<TaskReport, EvaluateError> {
     let mut statistics = RoundStatistics::new(models.draft.config().block_size);
     let (mut with_draft, mut alone) = (Speed::default(), Speed::default());
-    let mut new_tokens = 0;
+    let (mut new_tokens, mut skipped) = (0, 0);
     let mut progress = Progress::new(&task.name, prompts.len() as u64, 0);
     for (sample, prompt) in prompts.iter().enumerate() {
         let mut round = 0;
         let mut failure = None;
-        answer(models, task, sample, prompt, options, |ids, generation_options, uniforms| {
+        skipped += answer(models, task, sample, prompt, options, |ids, generation_options, uniforms| {
             let decoder = Decoder::new(models.target, Some(models.draft));
             let generation = decoder.generate_observed(ids, generation_options, uniforms, |detail| {
                 statistics.add(&detail.record);
@@ -218,12 +218,14 @@ fn evaluate_task(
     }
     progress.finish();
     let mut report = TaskReport::new(&task.name, prompts.len(), new_tokens, &statistics);
+    report.skipped = skipped;
     report.tokens_per_second = with_draft.tokens_per_second();
     report.plain_tokens_per_second = alone.tokens_per_second();
     Ok(report)
 }
 
-/// Answers the turns of one prompt in order, each answer becoming part of the conversation.
+/// Answers the turns of one prompt in order, each answer becoming part of the conversation. When a later turn finds no
+/// room for an answer, it and those after it are skipped; returns how many.
 fn answer(
     models: Models<'_>,
     task: &Task,
@@ -231,7 +233,7 @@ fn answer(
     prompt: &EvaluationPrompt,
     options: &EvaluationOptions,
     mut generate: impl FnMut(&[u32], &GenerationOptions, &mut SeededUniforms) -> Generation,
-) -> Result<(), EvaluateError> {
+) -> Result<u64, EvaluateError> {
     let template = models.tokenizer.chat_template().ok_or(EvaluateError::NoTemplate)?;
     let generation_options = GenerationOptions {
         temperature: options.temperature,
@@ -243,10 +245,10 @@ fn answer(
     let message = |role: &str, content: &str| json!({"role": role, "content": content});
     let mut messages: Vec<Value> = prompt.system.iter().map(|system| message("system", system)).collect();
     let turns = match options.turns {
-        Turns::All => prompt.turns.len(),
-        Turns::First => 1,
+        Turns::All => &prompt.turns[..],
+        Turns::First => &prompt.turns[..prompt.turns.len().min(1)],
     };
-    for turn in &prompt.turns[..turns.min(prompt.turns.len())] {
+    for (number, turn) in turns.iter().enumerate() {
         messages.push(message("user", turn));
         let text = template.render(&messages, &options.template_arguments, true)?;
         let ids = models.tokenizer.encode(&text, false)?;
@@ -255,6 +257,9 @@ fn answer(
             return Err(EvaluateError::TokenBeyondVocabulary { path: task.path.clone(), sample, id, vocabulary });
         }
         let context = models.target.config().max_position_embeddings;
+        if ids.len() >= context && number > 0 {
+            return Ok((turns.len() - number) as u64);
+        }
         if ids.len() >= context {
             let (path, tokens) = (task.path.clone(), ids.len());
             return Err(EvaluateError::PromptTooLong { path, sample, tokens, context });
@@ -262,7 +267,7 @@ fn answer(
         let generation = generate(&ids, &generation_options, &mut uniforms);
         messages.push(message("assistant", &models.tokenizer.decode(&generation.ids, true)?));
     }
-    Ok(())
+    Ok(0)
 }
 
 /// Tokens and time after prefill.
