@@ -102,7 +102,10 @@ pub fn table(report: &EvaluationReport) -> String {
         ));
     }
     for task in report.tasks.iter().filter(|task| task.skipped > 0) {
-        lines.push(format!("{}: {} turns skipped: their conversation fills the target's context", task.name, task.skipped));
+        lines.push(format!(
+            "{}: {} turns skipped: their conversation fills the target's context",
+            task.name, task.skipped
+        ));
     }
     lines.join("\n")
 }

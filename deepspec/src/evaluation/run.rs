@@ -105,6 +105,18 @@ pub enum EvaluateError {
         /// The target's context, tokens.
         context: usize,
     },
+    /// A confidence threshold, and a draft that predicts none.
+    #[error(
+        "the confidence threshold {threshold} (`--confidence-threshold`; `evaluate.confidence_threshold` in a recipe) \
+         needs a confidence head, and the draft {draft} has none: leave the threshold out, or train with \
+         `model.enable_confidence_head = true`"
+    )]
+    NoConfidenceHead {
+        /// The threshold asked for.
+        threshold: f64,
+        /// The draft, as it was named.
+        draft: String,
+    },
     /// A task file has no prompts.
     #[error("{}: no prompts", path.display())]
     Empty {
@@ -135,7 +147,8 @@ pub struct Models<'a> {
 /// Answers all prompts of all tasks; `names` are the target's and the draft's for the report.
 ///
 /// # Errors
-/// When a task file is unusable, a prompt cannot be rendered, or the trace cannot be written.
+/// When a task file is unusable, a prompt cannot be rendered, the draft has no head for a confidence threshold, or the
+/// trace cannot be written.
 pub fn evaluate(
     models: Models<'_>,
     names: (&str, &str),
@@ -143,6 +156,10 @@ pub fn evaluate(
     options: &EvaluationOptions,
     trace: Option<&Path>,
 ) -> Result<EvaluationReport, EvaluateError> {
+    let threshold = options.confidence_threshold;
+    if threshold > 0.0 && !models.draft.config().enable_confidence_head {
+        return Err(EvaluateError::NoConfidenceHead { threshold, draft: names.1.to_owned() });
+    }
     let mut trace = trace.map(Trace::create).transpose()?;
     let mut reports = Vec::new();
     for task in tasks {

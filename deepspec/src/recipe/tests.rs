@@ -190,6 +190,10 @@ fn values_out_of_range_are_refused() {
         (vec!["data.validation=[\"v\"]", "data.validation_fraction=0.1"], "cannot stand beside `data.validation`"),
         (vec!["evaluate.tasks=[{name='a'},{name='a'}]"], "names \"a\" twice"),
         (vec!["evaluate.temperature=-1"], "`evaluate.temperature` must be at least 0"),
+        (
+            vec!["model.enable_confidence_head=false", "evaluate.confidence_threshold=0.3"],
+            "`evaluate.confidence_threshold` = 0.3 needs the head that `model.enable_confidence_head = false` leaves out",
+        ),
         (vec!["evaluate.samples=0"], "`evaluate.samples` must be at least 1"),
         (vec!["name=../up"], "names a folder"),
     ];

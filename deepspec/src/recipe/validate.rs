@@ -19,6 +19,7 @@ pub(super) fn check(recipe: &Recipe, document: &Document) -> Result<(), RecipeEr
         .and_then(|()| check_train(&recipe.train))
         .and_then(|()| check_data(&recipe.data))
         .and_then(|()| check_evaluate(&recipe.evaluate))
+        .and_then(|()| check_confidence(recipe))
         .map_err(|(key, reason)| RecipeError::Invalid { place: document.place(key), key: key.to_owned(), reason })
 }
 
@@ -138,6 +139,15 @@ fn check_evaluate(evaluate: &EvaluateSection) -> Result<(), Complaint> {
     at_least_one("evaluate.max_new_tokens", evaluate.max_new_tokens)?;
     at_least_one("evaluate.samples", evaluate.samples.unwrap_or(1))?;
     fraction("evaluate.confidence_threshold", evaluate.confidence_threshold)
+}
+
+fn check_confidence(recipe: &Recipe) -> Result<(), Complaint> {
+    let threshold = recipe.evaluate.confidence_threshold;
+    if threshold > 0.0 && !recipe.model.enable_confidence_head {
+        let reason = format!("= {threshold} needs the head that `model.enable_confidence_head = false` leaves out");
+        return Err(("evaluate.confidence_threshold", reason));
+    }
+    Ok(())
 }
 
 fn at_least_one<N: Default + PartialEq + std::fmt::Display>(key: &'static str, found: N) -> Result<(), Complaint> {
