@@ -25,7 +25,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Everything a recipe asks for, in order: data, train, evaluate, export; what is done already is skipped
+    /// Everything a recipe asks for, in order: data, train, export, evaluate; what is done already is skipped
     Run(run::Arguments),
     /// Train a draft
     Train(train::Arguments),
