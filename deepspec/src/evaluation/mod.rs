@@ -7,6 +7,8 @@
 mod report;
 mod run;
 mod statistics;
+#[cfg(test)]
+mod tests;
 
 pub use report::{EvaluationReport, TaskReport, table};
 pub use run::{EvaluateError, EvaluationOptions, Models, Task, TraceLine, evaluate};
