@@ -93,8 +93,8 @@ impl Step {
         let loss = draft_loss(&draft, &batch, &weights, global, true);
         let mut gradients = GradientSum::default();
         gradients.add(loss.surrogate.expect("something is supervised").backward(), &draft.parameters);
-        let (updated, _) = self.optimizer.step(self.rate.at(self.step), draft.parameters, gradients);
-        self.parameters = Some(updated);
+        let (gradients, _) = self.optimizer.clip(gradients, &draft.parameters);
+        self.parameters = Some(self.optimizer.step(self.rate.at(self.step), draft.parameters, gradients));
         self.step += 1;
     }
 }

@@ -6,9 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use dspark_runtime::checkpoint::expand_home;
 use serde::Deserialize;
-
-use crate::recipe::expand_home;
 
 /// Environment variable with further dataset folders, separated like `PATH`.
 pub const FOLDERS_VARIABLE: &str = "DEEPSPEC_DATASETS";
@@ -39,6 +38,26 @@ pub enum Kind {
     Training,
 }
 
+impl Kind {
+    /// What a set of this kind is called in errors.
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Task => "task",
+            Self::Training => "training set",
+        }
+    }
+
+    /// What to write instead of a card's name, on the command line and in a recipe.
+    fn instead(self) -> &'static str {
+        match self {
+            Self::Task => "a file: `--task FILE` on the command line, `path` beside the task's name in a recipe",
+            Self::Training => {
+                "files: `data.train = [\"FILE\"]` in the recipe, --set 'data.train=[\"FILE\"]' on the command line"
+            }
+        }
+    }
+}
+
 /// A published dataset.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,7 +72,7 @@ pub struct Card {
     pub source: String,
     /// Its licence, as far as known.
     pub licence: String,
-    /// File names it is looked for under, in this order.
+    /// Names it is looked for under, in this order: files or, for a training set, folders of files.
     pub files: Vec<String>,
     /// How to get it.
     pub how_to_get: String,
@@ -64,21 +83,33 @@ pub struct Card {
 /// Why a name leads to no file.
 #[derive(Debug, thiserror::Error)]
 pub enum CardError {
-    /// No card has this name.
-    #[error("there is no dataset card {name:?}{}; known: {known}. A task can also name its file with `path`", .nearest.as_ref().map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default())]
+    /// No card of the wanted kind has this name.
+    #[error(
+        "{name:?} is neither a file nor the name of a {}{}; known are {known}. In place of a name stands {}",
+        kind.noun(),
+        .nearest.as_ref().map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default(),
+        kind.instead()
+    )]
     Unknown {
         /// The name asked for.
         name: String,
+        /// The kind asked for.
+        kind: Kind,
         /// A card of a similar name.
         nearest: Option<String>,
-        /// All names.
+        /// All names of this kind.
         known: String,
     },
     /// The dataset is not on this machine.
     #[error(
-        "the dataset {name:?} ({title}) is not here: no {files} in {folders}.\nTo get it: {how_to_get}\nA task can also name its file with `path`; further folders go into {FOLDERS_VARIABLE}."
+        "the {} {name:?} ({title}) is not here: no {files} in {folders}.\nTo get it: {how_to_get}\nFurther folders \
+         to look in go into the environment variable {FOLDERS_VARIABLE}; in place of a name stands {}.",
+        kind.noun(),
+        kind.instead()
     )]
     NotHere {
+        /// What it is used for.
+        kind: Kind,
         /// The card's name.
         name: String,
         /// The card's title.
@@ -112,12 +143,13 @@ impl Card {
         CARDS.into_iter().enumerate().map(parse).collect()
     }
 
-    /// The card called `name`.
+    /// The card called `name`, among those of a kind.
     ///
     /// # Errors
     /// [`CardError::Unknown`] with the known names, and the nearest if one is near.
-    pub fn named(name: &str) -> Result<Self, CardError> {
-        let cards = Self::all()?;
+    pub fn named(name: &str, kind: Kind) -> Result<Self, CardError> {
+        let mut cards = Self::all()?;
+        cards.retain(|card| card.kind == kind);
         if let Some(card) = cards.iter().find(|card| card.name == name) {
             return Ok(card.clone());
         }
@@ -129,16 +161,17 @@ impl Card {
             .filter(|(similarity, _)| *similarity >= SIMILAR)
             .max_by(|a, b| a.0.total_cmp(&b.0))
             .map(|(_, known)| known.to_owned());
-        Err(CardError::Unknown { name: name.to_owned(), nearest, known: names.join(", ") })
+        Err(CardError::Unknown { name: name.to_owned(), kind, nearest, known: names.join(", ") })
     }
 
-    /// The first of the card's files that exists in `folders`, folder by folder.
+    /// The first of the card's files (or folders of files) that exists in `folders`, folder by folder.
     ///
     /// # Errors
     /// [`CardError::NotHere`] with what was looked for, where, and how to get it.
     pub fn resolve(&self, folders: &[PathBuf]) -> Result<PathBuf, CardError> {
         let candidates = folders.iter().flat_map(|folder| self.files.iter().map(|file| folder.join(file)));
-        candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| CardError::NotHere {
+        candidates.into_iter().find(|path| path.exists()).ok_or_else(|| CardError::NotHere {
+            kind: self.kind,
             name: self.name.clone(),
             title: self.title.clone(),
             files: self.files.join(" or "),
@@ -194,9 +227,9 @@ mod tests {
     fn a_card_finds_its_file_or_says_how_to_get_it() {
         let folder = tempfile::tempdir().unwrap();
         let folders = [folder.path().join("none"), folder.path().to_owned()];
-        let card = Card::named("mt-bench").unwrap();
+        let card = Card::named("mt-bench", Kind::Task).unwrap();
         let message = card.resolve(&folders).unwrap_err().to_string();
-        for part in ["mt-bench.jsonl", "none", "git clone", "DEEPSPEC_DATASETS", "`path`"] {
+        for part in ["mt-bench.jsonl", "none", "git clone", "DEEPSPEC_DATASETS", "`--task FILE`", "`path`"] {
             assert!(message.contains(part), "{part} is missing in: {message}");
         }
         let file = folder.path().join("mt-bench.jsonl");
@@ -208,7 +241,12 @@ mod tests {
     fn the_first_file_of_the_first_folder_wins() {
         let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let folders = [first.path().to_owned(), second.path().to_owned()];
-        let card = Card::named("open-perfectblend").unwrap();
+        let card = Card::named("open-perfectblend", Kind::Training).unwrap();
+        let message = card.resolve(&folders).unwrap_err().to_string();
+        for part in ["hf download", "`data.train = [\"FILE\"]`", "--set 'data.train=[\"FILE\"]'"] {
+            assert!(message.contains(part), "{part} is missing in: {message}");
+        }
+        assert!(!message.contains("--task") && !message.contains("`path`"), "{message}");
         std::fs::write(second.path().join("open-perfectblend.jsonl"), "").unwrap();
         std::fs::write(first.path().join("open-perfectblend.parquet"), "").unwrap();
         assert_eq!(card.resolve(&folders).unwrap(), first.path().join("open-perfectblend.parquet"));
@@ -218,9 +256,14 @@ mod tests {
 
     #[test]
     fn an_unknown_name_is_answered_with_the_nearest() {
-        let message = Card::named("GSM-8K").unwrap_err().to_string();
+        let message = Card::named("GSM-8K", Kind::Task).unwrap_err().to_string();
         assert!(message.contains("did you mean \"gsm8k\"?") && message.contains("livecodebench"), "{message}");
-        let message = Card::named("zzz").unwrap_err().to_string();
+        let message = Card::named("zzz", Kind::Task).unwrap_err().to_string();
         assert!(!message.contains("did you mean"), "{message}");
+        // A set of the other kind is none of those asked for.
+        let message = Card::named("open-perfectblend", Kind::Task).unwrap_err().to_string();
+        assert!(message.contains("\"open-perfectblend\" is neither a file nor the name of a task"), "{message}");
+        let message = Card::named("perfectblend", Kind::Training).unwrap_err().to_string();
+        assert!(message.contains("name of a training set") && !message.contains("gsm8k"), "{message}");
     }
 }

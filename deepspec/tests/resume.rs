@@ -1,7 +1,7 @@
 //! A training killed at any moment and resumed ends with the same weights, bit for bit.
 
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -19,6 +19,10 @@ fn workspace() -> PathBuf {
 }
 
 fn train(output: &Path, data: &Path, resume: bool) -> Child {
+    spawn(output, data, resume, &[&format!("train.steps={STEPS}"), "train.checkpoint_every=3"])
+}
+
+fn spawn(output: &Path, data: &Path, resume: bool, steps: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_deepspec"));
     command.current_dir(workspace()).env("RAYON_NUM_THREADS", "2").args(["train", "recipes/quickstart.toml"]);
     for set in [
@@ -26,14 +30,15 @@ fn train(output: &Path, data: &Path, resume: bool) -> Child {
         format!("data.train=[{:?}]", data.display().to_string()),
         "data.validation=[]".to_owned(),
         "data.validation_fraction=0.1".to_owned(),
-        format!("train.steps={STEPS}"),
-        "train.checkpoint_every=3".to_owned(),
         "train.validate_every=5".to_owned(),
         "train.global_batch_size=4".to_owned(),
         "train.micro_batch_size=2".to_owned(),
         "model.num_anchors=6".to_owned(),
     ] {
         command.args(["--set", &set]);
+    }
+    for set in steps {
+        command.args(["--set", set]);
     }
     if resume {
         command.arg("--resume");
@@ -100,6 +105,24 @@ fn a_killed_training_ends_with_the_same_weights() {
     }
     wait(&mut train(&killed, &data, true), None);
     compare(&whole, &killed);
+}
+
+#[test]
+fn an_interrupted_training_saves_the_steps_that_it_did() {
+    let root = tempfile::tempdir().unwrap();
+    let data = workspace().join("datasets/quickstart/code.train.jsonl");
+    let run = root.path().join("run");
+    let mut child = spawn(&run, &data, false, &["train.steps=2000", "train.checkpoint_every=2000"]);
+    let mut errors = BufReader::new(child.stderr.take().unwrap()).lines();
+    // Its first line of progress says that a step is done.
+    errors.find(|line| line.as_ref().unwrap().starts_with("train ")).unwrap().unwrap();
+    let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    let last = errors.last().unwrap().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{last}");
+    let saved = newest(&run);
+    assert!(saved >= 1, "{last}");
+    assert!(last.contains(&format!("interrupted after step {saved}: ")), "{last}");
 }
 
 /// Steps of the newest checkpoint; 0 without one.

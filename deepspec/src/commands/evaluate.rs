@@ -118,10 +118,6 @@ pub fn find_task(name: &str) -> Result<Task> {
     if name.contains(['/', '.']) {
         bail!("--task {name}: no such file");
     }
-    let card = Card::named(name)?;
-    if card.kind != Kind::Task {
-        bail!("--task {name}: this set is for training and has no questions to answer");
-    }
-    let path = card.resolve(&dataset_folders())?;
+    let path = Card::named(name, Kind::Task)?.resolve(&dataset_folders())?;
     Ok(Task { name: name.to_owned(), path })
 }

@@ -1,6 +1,7 @@
 //! The command line, one thin file per verb.
 
 mod calibrate;
+mod data_files;
 mod evaluate;
 mod export;
 mod inspect;
@@ -26,7 +27,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Everything a recipe asks for, in order: data, train, evaluate, export; what is done already is skipped
+    /// Everything a recipe asks for, in order: data, train, export, evaluate; what is done already is skipped
     Run(run::Arguments),
     /// Train a draft
     Train(train::Arguments),

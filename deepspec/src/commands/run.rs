@@ -39,7 +39,7 @@ struct DataResult {
     validation: usize,
 }
 
-/// Data, train, evaluate, export, report.
+/// Data, train, export, evaluate, report. What is evaluated is what was exported, in its number type.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let prepared = Prepared::load(&arguments.recipe)?;
     let folder = prepared.recipe.output_dir();
@@ -70,19 +70,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Ok((serde_json::to_value(&report)?, vec![report.checkpoint]))
     })?;
     let checkpoint = training["checkpoint"].as_str().context("the training stage recorded no checkpoint")?;
-    let draft = Draft::load(Path::new(checkpoint), &prepared.target)?;
-
-    let settings = serde_json::to_string(&prepared.recipe.evaluate)?;
-    let inputs = digest(&[&training_digest, checkpoint, &settings, &task_digest(&tasks)?]);
-    let evaluation: EvaluationReport = stages
-        .run("evaluate", &inputs, || Ok((evaluate_recipe(&prepared, &draft, checkpoint, &tasks)?, Vec::new())))?;
     let exported = folder.join("draft");
     let without = prepared.recipe.output.without_embeddings;
-    let inputs = digest(&[&training_digest, checkpoint, if without { "without" } else { "with" }]);
-    stages.run("export", &inputs, || {
-        draft.save(&exported, WeightDtype::Bf16, !without)?;
+    let export_digest = digest(&[&training_digest, checkpoint, if without { "without" } else { "with" }]);
+    stages.run("export", &export_digest, || {
+        let trained = Draft::load(Path::new(checkpoint), &prepared.target)?;
+        trained.save(&exported, WeightDtype::Bf16, !without)?;
         Ok((Value::Null, vec![exported.clone()]))
     })?;
+    let draft = Draft::load(&exported, &prepared.target)?;
+    let settings = serde_json::to_string(&prepared.recipe.evaluate)?;
+    let inputs = digest(&[&export_digest, &settings, &task_digest(&tasks)?]);
+    let evaluation: EvaluationReport = stages
+        .run("evaluate", &inputs, || Ok((evaluate_recipe(&prepared, &draft, &exported, &tasks)?, Vec::new())))?;
     let report = json!({"evaluation": evaluation, "training": training});
     let report_path = folder.join("report.json");
     write_file(&report_path, (serde_json::to_string_pretty(&report)? + "\n").as_bytes())?;
@@ -117,7 +117,7 @@ fn task_digest(tasks: &[Task]) -> Result<String> {
     Ok(hex(hash))
 }
 
-fn evaluate_recipe(prepared: &Prepared, draft: &Draft, checkpoint: &str, tasks: &[Task]) -> Result<EvaluationReport> {
+fn evaluate_recipe(prepared: &Prepared, draft: &Draft, folder: &Path, tasks: &[Task]) -> Result<EvaluationReport> {
     let settings = &prepared.recipe.evaluate;
     let options = EvaluationOptions {
         temperature: settings.temperature,
@@ -130,7 +130,8 @@ fn evaluate_recipe(prepared: &Prepared, draft: &Draft, checkpoint: &str, tasks: 
         measure_plain: true,
     };
     let models = Models { target: &prepared.target, draft, tokenizer: &prepared.tokenizer };
-    Ok(evaluate(models, (&prepared.recipe.target, checkpoint), tasks, &options, None)?)
+    let names = (prepared.recipe.target.as_str(), &*folder.to_string_lossy());
+    Ok(evaluate(models, names, tasks, &options, None)?)
 }
 
 /// Answers the first prompt of the first task with the draft and without, at temperature 0.

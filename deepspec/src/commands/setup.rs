@@ -12,12 +12,13 @@ use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, Target};
 use dspark_runtime::text::Tokenizer;
 use sha2::{Digest, Sha256};
 
+use super::data_files::data_files;
 use super::stages::hex;
-use crate::cards::{Card, dataset_folders};
-use crate::conversation::{Format, ReadOptions, Sample, read_samples, split_validation};
+use crate::cards::{Card, Kind, dataset_folders};
+use crate::conversation::{ReadOptions, Sample, read_samples, split_validation};
 use crate::evaluation::Task;
 use crate::objective::LossWeights;
-use crate::recipe::{DataFormat, Recipe, Schedule};
+use crate::recipe::{Recipe, Schedule};
 use crate::trainer::{AdamWSettings, LearningRate, TrainSettings};
 
 /// Bytes hashed at each end of a weight file.
@@ -67,6 +68,9 @@ impl Prepared {
     pub fn load(arguments: &RecipeArguments) -> Result<Self> {
         let mut recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
         recipe.data.strict |= arguments.strict;
+        let folders = dataset_folders();
+        recipe.data.train = data_files(&recipe.data.train, &folders).context("data.train")?;
+        recipe.data.validation = data_files(&recipe.data.validation, &folders).context("data.validation")?;
         let device = arguments.device.open()?;
         let (target_folder, target, tokenizer) = load_target(&recipe.target, &device)?;
         Ok(Self { recipe, target_folder, target, tokenizer })
@@ -86,10 +90,7 @@ impl Prepared {
             );
         }
         let options = ReadOptions {
-            format: match data.format {
-                DataFormat::Chat => Format::Chat,
-                DataFormat::Text => Format::Text,
-            },
+            format: data.format,
             max_length: data.max_length,
             minimum_supervised_tokens: data.min_supervised_tokens,
             template_arguments: data.template_arguments.clone(),
@@ -226,7 +227,7 @@ impl Prepared {
         let of = |task: &crate::recipe::EvaluationTask| -> Result<Task> {
             let path = match &task.path {
                 Some(path) => path.clone(),
-                None => Card::named(&task.name)?.resolve(&dataset_folders())?,
+                None => Card::named(&task.name, Kind::Task)?.resolve(&dataset_folders())?,
             };
             Ok(Task { name: task.name.clone(), path })
         };

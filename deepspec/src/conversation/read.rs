@@ -16,14 +16,14 @@ use super::sample::Sample;
 /// How many rows are cut into tokens at a time: enough for every core, few enough to hold in memory.
 const ROWS_AT_A_TIME: usize = 1024;
 
-/// What a row holds.
+/// What a row holds, as recipes name it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// A conversation, written through the target's chat template.
+    /// A conversation, written through the target's chat template; only the assistant's turns are trained on.
     #[default]
     Chat,
-    /// A plain text in the field `text`.
+    /// A plain text in the field `text`; every token is trained on.
     Text,
 }
 

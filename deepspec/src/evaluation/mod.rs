@@ -7,6 +7,8 @@
 mod report;
 mod run;
 mod statistics;
+#[cfg(test)]
+mod tests;
 mod trace;
 
 pub use report::{EvaluationReport, TaskReport, table};

@@ -28,6 +28,8 @@ pub struct TaskReport {
     pub name: String,
     /// Prompts answered.
     pub samples: usize,
+    /// Turns left out because the conversation before them had filled the target's context.
+    pub skipped: u64,
     /// Rounds of speculation.
     pub rounds: u64,
     /// New tokens, those sampled at prefill included.
@@ -54,6 +56,7 @@ impl TaskReport {
         Self {
             name: name.to_owned(),
             samples,
+            skipped: 0,
             rounds: statistics.rounds(),
             new_tokens,
             accepted_length: statistics.accepted_length(),
@@ -96,6 +99,12 @@ pub fn table(report: &EvaluationReport) -> String {
             number(task.plain_tokens_per_second, 0),
             number(ratio, 2),
             slots.join(" "),
+        ));
+    }
+    for task in report.tasks.iter().filter(|task| task.skipped > 0) {
+        lines.push(format!(
+            "{}: {} turns skipped: their conversation fills the target's context",
+            task.name, task.skipped
         ));
     }
     lines.join("\n")

@@ -71,7 +71,7 @@ pub enum EvaluateError {
         /// Rows of the target's embedding.
         vocabulary: usize,
     },
-    /// A prompt leaves no room for an answer.
+    /// The first turn of a prompt leaves no room for an answer.
     #[error(
         "{}: prompt {sample}: {tokens} tokens, but the target's context is {context}: shorten it, or leave it out",
         path.display()
@@ -81,10 +81,22 @@ pub enum EvaluateError {
         path: PathBuf,
         /// 0-based prompt.
         sample: usize,
-        /// Tokens of the conversation so far.
+        /// Tokens of the first turn, system message and template included.
         tokens: usize,
         /// The target's context, tokens.
         context: usize,
+    },
+    /// A confidence threshold, and a draft that predicts none.
+    #[error(
+        "the confidence threshold {threshold} (`--confidence-threshold`; `evaluate.confidence_threshold` in a recipe) \
+         needs a confidence head, and the draft {draft} has none: leave the threshold out, or train with \
+         `model.enable_confidence_head = true`"
+    )]
+    NoConfidenceHead {
+        /// The threshold asked for.
+        threshold: f64,
+        /// The draft, as it was named.
+        draft: String,
     },
     /// A task file has no prompts.
     #[error("{}: no prompts", path.display())]
@@ -111,7 +123,8 @@ pub struct Models<'a> {
 /// Answers all prompts of all tasks; `names` are the target's and the draft's for the report.
 ///
 /// # Errors
-/// When a task file is unusable, a prompt cannot be rendered, or the trace cannot be written.
+/// When a task file is unusable, a prompt cannot be rendered, the draft has no head for a confidence threshold, or the
+/// trace cannot be written.
 pub fn evaluate(
     models: Models<'_>,
     names: (&str, &str),
@@ -141,6 +154,10 @@ pub fn evaluate_observed(
     options: &EvaluationOptions,
     mut observe: impl FnMut(TraceRound) -> Result<(), TraceError>,
 ) -> Result<EvaluationReport, EvaluateError> {
+    let threshold = options.confidence_threshold;
+    if threshold > 0.0 && !models.draft.config().enable_confidence_head {
+        return Err(EvaluateError::NoConfidenceHead { threshold, draft: names.1.to_owned() });
+    }
     let mut reports = Vec::new();
     for task in tasks {
         let mut prompts = read_evaluation_prompts(&task.path)?;
@@ -169,12 +186,12 @@ fn evaluate_task(
 ) -> Result<TaskReport, EvaluateError> {
     let mut statistics = RoundStatistics::new(models.draft.config().block_size);
     let (mut with_draft, mut alone) = (Speed::default(), Speed::default());
-    let mut new_tokens = 0;
+    let (mut new_tokens, mut skipped) = (0, 0);
     let mut progress = Progress::new(&task.name, prompts.len() as u64, 0);
     for (sample, prompt) in prompts.iter().enumerate() {
         let mut round = 0;
         let mut failure = None;
-        answer(models, task, sample, prompt, options, |ids, generation_options, uniforms| {
+        skipped += answer(models, task, sample, prompt, options, |ids, generation_options, uniforms| {
             let decoder = Decoder::new(models.target, Some(models.draft));
             let generation = decoder.generate_observed(ids, generation_options, uniforms, |detail| {
                 statistics.add(&detail.record);
@@ -214,12 +231,14 @@ fn evaluate_task(
     }
     progress.finish();
     let mut report = TaskReport::new(&task.name, prompts.len(), new_tokens, &statistics);
+    report.skipped = skipped;
     report.tokens_per_second = with_draft.tokens_per_second();
     report.plain_tokens_per_second = alone.tokens_per_second();
     Ok(report)
 }
 
-/// Answers the turns of one prompt in order, each answer becoming part of the conversation.
+/// Answers the turns of one prompt in order, each answer becoming part of the conversation. When a later turn finds no
+/// room for an answer, it and those after it are skipped; returns how many.
 fn answer(
     models: Models<'_>,
     task: &Task,
@@ -227,7 +246,7 @@ fn answer(
     prompt: &EvaluationPrompt,
     options: &EvaluationOptions,
     mut generate: impl FnMut(&[u32], &GenerationOptions, &mut SeededUniforms) -> Generation,
-) -> Result<(), EvaluateError> {
+) -> Result<u64, EvaluateError> {
     let template = models.tokenizer.chat_template().ok_or(EvaluateError::NoTemplate)?;
     let generation_options = GenerationOptions {
         temperature: options.temperature,
@@ -239,10 +258,10 @@ fn answer(
     let message = |role: &str, content: &str| json!({"role": role, "content": content});
     let mut messages: Vec<Value> = prompt.system.iter().map(|system| message("system", system)).collect();
     let turns = match options.turns {
-        Turns::All => prompt.turns.len(),
-        Turns::First => 1,
+        Turns::All => &prompt.turns[..],
+        Turns::First => &prompt.turns[..prompt.turns.len().min(1)],
     };
-    for turn in &prompt.turns[..turns.min(prompt.turns.len())] {
+    for (number, turn) in turns.iter().enumerate() {
         messages.push(message("user", turn));
         let text = template.render(&messages, &options.template_arguments, true)?;
         let ids = models.tokenizer.encode(&text, false)?;
@@ -251,6 +270,9 @@ fn answer(
             return Err(EvaluateError::TokenBeyondVocabulary { path: task.path.clone(), sample, id, vocabulary });
         }
         let context = models.target.config().max_position_embeddings;
+        if ids.len() >= context && number > 0 {
+            return Ok((turns.len() - number) as u64);
+        }
         if ids.len() >= context {
             let (path, tokens) = (task.path.clone(), ids.len());
             return Err(EvaluateError::PromptTooLong { path, sample, tokens, context });
@@ -258,7 +280,7 @@ fn answer(
         let generation = generate(&ids, &generation_options, &mut uniforms);
         messages.push(message("assistant", &models.tokenizer.decode(&generation.ids, true)?));
     }
-    Ok(())
+    Ok(0)
 }
 
 /// Tokens and time after prefill.

@@ -62,10 +62,14 @@ pub struct VocabularyLoss {
 
 /// Losses of all rows and, when weights are given, the surrogate for the backward pass.
 pub fn vocabulary_loss(rows: &VocabularyRows, weights: Option<&VocabularyWeights>) -> VocabularyLoss {
+    let [v, _] = rows.head_vd.dims();
+    in_chunks(rows, weights, (CHUNK_ELEMENTS / v).max(1))
+}
+
+/// The same, `chunk` rows at a time.
+fn in_chunks(rows: &VocabularyRows, weights: Option<&VocabularyWeights>, chunk: usize) -> VocabularyLoss {
     let plain = rows.plain();
     let [n, _] = plain.hidden_nd.dims();
-    let [v, _] = plain.head_vd.dims();
-    let chunk = (CHUNK_ELEMENTS / v).clamp(1, n.max(1));
     let mut loss = VocabularyLoss { cross_entropy: Vec::new(), l1: Vec::new(), surrogate: None };
     let mut hidden_gradients = Vec::new();
     let mut factor_gradients = Vec::new();
@@ -338,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn host_and_device_forms_agree_with_plain_autodiff() {
+    fn chunks_and_device_forms_agree_with_plain_autodiff() {
         let device = Device::flex();
         device.seed(11);
         let normal =
@@ -360,18 +364,21 @@ mod tests {
         };
         let (expected, cross_entropy, l1) = by_autodiff(&rows, &weights);
         let gradients = expected.backward();
-        let fused = vocabulary_loss(&rows, Some(&weights));
         let close = |got: &[f32], expected: Vec<f32>, tolerance: f32| {
             let scale = expected.iter().fold(1e-6_f32, |a, b| a.max(b.abs()));
             let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst <= tolerance * scale, "{worst} of {scale}");
         };
-        close(&fused.cross_entropy, values(cross_entropy.inner()), 1e-5);
-        close(&fused.l1, values(l1.inner()), 1e-5);
-        let own = fused.surrogate.unwrap().backward();
+        let (cross_entropy, l1) = (values(cross_entropy.inner()), values(l1.inner()));
         let (factors, w2) = rows.markov.clone().unwrap();
-        for tensor in [&rows.hidden_nd, &factors, &w2] {
-            close(&values(tensor.grad(&own).unwrap()), values(tensor.grad(&gradients).unwrap()), 1e-5);
+        // All rows at once, and chunks of which the last is smaller.
+        for fused in [vocabulary_loss(&rows, Some(&weights)), in_chunks(&rows, Some(&weights), 5)] {
+            close(&fused.cross_entropy, cross_entropy.clone(), 1e-5);
+            close(&fused.l1, l1.clone(), 1e-5);
+            let own = fused.surrogate.unwrap().backward();
+            for tensor in [&rows.hidden_nd, &factors, &w2] {
+                close(&values(tensor.grad(&own).unwrap()), values(tensor.grad(&gradients).unwrap()), 1e-5);
+            }
         }
         // The form for other devices, on the same numbers.
         let plain = rows.plain();

@@ -155,8 +155,8 @@ fn train(target: Target, samples: &[Sample], settings: &PretrainSettings) -> Tar
         let mut gradients = GradientSum::default();
         gradients.add(loss.backward(), model.parameters());
         let value: f32 = loss.inner().into_scalar();
-        let norm;
-        (parameters, norm) = optimizer.step(rate.at(step), model.parameters().clone(), gradients);
+        let (gradients, norm) = optimizer.clip(gradients, model.parameters());
+        parameters = optimizer.step(rate.at(step), model.parameters().clone(), gradients);
         progress.step(|| format!("loss {value:.3} gradient {norm:.2}"));
     }
     progress.finish();

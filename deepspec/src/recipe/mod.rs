@@ -26,10 +26,10 @@ mod validate;
 mod tests;
 
 pub use error::{Place, RecipeError};
-pub use paths::{expand_home, resolve_input};
+pub use paths::resolve_input;
 pub use schema::{
-    Algorithm, DataFormat, DataSection, EvaluateSection, EvaluationTask, MarkovHeadType, ModelSection, OutputSection,
-    Recipe, Schedule, TrainSection, Turns,
+    Algorithm, DataSection, EvaluateSection, EvaluationTask, MarkovHeadType, ModelSection, OutputSection, Recipe,
+    Schedule, TrainSection, Turns,
 };
 
 use std::path::Path;

@@ -2,16 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::schema::Recipe;
+use dspark_runtime::checkpoint::expand_home;
 
-/// `~` and `~/...` with the home directory in place of the tilde; everything else as it is, and so is a tilde
-/// on a machine that names no home directory.
-pub fn expand_home(path: &Path) -> PathBuf {
-    match (path.strip_prefix("~"), std::env::home_dir()) {
-        (Ok(rest), Some(home)) => home.join(rest),
-        _ => path.to_owned(),
-    }
-}
+use super::schema::Recipe;
 
 /// The input file or folder a recipe in `folder` means by `path`: relative to the working directory, or,
 /// where nothing is there, relative to `folder` if something is. A path that leads nowhere stays relative to

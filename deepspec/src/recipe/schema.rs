@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::conversation::Format;
+
 /// A whole recipe: what to train, on what, how, and how to measure it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -174,26 +176,16 @@ impl TrainSection {
     }
 }
 
-/// What a line of training data holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DataFormat {
-    /// Conversations, rendered with the tokeniser's chat template; only assistant turns are trained on.
-    Chat,
-    /// Plain text without a template; every token is trained on.
-    Text,
-}
-
 /// `[data]`: where sequences come from and how they are cut.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
     /// What a line holds.
-    #[serde(default = "defaults::data_format")]
-    pub format: DataFormat,
-    /// JSONL or Parquet files to train on.
+    #[serde(default)]
+    pub format: Format,
+    /// JSONL or Parquet files to train on, folders of them, or names of training cards.
     pub train: Vec<PathBuf>,
-    /// JSONL or Parquet files to validate on; not together with `validation_fraction`.
+    /// The same, to validate on; not together with `validation_fraction`.
     #[serde(default)]
     pub validation: Vec<PathBuf>,
     /// Share of the training sequences set aside for validation, in `(0, 1)`.
@@ -286,7 +278,7 @@ impl Recipe {
 
 /// Defaults as functions, the form serde asks for.
 mod defaults {
-    use super::{Algorithm, DataFormat, MarkovHeadType, Schedule};
+    use super::{Algorithm, MarkovHeadType, Schedule};
 
     pub(super) fn algorithm() -> Algorithm {
         Algorithm::Dspark
@@ -296,9 +288,6 @@ mod defaults {
     }
     pub(super) fn schedule() -> Schedule {
         Schedule::Cosine
-    }
-    pub(super) fn data_format() -> DataFormat {
-        DataFormat::Chat
     }
     pub(super) fn yes() -> bool {
         true

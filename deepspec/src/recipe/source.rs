@@ -59,6 +59,16 @@ impl Document {
         }
     }
 
+    /// Where an unknown key was written: like [`place`](Self::place), but a table that only `--set` arguments made has no
+    /// line, and is named by the first of them.
+    fn place_of_unknown(&self, key: &str) -> Place {
+        let made_by = self.overridden.iter().find(|(path, _)| path.starts_with(&join(key, "")));
+        match made_by.filter(|_| !self.lines.contains_key(key)) {
+            Some((_, argument)) => Place::Override(argument.clone()),
+            None => self.place(key),
+        }
+    }
+
     /// Fills the typed form.
     pub(super) fn deserialize<T: for<'de> Deserialize<'de>>(&self) -> Result<T, RecipeError> {
         from_table(&self.table).map_err(|fault| self.explain(fault))
@@ -73,7 +83,7 @@ impl Document {
                     Some(near) => format!("did you mean `{}`?", join(&path, near)),
                     None => format!("known here: {}", known.join(", ")),
                 };
-                RecipeError::UnknownKey { place: self.place(&full), key: full, hint }
+                RecipeError::UnknownKey { place: self.place_of_unknown(&full), key: full, hint }
             }
             FaultKind::UnknownChoice { found, known } => {
                 let expected = choices_in_words(known);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::{Recipe, RecipeError, Schedule, Turns, expand_home, resolve_input};
+use super::{Recipe, RecipeError, Schedule, Turns, resolve_input};
 
 const README: &str = include_str!("../../../recipes/README.md");
 const QUICKSTART: &str = include_str!("../../../recipes/quickstart.toml");
@@ -95,6 +95,14 @@ fn unknown_keys_name_line_and_path_and_suggest() {
     assert!(message.contains("unknown key `evaluate.tasks[0].file`; known here: name, path"), "{message}");
     let message = error(&["train.learning=1"]);
     assert!(message.starts_with("--set train.learning=1: unknown key `train.learning`"), "{message}");
+    let message = error(&["train.lr=1", "modl.x=1"]);
+    assert_eq!(message, "--set modl.x=1: unknown key `modl`; did you mean `model`?");
+    let message = error(&["evaluate.task.name.x=1"]);
+    assert_eq!(message, "--set evaluate.task.name.x=1: unknown key `evaluate.task`; did you mean `evaluate.tasks`?");
+    // A table that the file has is the file's fault, whatever is laid over it.
+    let file = SMALLEST.replace("[data]", "[modl]\ny = 1\n[data]");
+    let message = parse(&file, &["modl.x=1"]).unwrap_err().to_string();
+    assert!(message.starts_with("r.toml:13: unknown key `modl`"), "{message}");
 }
 
 #[test]
@@ -182,6 +190,10 @@ fn values_out_of_range_are_refused() {
         (vec!["data.validation=[\"v\"]", "data.validation_fraction=0.1"], "cannot stand beside `data.validation`"),
         (vec!["evaluate.tasks=[{name='a'},{name='a'}]"], "names \"a\" twice"),
         (vec!["evaluate.temperature=-1"], "`evaluate.temperature` must be at least 0"),
+        (
+            vec!["model.enable_confidence_head=false", "evaluate.confidence_threshold=0.3"],
+            "`evaluate.confidence_threshold` = 0.3 needs the head that `model.enable_confidence_head = false` leaves out",
+        ),
         (vec!["evaluate.samples=0"], "`evaluate.samples` must be at least 1"),
         (vec!["name=../up"], "names a folder"),
     ];
@@ -212,9 +224,6 @@ fn inputs_are_found_beside_the_recipe_when_not_in_the_working_directory() {
     assert_eq!(recipe.data.train, [beside]);
     assert_eq!(recipe.target, "some/target", "a name that is no folder stays as it is");
     assert_eq!(resolve_input(Path::new("nowhere.jsonl"), folder.path()), Path::new("nowhere.jsonl"));
-    let home = std::env::home_dir().unwrap();
-    assert_eq!(expand_home(Path::new("~/models")), home.join("models"));
-    assert_eq!(expand_home(Path::new("a/~")), Path::new("a/~"));
 
     let missing = Recipe::load(&folder.path().join("none.toml"), &[]).unwrap_err().to_string();
     assert!(missing.contains("cannot read the recipe") && missing.contains("none.toml"), "{missing}");

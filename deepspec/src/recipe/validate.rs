@@ -2,8 +2,9 @@
 //! vocabulary) is checked where the target is known.
 
 use super::error::RecipeError;
-use super::schema::{DataFormat, DataSection, EvaluateSection, ModelSection, Recipe, TrainSection};
+use super::schema::{DataSection, EvaluateSection, ModelSection, Recipe, TrainSection};
 use super::source::Document;
+use crate::conversation::Format;
 
 /// Reason a key's value cannot be used.
 type Complaint = (&'static str, String);
@@ -18,6 +19,7 @@ pub(super) fn check(recipe: &Recipe, document: &Document) -> Result<(), RecipeEr
         .and_then(|()| check_train(&recipe.train))
         .and_then(|()| check_data(&recipe.data))
         .and_then(|()| check_evaluate(&recipe.evaluate))
+        .and_then(|()| check_confidence(recipe))
         .map_err(|(key, reason)| RecipeError::Invalid { place: document.place(key), key: key.to_owned(), reason })
 }
 
@@ -95,7 +97,10 @@ fn check_train(train: &TrainSection) -> Result<(), Complaint> {
 
 fn check_data(data: &DataSection) -> Result<(), Complaint> {
     if data.train.is_empty() {
-        return Err(("data.train", "is empty: expected at least one JSONL or Parquet file".to_owned()));
+        return Err((
+            "data.train",
+            "is empty: expected at least one JSONL or Parquet file, or the name of a training card".to_owned(),
+        ));
     }
     if let Some(share) = data.validation_fraction {
         if !data.validation.is_empty() {
@@ -113,7 +118,7 @@ fn check_data(data: &DataSection) -> Result<(), Complaint> {
         let reason = format!("must exceed `data.min_supervised_tokens` = {minimum}, found {found}");
         return Err(("data.max_length", reason));
     }
-    if data.format == DataFormat::Text && !data.template_arguments.is_empty() {
+    if data.format == Format::Text && !data.template_arguments.is_empty() {
         let reason = "has no meaning with `data.format = \"text\"`, which uses no template".to_owned();
         return Err(("data.template_arguments", reason));
     }
@@ -134,6 +139,15 @@ fn check_evaluate(evaluate: &EvaluateSection) -> Result<(), Complaint> {
     at_least_one("evaluate.max_new_tokens", evaluate.max_new_tokens)?;
     at_least_one("evaluate.samples", evaluate.samples.unwrap_or(1))?;
     fraction("evaluate.confidence_threshold", evaluate.confidence_threshold)
+}
+
+fn check_confidence(recipe: &Recipe) -> Result<(), Complaint> {
+    let threshold = recipe.evaluate.confidence_threshold;
+    if threshold > 0.0 && !recipe.model.enable_confidence_head {
+        let reason = format!("= {threshold} needs the head that `model.enable_confidence_head = false` leaves out");
+        return Err(("evaluate.confidence_threshold", reason));
+    }
+    Ok(())
 }
 
 fn at_least_one<N: Default + PartialEq + std::fmt::Display>(key: &'static str, found: N) -> Result<(), Complaint> {

@@ -1,5 +1,9 @@
 //! Checkpoints of a run: written whole or not at all, the newest few and the best one kept.
 //!
+//! Weights that a step has just changed may already be ruined without anyone having seen it. So the trainer writes the
+//! checkpoint of a step only after these weights gave a finite loss and gradient in the next step (after the last step: a
+//! finite loss), and before they change again. Every checkpoint on disk is a good one.
+//!
 //! ```text
 //! checkpoints/step-00000100/   config.json, model.safetensors   the draft, in 32 bits, without embeddings
 //!                              optimizer.bpk                    AdamW's moments

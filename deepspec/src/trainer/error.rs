@@ -9,19 +9,19 @@ use crate::logging::LogError;
 /// A training that could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// A loss term is NaN or infinite.
+    /// A loss term, the gradient or a weight is NaN or infinite.
     #[error(
-        "step {step}: the {term} is {value}: training stopped, and the checkpoint before it is kept ({kept}); lower \
+        "step {step}: the {term} is {value}: training stopped; the last good checkpoint is kept ({kept}); lower \
          `train.lr`, or look at the samples of this step"
     )]
     NotFinite {
         /// The 1-based step.
         step: u64,
-        /// Which term.
-        term: &'static str,
+        /// Which term, gradient or weight.
+        term: String,
         /// Its value.
         value: f64,
-        /// The last good checkpoint, in words.
+        /// The newest checkpoint, in words; none is written before its weights gave a finite loss.
         kept: String,
     },
     /// The user asked to stop.

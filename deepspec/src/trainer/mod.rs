@@ -13,6 +13,8 @@ mod order;
 mod progress;
 mod run;
 mod schedule;
+#[cfg(test)]
+mod tests;
 
 pub use checkpoint::{Best, TrainingCheckpoints, TrainingState};
 pub use error::TrainError;

@@ -87,18 +87,23 @@ impl Optimizer {
         norm.total.sqrt()
     }
 
-    /// Clips, updates the parameters and returns them with the norm before clipping.
-    pub fn step<M: Module>(&mut self, learning_rate: f64, module: M, gradients: GradientSum) -> (M, f64) {
-        let norm = Self::gradient_norm(&gradients, &module);
-        let Some(mut gradients) = gradients.sum else {
-            return (module, 0.0);
-        };
+    /// Scales the gradients down where their global norm exceeds the limit; returns them with the norm before.
+    pub fn clip<M: Module>(&self, mut gradients: GradientSum, module: &M) -> (GradientSum, f64) {
+        let norm = Self::gradient_norm(&gradients, module);
         // The reference's coefficient (torch's clip_grad_norm_).
         let factor = self.max_grad_norm / (norm + 1e-6);
-        if factor < 1.0 {
-            module.visit(&mut Scaler { gradients: &mut gradients, factor });
+        if let Some(gradients) = gradients.sum.as_mut().filter(|_| factor < 1.0) {
+            module.visit(&mut Scaler { gradients, factor });
         }
-        (self.inner.step(learning_rate, module, gradients), norm)
+        (gradients, norm)
+    }
+
+    /// Updates the parameters with clipped gradients.
+    pub fn step<M: Module>(&mut self, learning_rate: f64, module: M, gradients: GradientSum) -> M {
+        match gradients.sum {
+            Some(gradients) => self.inner.step(learning_rate, module, gradients),
+            None => module,
+        }
     }
 
     /// The moments, encoded.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use burn::module::Module;
 use burn_train::Interrupter;
+use dspark_runtime::checkpoint::CheckpointError;
 use dspark_runtime::model::{Draft, Target};
 use serde::Serialize;
 
@@ -121,13 +122,20 @@ pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
     let mut progress = Progress::new("train", total, state.step);
     let before = state.seconds;
     let started = Instant::now();
+    // Validation is always measured with the same anchors.
+    let validation_set: Vec<Drawn<'_>> =
+        (0..job.validation.len()).map(|index| Drawn::new(job.validation, index, settings, VALIDATION_STEP)).collect();
     let mut tokens = 0_u64;
     let mut last = None;
     let samples_of = |step| step_samples(job.training.len(), settings.global_batch_size, settings.seed, step);
-    for step in state.step..total {
-        let indices = samples_of(step);
-        let mut batch: Vec<Drawn<'_>> =
-            indices.iter().map(|&index| Drawn::new(job.training, index, settings, step)).collect();
+    let draw = |step| -> Vec<Drawn<'_>> {
+        samples_of(step).iter().map(|&index| Drawn::new(job.training, index, settings, step)).collect()
+    };
+    let first = state.step;
+    // Whether the weights that the last step left are to be a checkpoint, and whether validation found their loss finite.
+    let (mut due, mut validated) = (false, false);
+    for step in first..total {
+        let mut batch = draw(step);
         // Samples of like length go together; the sum over micro-batches does not depend on the order.
         batch.sort_by_key(|drawn| std::cmp::Reverse(drawn.sample.token_ids.len()));
         tokens += batch.iter().map(|drawn| drawn.sample.token_ids.len() as u64).sum::<u64>();
@@ -143,13 +151,21 @@ pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
             }
         }
         let metrics = sums.metrics(&settings.loss);
-        check_finite(step + 1, &metrics, &checkpoints)?;
-        let rate = settings.learning_rate.at(step);
-        let (updated, norm) = optimizer.step(rate, trained.parameters, gradients);
+        check_finite(step + 1, "", &metrics, &checkpoints)?;
+        let (gradients, norm) = optimizer.clip(gradients, &trained.parameters);
         if !norm.is_finite() {
-            return Err(not_finite(step + 1, "gradient norm", norm, &checkpoints));
+            return Err(not_finite(step + 1, "gradient norm".to_owned(), norm, &checkpoints));
         }
-        parameters = updated;
+        // Only now are the weights that this step started from known to be good.
+        let interrupted = job.interrupter.should_stop();
+        if due || (interrupted && step > first) {
+            save(&checkpoints, &draft.with_parameters(trained.parameters.valid()), &optimizer, &state)?;
+        }
+        if interrupted {
+            return Err(TrainError::Interrupted { step });
+        }
+        let rate = settings.learning_rate.at(step);
+        parameters = optimizer.step(rate, trained.parameters, gradients);
         state.step = step + 1;
         state.seconds = before + started.elapsed().as_secs_f64();
         let done = state.step;
@@ -163,12 +179,13 @@ pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
         if done.is_multiple_of(settings.log_every.max(1)) || is_last {
             row = log_row(&metrics, rate, norm, speed);
         }
-        let mut save = done.is_multiple_of(settings.checkpoint_every.max(1)) || is_last;
+        due = done.is_multiple_of(settings.checkpoint_every.max(1)) || is_last;
         let validate = settings.validate_every > 0 && (done.is_multiple_of(settings.validate_every) || is_last);
-        if validate && !job.validation.is_empty() {
+        validated = validate && !job.validation.is_empty();
+        if validated {
             let snapshot = draft.with_parameters(parameters.valid());
-            let validation = measure(job.target, &snapshot, job.validation, settings);
-            check_finite(done, &validation, &checkpoints)?;
+            let validation = measure(job.target, &snapshot, &validation_set, settings);
+            check_finite(done, "validation ", &validation, &checkpoints)?;
             progress.note(&format!(
                 "step {done}: validation loss {:.4}, tau {:.3}",
                 validation.loss, validation.tau_probabilistic
@@ -181,20 +198,21 @@ pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
             ]);
             if state.best.is_none_or(|best| validation.tau_probabilistic > best.tau_probabilistic) {
                 state.best = Some(Best { step: done, tau_probabilistic: validation.tau_probabilistic });
-                save = true;
+                due = true;
             }
         }
         if !row.is_empty() {
             log.record(done, &row)?;
         }
-        let interrupted = job.interrupter.should_stop();
-        if save || interrupted {
-            checkpoints.save(&draft.with_parameters(parameters.valid()), &optimizer, &state)?;
-        }
-        if interrupted && !is_last {
-            return Err(TrainError::Interrupted { step: done });
-        }
         last = Some(metrics);
+    }
+    if due {
+        let trained = draft.with_parameters(parameters.valid());
+        if !validated {
+            let metrics = measure(job.target, &trained, &draw(total - 1), settings);
+            check_finite(total, "updated draft's ", &metrics, &checkpoints)?;
+        }
+        save(&checkpoints, &trained, &optimizer, &state)?;
     }
     progress.finish();
     let chosen = state.best.map_or(state.step, |best| best.step);
@@ -246,18 +264,33 @@ fn micro_loss(
     draft_loss(draft, &batch, weights, global_weight, train)
 }
 
-/// Averages over a whole set of samples, without gradients, always with the same anchors.
-fn measure(target: &Target, draft: &Draft, samples: &[Sample], settings: &TrainSettings) -> Metrics {
+/// Averages over a whole set of samples, without gradients.
+fn measure(target: &Target, draft: &Draft, drawn: &[Drawn<'_>], settings: &TrainSettings) -> Metrics {
     let mut sums = LossSums::default();
-    let drawn: Vec<Drawn<'_>> =
-        (0..samples.len()).map(|index| Drawn::new(samples, index, settings, VALIDATION_STEP)).collect();
     for micro in drawn.chunks(settings.micro_batch_size) {
         sums.add(&micro_loss(target, draft, micro, &settings.loss, 1.0, false).sums);
     }
     sums.metrics(&settings.loss)
 }
 
-fn check_finite(step: u64, metrics: &Metrics, checkpoints: &TrainingCheckpoints) -> Result<(), TrainError> {
+/// Writes a checkpoint of weights that gave a finite loss.
+fn save(
+    checkpoints: &TrainingCheckpoints,
+    draft: &Draft,
+    optimizer: &Optimizer,
+    state: &TrainingState,
+) -> Result<(), TrainError> {
+    checkpoints.save(draft, optimizer, state).map_err(|error| match error {
+        // A ruined weight that this loss did not look at: the row of a token that did not occur, for example.
+        TrainError::Checkpoint(CheckpointError::NotFinite { name, value, .. }) => {
+            not_finite(state.step, format!("weight `{name}`"), value.into(), checkpoints)
+        }
+        other => other,
+    })
+}
+
+/// Refuses a loss term that is not finite; `of` goes before its name.
+fn check_finite(step: u64, of: &str, metrics: &Metrics, checkpoints: &TrainingCheckpoints) -> Result<(), TrainError> {
     let terms = [
         ("cross-entropy", metrics.ce_loss),
         ("L1 distance", metrics.l1_loss),
@@ -265,11 +298,11 @@ fn check_finite(step: u64, metrics: &Metrics, checkpoints: &TrainingCheckpoints)
     ];
     match terms.into_iter().find(|(_, value)| !value.is_finite()) {
         None => Ok(()),
-        Some((term, value)) => Err(not_finite(step, term, value, checkpoints)),
+        Some((term, value)) => Err(not_finite(step, format!("{of}{term}"), value, checkpoints)),
     }
 }
 
-fn not_finite(step: u64, term: &'static str, value: f64, checkpoints: &TrainingCheckpoints) -> TrainError {
+fn not_finite(step: u64, term: String, value: f64, checkpoints: &TrainingCheckpoints) -> TrainError {
     let newest = checkpoints.steps().ok().and_then(|mut steps| steps.pop());
     let kept = newest.map_or_else(|| "none yet".to_owned(), |step| checkpoints.path(step).display().to_string());
     TrainError::NotFinite { step, term, value, kept }

@@ -110,6 +110,16 @@ pub enum CheckpointError {
         /// The target's value.
         target: String,
     },
+    /// Weights that were to be written are not numbers.
+    #[error("{}: tensor `{name}` holds {value}; nothing was written", path.display())]
+    NotFinite {
+        /// The folder that was to be written.
+        path: PathBuf,
+        /// The first such tensor.
+        name: String,
+        /// Its first such value.
+        value: f32,
+    },
     /// Anything else that is wrong with one file.
     #[error("{}: {reason}", path.display())]
     Invalid {

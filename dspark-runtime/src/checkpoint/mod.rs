@@ -18,6 +18,6 @@ pub use atomic::{AtomicDirectory, write_file};
 pub use error::CheckpointError;
 pub use json_fields::JsonFields;
 pub use load::{load_module, parameter_shapes, with_stable_ids};
-pub use resolve::resolve_model;
+pub use resolve::{expand_home, resolve_model};
 pub use save::{WeightDtype, WeightsToSave};
 pub use weights::{WeightPrecision, Weights};

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use super::CheckpointError;
 
 /// A folder in Hugging Face layout: the one named, or, with the `hub` feature, the local copy of a Hugging Face model
-/// (`owner/name`), downloaded when it is not there yet. A leading `~` is the home folder.
+/// (`owner/name`), downloaded when it is not there yet. The path goes through [`expand_home`].
 ///
 /// # Errors
 /// When there is no such folder, or the download failed.
 pub fn resolve_model(name: &str) -> Result<PathBuf, CheckpointError> {
-    let path = expand_home(name);
+    let path = expand_home(Path::new(name));
     if path.is_dir() {
         return Ok(path);
     }
@@ -26,10 +26,12 @@ pub fn resolve_model(name: &str) -> Result<PathBuf, CheckpointError> {
     })
 }
 
-fn expand_home(name: &str) -> PathBuf {
-    match (name.strip_prefix("~/"), std::env::var_os("HOME")) {
-        (Some(rest), Some(home)) => Path::new(&home).join(rest),
-        _ => PathBuf::from(name),
+/// `~` and `~/...` with the home directory in place of the tilde; everything else as it is, and so is a tilde on a machine
+/// that names no home directory.
+pub fn expand_home(path: &Path) -> PathBuf {
+    match (path.strip_prefix("~"), std::env::home_dir()) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => path.to_owned(),
     }
 }
 
@@ -47,4 +49,19 @@ fn from_hub(name: &str) -> Result<PathBuf, CheckpointError> {
 #[cfg(feature = "hub")]
 fn from_hub(name: &str) -> Result<PathBuf, CheckpointError> {
     super::hub::snapshot(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tilde_is_the_home_directory_only_at_the_start() {
+        let home = std::env::home_dir().unwrap();
+        for (path, expected) in
+            [("~", home.clone()), ("~/models", home.join("models")), ("a/~", "a/~".into()), ("~me", "~me".into())]
+        {
+            assert_eq!(expand_home(Path::new(path)), expected);
+        }
+    }
 }

@@ -43,10 +43,10 @@ impl WeightsToSave {
         self.tensors.insert(name.to_owned(), host_values(tensor));
     }
 
-    /// The first tensor that holds a NaN or an infinity.
-    pub fn first_not_finite(&self) -> Option<&str> {
-        let bad = self.tensors.iter().find(|(_, (_, values))| values.iter().any(|value| !value.is_finite()));
-        bad.map(|(name, _)| name.as_str())
+    /// The first tensor that holds a NaN or an infinity, and that value.
+    pub fn first_not_finite(&self) -> Option<(&str, f32)> {
+        let bad = |values: &[f32]| values.iter().copied().find(|value| !value.is_finite());
+        self.tensors.iter().find_map(|(name, (_, values))| Some((name.as_str(), bad(values)?)))
     }
 
     /// Writes the file into a folder that is not visible yet (see [`super::AtomicDirectory`]).

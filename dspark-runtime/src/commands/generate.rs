@@ -1,7 +1,7 @@
 //! `dspark generate`
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -76,6 +76,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let draft = arguments.draft.as_deref();
     let draft = draft.map(|folder| Draft::load_with(folder, arguments.weights, &target)).transpose()?;
     let load = started.elapsed();
+    if arguments.confidence_threshold > 0.0 {
+        check_confidence_head(arguments.draft.as_deref().zip(draft.as_ref()), arguments.confidence_threshold)?;
+    }
 
     let ids = prompt_ids(arguments, &tokenizer)?;
     let vocabulary = target.config().vocab_size;
@@ -109,6 +112,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         eprintln!("{} tokens, {speed:.1} tokens/s{accepted}", generation.ids.len());
     }
     Ok(())
+}
+
+/// A threshold without a head to compare with would be ignored without a word.
+fn check_confidence_head(draft: Option<(&Path, &Draft)>, threshold: f64) -> Result<()> {
+    match draft {
+        None => bail!(
+            "--confidence-threshold {threshold}: there is no draft (--draft DIR) whose confidence could be read"
+        ),
+        Some((folder, draft)) if !draft.config().enable_confidence_head => bail!(
+            "--confidence-threshold {threshold}: the draft {} has no confidence head; leave the threshold out, or take a draft with one",
+            folder.display()
+        ),
+        Some(_) => Ok(()),
+    }
 }
 
 fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> {

@@ -75,3 +75,21 @@ pub fn message(error: &anyhow::Error) -> String {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::checkpoint::CheckpointError;
+
+    #[test]
+    fn the_exit_code_tells_the_machine_from_the_input() {
+        let code = |error: CheckpointError| exit_code(&anyhow::Error::new(error).context("loading"));
+        let io = |source: io::Error| code(CheckpointError::io("model")(source));
+        assert_eq!(io(io::ErrorKind::StorageFull.into()), 1);
+        assert_eq!(io(io::Error::other("the hub does not answer")), 1);
+        assert_eq!(io(io::ErrorKind::NotFound.into()), 2);
+        assert_eq!(code(CheckpointError::Invalid { path: "model".into(), reason: "no such model".into() }), 2);
+    }
+}

@@ -392,11 +392,8 @@ impl Draft {
             weights.add(SHARED[0], &self.embed_tokens.weight.val());
             weights.add(SHARED[1], &self.lm_head.weight.val());
         }
-        if let Some(name) = weights.first_not_finite() {
-            return Err(CheckpointError::Invalid {
-                path: folder.to_owned(),
-                reason: format!("tensor `{name}` holds a value that is not finite; nothing was written"),
-            });
+        if let Some((name, value)) = weights.first_not_finite() {
+            return Err(CheckpointError::NotFinite { path: folder.to_owned(), name: name.to_owned(), value });
         }
         weights.write(&folder.join("model.safetensors"), dtype)?;
         let config = serde_json::to_string_pretty(&self.config.to_json(dtype)).unwrap_or_default() + "\n";

@@ -1,0 +1,158 @@
+//! An evaluation against answers given by hand with the decoder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, Target};
+use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, SeededUniforms};
+use dspark_runtime::text::Tokenizer;
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+use super::*;
+use crate::recipe::Turns;
+
+const SYSTEM: &str = "Answer in one sentence.";
+const TURNS: [[&str; 2]; 2] =
+    [["What is 12 + 30?", "And 50 + 7?"], ["Tell me about the rain.", "What should I wear?"]];
+
+struct Fixture {
+    target: Target,
+    draft: Draft,
+    tokenizer: Tokenizer,
+    folder: TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../checkpoints/quickstart-target");
+        let target = Target::load(&path, &Device::flex()).unwrap();
+        let shape = DraftShape {
+            block_size: 4,
+            num_draft_layers: 1,
+            target_layer_ids: vec![LayerId(0), LayerId(2)],
+            mask_token_id: 1536,
+            num_anchors: 1,
+            markov_rank: 8,
+            enable_confidence_head: true,
+            confidence_head_with_markov: true,
+        };
+        let config = DraftConfig::for_target(target.config(), &shape).unwrap();
+        let draft = Draft::new(config, &target).initialized_from(&target);
+        let folder = tempfile::tempdir().unwrap();
+        let rows: String =
+            TURNS.iter().map(|turns| format!("{}\n", json!({"system": SYSTEM, "turns": turns}))).collect();
+        fs::write(folder.path().join("talk.jsonl"), rows).unwrap();
+        Self { tokenizer: Tokenizer::from_directory(&path).unwrap(), target, draft, folder }
+    }
+
+    fn task(&self) -> Task {
+        Task { name: "talk".to_owned(), path: self.folder.path().join("talk.jsonl") }
+    }
+
+    fn trace(&self) -> PathBuf {
+        self.folder.path().join("trace.jsonl")
+    }
+
+    fn evaluate(&self, options: &EvaluationOptions) -> EvaluationReport {
+        let models = Models { target: &self.target, draft: &self.draft, tokenizer: &self.tokenizer };
+        evaluate(models, ("the target", "the draft"), &[self.task()], options, Some(&self.trace())).unwrap()
+    }
+
+    /// The answers to the first `turns` turns of a prompt, every answer standing in the conversation after its question.
+    fn answers(&self, prompt: usize, turns: usize, options: &EvaluationOptions) -> Vec<Generation> {
+        let generation_options = GenerationOptions {
+            temperature: options.temperature,
+            max_new_tokens: options.max_new_tokens,
+            stop_token_ids: self.tokenizer.stop_token_ids().to_vec(),
+            confidence_threshold: options.confidence_threshold,
+        };
+        let mut uniforms = SeededUniforms::new(options.seed, prompt as u64);
+        let mut messages = vec![json!({"role": "system", "content": SYSTEM})];
+        let mut answer = |turn: &&str| {
+            messages.push(json!({"role": "user", "content": turn}));
+            let template = self.tokenizer.chat_template().unwrap();
+            let text = template.render(&messages, &options.template_arguments, true).unwrap();
+            let ids = self.tokenizer.encode(&text, false).unwrap();
+            let decoder = Decoder::new(&self.target, Some(&self.draft));
+            let generation = decoder.generate(&ids, &generation_options, &mut uniforms);
+            let content = self.tokenizer.decode(&generation.ids, true).unwrap();
+            messages.push(json!({"role": "assistant", "content": content}));
+            generation
+        };
+        TURNS[prompt][..turns].iter().map(&mut answer).collect()
+    }
+}
+
+fn options() -> EvaluationOptions {
+    EvaluationOptions {
+        temperature: 1.0,
+        max_new_tokens: 12,
+        samples: None,
+        seed: 3,
+        turns: Turns::All,
+        confidence_threshold: 0.0,
+        template_arguments: Map::new(),
+        measure_plain: false,
+    }
+}
+
+/// Rounds as the trace tells them: sample, round, proposed, accepted.
+fn traced(path: &Path) -> Vec<[u64; 4]> {
+    let text = fs::read_to_string(path).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines
+        .map(|line| {
+            assert_eq!(line["task"], "talk");
+            assert_eq!(line["confidence_logits"].as_array().unwrap().len(), 4);
+            ["sample", "round", "proposed", "accepted"].map(|name| line[name].as_u64().unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn the_report_and_the_trace_are_those_of_the_conversations_held_by_hand() {
+    let fixture = Fixture::new();
+    for (name, options, prompts, turns) in [
+        ("all turns", options(), 2, 2),
+        ("the first turn", EvaluationOptions { turns: Turns::First, ..options() }, 2, 1),
+        ("one prompt", EvaluationOptions { samples: Some(1), ..options() }, 1, 2),
+        ("greedy", EvaluationOptions { temperature: 0.0, ..options() }, 2, 2),
+        ("some slots", EvaluationOptions { confidence_threshold: 0.5, ..options() }, 2, 2),
+    ] {
+        let report = fixture.evaluate(&options);
+        let task = &report.tasks[0];
+        let (mut rounds, mut tokens, mut counted) = (Vec::new(), 0, 0);
+        for prompt in 0..prompts {
+            let records: Vec<_> = fixture
+                .answers(prompt, turns, &options)
+                .into_iter()
+                .inspect(|generation| tokens += generation.ids.len() as u64)
+                .flat_map(|generation| generation.rounds)
+                .collect();
+            counted += records.iter().map(|record| record.counted).sum::<usize>();
+            let line = |(round, record): (usize, _)| {
+                let record: dspark_runtime::speculate::RoundRecord = record;
+                [prompt, round, record.proposed, record.accepted].map(|number| number as u64)
+            };
+            rounds.extend(records.into_iter().enumerate().map(line));
+        }
+        assert_eq!(traced(&fixture.trace()), rounds, "{name}");
+        assert_eq!((task.samples, task.skipped), (prompts, 0), "{name}");
+        assert_eq!((task.rounds, task.new_tokens), (rounds.len() as u64, tokens), "{name}");
+        assert_eq!(task.accepted_length, Some(counted as f64 / rounds.len() as f64), "{name}");
+        assert!(task.tokens_per_second.is_some() && task.plain_tokens_per_second.is_none(), "{name}");
+    }
+}
+
+#[test]
+fn the_target_alone_is_measured_when_asked() {
+    let fixture = Fixture::new();
+    let options = EvaluationOptions { measure_plain: true, samples: Some(1), ..options() };
+    let report = fixture.evaluate(&options);
+    assert!(report.tasks[0].plain_tokens_per_second.is_some());
+    assert_eq!((report.target.as_str(), report.draft.as_str()), ("the target", "the draft"));
+    let table = table(&report);
+    assert!(table.contains("draft the draft") && table.contains("talk") && !table.contains("skipped"), "{table}");
+}

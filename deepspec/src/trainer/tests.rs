@@ -1,0 +1,295 @@
+//! What a training promises, on a target and a draft of a few thousand random weights.
+
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor};
+use burn_train::Interrupter;
+use dspark_runtime::checkpoint::JsonFields;
+use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, Target, TargetConfig};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::conversation::Sample;
+use crate::objective::LossWeights;
+
+const VOCABULARY: u32 = 64;
+const TOKENS: usize = 24;
+
+fn models() -> (Target, Draft) {
+    let fields = json!({
+        "architectures": ["Qwen3ForCausalLM"], "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 3, "vocab_size": VOCABULARY,
+        "max_position_embeddings": 64, "tie_word_embeddings": true,
+    });
+    let Value::Object(fields) = fields else { unreachable!("an object was written") };
+    let config = TargetConfig::from_fields(JsonFields::new("config.json", fields)).unwrap();
+    let shape = DraftShape {
+        block_size: 4,
+        num_draft_layers: 1,
+        target_layer_ids: vec![LayerId(0), LayerId(1)],
+        mask_token_id: VOCABULARY - 1,
+        num_anchors: 3,
+        markov_rank: 4,
+        enable_confidence_head: true,
+        confidence_head_with_markov: true,
+    };
+    let draft = DraftConfig::for_target(&config, &shape).unwrap();
+    let target = Target::random(config, &Device::flex());
+    let draft = Draft::new(draft, &target);
+    (target, draft)
+}
+
+/// Samples of which those that `supervised` names carry loss.
+fn samples(count: usize, supervised: impl Fn(usize) -> bool) -> Vec<Sample> {
+    let sample = |index: usize| Sample {
+        id: index.to_string(),
+        token_ids: (0..TOKENS).map(|token| (index * 17 + token * 7) as u32 % (VOCABULARY - 8)).collect(),
+        loss_mask: vec![supervised(index); TOKENS],
+    };
+    (0..count).map(sample).collect()
+}
+
+fn settings(steps: u64) -> TrainSettings {
+    TrainSettings {
+        learning_rate: LearningRate::new(1e-3, steps, 0.0, false),
+        optimizer: AdamWSettings { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 },
+        loss: LossWeights { cross_entropy: 0.1, l1: 0.9, confidence: 1.0, decay: Some(4.0) },
+        global_batch_size: 1,
+        micro_batch_size: 1,
+        num_anchors: 3,
+        block_size: 4,
+        seed: 5,
+        checkpoint_every: 1,
+        keep_last: 9,
+        validate_every: 0,
+        log_every: 1,
+    }
+}
+
+struct Run<'a> {
+    models: &'a (Target, Draft),
+    training: &'a [Sample],
+    validation: &'a [Sample],
+    folder: &'a Path,
+}
+
+impl Run<'_> {
+    fn train(&self, settings: TrainSettings, resume: bool) -> Result<TrainReport, TrainError> {
+        train(TrainJob {
+            target: &self.models.0,
+            draft: self.models.1.clone(),
+            training: self.training,
+            validation: self.validation,
+            settings,
+            folder: self.folder.to_owned(),
+            digest: "digest".to_owned(),
+            resume,
+            interrupter: Interrupter::new(),
+        })
+    }
+
+    fn checkpoints(&self) -> TrainingCheckpoints {
+        TrainingCheckpoints::new(self.folder.join("checkpoints"), 9)
+    }
+
+    /// The steps of the checkpoints on disk.
+    fn steps(&self) -> Vec<u64> {
+        self.checkpoints().steps().unwrap()
+    }
+
+    fn weights(&self, step: u64) -> Vec<u8> {
+        fs::read(self.checkpoints().path(step).join("model.safetensors")).unwrap()
+    }
+}
+
+#[track_caller]
+fn not_finite(result: Result<TrainReport, TrainError>, expected_step: u64, expected_term: &str, kept: &str) {
+    let error = result.expect_err("the training must stop");
+    let message = error.to_string();
+    let TrainError::NotFinite { step, term, .. } = error else { panic!("{message}") };
+    assert_eq!((step, term.as_str()), (expected_step, expected_term), "{message}");
+    assert!(message.contains(kept), "{message}");
+}
+
+/// Nothing is supervised until the third step, whose update is so large that the fourth step's loss is NaN: the weights
+/// that the third step left are the culprit, though all of them are finite.
+#[test]
+fn weights_whose_loss_is_not_finite_never_become_a_checkpoint() {
+    let models = models();
+    let settled = |seed| (0..2).flat_map(move |step| step_samples(5, 1, seed, step)).collect::<Vec<_>>();
+    let training = samples(5, |index| !settled(settings(5).seed).contains(&index));
+    let ruinous = |steps: u64, validate_every: u64| TrainSettings {
+        learning_rate: LearningRate::new(1e38, steps, 0.0, false),
+        validate_every,
+        ..settings(steps)
+    };
+    let validation = samples(1, |_| true);
+    for (steps, validate_every, expected_step, term) in [
+        (5, 0, 4, "cross-entropy"),
+        // After the last step there is no next one.
+        (3, 0, 3, "updated draft's cross-entropy"),
+        (5, 3, 3, "validation cross-entropy"),
+    ] {
+        let root = tempfile::tempdir().unwrap();
+        let run = Run { models: &models, training: &training, validation: &validation, folder: root.path() };
+        not_finite(run.train(ruinous(steps, validate_every), false), expected_step, term, "step-00000002");
+        assert_eq!(run.steps(), [1, 2], "{term}");
+        // Going on from there ends in the same way and spoils nothing.
+        not_finite(run.train(ruinous(steps, validate_every), true), expected_step, term, "step-00000002");
+        assert_eq!(run.steps(), [1, 2], "{term}");
+    }
+}
+
+#[test]
+fn a_gradient_or_weight_that_is_not_finite_is_named() {
+    let (target, mut draft) = models();
+    let training = samples(4, |_| true);
+    let root = tempfile::tempdir().unwrap();
+    let overflowing = LossWeights { cross_entropy: 1e39, l1: 0.9, confidence: 1.0, decay: None };
+    let models = (target, draft.clone());
+    let run = Run { models: &models, training: &training, validation: &[], folder: root.path() };
+    not_finite(run.train(TrainSettings { loss: overflowing, ..settings(3) }, false), 1, "gradient norm", "none yet");
+
+    // The Markov row of a token that no sample has: no loss looks at it.
+    let head = draft.parameters.markov_head.as_mut().unwrap();
+    head.markov_w1.weight = head.markov_w1.weight.clone().map(|w1_vr| {
+        let row = Tensor::full([1, 4], f32::INFINITY, &w1_vr.device());
+        w1_vr.slice_assign([VOCABULARY as usize - 2..VOCABULARY as usize - 1, 0..4], row)
+    });
+    let root = tempfile::tempdir().unwrap();
+    let models = (models.0, draft);
+    let run = Run { models: &models, training: &training, validation: &[], folder: root.path() };
+    not_finite(run.train(settings(3), false), 1, "weight `markov_head.markov_w1.weight`", "none yet");
+    assert!(run.steps().is_empty());
+}
+
+#[test]
+fn a_run_continued_from_any_checkpoint_is_the_same_run() {
+    let models = models();
+    let training = samples(6, |_| true);
+    let settings = TrainSettings { global_batch_size: 2, ..settings(7) };
+    let whole = tempfile::tempdir().unwrap();
+    let whole = Run { models: &models, training: &training, validation: &[], folder: whole.path() };
+    whole.train(settings.clone(), false).unwrap();
+    assert_eq!(whole.steps(), [1, 2, 3, 4, 5, 6, 7]);
+    for step in [1, 4, 6] {
+        let root = tempfile::tempdir().unwrap();
+        let run = Run { models: &models, training: &training, validation: &[], folder: root.path() };
+        let (from, to) = (whole.checkpoints().path(step), run.checkpoints().path(step));
+        fs::create_dir_all(&to).unwrap();
+        for file in ["config.json", "model.safetensors", "optimizer.bpk", "state.json"] {
+            fs::copy(from.join(file), to.join(file)).unwrap();
+        }
+        run.train(settings.clone(), true).unwrap();
+        for later in step..=7 {
+            assert!(run.weights(later) == whole.weights(later), "step {later} continued from {step}");
+        }
+    }
+    let occupied = whole.train(settings, false).unwrap_err();
+    assert!(matches!(occupied, TrainError::Occupied { .. }), "{occupied}");
+}
+
+#[test]
+fn micro_batches_do_not_change_the_step() {
+    let models = models();
+    // Different numbers of supervised slots, so that a mean of means would show.
+    let mut training = samples(4, |_| true);
+    for (index, sample) in training.iter_mut().enumerate() {
+        sample.token_ids.truncate(TOKENS - 5 * index);
+        sample.loss_mask.truncate(TOKENS - 5 * index);
+        sample.loss_mask[..3 * index].fill(false);
+    }
+    let last = |micro_batch_size: usize| {
+        let root = tempfile::tempdir().unwrap();
+        let run = Run { models: &models, training: &training, validation: &[], folder: root.path() };
+        let settings = TrainSettings { global_batch_size: 4, micro_batch_size, ..settings(4) };
+        run.train(settings, false).unwrap().last.unwrap()
+    };
+    let (whole, split) = (last(4), last(1));
+    assert!((whole.loss - split.loss).abs() < 1e-5 * whole.loss, "{whole:?}\n{split:?}");
+    assert_eq!(whole.supervised_tokens, split.supervised_tokens);
+}
+
+#[test]
+fn the_newest_and_the_best_checkpoint_are_kept() {
+    let (target, draft) = models();
+    let root = tempfile::tempdir().unwrap();
+    let checkpoints = TrainingCheckpoints::new(root.path().join("checkpoints"), 2);
+    let optimizer = Optimizer::new(&settings(1).optimizer);
+    let best = Some(Best { step: 2, tau_probabilistic: 1.5 });
+    let state = |step: u64| TrainingState {
+        step,
+        digest: "digest".to_owned(),
+        best: best.filter(|best| best.step <= step),
+        seconds: 1.0,
+    };
+    for step in 1..=5 {
+        checkpoints.save(&draft, &optimizer, &state(step)).unwrap();
+    }
+    assert_eq!(checkpoints.steps().unwrap(), [2, 4, 5]);
+
+    // What a killed process leaves is no checkpoint, and goes.
+    let half_written = root.path().join("checkpoints/.step-00000006.partial");
+    fs::create_dir(&half_written).unwrap();
+    fs::create_dir(root.path().join("checkpoints/.removed-00000001")).unwrap();
+    assert_eq!(checkpoints.steps().unwrap(), [2, 4, 5]);
+    checkpoints.tidy(&state(5)).unwrap();
+    assert_eq!(fs::read_dir(root.path().join("checkpoints")).unwrap().count(), 3);
+
+    let (_, _, newest) = checkpoints.load_newest(&target, optimizer.clone(), "digest").unwrap().unwrap();
+    assert_eq!(newest, state(5));
+    let other = checkpoints.load_newest(&target, optimizer, "another digest").unwrap_err();
+    assert!(matches!(other, TrainError::OtherRun { .. }), "{other}");
+}
+
+#[test]
+fn the_report_names_the_best_checkpoint() {
+    let models = models();
+    let (training, validation) = (samples(4, |_| true), samples(2, |_| true));
+    let root = tempfile::tempdir().unwrap();
+    let run = Run { models: &models, training: &training, validation: &validation, folder: root.path() };
+    let settings = TrainSettings { checkpoint_every: 100, keep_last: 1, validate_every: 2, ..settings(9) };
+    let report = run.train(settings, false).unwrap();
+    let best = report.best.unwrap();
+    assert_eq!(report.checkpoint, run.checkpoints().path(best.step));
+    let mut kept = vec![best.step, 9];
+    kept.dedup();
+    assert_eq!(run.steps(), kept);
+    // The best of all validations in the log, the first of equals.
+    let log = fs::read_to_string(root.path().join("metrics.jsonl")).unwrap();
+    let rows = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let measured: Vec<(u64, f64)> = rows
+        .filter_map(|row| Some((row["step"].as_u64()?, row.get("validation/tau_probabilistic")?.as_f64()?)))
+        .collect();
+    let steps: Vec<u64> = measured.iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, [2, 4, 6, 8, 9]);
+    let highest = measured.iter().map(|(_, tau)| *tau).fold(0.0, f64::max);
+    let expected = measured.iter().find(|(_, tau)| *tau == highest).unwrap();
+    assert_eq!((best.step, best.tau_probabilistic), *expected);
+}
+
+#[test]
+fn an_interrupt_before_the_first_update_leaves_a_run_that_can_be_continued() {
+    let models = models();
+    let training = samples(4, |_| true);
+    let root = tempfile::tempdir().unwrap();
+    let run = Run { models: &models, training: &training, validation: &[], folder: root.path() };
+    let interrupter = Interrupter::new();
+    interrupter.stop(None);
+    let stopped = train(TrainJob {
+        target: &models.0,
+        draft: models.1.clone(),
+        training: &training,
+        validation: &[],
+        settings: settings(3),
+        folder: root.path().to_owned(),
+        digest: "digest".to_owned(),
+        resume: false,
+        interrupter,
+    });
+    assert!(matches!(stopped, Err(TrainError::Interrupted { step: 0 })));
+    assert!(run.steps().is_empty());
+    run.train(settings(3), true).unwrap();
+    assert_eq!(run.steps(), [1, 2, 3]);
+}

@@ -1,0 +1,143 @@
+//! Measuring a draft from the command line, and what `deepspec run` measures.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+const TARGET: &str = "checkpoints/quickstart-target";
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn deepspec(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_deepspec")).current_dir(workspace()).args(arguments).output().unwrap()
+}
+
+#[track_caller]
+fn succeeded(output: &Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{errors}");
+    errors
+}
+
+#[track_caller]
+fn refused(output: &Output, words: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    for word in words {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+}
+
+/// A verb over the quickstart's recipe, made small, in `root/run`.
+fn quickstart(verb: &str, root: &Path, settings: &[&str]) -> Output {
+    let output = format!("output.dir={:?}", root.join("run").display().to_string());
+    let mut arguments = vec![verb, "recipes/quickstart.toml", "--set", &output];
+    let small = ["train.steps=2", "train.validate_every=0", "evaluate.samples=2", "evaluate.max_new_tokens=12"];
+    for set in small.iter().chain(settings) {
+        arguments.extend(["--set", set]);
+    }
+    deepspec(&arguments)
+}
+
+fn read(path: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The figures that do not depend on time.
+fn figures(report: &Value) -> Vec<Value> {
+    let tasks = report["tasks"].as_array().unwrap();
+    let names = ["name", "samples", "skipped", "rounds", "new_tokens", "accepted_length", "conditional_acceptance"];
+    tasks.iter().map(|task| names.iter().map(|name| task[*name].clone()).collect()).collect()
+}
+
+#[test]
+fn a_run_measures_what_it_exports_and_goes_on_where_it_stopped() {
+    let root = tempfile::tempdir().unwrap();
+    succeeded(&quickstart("run", root.path(), &[]));
+    let draft = root.path().join("run/draft");
+    let draft = draft.to_str().unwrap();
+    let report = read(&root.path().join("run/report.json"));
+    assert_eq!(report["evaluation"]["draft"], draft);
+    assert_eq!(report["training"]["steps"], 2);
+    let again = root.path().join("again.json");
+    let mut arguments = vec!["evaluate", "--target", TARGET, "--draft", draft, "--temperature", "0", "--no-plain"];
+    arguments.extend(["--samples", "2", "--max-new-tokens", "12", "--json", again.to_str().unwrap(), "--task"]);
+    let files = ["sums", "code", "chat"].map(|task| format!("datasets/quickstart/{task}.evaluate.jsonl"));
+    arguments.extend(files.iter().map(String::as_str));
+    succeeded(&deepspec(&arguments));
+    let strip = |mut figures: Vec<Value>| {
+        // Tasks given as files are called after them.
+        figures.iter_mut().for_each(|task| task[0] = task[0].as_str().unwrap().replace(".evaluate", "").into());
+        figures
+    };
+    assert_eq!(strip(figures(&read(&again))), figures(&report["evaluation"]));
+
+    let skipped = succeeded(&quickstart("run", root.path(), &[]));
+    for stage in ["data", "train", "export", "evaluate"] {
+        assert!(skipped.contains(&format!("{stage}: done before")), "{stage}: {skipped}");
+    }
+    // Another evaluation needs no other training and no other export; a lost export is made again.
+    fs::remove_dir_all(draft).unwrap();
+    let partly = succeeded(&quickstart("run", root.path(), &["evaluate.samples=1"]));
+    for (stage, done) in [("data", true), ("train", true), ("export", false), ("evaluate", false)] {
+        assert_eq!(partly.contains(&format!("{stage}: done before")), done, "{stage}: {partly}");
+    }
+    let inspected = deepspec(&["inspect", draft, "--target", TARGET]);
+    succeeded(&inspected);
+    assert!(String::from_utf8_lossy(&inspected.stdout).contains("BF16"));
+}
+
+#[test]
+fn a_threshold_without_a_confidence_head_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    succeeded(&quickstart("train", root.path(), &["train.steps=1", "model.enable_confidence_head=false"]));
+    let draft = root.path().join("run/checkpoints/step-00000001");
+    let draft = draft.to_str().unwrap();
+    let evaluate = |threshold: &str| {
+        let task = "datasets/quickstart/sums.evaluate.jsonl";
+        let mut arguments = vec!["evaluate", "--target", TARGET, "--draft", draft, "--task", task, "--samples", "1"];
+        arguments.extend(["--max-new-tokens", "4", "--no-plain", "--confidence-threshold", threshold]);
+        deepspec(&arguments)
+    };
+    succeeded(&evaluate("0"));
+    refused(&evaluate("0.5"), &["--confidence-threshold", "evaluate.confidence_threshold", "no", draft]);
+}
+
+/// A conversation that outgrows the target's context on the way.
+#[test]
+fn turns_that_find_no_room_are_skipped_and_counted() {
+    let root = tempfile::tempdir().unwrap();
+    succeeded(&quickstart("train", root.path(), &["train.steps=1"]));
+    let draft = root.path().join("run/checkpoints/step-00000001");
+    let target = root.path().join("target");
+    fs::create_dir(&target).unwrap();
+    for entry in fs::read_dir(workspace().join(TARGET)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, target.join(path.file_name().unwrap())).unwrap();
+    }
+    let mut config = read(&target.join("config.json"));
+    config["max_position_embeddings"] = json!(60);
+    fs::write(target.join("config.json"), config.to_string()).unwrap();
+    let task = root.path().join("talk.jsonl");
+    let evaluate = |rows: &[Value]| {
+        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        fs::write(&task, lines).unwrap();
+        let (target, draft, task) = (target.to_str().unwrap(), draft.to_str().unwrap(), task.to_str().unwrap());
+        let mut arguments = vec!["evaluate", "--target", target, "--draft", draft, "--task", task, "--json", "-"];
+        arguments.extend(["--temperature", "0", "--max-new-tokens", "8"]);
+        deepspec(&arguments)
+    };
+    let long = "what is good for dinner when it is late and raining ".repeat(4);
+    let output = evaluate(&[json!({"turns": ["Hello!", long, "And now?"]}), json!({"turns": ["Hello!"]})]);
+    succeeded(&output);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let task = &report["tasks"][0];
+    assert_eq!((&task["samples"], &task["skipped"]), (&json!(2), &json!(2)), "{task}");
+    assert!(task["new_tokens"].as_u64().unwrap() >= 2, "the first turns are answered: {task}");
+    // Without room for the first turn there is nothing to measure: the file is wrong.
+    refused(&evaluate(&[json!({"turns": ["Hello!"]}), json!({"turns": [long]})]), &["prompt 1", "context is 60"]);
+}
