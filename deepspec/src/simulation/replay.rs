@@ -187,7 +187,7 @@ mod tests {
     /// Prompts of eight rounds: all positions accepted, then none, and so on; the head knows it.
     fn rounds(known: bool) -> Vec<TraceRound> {
         let round = |index: usize| {
-            let accepted = if index % 2 == 0 { 4 } else { 0 };
+            let accepted = if index.is_multiple_of(2) { 4 } else { 0 };
             let logit = if known && accepted == 0 { -20.0 } else { 20.0 };
             TraceRound {
                 task: "t".into(),

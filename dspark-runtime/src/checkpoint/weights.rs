@@ -1,6 +1,7 @@
 //! Tensors in `model.safetensors`, or in the shards that `model.safetensors.index.json` lists.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,15 @@ pub enum WeightPrecision {
     /// bf16 where the file holds bf16: half the memory, and half of what a decoding step reads, with the same results on
     /// the CPU. For inference only.
     AsStored,
+}
+
+impl fmt::Display for WeightPrecision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::AsStored => "stored",
+        })
+    }
 }
 
 /// The weight files of one folder, memory-mapped; tensors are converted as they are asked for, so that a model's weights

@@ -6,13 +6,14 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Map, json};
 
-use super::output::{count, print, temperature};
+use super::engine::{calibration, speed_curve};
+use super::output::{count, print, temperature, weight_precision};
 use crate::bench::{Ceiling, Load, Measured, Run, read_prompts, run as run_load};
-use crate::checkpoint::{resolve_model, write_file};
+use crate::checkpoint::{WeightPrecision, resolve_model, write_file};
 use crate::device::DeviceChoice;
 use crate::engine::{Engine, EngineConfig, Request, Sampling};
 use crate::model::{Draft, Target};
-use crate::profile::{ProfileOptions, cache_folder, draft_seconds, identity, load_or_measure, verify_seconds};
+use crate::profile::{ProfileOptions, draft_seconds, verify_seconds};
 use crate::schedule::{Mode, SpsTable, StsTable};
 use crate::text::Tokenizer;
 
@@ -52,6 +53,10 @@ pub struct Arguments {
     /// Write the figures here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// What matrices are kept in: f32, or `stored`, which keeps bf16 files in bf16 (half the memory, the same results on
+    /// the CPU)
+    #[arg(long, value_name = "f32|stored", default_value = "f32", value_parser = weight_precision)]
+    weights: WeightPrecision,
     /// cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
@@ -61,9 +66,10 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.device.open()?;
     let folder = resolve_model(&arguments.target)?;
-    let target = Target::load(&folder, &device)?;
+    let target = Target::load_with(&folder, arguments.weights, &device)?;
     let tokenizer = Tokenizer::from_directory(&folder)?;
-    let draft = arguments.draft.as_deref().map(|folder| Draft::load(folder, &target)).transpose()?;
+    let draft = arguments.draft.as_deref();
+    let draft = draft.map(|folder| Draft::load_with(folder, arguments.weights, &target)).transpose()?;
     if draft.is_none()
         && let Some(mode) = arguments.modes.iter().find(|mode| **mode != Mode::Off)
     {
@@ -72,18 +78,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let most = arguments.concurrency.iter().copied().max().unwrap_or(1);
     let curve = match &draft {
         Some(draft) if arguments.modes.contains(&Mode::Scheduled) => {
-            let options = ProfileOptions { max_requests: most, ..ProfileOptions::default() };
-            let identity = identity(&folder, arguments.draft.as_deref(), arguments.device, "f32", &options)?;
-            eprintln!("speed curve: measured now unless it was before");
-            let observe = |_: &str, _: usize, _: f64| ();
-            Some(load_or_measure(&target, Some(draft), &options, &identity, cache_folder().as_deref(), observe)?)
+            let folders = (folder.as_path(), arguments.draft.as_deref());
+            Some(speed_curve((&target, draft), folders, arguments.device, arguments.weights, most)?)
         }
         _ => None,
     };
     let calibration = match (&arguments.draft, &draft) {
-        (Some(folder), Some(draft)) if folder.join(StsTable::FILE).is_file() => {
-            Some(StsTable::read(&folder.join(StsTable::FILE), draft.config().block_size)?)
-        }
+        (Some(folder), Some(draft)) => calibration(folder, draft)?,
         _ => None,
     };
     let bench = Bench { arguments, target, draft, tokenizer, curve, calibration };
@@ -210,7 +211,7 @@ impl Bench<'_> {
             "target": self.arguments.target,
             "draft": self.arguments.draft,
             "device": self.arguments.device.to_string(),
-            "dtype": "f32",
+            "dtype": self.arguments.weights.to_string(),
             "threads": rayon::current_num_threads(),
             "ceiling": ceiling.map(Ceiling::to_json),
             "runs": runs.iter().map(Run::to_json).collect::<Vec<_>>(),

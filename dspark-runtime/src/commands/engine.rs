@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::output::count;
-use crate::checkpoint::{CheckpointError, resolve_model};
+use super::output::{count, weight_precision};
+use crate::checkpoint::{CheckpointError, WeightPrecision, resolve_model};
 use crate::device::DeviceChoice;
 use crate::engine::{Engine, EngineConfig, EngineHandle};
 use crate::model::{Draft, Target};
@@ -35,6 +35,10 @@ pub struct EngineArguments {
     /// Tokens that the caches of all requests may hold together
     #[arg(long, default_value_t = EngineConfig::default().cache_tokens, value_parser = count)]
     cache_tokens: usize,
+    /// What matrices are kept in: f32, or `stored`, which keeps bf16 files in bf16 (half the memory, the same results on
+    /// the CPU)
+    #[arg(long, value_name = "f32|stored", default_value = "f32", value_parser = weight_precision)]
+    weights: WeightPrecision,
     /// cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
@@ -58,45 +62,61 @@ impl EngineArguments {
         let device = self.device.open()?;
         let folder = resolve_model(&self.target)?;
         let tokenizer = Tokenizer::from_directory(&folder)?;
-        let target = Target::load(&folder, &device)?;
-        let draft = self.draft.as_deref().map(|folder| Draft::load(folder, &target)).transpose()?;
+        let target = Target::load_with(&folder, self.weights, &device)?;
+        let draft = self.draft.as_deref();
+        let draft = draft.map(|folder| Draft::load_with(folder, self.weights, &target)).transpose()?;
+        let curve = match &draft {
+            Some(draft) if self.mode == Mode::Scheduled => {
+                let folders = (folder.as_path(), self.draft.as_deref());
+                Some(speed_curve((&target, draft), folders, self.device, self.weights, self.max_running)?)
+            }
+            _ => None,
+        };
+        let calibration = match (&self.draft, &draft) {
+            (Some(folder), Some(draft)) => calibration(folder, draft)?,
+            _ => None,
+        };
         let config = EngineConfig {
             max_running: self.max_running,
             max_waiting: self.max_waiting,
             cache_tokens: self.cache_tokens,
             mode: if draft.is_some() { self.mode } else { Mode::Off },
-            curve: self.curve(&folder, &target, draft.as_ref())?,
-            calibration: self.calibration(draft.as_ref())?,
+            curve,
+            calibration,
             ..EngineConfig::default()
         };
         let (engine, handle) = Engine::start(target, draft, tokenizer.clone(), config)?;
         let name = folder.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
         Ok(Running { engine, handle, tokenizer, name: name.unwrap_or_else(|| self.target.clone()) })
     }
+}
 
-    /// What a pass costs on this machine, which only scheduling asks for.
-    fn curve(&self, folder: &Path, target: &Target, draft: Option<&Draft>) -> Result<Option<SpsTable>> {
-        let (Some(_), Mode::Scheduled) = (draft, self.mode) else {
-            return Ok(None);
-        };
-        let options = ProfileOptions { max_requests: self.max_running, ..ProfileOptions::default() };
-        let identity = identity(folder, self.draft.as_deref(), self.device, "f32", &options)?;
-        let mut told = false;
-        let observe = |_: &str, _: usize, _: f64| {
-            if !std::mem::replace(&mut told, true) {
-                eprintln!("measuring what a pass costs on this machine; the next start will find it");
-            }
-        };
-        let table = load_or_measure(target, draft, &options, &identity, cache_folder().as_deref(), observe);
-        Ok(Some(table.context("the speed curve")?))
-    }
+/// What a pass costs on this machine, which only scheduling asks for: measured now unless it was before.
+pub(super) fn speed_curve(
+    models: (&Target, &Draft),
+    folders: (&Path, Option<&Path>),
+    device: DeviceChoice,
+    weights: WeightPrecision,
+    max_requests: usize,
+) -> Result<SpsTable> {
+    let options = ProfileOptions { max_requests, ..ProfileOptions::default() };
+    let identity = identity(folders.0, folders.1, device, weights, &options)?;
+    let mut told = false;
+    let observe = |_: &str, _: usize, _: f64| {
+        if !std::mem::replace(&mut told, true) {
+            eprintln!("measuring what a pass costs on this machine; the next start will find it");
+        }
+    };
+    let (target, draft) = models;
+    let table = load_or_measure(target, Some(draft), &options, &identity, cache_folder().as_deref(), observe);
+    table.context("the speed curve")
+}
 
-    /// The temperatures beside the draft, if it was calibrated.
-    fn calibration(&self, draft: Option<&Draft>) -> Result<Option<StsTable>, CheckpointError> {
-        let file = self.draft.as_deref().map(|folder| folder.join(StsTable::FILE)).filter(|file| file.is_file());
-        let (Some(file), Some(draft)) = (file, draft) else {
-            return Ok(None);
-        };
-        StsTable::read(&file, draft.config().block_size).map(Some)
+/// The temperatures beside a draft, if it was calibrated.
+pub(super) fn calibration(folder: &Path, draft: &Draft) -> Result<Option<StsTable>, CheckpointError> {
+    let file = folder.join(StsTable::FILE);
+    if !file.is_file() {
+        return Ok(None);
     }
+    StsTable::read(&file, draft.config().block_size).map(Some)
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::measure::{ProfileOptions, measure};
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, WeightPrecision};
 use crate::device::DeviceChoice;
 use crate::model::{Draft, Target};
 use crate::schedule::{Identity, SpsTable};
@@ -17,7 +17,7 @@ pub fn identity(
     target: &Path,
     draft: Option<&Path>,
     device: DeviceChoice,
-    dtype: &str,
+    weights: WeightPrecision,
     options: &ProfileOptions,
 ) -> Result<Identity, CheckpointError> {
     let mut configs = config_text(target)?;
@@ -32,7 +32,7 @@ pub fn identity(
             fnv(&configs)
         ),
         device: format!("{device}, {}", processor()),
-        dtype: dtype.to_owned(),
+        dtype: weights.to_string(),
         threads: rayon::current_num_threads(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })
