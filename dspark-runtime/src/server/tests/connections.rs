@@ -4,6 +4,8 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -156,16 +158,44 @@ async fn a_client_that_goes_away_frees_its_place() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_while_it_waits_is_counted() {
+async fn a_client_that_goes_away_is_counted() {
+    for stream in [false, true] {
+        let (server, script) = start(config()).await;
+        let client = server.ask(json!({"stream": stream})).await;
+        let (taken, _script) = take(script).await;
+        if stream {
+            taken.send(delta("well"));
+            read_until(&client, "well").await;
+        }
+        drop(client);
+        taken.cancelled().await;
+        let other = server.connect().await;
+        write_all(&other, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        let page = read_until(&other, "never").await;
+        assert!(page.contains("path=\"/v1/chat/completions\",outcome=\"cancelled\"} 1"), "{page}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_http_harms_nobody() {
     let (server, script) = start(config()).await;
-    let client = server.ask(json!({})).await;
-    let (taken, _script) = take(script).await;
-    drop(client);
-    taken.cancelled().await;
-    let other = server.connect().await;
-    write_all(&other, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
-    let page = read_until(&other, "never").await;
-    assert!(page.contains("path=\"/v1/chat/completions\",outcome=\"cancelled\"} 1"), "{page}");
+    player::play(script);
+    let mut dice = ChaCha8Rng::seed_from_u64(500);
+    for number in 0..500 {
+        let mut bytes = vec![0; dice.random_range(1..2000)];
+        dice.fill_bytes(&mut bytes);
+        if number % 2 == 1 {
+            // A head that is in order up to somewhere.
+            let head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n";
+            let right = dice.random_range(0..head.len());
+            bytes.splice(0..0, head[..right].iter().copied());
+        }
+        write_all(&server.connect().await, &bytes).await;
+    }
+    let stream = server.ask(json!({"max_tokens": 3})).await;
+    let reply = read_until(&stream, "total_tokens").await;
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    server.stop().await;
 }
 
 #[tokio::test]
