@@ -276,6 +276,7 @@ fn what_cannot_be_answered_is_refused_at_once() {
     taken.into_iter().for_each(|answer| assert_eq!(whole(answer).ids.len(), 60));
     handle.shut_down(Duration::ZERO);
     engine.join();
+    assert!(!handle.takes_requests());
     assert_eq!(handle.submit(request(&[1], 4, greedy())).unwrap_err(), Refusal::ShuttingDown);
 }
 

@@ -69,7 +69,7 @@ impl EngineHandle {
     /// At once, when the request cannot be answered or must not wait.
     pub fn submit(&self, request: Request) -> Result<Answer, Refusal> {
         self.check(&request)?;
-        if self.shared.shutting_down.load(Ordering::Acquire) {
+        if !self.takes_requests() {
             return Err(Refusal::ShuttingDown);
         }
         let queue = self.shared.limits.queue;
@@ -85,6 +85,11 @@ impl EngineHandle {
             return Err(Refusal::ShuttingDown);
         }
         Ok(Answer { id, events: receiver })
+    }
+
+    /// Whether requests are taken: `false` once the engine was told to shut down, or has ended for any other reason.
+    pub fn takes_requests(&self) -> bool {
+        !self.shared.shutting_down.load(Ordering::Acquire)
     }
 
     /// Counters and gauges as of now.

@@ -36,6 +36,13 @@ pub(super) struct StepLoop {
     pub deadline: Option<Instant>,
 }
 
+impl Drop for StepLoop {
+    /// However the loop ended, a defect included, nothing more is taken.
+    fn drop(&mut self) {
+        self.shared.shutting_down.store(true, Ordering::Release);
+    }
+}
+
 impl StepLoop {
     /// Until told to shut down, or nobody is left who could submit anything.
     pub fn run(mut self) {

@@ -141,6 +141,8 @@ async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Re
 async fn health(State(app): State<Arc<App>>) -> Response {
     if app.stopping.load(Ordering::Acquire) {
         json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "shutting down"}))
+    } else if !app.engine.takes_requests() {
+        json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "the engine has ended"}))
     } else {
         json_response(StatusCode::OK, &json!({"status": "ok"}))
     }
