@@ -10,6 +10,12 @@ use super::confidences::Confidences;
 pub trait SpeedCurve {
     /// Steps per second at `batch_tokens >= 1`.
     fn steps_per_second(&self, batch_tokens: usize) -> f64;
+
+    /// A number of tokens up to which, from `batch_tokens` on, the speed is known to stay the same. Within it, each more
+    /// token that may be accepted is worth it, and need not be tried on its own.
+    fn constant_until(&self, batch_tokens: usize) -> usize {
+        batch_tokens
+    }
 }
 
 impl<F: Fn(usize) -> f64> SpeedCurve for F {
@@ -111,6 +117,16 @@ impl PrefixScheduler {
         let room = room(confidences, batch_limit);
         let mut start = 0;
         'buckets: for &end in &self.ends {
+            if end <= room && start < end && requests > 0 && curve.constant_until(requests + start) >= requests + end
+            {
+                tokens += self.candidates[start..end].iter().map(|&candidate| survival(candidate)).sum::<f64>();
+                let theta = tokens * curve.steps_per_second(requests + end);
+                if theta > best.theta {
+                    (best.admitted, best.theta) = (end, theta);
+                }
+                (best.examined, start) = (end, end);
+                continue;
+            }
             self.candidates[start..end].sort_unstable();
             for &candidate in &self.candidates[start..end.min(room).max(start)] {
                 best.examined += 1;
@@ -196,6 +212,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// A curve that tells where it is flat.
+    struct Stairs(Vec<f64>);
+
+    impl SpeedCurve for Stairs {
+        fn steps_per_second(&self, batch_tokens: usize) -> f64 {
+            self.0[batch_tokens - 1]
+        }
+
+        fn constant_until(&self, batch_tokens: usize) -> usize {
+            let same = self.0[batch_tokens - 1..].iter().take_while(|speed| **speed == self.0[batch_tokens - 1]);
+            batch_tokens + same.count() - 1
+        }
+    }
 
     fn confidences(rows: &[Vec<f64>]) -> Confidences {
         let mut confidences = Confidences::default();
@@ -317,6 +347,31 @@ mod tests {
             prop_assert!((got.theta - best).abs() <= 1e-12 * best, "{} instead of {best}", got.theta);
             let early = scheduler.early_stop(&confidences, &speed, limit, &mut lengths);
             prop_assert!(early.theta <= got.theta && early.admitted <= got.admitted);
+        }
+
+        #[test]
+        fn knowing_where_a_curve_is_flat_changes_nothing(
+            rows in prop::collection::vec(prop::collection::vec(0.9..1.0_f64, 0..8), 1..20),
+            steps in prop::collection::vec((1_usize..40, 0.1..2.0), 200),
+            limit in 0_usize..200,
+        ) {
+            // Many positions of about the same survival, so that many share a bucket.
+            let confidences = confidences(&rows);
+            let stairs = Stairs(steps.iter().flat_map(|&(width, speed)| vec![speed; width]).take(200).collect());
+            let plain = |batch: usize| stairs.steps_per_second(batch);
+            let (mut scheduler, mut one, mut other) = (PrefixScheduler::default(), Vec::new(), Vec::new());
+            for early in [true, false] {
+                let (a, b) = if early {
+                    let a = scheduler.early_stop(&confidences, &stairs, limit, &mut one);
+                    (a, scheduler.early_stop(&confidences, &plain, limit, &mut other))
+                } else {
+                    let a = scheduler.search(&confidences, &stairs, limit, &mut one);
+                    (a, scheduler.search(&confidences, &plain, limit, &mut other))
+                };
+                prop_assert_eq!(&one, &other);
+                prop_assert_eq!((a.admitted, a.examined), (b.admitted, b.examined));
+                prop_assert!((a.theta - b.theta).abs() <= 1e-12 * b.theta);
+            }
         }
 
         /// Raising the confidences of one request never shortens its own prefix.

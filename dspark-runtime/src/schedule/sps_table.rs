@@ -317,6 +317,16 @@ impl SpeedCurve for StepCurve<'_> {
     fn steps_per_second(&self, batch_tokens: usize) -> f64 {
         1.0 / (self.table.token_seconds(batch_tokens) + self.fixed_seconds)
     }
+
+    fn constant_until(&self, batch_tokens: usize) -> usize {
+        match &self.table.cost {
+            StepCost::Probes { batch_tokens: probes, .. } => {
+                let above = probes.partition_point(|probe| *probe <= batch_tokens).max(1);
+                probes.get(above).map_or(usize::MAX, |next| next - 1)
+            }
+            StepCost::Additive(_) => batch_tokens,
+        }
+    }
 }
 
 impl StepCost {
