@@ -159,6 +159,17 @@ mod tests {
     }
 
     #[test]
+    fn as_many_requests_are_not_the_same_ones() {
+        let mut asynchronous = Asynchronous::default();
+        asynchronous.step(&[1, 2], &rows([[1.0; 3], [0.0; 3]]), &cliff, 100, &mut Vec::new());
+        asynchronous.pass();
+        // Worth it for a sure request, and not for one that is as likely as not.
+        let dear = |batch: usize| if batch <= 2 { 1.0 } else { 0.6 };
+        assert_eq!(asynchronous.capacity(&[1, 2], &dear, 100), Some(3));
+        assert_eq!(asynchronous.capacity(&[2, 3], &dear, 100), Some(0));
+    }
+
+    #[test]
     fn plain_steps_make_the_past_older() {
         let mut asynchronous = Asynchronous::default();
         let mut lengths = Vec::new();

@@ -195,8 +195,8 @@ mod tests {
         assert!(!guard.drafts(2.5));
         assert!(guard.drafts(2.0));
         assert_eq!(run(&mut guard, 20, 2.0, || -2.0).0, [0]);
-        // Failed at 2 as well: going back and forth is no reason.
-        run(&mut guard, 1, 3.0, || -3.0);
+        // Failed at 2 as well: at a higher price, tried again in its turn, it fails too, and 2 is no better than before.
+        assert_eq!(run(&mut guard, 400, 3.0, || -3.0).0.len(), 1);
         assert!(!guard.drafts(2.0));
     }
 

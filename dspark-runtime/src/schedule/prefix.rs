@@ -397,6 +397,30 @@ mod tests {
     }
 
     #[test]
+    fn only_the_search_looks_past_a_drop_and_neither_takes_more_for_nothing() {
+        // The paper's counterexample (appendix A), and one in which a token is worth exactly what it costs.
+        let (mut scheduler, mut lengths) = (PrefixScheduler::default(), Vec::new());
+        for (row, speeds, early, searched) in
+            [(vec![0.8, 0.9], [1.0, 0.5, 0.45], 0, 2), (vec![1.0, 0.5], [1.0, 0.5, 0.4], 0, 0)]
+        {
+            let confidences = confidences(&[row]);
+            let speed = |batch: usize| speeds[batch - 1];
+            assert_eq!(scheduler.early_stop(&confidences, &speed, 100, &mut lengths).admitted, early);
+            assert_eq!(scheduler.search(&confidences, &speed, 100, &mut lengths).admitted, searched);
+        }
+    }
+
+    #[test]
+    fn the_likelier_of_nearly_equal_ones_comes_first() {
+        let confidences = confidences(&[vec![0.9], vec![0.9001], vec![0.9002]]);
+        let mut lengths = Vec::new();
+        PrefixScheduler::default().top(&confidences, 1, 100, &mut lengths);
+        assert_eq!(lengths, [0, 0, 1]);
+        PrefixScheduler::default().top(&confidences, 2, 100, &mut lengths);
+        assert_eq!(lengths, [0, 1, 1]);
+    }
+
+    #[test]
     fn without_requests_there_is_nothing_to_do() {
         let mut lengths = vec![3];
         let got = PrefixScheduler::default().early_stop(&Confidences::default(), &|_| 1.0, 8, &mut lengths);
