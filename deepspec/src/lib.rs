@@ -9,4 +9,6 @@ pub mod objective;
 pub mod quickstart;
 pub mod recipe;
 pub mod teacher;
+#[cfg(test)]
+mod testing;
 pub mod trainer;
