@@ -12,4 +12,6 @@ pub mod quickstart;
 pub mod recipe;
 pub mod simulation;
 pub mod teacher;
+#[cfg(test)]
+mod testing;
 pub mod trainer;

@@ -85,7 +85,7 @@ fn spoilt_targets_are_named() {
     edit(&target.join("tokenizer_config.json"), |fields| {
         fields.as_object_mut().unwrap().remove("chat_template");
     });
-    refused(&train(root.path(), &set), 2, &["chat template"]);
+    refused(&train(root.path(), &set), 2, &["has no chat template, which conversations need", "data.format"]);
 }
 
 #[test]

@@ -10,6 +10,8 @@
 mod anchors;
 mod loss;
 mod metrics;
+#[cfg(test)]
+mod tests;
 mod vocabulary;
 
 pub use anchors::{BlockSlots, SampleBlocks, anchor_candidates, choose_anchors, supervised_slots};

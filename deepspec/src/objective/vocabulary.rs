@@ -342,6 +342,13 @@ mod tests {
     }
 
     #[test]
+    fn logits_beyond_the_range_of_exp_have_a_finite_loss() {
+        let mut logits = [1000.0, 0.0, -1000.0];
+        let (cross_entropy, l1) = row_loss(&mut logits, None, &[0.0, 1.0, 0.0], 1, Some((1.0, 0.0)));
+        assert_eq!((cross_entropy, l1, logits), (1000.0, 2.0, [1.0, -1.0, 0.0]));
+    }
+
+    #[test]
     fn chunks_and_device_forms_agree_with_plain_autodiff() {
         let device = Device::flex();
         device.seed(11);

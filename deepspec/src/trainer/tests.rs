@@ -1,44 +1,20 @@
-//! What a training promises, on a target and a draft of a few thousand random weights.
+//! What a training promises, on the tiny models.
 
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor};
+use burn::module::Module;
+use burn::tensor::Tensor;
 use burn_train::Interrupter;
-use dspark_runtime::checkpoint::JsonFields;
-use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, Target, TargetConfig};
-use serde_json::{Value, json};
+use dspark_runtime::model::{Draft, Target};
+use serde_json::Value;
 
 use super::*;
 use crate::conversation::Sample;
 use crate::objective::LossWeights;
+use crate::testing::{TINY_VOCABULARY as VOCABULARY, tiny_models as models};
 
-const VOCABULARY: u32 = 64;
 const TOKENS: usize = 24;
-
-fn models() -> (Target, Draft) {
-    let fields = json!({
-        "architectures": ["Qwen3ForCausalLM"], "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 3, "vocab_size": VOCABULARY,
-        "max_position_embeddings": 64, "tie_word_embeddings": true,
-    });
-    let Value::Object(fields) = fields else { unreachable!("an object was written") };
-    let config = TargetConfig::from_fields(JsonFields::new("config.json", fields)).unwrap();
-    let shape = DraftShape {
-        block_size: 4,
-        num_draft_layers: 1,
-        target_layer_ids: vec![LayerId(0), LayerId(1)],
-        mask_token_id: VOCABULARY - 1,
-        num_anchors: 3,
-        markov_rank: 4,
-        enable_confidence_head: true,
-        confidence_head_with_markov: true,
-    };
-    let draft = DraftConfig::for_target(&config, &shape).unwrap();
-    let target = Target::random(config, &Device::flex());
-    let draft = Draft::new(draft, &target);
-    (target, draft)
-}
 
 /// Samples of which those that `supervised` names carry loss.
 fn samples(count: usize, supervised: impl Fn(usize) -> bool) -> Vec<Sample> {
@@ -267,6 +243,38 @@ fn the_report_names_the_best_checkpoint() {
     let highest = measured.iter().map(|(_, tau)| *tau).fold(0.0, f64::max);
     let expected = measured.iter().find(|(_, tau)| *tau == highest).unwrap();
     assert_eq!((best.step, best.tau_probabilistic), *expected);
+}
+
+#[test]
+fn a_best_checkpoint_that_nothing_beats_stays_the_best_of_a_continued_run() {
+    let models = models();
+    let (training, validation) = (samples(4, |_| true), samples(2, |_| true));
+    let root = tempfile::tempdir().unwrap();
+    let run = Run { models: &models, training: &training, validation: &validation, folder: root.path() };
+    let optimizer = Optimizer::new(&settings(1).optimizer);
+    let best = Best { step: 2, tau_probabilistic: 99.0 };
+    let state = TrainingState { step: 2, digest: "digest".to_owned(), best: Some(best), seconds: 0.0 };
+    run.checkpoints().save(&models.1, &optimizer, &state).unwrap();
+    let report = run.train(TrainSettings { keep_last: 1, validate_every: 1, ..settings(5) }, true).unwrap();
+    assert_eq!((report.best, report.checkpoint), (Some(best), run.checkpoints().path(2)));
+    assert_eq!(run.steps(), [2, 5]);
+}
+
+#[test]
+fn gradients_are_clipped_by_their_global_norm() {
+    let (_, draft) = models();
+    let parameters = draft.parameters.clone().unfreeze().train();
+    let optimizer = Optimizer::new(&settings(1).optimizer);
+    // Two tensors of 32 values each, every gradient the same: the norm is 8 times that.
+    for (each, clipped) in [(0.1, 0.8), (3.0, 1.0)] {
+        let sum = parameters.norm.weight.val().sum() + parameters.hidden_norm.weight.val().sum();
+        let mut gradients = GradientSum::default();
+        gradients.add((sum * each).backward(), &parameters);
+        let (gradients, norm) = optimizer.clip(gradients, &parameters);
+        assert!((norm - 8.0 * each).abs() < 1e-4, "{norm}");
+        let left = Optimizer::gradient_norm(&gradients, &parameters);
+        assert!((left - clipped).abs() < 1e-4, "{left}");
+    }
 }
 
 #[test]

@@ -351,5 +351,9 @@ mod tests {
             let error = Weights::open(folder.path()).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
+        write(&folder.path().join("b.safetensors"), Dtype::F32, vec![1], &[0; 4]);
+        fs::write(&index, index_json(&[("w", "a.safetensors"), ("x", "b.safetensors")]).to_string()).unwrap();
+        let error = Weights::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("`w` is in two shards"), "{error}");
     }
 }

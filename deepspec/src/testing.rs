@@ -1,0 +1,34 @@
+//! What the tests of several modules share.
+
+use burn::tensor::Device;
+use dspark_runtime::checkpoint::JsonFields;
+use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, Target, TargetConfig};
+use serde_json::{Value, json};
+
+/// Rows of the tiny target's embedding; the last is the mask token.
+pub(crate) const TINY_VOCABULARY: u32 = 64;
+
+/// A Qwen3 target of three layers of width 32, and a random draft for it with blocks of four.
+pub(crate) fn tiny_models() -> (Target, Draft) {
+    let fields = json!({
+        "architectures": ["Qwen3ForCausalLM"], "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 3, "vocab_size": TINY_VOCABULARY,
+        "max_position_embeddings": 64, "tie_word_embeddings": true,
+    });
+    let Value::Object(fields) = fields else { unreachable!("an object was written") };
+    let config = TargetConfig::from_fields(JsonFields::new("config.json", fields)).unwrap();
+    let shape = DraftShape {
+        block_size: 4,
+        num_draft_layers: 1,
+        target_layer_ids: vec![LayerId(0), LayerId(1)],
+        mask_token_id: TINY_VOCABULARY - 1,
+        num_anchors: 3,
+        markov_rank: 4,
+        enable_confidence_head: true,
+        confidence_head_with_markov: true,
+    };
+    let draft = DraftConfig::for_target(&config, &shape).unwrap();
+    let target = Target::random(config, &Device::flex());
+    let draft = Draft::new(draft, &target);
+    (target, draft)
+}
