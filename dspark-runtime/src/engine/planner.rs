@@ -1,5 +1,6 @@
 //! How much is drafted and verified in a step: the schedule, fed with what steps take.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::schedule::{Confidences, Mode, Schedule, SpsTable, StsTable, round_gain};
@@ -8,6 +9,18 @@ use crate::speculate::Drafted;
 /// A block is drafted on only while its survival is at least this share of the least likely token that was verified in the
 /// step before: what is far below will not be verified in this one either.
 const MARGIN: f64 = 0.5;
+
+/// Positions that are drafted while nothing is known about how far it pays.
+const FIRST_SLOTS: usize = 2;
+
+/// Plain steps that are timed at every number of requests before anything is drafted there.
+const TIMED: u32 = 2;
+
+/// After so many steps with drafts one is plain again, so that what drafting is compared with does not grow old.
+const COMPARED_EVERY: u32 = 128;
+
+/// The weight of a new time in the running mean.
+const NEW: f64 = 0.25;
 
 /// Decides for every step. Nothing here looks at what was sampled at or after the token that it decides on.
 #[derive(Debug)]
@@ -24,6 +37,17 @@ pub(super) struct Planner {
     lengths: Vec<usize>,
     /// The lowest survival that was verified in the last step with drafts.
     marginal: f64,
+    /// What plain steps take here and now, by number of requests.
+    plain: BTreeMap<usize, PlainTime>,
+    /// Steps with drafts since the last plain one.
+    since_plain: u32,
+}
+
+/// Seconds of plain steps, a running mean.
+#[derive(Clone, Copy, Debug)]
+struct PlainTime {
+    mean: f64,
+    timed: u32,
 }
 
 /// What a step drafts.
@@ -46,6 +70,8 @@ impl Planner {
             confidences: Confidences::default(),
             lengths: Vec::new(),
             marginal: 0.0,
+            plain: BTreeMap::new(),
+            since_plain: 0,
         }
     }
 
@@ -67,12 +93,17 @@ impl Planner {
             (Mode::Threshold(confidence), _) => Some(Drafting { confidence, ..all }),
             (Mode::Scheduled, Some(curve)) => {
                 let limit = curve.max_batch_tokens();
+                let timed = self.plain.get(&count).map_or(0, |plain| plain.timed);
+                if timed < TIMED || self.since_plain >= COMPARED_EVERY {
+                    return None;
+                }
                 if !self.schedule.drafts(curve.price(count, self.block, limit)) {
                     return None;
                 }
                 let capacity = self.schedule.capacity(&self.requests, &curve.curve(count), limit);
-                // At least one, so that there are new confidences to decide by.
-                let slots = capacity.unwrap_or(self.block).clamp(1, self.block);
+                // At least one, so that there are new confidences to decide by; a start without any is a small one, and
+                // grows by one position a step, since a block has one confidence more than it has tokens.
+                let slots = capacity.unwrap_or(FIRST_SLOTS).clamp(1, self.block);
                 Some(Drafting { slots, survival: MARGIN * self.marginal, ..all })
             }
         }
@@ -111,14 +142,108 @@ impl Planner {
         &self.lengths
     }
 
-    /// A step that drafted is over: tokens verified and committed over all requests that drafted, and what drafting and
-    /// the target's pass took. Not to be told of steps in which prompts took part.
-    pub fn drafted(&mut self, batch_tokens: usize, committed: usize, draft: Duration, verify: Duration) {
-        let (Mode::Scheduled, Some(curve)) = (self.schedule.mode(), &self.curve) else { return };
+    /// A step of so many sequences without drafts is over. Not to be told of steps in which prompts took part.
+    pub fn decoded_plainly(&mut self, requests: usize, time: Duration) {
+        self.since_plain = 0;
+        let seconds = time.as_secs_f64();
+        let plain = self.plain.entry(requests).or_insert(PlainTime { mean: seconds, timed: 0 });
+        // What was disturbed once (another program, a page that had to be read) says little about the next step.
+        plain.mean += NEW * (seconds.min(2.0 * plain.mean) - plain.mean);
+        plain.mean = if plain.timed == 1 { plain.mean.min(seconds) } else { plain.mean };
+        plain.timed = plain.timed.saturating_add(1);
+    }
+
+    /// A step that drafted is over: tokens committed over all requests that drafted, and what all of it took. Not to be
+    /// told of steps in which prompts took part.
+    pub fn drafted(&mut self, committed: usize, time: Duration) {
+        self.since_plain += 1;
         let requests = self.requests.len();
-        // The table says how passes compare; this step says how fast the machine is just now.
-        let pace = verify.as_secs_f64() / curve.verify_seconds(requests, batch_tokens);
-        let plain = pace * curve.plain_seconds(requests);
-        self.schedule.drafted(requests, round_gain(requests, committed, (draft + verify).as_secs_f64(), plain));
+        if let Some(plain) = self.plain.get(&requests) {
+            let gain = round_gain(requests, committed, time.as_secs_f64(), plain.mean);
+            self.schedule.drafted(requests, gain);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::StepCost;
+
+    /// A machine on which up to eight tokens cost what one does.
+    fn planner(mode: Mode) -> Planner {
+        let cost =
+            StepCost::Probes { batch_tokens: vec![1, 9], steps_per_second: vec![100.0, 50.0], per_request: None };
+        Planner::new(mode, Some(SpsTable::new(cost, 64, None, None)), None, 7)
+    }
+
+    fn plain(planner: &mut Planner, steps: usize) {
+        for _ in 0..steps {
+            assert_eq!(planner.drafting([1]), None);
+            planner.decoded_plainly(1, Duration::from_millis(10));
+        }
+    }
+
+    fn drafted(confidences: &[f64]) -> Drafted {
+        let tokens = vec![0; confidences.len() - 1];
+        Drafted { tokens, distributions: Vec::new(), confidences: confidences.to_vec() }
+    }
+
+    #[test]
+    fn plain_steps_are_timed_before_anything_is_drafted_and_from_time_to_time() {
+        let mut planner = planner(Mode::Scheduled);
+        plain(&mut planner, TIMED as usize);
+        for _ in 0..COMPARED_EVERY {
+            assert!(planner.drafting([1]).is_some());
+            planner.lengths([&drafted(&[0.9, 0.9, 0.9])]);
+            planner.drafted(3, Duration::from_millis(12));
+        }
+        plain(&mut planner, 1);
+        assert!(planner.drafting([1]).is_some());
+        // Another number of requests has other times.
+        assert_eq!(planner.drafting([1, 2]), None);
+    }
+
+    #[test]
+    fn a_draft_that_does_not_pay_is_soon_left_alone() {
+        let mut planner = planner(Mode::Scheduled);
+        plain(&mut planner, TIMED as usize);
+        let mut rounds = 0;
+        for _ in 0..200 {
+            if planner.drafting([1]).is_some() {
+                // Sure of itself, and wrong: one token in twice the time.
+                planner.lengths([&drafted(&[0.9, 0.9, 0.9])]);
+                planner.drafted(1, Duration::from_millis(20));
+                rounds += 1;
+            } else {
+                planner.decoded_plainly(1, Duration::from_millis(10));
+            }
+        }
+        assert!((1..=12).contains(&rounds), "{rounds} of 200 rounds drafted");
+    }
+
+    #[test]
+    fn blocks_are_drafted_as_far_as_they_were_verified_and_one_further() {
+        let mut planner = planner(Mode::Scheduled);
+        plain(&mut planner, TIMED as usize);
+        let mut slots = Vec::new();
+        for _ in 0..16 {
+            let drafting = planner.drafting([1]).unwrap();
+            slots.push(drafting.slots);
+            let confidences = vec![0.95; (drafting.slots + 1).min(7) + usize::from(drafting.slots == 7)];
+            planner.lengths([&drafted(&confidences)]);
+            planner.drafted(drafting.slots + 1, Duration::from_millis(11));
+        }
+        assert_eq!(slots[0], FIRST_SLOTS);
+        assert!(slots.windows(2).all(|pair| pair[1] <= pair[0] + 1), "{slots:?}");
+        assert_eq!(slots.last(), Some(&7), "{slots:?}");
+    }
+
+    #[test]
+    fn only_the_scheduled_mode_waits() {
+        assert_eq!(planner(Mode::Off).drafting([1]), None);
+        assert_eq!(planner(Mode::Fixed(2)).drafting([1]).map(|drafting| drafting.slots), Some(2));
+        assert_eq!(planner(Mode::Threshold(0.3)).drafting([1]).map(|drafting| drafting.confidence), Some(0.3));
+        assert_eq!(planner(Mode::Fixed(2)).drafting([]), None);
     }
 }

@@ -50,16 +50,20 @@ impl StepLoop {
             }
         }
         let parts = self.parts(&blocks);
+        // To be asked before the pass moves the caches on.
+        let decoding = self.running.iter().all(Sequence::is_decoding);
+        let in_round: Vec<bool> = self.running.iter().map(wants_block).collect();
         self.lap(Phase::Host, &mut clock);
         let (features_nf, logits_mv) = self.verify(&parts);
         let verify_time = self.lap(Phase::Verify, &mut clock);
         let verdicts = self.judge(&parts, &blocks, logits_mv.as_deref().unwrap_or_default());
-        self.lap(Phase::Judge, &mut clock);
-        if drafting && self.running.iter().all(Sequence::is_decoding) {
-            let of_rounds = || parts.iter().zip(&verdicts).zip(&self.running).filter(|(_, own)| wants_block(own));
-            let batch_tokens = of_rounds().map(|((part, _), _)| part.ids.len()).sum();
-            let committed = of_rounds().filter_map(|((_, own), _)| Some(own.as_ref()?.record.committed)).sum();
-            self.planner.drafted(batch_tokens, committed, draft_time, verify_time);
+        let time = draft_time + verify_time + self.lap(Phase::Judge, &mut clock);
+        if drafting && decoding {
+            let of_rounds = verdicts.iter().zip(&in_round).filter(|(_, in_round)| **in_round);
+            let committed = of_rounds.filter_map(|(own, _)| Some(own.as_ref()?.record.committed)).sum();
+            self.planner.drafted(committed, time);
+        } else if decoding {
+            self.planner.decoded_plainly(self.running.len(), time);
         }
         self.commit(&parts, &blocks, verdicts, features_nf);
         self.metrics.steps += 1;

@@ -14,6 +14,9 @@ use crate::speculate::{Block, Filters, Randomness, Sampler, SeededUniforms, Stop
 /// The speed must not rise by more than this from one number of tokens to a larger one: then one of the two was disturbed.
 const RISE: f64 = 1.10;
 
+/// Short passes are repeated until they took this many seconds together (or four times as often as asked for).
+const SHORTEST: f64 = 0.5;
+
 /// How often a disturbed probe is measured again.
 const ATTEMPTS: usize = 5;
 
@@ -187,9 +190,13 @@ pub fn measure(
     )
 }
 
+/// The median of `repeats` passes, of more where they are short, after two that bring weights and buffers into place.
 fn timed(repeats: usize, pass: &mut dyn FnMut()) -> f64 {
     pass();
-    let times = (0..repeats.max(1))
+    let started = Instant::now();
+    pass();
+    let enough = (SHORTEST / started.elapsed().as_secs_f64().max(1e-6)) as usize;
+    let times = (0..repeats.max(1).max(enough.min(4 * repeats)))
         .map(|_| {
             let started = Instant::now();
             pass();
