@@ -76,7 +76,9 @@ impl BreakEven {
     /// in plain steps; at an infinite one nothing is tried.
     pub fn drafts(&mut self, price: f64) -> bool {
         self.price = price;
-        if self.waiting > 0 && price <= CHEAPER * self.too_high {
+        // A table may promise that drafting is free, or better; when it failed all the same, no price is lower.
+        let least = price.max(0.0);
+        if self.waiting > 0 && least <= CHEAPER * self.too_high && least < self.too_high {
             self.retry();
         }
         self.waiting == 0 && price.is_finite()
@@ -98,7 +100,7 @@ impl BreakEven {
             let wait = (self.lost * self.settings.patience * self.delay).clamp(1.0, self.settings.longest_wait);
             self.waiting = wait as u32;
             self.delay = (2.0 * self.delay).min(self.settings.longest_wait);
-            self.too_high = self.too_high.min(self.price);
+            self.too_high = self.too_high.min(self.price.max(0.0));
         }
     }
 
