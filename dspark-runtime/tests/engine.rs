@@ -129,7 +129,6 @@ fn greedy_and_seeded_texts_depend_on_neither_draft_nor_load_nor_schedule() {
             let metrics = handle.metrics();
             assert_eq!(metrics.finished, 32);
             assert_eq!(metrics.new_tokens as usize, alone.iter().map(Vec::len).sum::<usize>());
-            assert_eq!(metrics.rounds > 0, mode != Mode::Off, "{mode}: {metrics:?}");
             if mode == Mode::Fixed(7) {
                 let share = metrics.accepted_tokens as f64 / metrics.verified_tokens as f64;
                 assert!((0.1..0.9).contains(&share), "the draft's share of kept tokens is {share}");
