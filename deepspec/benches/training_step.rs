@@ -6,7 +6,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
 use deepspec::objective::{LossWeights, MicroBatch, SampleBlocks, draft_loss, slot_weight_sum};
-use deepspec::trainer::{AdamWSettings, GradientSum, LearningRate, Optimizer, anchor_randoms};
+use deepspec::trainer::{GradientSum, LearningRate, Optimizer, OptimizerSettings, anchor_randoms};
 use divan::Bencher;
 use dspark_runtime::checkpoint::JsonFields;
 use dspark_runtime::model::{Draft, DraftConfig, DraftParameters, DraftShape, LayerId, Target, TargetConfig};
@@ -61,11 +61,12 @@ impl Step {
         Self {
             parameters: Some(draft.parameters.clone().unfreeze().train()),
             draft,
-            optimizer: Optimizer::new(&AdamWSettings {
+            optimizer: Optimizer::new(&OptimizerSettings {
                 beta_1: 0.9,
                 beta_2: 0.999,
                 epsilon: 1e-8,
                 weight_decay: 0.0,
+                muon: false,
                 max_grad_norm: 1.0,
             }),
             rate: LearningRate::new(6e-4, 1000, 0.04, false),
@@ -79,7 +80,8 @@ impl Step {
     fn run(&mut self) {
         let mask = vec![true; TOKENS];
         let blocks = SampleBlocks::draw(&mask, &anchor_randoms(TOKENS, 0, self.step, 0), ANCHORS, BLOCK);
-        let weights = LossWeights { cross_entropy: 0.1, l1: 0.9, confidence: 1.0, decay: Some(4.0) };
+        let weights =
+            LossWeights { cross_entropy: 0.1, soft_cross_entropy: 0.0, l1: 0.9, confidence: 1.0, decay: Some(4.0) };
         let global = slot_weight_sum([&blocks], &weights);
         let batch = MicroBatch {
             ids: vec![&self.ids],

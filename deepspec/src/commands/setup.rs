@@ -18,8 +18,11 @@ use crate::cards::{Card, Kind, dataset_folders};
 use crate::conversation::{ReadOptions, Sample, read_samples, split_validation};
 use crate::evaluation::Task;
 use crate::objective::LossWeights;
-use crate::recipe::{Recipe, Schedule};
-use crate::trainer::{AdamWSettings, LearningRate, TrainSettings};
+use crate::recipe::{OptimizerKind, Recipe, Schedule};
+use crate::trainer::{LearningRate, OptimizerSettings, TrainSettings};
+
+/// Samples on which the initial norms of a draft are measured.
+const INITIAL_TEXTS: usize = 4;
 
 /// Bytes hashed at each end of a weight file.
 const HASHED_ENDS: u64 = 1 << 20;
@@ -120,11 +123,11 @@ impl Prepared {
         Ok(Samples { training, validation })
     }
 
-    /// A fresh draft as the recipe describes it.
+    /// A fresh draft as the recipe describes it; one that starts from the target looks at a few of the samples.
     ///
     /// # Errors
     /// When the recipe's layer ids or mask token do not fit the target.
-    pub fn fresh_draft(&self) -> Result<Draft> {
+    pub fn fresh_draft(&self, samples: &[Sample]) -> Result<Draft> {
         let model = &self.recipe.model;
         let rows = self.target.config().vocab_size;
         let mask_token_id = match model.mask_token_id.or_else(|| self.tokenizer.first_unused_row(rows)) {
@@ -155,7 +158,9 @@ impl Prepared {
         .context("the recipe's [model] does not fit the target")?;
         self.target.device().seed(self.recipe.train.seed);
         let draft = Draft::new(config, &self.target);
-        Ok(if model.initialize_from_target { draft.initialized_from(&self.target) } else { draft })
+        let texts: Vec<&[u32]> =
+            samples.iter().take(INITIAL_TEXTS).map(|sample| sample.token_ids.as_slice()).collect();
+        Ok(if model.initialize_from_target { draft.initialized_from(&self.target, &texts) } else { draft })
     }
 
     /// The trainer's settings.
@@ -164,15 +169,17 @@ impl Prepared {
         let overshoot = train.schedule == Schedule::Reference;
         TrainSettings {
             learning_rate: LearningRate::new(train.lr, train.total_steps(samples), train.warmup_ratio, overshoot),
-            optimizer: AdamWSettings {
+            optimizer: OptimizerSettings {
                 beta_1: train.adam_beta1,
                 beta_2: train.adam_beta2,
                 epsilon: train.adam_epsilon,
                 weight_decay: train.weight_decay,
                 max_grad_norm: train.max_grad_norm,
+                muon: train.optimizer == OptimizerKind::Muon,
             },
             loss: LossWeights {
                 cross_entropy: model.ce_loss_alpha,
+                soft_cross_entropy: model.soft_ce_loss_alpha,
                 l1: model.l1_loss_alpha,
                 confidence: if model.enable_confidence_head { model.confidence_head_alpha } else { 0.0 },
                 decay: model.loss_decay(),

@@ -35,7 +35,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 pub fn train_prepared(prepared: &Prepared, samples: &Samples, resume: bool) -> Result<TrainReport> {
     let job = TrainJob {
         target: &prepared.target,
-        draft: prepared.fresh_draft()?,
+        draft: prepared.fresh_draft(&samples.training)?,
         training: &samples.training,
         validation: &samples.validation,
         settings: prepared.train_settings(samples.training.len()),

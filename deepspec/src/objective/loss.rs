@@ -1,4 +1,6 @@
-//! The whole loss of a micro-batch: `0.1 CE + 0.9 L1 + 1.0 BCE` with decaying slot weights (paper, eq. 8-10).
+//! The whole loss of a micro-batch: `0.1 CE + 0.9 L1 + 1.0 BCE` with decaying slot weights (paper, eq. 8-10), and where asked
+//! for a cross-entropy against the teacher's distribution, which is the divergence from it but for a constant (Hinton et
+//! al., 2015).
 //!
 //! Legend: `n` supervised slots, `d` hidden size, `r` Markov rank, `f` width of the target's features, `s` tokens.
 
@@ -18,6 +20,8 @@ pub(super) const DENOMINATOR_OFFSET: f64 = 1e-6;
 pub struct LossWeights {
     /// Factor of the cross-entropy against the text.
     pub cross_entropy: f64,
+    /// Factor of the cross-entropy against the teacher.
+    pub soft_cross_entropy: f64,
     /// Factor of the L1 distance to the teacher.
     pub l1: f64,
     /// Factor of the confidence head's binary cross-entropy.
@@ -96,7 +100,11 @@ pub fn draft_loss(
         teacher_rows: slots.teacher_rows.clone(),
         labels: slots.labels.clone(),
     };
-    let row_weights = VocabularyWeights { cross_entropy: scaled(weights.cross_entropy), l1: scaled(weights.l1) };
+    let row_weights = VocabularyWeights {
+        cross_entropy: scaled(weights.cross_entropy),
+        soft_cross_entropy: scaled(weights.soft_cross_entropy),
+        l1: scaled(weights.l1),
+    };
     let vocabulary = vocabulary_loss(&rows, train.then_some(&row_weights));
     let mut surrogate = vocabulary.surrogate;
 
@@ -124,6 +132,7 @@ pub fn draft_loss(
                     slot: slots.slot[row],
                     weight: slot_weights[row],
                     cross_entropy: f64::from(vocabulary.cross_entropy[row]),
+                    soft_cross_entropy: f64::from(vocabulary.soft_cross_entropy[row]),
                     l1: f64::from(vocabulary.l1[row]),
                     confidence: confidence.as_ref().map(|(losses, logits)| {
                         (f64::from(losses[row]), 1.0 / (1.0 + (-f64::from(logits[row])).exp()))

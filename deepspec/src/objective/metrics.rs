@@ -11,6 +11,8 @@ pub struct SlotOutcome {
     pub weight: f64,
     /// Cross-entropy, nats.
     pub cross_entropy: f64,
+    /// Cross-entropy against the teacher, nats.
+    pub soft_cross_entropy: f64,
     /// L1 distance to the teacher.
     pub l1: f64,
     /// Binary cross-entropy of the confidence head, and its probability; absent without one.
@@ -31,6 +33,8 @@ pub struct LossSums {
     pub weight: f64,
     /// Weighted cross-entropy.
     pub cross_entropy: f64,
+    /// Weighted cross-entropy against the teacher.
+    pub soft_cross_entropy: f64,
     /// Weighted L1.
     pub l1: f64,
     /// Weighted binary cross-entropy of the confidence head.
@@ -69,6 +73,7 @@ impl LossSums {
             self.supervised[outcome.slot] += 1;
             self.weight += outcome.weight;
             self.cross_entropy += outcome.weight * outcome.cross_entropy;
+            self.soft_cross_entropy += outcome.weight * outcome.soft_cross_entropy;
             self.l1 += outcome.weight * outcome.l1;
             survival *= acceptance;
             tau += survival;
@@ -88,6 +93,7 @@ impl LossSums {
     pub fn add(&mut self, other: &Self) {
         self.weight += other.weight;
         self.cross_entropy += other.cross_entropy;
+        self.soft_cross_entropy += other.soft_cross_entropy;
         self.l1 += other.l1;
         self.confidence += other.confidence;
         self.confidence_abs_error += other.confidence_abs_error;
@@ -106,14 +112,19 @@ impl LossSums {
         self.candidates += other.candidates;
     }
 
-    /// The reported averages. `weights` are the factors of the three loss terms.
+    /// The reported averages. `weights` are the factors of the loss terms.
     pub fn metrics(&self, weights: &super::LossWeights) -> Metrics {
         let mean = |sum: f64| sum / (self.weight + super::loss::DENOMINATOR_OFFSET);
-        let (ce, l1, confidence) = (mean(self.cross_entropy), mean(self.l1), mean(self.confidence));
+        let (ce, soft_ce) = (mean(self.cross_entropy), mean(self.soft_cross_entropy));
+        let (l1, confidence) = (mean(self.l1), mean(self.confidence));
         let blocks = self.blocks.max(1) as f64;
         Metrics {
-            loss: weights.cross_entropy * ce + weights.l1 * l1 + weights.confidence * confidence,
+            loss: weights.cross_entropy * ce
+                + weights.soft_cross_entropy * soft_ce
+                + weights.l1 * l1
+                + weights.confidence * confidence,
             ce_loss: ce,
+            soft_ce_loss: soft_ce,
             l1_loss: l1,
             confidence_loss: confidence,
             confidence_abs_error: mean(self.confidence_abs_error),
@@ -130,10 +141,12 @@ impl LossSums {
 /// Averages of a batch, named as the reference names them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Metrics {
-    /// The weighted sum of the three terms.
+    /// The weighted sum of the terms.
     pub loss: f64,
     /// Cross-entropy against the text, nats.
     pub ce_loss: f64,
+    /// Cross-entropy against the teacher's distribution, nats.
+    pub soft_ce_loss: f64,
     /// L1 distance to the teacher, in `[0, 2]`.
     pub l1_loss: f64,
     /// Binary cross-entropy of the confidence head, nats.

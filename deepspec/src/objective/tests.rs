@@ -12,7 +12,8 @@ use crate::testing::tiny_models;
 use crate::trainer::GradientSum;
 
 const BLOCK: usize = 4;
-const WEIGHTS: LossWeights = LossWeights { cross_entropy: 0.1, l1: 0.9, confidence: 0.7, decay: Some(4.0) };
+const WEIGHTS: LossWeights =
+    LossWeights { cross_entropy: 0.1, soft_cross_entropy: 0.3, l1: 0.9, confidence: 0.7, decay: Some(4.0) };
 
 /// Two samples of different length, and the blocks trained on each: `(anchor, supervised slots)`.
 const SAMPLES: [(usize, &[(usize, usize)]); 2] = [(9, &[(1, 4), (5, 3)]), (13, &[(3, 2), (6, 4), (8, 4)])];
@@ -54,12 +55,16 @@ fn by_definition(target: &Target, draft: &Draft, global_weight: f64) -> (Tensor<
                 let label = Tensor::<2, Int>::from_data(label, &hidden_1d.device());
                 let cross_entropy = log_softmax(logits_1v.clone(), 1).gather(1, label).neg().sum();
                 let q_1v = constant(q_sv.clone().narrow(0, anchor + slot, 1));
+                let soft_cross_entropy = (log_softmax(logits_1v.clone(), 1) * q_1v.clone()).sum().neg();
                 let l1 = (softmax(logits_1v, 1) - q_1v).abs().sum();
                 let acceptance = (1.0 - value(l1.clone()) / 2.0).clamp(0.0, 1.0);
                 let z = draft.confidence_logits(hidden_1d, Some(factors_1r)).unwrap();
                 let confidence =
                     (log_sigmoid(z.clone()) * acceptance + log_sigmoid(z.neg()) * (1.0 - acceptance)).neg();
-                let loss = cross_entropy * WEIGHTS.cross_entropy + l1 * WEIGHTS.l1 + confidence * WEIGHTS.confidence;
+                let loss = cross_entropy * WEIGHTS.cross_entropy
+                    + soft_cross_entropy * WEIGHTS.soft_cross_entropy
+                    + l1 * WEIGHTS.l1
+                    + confidence * WEIGHTS.confidence;
                 let loss = loss * ((-(slot as f64) / 4.0).exp() / global_weight);
                 total = Some(match total.take() {
                     Some(total) => total + loss,
@@ -123,6 +128,7 @@ fn survival_is_a_product_and_the_anchors_own_token_counts() {
         slot,
         weight: 1.0,
         cross_entropy: 2.0,
+        soft_cross_entropy: 2.5,
         l1,
         confidence: Some((0.5, probability)),
     };

@@ -1,9 +1,10 @@
-//! Cross-entropy and L1 against the teacher over a large vocabulary, with the gradient written out.
+//! Cross-entropy against the text, cross-entropy and L1 against the teacher over a large vocabulary, with the gradient
+//! written out.
 //!
 //! For a row with logits `u`, teacher probabilities `q` and label `y`:
 //!
-//! * `p = softmax(u)`, `CE = -log p_y`, `L1 = sum |p - q|`;
-//! * `dCE/du = p - onehot(y)`, `dL1/du = p * (s - sum(p * s))` with `s = sign(p - q)`.
+//! * `p = softmax(u)`, `CE = -log p_y`, `soft CE = -sum(q * log p)`, `L1 = sum |p - q|`;
+//! * `dCE/du = p - onehot(y)`, `dsoft CE/du = p - q`, `dL1/du = p * (s - sum(p * s))` with `s = sign(p - q)`.
 //!
 //! Rows are taken in chunks, so memory does not grow with rows times vocabulary, and no probability tensor outlives its
 //! chunk. The gradients with respect to hidden states, Markov factors and `W2` re-enter autodiff as a sum of products
@@ -45,18 +46,22 @@ pub struct VocabularyRows {
 pub struct VocabularyWeights {
     /// Factor of each row's cross-entropy.
     pub cross_entropy: Vec<f32>,
+    /// Factor of each row's cross-entropy against the teacher.
+    pub soft_cross_entropy: Vec<f32>,
     /// Factor of each row's L1.
     pub l1: Vec<f32>,
 }
 
 /// The losses of each row, and a scalar whose gradient is that of the weighted sum.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct VocabularyLoss {
     /// Cross-entropy per row, nats.
     pub cross_entropy: Vec<f32>,
+    /// Cross-entropy against the teacher per row, nats.
+    pub soft_cross_entropy: Vec<f32>,
     /// L1 distance per row, in `[0, 2]`.
     pub l1: Vec<f32>,
-    /// Its value means nothing; its gradient is that of `sum(w_ce * CE + w_l1 * L1)`. `None` without weights.
+    /// Its value means nothing; its gradient is that of the weighted sum of all rows' losses. `None` without weights.
     pub surrogate: Option<Tensor<1>>,
 }
 
@@ -70,7 +75,7 @@ pub fn vocabulary_loss(rows: &VocabularyRows, weights: Option<&VocabularyWeights
 fn in_chunks(rows: &VocabularyRows, weights: Option<&VocabularyWeights>, chunk: usize) -> VocabularyLoss {
     let plain = rows.plain();
     let [n, _] = plain.hidden_nd.dims();
-    let mut loss = VocabularyLoss { cross_entropy: Vec::new(), l1: Vec::new(), surrogate: None };
+    let mut loss = VocabularyLoss::default();
     let mut hidden_gradients = Vec::new();
     let mut factor_gradients = Vec::new();
     let mut w2_gradient: Option<Tensor<2>> = None;
@@ -78,9 +83,12 @@ fn in_chunks(rows: &VocabularyRows, weights: Option<&VocabularyWeights>, chunk: 
         let count = chunk.min(n - first);
         let part = plain.narrow(first, count);
         let chunk_weights = weights.map(|weights| weights.narrow(first, count));
-        let (cross_entropy, l1, gradient_mv) = part.losses_and_gradient(chunk_weights.as_ref());
-        loss.cross_entropy.extend(cross_entropy);
-        loss.l1.extend(l1);
+        let (losses, gradient_mv) = part.losses_and_gradient(chunk_weights.as_ref());
+        for row in losses {
+            loss.cross_entropy.push(row.cross_entropy);
+            loss.soft_cross_entropy.push(row.soft_cross_entropy);
+            loss.l1.push(row.l1);
+        }
         let Some(gradient_mv) = gradient_mv else { continue };
         hidden_gradients.push(gradient_mv.clone().matmul(part.head_vd.clone()));
         if let Some((factors_mr, w2_vr)) = &part.markov {
@@ -109,10 +117,30 @@ fn product(x: &Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
     (x.clone() * gradient).sum()
 }
 
+/// The terms of one row: their values, or their factors in the loss.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct RowTerms {
+    cross_entropy: f32,
+    soft_cross_entropy: f32,
+    l1: f32,
+}
+
 impl VocabularyWeights {
     fn narrow(&self, first: usize, count: usize) -> Self {
         let part = |values: &[f32]| values[first..first + count].to_vec();
-        Self { cross_entropy: part(&self.cross_entropy), l1: part(&self.l1) }
+        Self {
+            cross_entropy: part(&self.cross_entropy),
+            soft_cross_entropy: part(&self.soft_cross_entropy),
+            l1: part(&self.l1),
+        }
+    }
+
+    fn row(&self, row: usize) -> RowTerms {
+        RowTerms {
+            cross_entropy: self.cross_entropy[row],
+            soft_cross_entropy: self.soft_cross_entropy[row],
+            l1: self.l1[row],
+        }
     }
 }
 
@@ -139,8 +167,8 @@ impl VocabularyRows {
         }
     }
 
-    /// Cross-entropy and L1 per row, and the gradient of their weighted sum with respect to the logits, `[m, v]`.
-    fn losses_and_gradient(&self, weights: Option<&VocabularyWeights>) -> (Vec<f32>, Vec<f32>, Option<Tensor<2>>) {
+    /// The losses of each row, and the gradient of their weighted sum with respect to the logits, `[m, v]`.
+    fn losses_and_gradient(&self, weights: Option<&VocabularyWeights>) -> (Vec<RowTerms>, Option<Tensor<2>>) {
         let base_mv = self.hidden_nd.clone().matmul(self.head_vd.clone().transpose());
         let bias_mv = self.markov.as_ref().map(|(factors, w2)| factors.clone().matmul(w2.clone().transpose()));
         // Slots of neighbouring blocks share teacher rows: each is computed once.
@@ -172,7 +200,7 @@ impl VocabularyRows {
         teacher_tv: Tensor<2>,
         local: &[usize],
         weights: Option<&VocabularyWeights>,
-    ) -> (Vec<f32>, Vec<f32>, Option<Tensor<2>>) {
+    ) -> (Vec<RowTerms>, Option<Tensor<2>>) {
         let [m, v] = base_mv.dims();
         let device = base_mv.device();
         let mut logits = values(base_mv);
@@ -184,22 +212,21 @@ impl VocabularyRows {
                 || simd::softmax_row(row),
             );
         });
-        let losses: Vec<(f32, f32)> = logits
+        let losses = logits
             .par_chunks_mut(v)
             .enumerate()
             .map(|(row, logits)| {
                 let bias = bias.as_ref().map(|bias| &bias[row * v..(row + 1) * v]);
                 let teacher = &teacher[local[row] * v..(local[row] + 1) * v];
-                let weights = weights.map(|weights| (weights.cross_entropy[row], weights.l1[row]));
+                let weights = weights.map(|weights| weights.row(row));
                 simd::vectorized(
                     #[inline(always)]
                     || row_loss(logits, bias, teacher, self.labels[row] as usize, weights),
                 )
             })
             .collect();
-        let (cross_entropy, l1) = losses.into_iter().unzip();
         let gradient = weights.map(|_| Tensor::from_data(TensorData::new(logits, [m, v]), &device));
-        (cross_entropy, l1, gradient)
+        (losses, gradient)
     }
 
     /// The same with tensor operations, for devices with their own memory.
@@ -210,7 +237,7 @@ impl VocabularyRows {
         teacher_tv: Tensor<2>,
         local: Vec<usize>,
         weights: Option<&VocabularyWeights>,
-    ) -> (Vec<f32>, Vec<f32>, Option<Tensor<2>>) {
+    ) -> (Vec<RowTerms>, Option<Tensor<2>>) {
         let device = base_mv.device();
         let m = local.len();
         let logits_mv = match bias_mv {
@@ -220,19 +247,27 @@ impl VocabularyRows {
         let labels = ints(self.labels.iter().map(|&label| label as usize).collect(), &device).reshape([m, 1]);
         let log_p = log_softmax(logits_mv, 1);
         let cross_entropy_m1 = log_p.clone().gather(1, labels.clone()).neg();
-        let p = log_p.exp();
         let q = softmax(teacher_tv, 1).select(0, ints(local, &device));
+        let soft_cross_entropy_m1 = (log_p.clone() * q.clone()).sum_dim(1).neg();
+        let p = log_p.exp();
         let difference = p.clone() - q;
         let l1_m1 = difference.clone().abs().sum_dim(1);
         let gradient = weights.map(|weights| {
             let column = |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [m, 1]), &device);
             let (w_ce, w_l1) = (column(&weights.cross_entropy), column(&weights.l1));
-            let sign = difference.sign();
+            let sign = difference.clone().sign();
             let mean_sign = (p.clone() * sign.clone()).sum_dim(1);
-            let gradient = p * (w_ce.clone() + w_l1 * (sign - mean_sign));
+            let gradient =
+                p * (w_ce.clone() + w_l1 * (sign - mean_sign)) + difference * column(&weights.soft_cross_entropy);
             gradient.scatter(1, labels, w_ce.neg(), burn::tensor::IndexingUpdateOp::Add)
         });
-        (values(cross_entropy_m1), values(l1_m1), gradient)
+        let losses = values(cross_entropy_m1).into_iter().zip(values(soft_cross_entropy_m1)).zip(values(l1_m1));
+        let losses = losses.map(|((cross_entropy, soft_cross_entropy), l1)| RowTerms {
+            cross_entropy,
+            soft_cross_entropy,
+            l1,
+        });
+        (losses.collect(), gradient)
     }
 }
 
@@ -243,8 +278,8 @@ fn row_loss(
     bias: Option<&[f32]>,
     teacher: &[f32],
     label: usize,
-    weights: Option<(f32, f32)>,
-) -> (f32, f32) {
+    weights: Option<RowTerms>,
+) -> RowTerms {
     if let Some(bias) = bias {
         for (logit, bias) in logits.iter_mut().zip(bias) {
             *logit += bias;
@@ -252,11 +287,9 @@ fn row_loss(
     }
     let maximum = simd::maximum(logits);
     let label_logit = logits[label] - maximum;
-    let sum = lanes_sum(logits, |logit| {
-        *logit = simd::exp(*logit - maximum);
-        *logit
-    });
+    let (sum, expected_logit) = exponentials(logits, teacher, maximum);
     let cross_entropy = sum.ln() - label_logit;
+    let soft_cross_entropy = sum.ln() - expected_logit;
     let scale = 1.0 / sum;
     for logit in logits.iter_mut() {
         *logit *= scale;
@@ -278,13 +311,14 @@ fn row_loss(
         l1 += (p - q).abs();
         mean_sign += p * sign(p - q);
     }
-    if let Some((w_ce, w_l1)) = weights {
+    if let Some(RowTerms { cross_entropy: w_ce, soft_cross_entropy: w_soft, l1: w_l1 }) = weights {
         for (p, q) in logits.iter_mut().zip(teacher) {
-            *p *= w_ce + w_l1 * (sign(*p - q) - mean_sign);
+            let difference = *p - q;
+            *p = *p * (w_ce + w_l1 * (sign(difference) - mean_sign)) + w_soft * difference;
         }
         logits[label] -= w_ce;
     }
-    (cross_entropy, l1)
+    RowTerms { cross_entropy, soft_cross_entropy, l1 }
 }
 
 /// -1, 0 or 1.
@@ -293,16 +327,29 @@ fn sign(x: f32) -> f32 {
     f32::from(i8::from(x > 0.0) - i8::from(x < 0.0))
 }
 
+/// Turns logits into `e^(logit - maximum)`; their sum, and the teacher's mean of `logit - maximum`.
 #[inline(always)]
-fn lanes_sum(row: &mut [f32], mut f: impl FnMut(&mut f32) -> f32) -> f32 {
-    let (chunks, rest) = row.as_chunks_mut::<16>();
-    let mut lanes = [0.0_f32; 16];
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane += f(value);
+fn exponentials(logits: &mut [f32], teacher: &[f32], maximum: f32) -> (f32, f32) {
+    let mut sum_lanes = [0.0_f32; 16];
+    let mut mean_lanes = [0.0_f32; 16];
+    let (chunks, rest) = logits.as_chunks_mut::<16>();
+    let (q_chunks, q_rest) = teacher.as_chunks::<16>();
+    for (logits, q) in chunks.iter_mut().zip(q_chunks) {
+        for lane in 0..16 {
+            let shifted = logits[lane] - maximum;
+            mean_lanes[lane] += q[lane] * shifted;
+            logits[lane] = simd::exp(shifted);
+            sum_lanes[lane] += logits[lane];
         }
     }
-    lanes.iter().sum::<f32>() + rest.iter_mut().map(f).sum::<f32>()
+    let (mut sum, mut mean): (f32, f32) = (sum_lanes.iter().sum(), mean_lanes.iter().sum());
+    for (logit, q) in rest.iter_mut().zip(q_rest) {
+        let shifted = *logit - maximum;
+        mean += q * shifted;
+        *logit = simd::exp(shifted);
+        sum += *logit;
+    }
+    (sum, mean)
 }
 
 fn values(tensor: Tensor<2>) -> Vec<f32> {
@@ -323,7 +370,7 @@ mod tests {
     use super::*;
 
     /// Plain autodiff over the whole `[n, v]` tensors, as the definition says it.
-    fn by_autodiff(rows: &VocabularyRows, weights: &VocabularyWeights) -> (Tensor<1>, Tensor<2>, Tensor<2>) {
+    fn by_autodiff(rows: &VocabularyRows, weights: &VocabularyWeights) -> (Tensor<1>, [Tensor<2>; 3]) {
         let device = rows.hidden_nd.device();
         let n = rows.labels.len();
         let constant = |x: Tensor<2>| Tensor::<2>::from_inner(x);
@@ -335,17 +382,22 @@ mod tests {
         let q = constant(softmax(teacher, 1));
         let labels = ints(rows.labels.iter().map(|&l| l as usize).collect(), &device).reshape([n, 1]);
         let cross_entropy = log_softmax(logits.clone(), 1).gather(1, labels).neg();
+        let soft_cross_entropy = (log_softmax(logits.clone(), 1) * q.clone()).sum_dim(1).neg();
         let l1 = (softmax(logits, 1) - q).abs().sum_dim(1);
         let column = |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [n, 1]), &device);
-        let loss = (cross_entropy.clone() * column(&weights.cross_entropy) + l1.clone() * column(&weights.l1)).sum();
-        (loss, cross_entropy, l1)
+        let loss = cross_entropy.clone() * column(&weights.cross_entropy)
+            + soft_cross_entropy.clone() * column(&weights.soft_cross_entropy)
+            + l1.clone() * column(&weights.l1);
+        (loss.sum(), [cross_entropy, soft_cross_entropy, l1])
     }
 
     #[test]
     fn logits_beyond_the_range_of_exp_have_a_finite_loss() {
         let mut logits = [1000.0, 0.0, -1000.0];
-        let (cross_entropy, l1) = row_loss(&mut logits, None, &[0.0, 1.0, 0.0], 1, Some((1.0, 0.0)));
-        assert_eq!((cross_entropy, l1, logits), (1000.0, 2.0, [1.0, -1.0, 0.0]));
+        let weights = RowTerms { cross_entropy: 1.0, soft_cross_entropy: 0.0, l1: 0.0 };
+        let losses = row_loss(&mut logits, None, &[0.0, 1.0, 0.0], 1, Some(weights));
+        assert_eq!(losses, RowTerms { cross_entropy: 1000.0, soft_cross_entropy: 1000.0, l1: 2.0 });
+        assert_eq!(logits, [1.0, -1.0, 0.0]);
     }
 
     #[test]
@@ -367,20 +419,22 @@ mod tests {
         };
         let weights = VocabularyWeights {
             cross_entropy: (0..n).map(|row| 0.01 * row as f32).collect(),
+            soft_cross_entropy: (0..n).map(|row| 0.05 + 0.003 * row as f32).collect(),
             l1: (0..n).map(|row| 0.2 - 0.01 * row as f32).collect(),
         };
-        let (expected, cross_entropy, l1) = by_autodiff(&rows, &weights);
+        let (expected, losses) = by_autodiff(&rows, &weights);
         let gradients = expected.backward();
         let close = |got: &[f32], expected: Vec<f32>, tolerance: f32| {
             let scale = expected.iter().fold(1e-6_f32, |a, b| a.max(b.abs()));
             let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst <= tolerance * scale, "{worst} of {scale}");
         };
-        let (cross_entropy, l1) = (values(cross_entropy.inner()), values(l1.inner()));
+        let [cross_entropy, soft_cross_entropy, l1] = losses.map(|loss| values(loss.inner()));
         let (factors, w2) = rows.markov.clone().unwrap();
         // All rows at once, and chunks of which the last is smaller.
         for fused in [vocabulary_loss(&rows, Some(&weights)), in_chunks(&rows, Some(&weights), 5)] {
             close(&fused.cross_entropy, cross_entropy.clone(), 1e-5);
+            close(&fused.soft_cross_entropy, soft_cross_entropy.clone(), 1e-5);
             close(&fused.l1, l1.clone(), 1e-5);
             let own = fused.surrogate.unwrap().backward();
             for tensor in [&rows.hidden_nd, &factors, &w2] {
@@ -396,8 +450,10 @@ mod tests {
         let on_host =
             plain.on_host(base.clone(), Some(bias.clone()), teacher.clone(), &rows.teacher_rows, Some(&weights));
         let on_device = plain.on_device(base, Some(bias), teacher, rows.teacher_rows.clone(), Some(&weights));
-        close(&on_host.0, on_device.0, 1e-5);
-        close(&on_host.1, on_device.1, 1e-5);
-        close(&values(on_host.2.unwrap()), values(on_device.2.unwrap()), 1e-5);
+        for term in [|row: &RowTerms| row.cross_entropy, |row| row.soft_cross_entropy, |row| row.l1] {
+            let of = |rows: &[RowTerms]| rows.iter().map(term).collect::<Vec<f32>>();
+            close(&of(&on_host.0), of(&on_device.0), 1e-5);
+        }
+        close(&values(on_host.1.unwrap()), values(on_device.1.unwrap()), 1e-5);
     }
 }

@@ -18,7 +18,7 @@ use super::split::{Split, conversations};
 use super::tokenizer::{VOCABULARY_SIZE, train_tokenizer};
 use super::write::QuickstartError;
 use crate::conversation::{ConversationError, Format, ReadOptions, Sample, read_samples};
-use crate::trainer::{AdamWSettings, GradientSum, LearningRate, Optimizer, Progress, step_samples};
+use crate::trainer::{GradientSum, LearningRate, Optimizer, OptimizerSettings, Progress, step_samples};
 
 /// Rows of the embedding: the tokens, and some that no token uses, of which the first becomes the draft's mask token.
 const EMBEDDING_ROWS: usize = VOCABULARY_SIZE + 16;
@@ -137,11 +137,12 @@ fn training_samples(tokenizer: &Tokenizer, settings: &PretrainSettings) -> Resul
 }
 
 fn train(target: Target, samples: &[Sample], settings: &PretrainSettings) -> Target {
-    let mut optimizer = Optimizer::new(&AdamWSettings {
+    let mut optimizer = Optimizer::new(&OptimizerSettings {
         beta_1: 0.9,
         beta_2: 0.98,
         epsilon: 1e-8,
         weight_decay: 0.0,
+        muon: false,
         max_grad_norm: 1.0,
     });
     let rate = LearningRate::new(settings.learning_rate, settings.steps, 0.05, false);

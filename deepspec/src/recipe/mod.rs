@@ -28,8 +28,8 @@ mod tests;
 pub use error::{Place, RecipeError};
 pub use paths::resolve_input;
 pub use schema::{
-    Algorithm, DataSection, EvaluateSection, EvaluationTask, MarkovHeadType, ModelSection, OutputSection, Recipe,
-    Schedule, TrainSection, Turns,
+    Algorithm, DataSection, EvaluateSection, EvaluationTask, MarkovHeadType, ModelSection, OptimizerKind,
+    OutputSection, Recipe, Schedule, TrainSection, Turns,
 };
 
 use std::path::Path;

@@ -80,6 +80,9 @@ pub struct ModelSection {
     /// Weight of the cross-entropy against the text.
     #[serde(default = "defaults::ce_loss_alpha")]
     pub ce_loss_alpha: f64,
+    /// Weight of the cross-entropy against the target's distribution.
+    #[serde(default)]
+    pub soft_ce_loss_alpha: f64,
     /// Weight of the L1 distance between draft and target distributions.
     #[serde(default = "defaults::l1_loss_alpha")]
     pub l1_loss_alpha: f64,
@@ -96,6 +99,17 @@ impl ModelSection {
     pub fn loss_decay(&self) -> Option<f64> {
         (self.loss_decay_gamma > 0.0).then_some(self.loss_decay_gamma)
     }
+}
+
+/// What updates the draft's parameters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OptimizerKind {
+    /// AdamW for all parameters.
+    #[default]
+    Adamw,
+    /// Muon for the matrices of the draft's layers and for `fc`, AdamW for the rest.
+    Muon,
 }
 
 /// How the learning rate moves over the steps of a run.
@@ -127,6 +141,9 @@ pub struct TrainSection {
     /// Share of the steps that warm up, in `[0, 1)`.
     #[serde(default = "defaults::warmup_ratio")]
     pub warmup_ratio: f64,
+    /// What updates the parameters.
+    #[serde(default)]
+    pub optimizer: OptimizerKind,
     /// Learning-rate schedule.
     #[serde(default = "defaults::schedule")]
     pub schedule: Schedule,

@@ -57,10 +57,13 @@ fn check_model(model: &ModelSection) -> Result<(), Complaint> {
         return Err(("model.loss_decay_gamma", format!("must be finite (0 for no decay), found {found}")));
     }
     not_negative("model.ce_loss_alpha", model.ce_loss_alpha)?;
+    not_negative("model.soft_ce_loss_alpha", model.soft_ce_loss_alpha)?;
     not_negative("model.l1_loss_alpha", model.l1_loss_alpha)?;
     not_negative("model.confidence_head_alpha", model.confidence_head_alpha)?;
-    if model.ce_loss_alpha == 0.0 && model.l1_loss_alpha == 0.0 {
-        let reason = "and `model.l1_loss_alpha` are both 0: nothing would train the draft".to_owned();
+    if model.ce_loss_alpha == 0.0 && model.soft_ce_loss_alpha == 0.0 && model.l1_loss_alpha == 0.0 {
+        let reason =
+            "and `model.soft_ce_loss_alpha` and `model.l1_loss_alpha` are all 0: nothing would train the draft"
+                .to_owned();
         return Err(("model.ce_loss_alpha", reason));
     }
     Ok(())

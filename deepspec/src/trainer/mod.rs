@@ -18,7 +18,7 @@ mod tests;
 
 pub use checkpoint::{Best, TrainingCheckpoints, TrainingState};
 pub use error::TrainError;
-pub use optimizer::{AdamWSettings, GradientSum, Optimizer};
+pub use optimizer::{GradientSum, Optimizer, OptimizerSettings};
 pub use order::{anchor_randoms, step_samples};
 pub use progress::Progress;
 pub use run::{TrainJob, TrainReport, TrainSettings, train};

@@ -1,14 +1,20 @@
-//! AdamW over 32-bit parameters, with gradients clipped by their global norm.
+//! AdamW over 32-bit parameters, Muon for the matrices inside the draft where the recipe asks for it; gradients are clipped
+//! by their global norm.
 
 use std::path::Path;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
+use burn::optim::decay::WeightDecayConfig;
+use burn::optim::{AdamWConfig, AdjustLrFn, GradientsParams, ModuleOptimizer, MuonConfig};
 use burn::tensor::{Gradients, Tensor};
 
-/// AdamW's settings.
+/// The parameters that Muon may update: linear maps between hidden states. Embedding tables and heads stay with AdamW, as
+/// Muon's authors advise, and so do vectors.
+const HIDDEN_MATRICES: [&str; 2] = [r"^fc\.weight$", r"^layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight$"];
+
+/// The optimiser's settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamWSettings {
+pub struct OptimizerSettings {
     /// Decay of the first moment.
     pub beta_1: f64,
     /// Decay of the second moment.
@@ -19,6 +25,10 @@ pub struct AdamWSettings {
     pub weight_decay: f64,
     /// Global gradient norm above which gradients are scaled down.
     pub max_grad_norm: f64,
+    /// Whether Muon (Jordan et al., 2024) updates the matrices of the layers and of the projection: momentum 0.95 with
+    /// Nesterov's look-ahead, made orthogonal by five Newton-Schulz steps, scaled to the root mean square of AdamW's updates
+    /// (Liu et al., 2025), so that both share one learning rate.
+    pub muon: bool,
 }
 
 /// Gradients of one step, summed over its micro-batches in 32 bits.
@@ -71,13 +81,20 @@ impl std::fmt::Debug for Optimizer {
 
 impl Optimizer {
     /// Fresh moments.
-    pub fn new(settings: &AdamWSettings) -> Self {
+    pub fn new(settings: &OptimizerSettings) -> Self {
         let config = AdamWConfig::new()
             .with_beta_1(settings.beta_1 as f32)
             .with_beta_2(settings.beta_2 as f32)
             .with_epsilon(settings.epsilon as f32)
             .with_weight_decay(settings.weight_decay as f32);
-        Self { inner: config.init(), max_grad_norm: settings.max_grad_norm }
+        let mut inner = config.init();
+        if settings.muon {
+            let decay = (settings.weight_decay > 0.0).then(|| WeightDecayConfig::new(settings.weight_decay as f32));
+            let muon =
+                MuonConfig::new().with_weight_decay(decay).with_adjust_lr_fn(AdjustLrFn::MatchRmsAdamW).build();
+            inner = inner.with_group(hidden_matrices(), muon, None);
+        }
+        Self { inner, max_grad_norm: settings.max_grad_norm }
     }
 
     /// The global norm of the summed gradients: the root of the sum of all squares.
@@ -122,6 +139,11 @@ impl Optimizer {
         let inner = self.inner.load(path).map_err(|error| error.to_string())?;
         Ok(Self { inner, ..self })
     }
+}
+
+fn hidden_matrices() -> ParamGroup {
+    ParamGroup::from_any_regexes(HIDDEN_MATRICES.to_vec())
+        .unwrap_or_else(|error| unreachable!("the patterns are constants: {error:?}"))
 }
 
 struct SquareSum<'a> {

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::checkpoint::{Best, TrainingCheckpoints, TrainingState};
 use super::error::TrainError;
-use super::optimizer::{AdamWSettings, GradientSum, Optimizer};
+use super::optimizer::{GradientSum, Optimizer, OptimizerSettings};
 use super::order::{anchor_randoms, step_samples};
 use super::progress::Progress;
 use super::schedule::LearningRate;
@@ -28,8 +28,8 @@ const VALIDATION_STEP: u64 = u64::MAX;
 pub struct TrainSettings {
     /// The learning rate of every step, and so their number.
     pub learning_rate: LearningRate,
-    /// AdamW.
-    pub optimizer: AdamWSettings,
+    /// The optimiser.
+    pub optimizer: OptimizerSettings,
     /// Loss terms.
     pub loss: LossWeights,
     /// Samples per optimiser step.
@@ -193,6 +193,7 @@ pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
             row.extend([
                 ("validation/loss", validation.loss),
                 ("validation/ce_loss", validation.ce_loss),
+                ("validation/soft_ce_loss", validation.soft_ce_loss),
                 ("validation/l1_loss", validation.l1_loss),
                 ("validation/tau_probabilistic", validation.tau_probabilistic),
             ]);
@@ -312,6 +313,7 @@ fn log_row(metrics: &Metrics, rate: f64, norm: f64, speed: f64) -> Vec<(&'static
     vec![
         ("train/loss", metrics.loss),
         ("train/ce_loss", metrics.ce_loss),
+        ("train/soft_ce_loss", metrics.soft_ce_loss),
         ("train/l1_loss", metrics.l1_loss),
         ("train/confidence_loss", metrics.confidence_loss),
         ("train/confidence_abs_error", metrics.confidence_abs_error),

@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use burn_train::Interrupter;
-use dspark_runtime::model::{Draft, Target};
+use dspark_runtime::model::{Draft, DraftParameters, Target};
 use serde_json::Value;
 
 use super::*;
@@ -29,8 +29,15 @@ fn samples(count: usize, supervised: impl Fn(usize) -> bool) -> Vec<Sample> {
 fn settings(steps: u64) -> TrainSettings {
     TrainSettings {
         learning_rate: LearningRate::new(1e-3, steps, 0.0, false),
-        optimizer: AdamWSettings { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 },
-        loss: LossWeights { cross_entropy: 0.1, l1: 0.9, confidence: 1.0, decay: Some(4.0) },
+        optimizer: OptimizerSettings {
+            beta_1: 0.9,
+            beta_2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            muon: false,
+        },
+        loss: LossWeights { cross_entropy: 0.1, soft_cross_entropy: 0.0, l1: 0.9, confidence: 1.0, decay: Some(4.0) },
         global_batch_size: 1,
         micro_batch_size: 1,
         num_anchors: 3,
@@ -122,7 +129,8 @@ fn a_gradient_or_weight_that_is_not_finite_is_named() {
     let (target, mut draft) = models();
     let training = samples(4, |_| true);
     let root = tempfile::tempdir().unwrap();
-    let overflowing = LossWeights { cross_entropy: 1e39, l1: 0.9, confidence: 1.0, decay: None };
+    let overflowing =
+        LossWeights { cross_entropy: 1e39, soft_cross_entropy: 0.0, l1: 0.9, confidence: 1.0, decay: None };
     let models = (target, draft.clone());
     let run = Run { models: &models, training: &training, validation: &[], folder: root.path() };
     not_finite(run.train(TrainSettings { loss: overflowing, ..settings(3) }, false), 1, "gradient norm", "none yet");
@@ -144,7 +152,9 @@ fn a_gradient_or_weight_that_is_not_finite_is_named() {
 fn a_run_continued_from_any_checkpoint_is_the_same_run() {
     let models = models();
     let training = samples(6, |_| true);
-    let settings = TrainSettings { global_batch_size: 2, ..settings(7) };
+    // Muon's momentum and AdamW's moments both have to come back.
+    let optimizer = OptimizerSettings { muon: true, ..settings(7).optimizer };
+    let settings = TrainSettings { global_batch_size: 2, optimizer, ..settings(7) };
     let whole = tempfile::tempdir().unwrap();
     let whole = Run { models: &models, training: &training, validation: &[], folder: whole.path() };
     whole.train(settings.clone(), false).unwrap();
@@ -274,6 +284,61 @@ fn gradients_are_clipped_by_their_global_norm() {
         assert!((norm - 8.0 * each).abs() < 1e-4, "{norm}");
         let left = Optimizer::gradient_norm(&gradients, &parameters);
         assert!((left - clipped).abs() < 1e-4, "{left}");
+    }
+}
+
+/// One step from the same gradients, with AdamW alone and with Muon.
+#[test]
+fn muon_takes_the_matrices_between_hidden_states_and_leaves_the_rest_to_adamw() {
+    const RATE: f64 = 1e-2;
+    let (_, draft) = models();
+    let before = draft.parameters.clone().unfreeze().train();
+    let step = |muon: bool| {
+        let mut sum = GradientSum::default();
+        let mut total: Option<Tensor<1>> = None;
+        // A gradient that is not the same everywhere: each parameter's own values.
+        before.visit(&mut Squares { total: &mut total });
+        sum.add(total.unwrap().backward(), &before);
+        let mut optimizer = Optimizer::new(&OptimizerSettings { muon, ..settings(1).optimizer });
+        optimizer.step(RATE, before.clone(), sum)
+    };
+    let (adamw, muon) = (step(false), step(true));
+    let update = |after: &DraftParameters, weight: fn(&DraftParameters) -> Tensor<2>| {
+        (weight(&before) - weight(after)).inner().into_data().to_vec::<f32>().unwrap()
+    };
+    let heads: [fn(&DraftParameters) -> Tensor<2>; 3] = [
+        |parameters| parameters.markov_head.as_ref().unwrap().markov_w1.weight.val(),
+        |parameters| parameters.markov_head.as_ref().unwrap().markov_w2.weight.val(),
+        |parameters| parameters.confidence_head.as_ref().unwrap().proj.weight.val(),
+    ];
+    for head in heads {
+        assert_eq!(update(&adamw, head), update(&muon, head));
+    }
+    let matrices: [fn(&DraftParameters) -> Tensor<2>; 2] =
+        [|parameters| parameters.fc.weight.val(), |parameters| parameters.layers[0].mlp.down_proj.weight.val()];
+    for matrix in matrices {
+        let [rows, columns] = matrix(&before).dims();
+        let (short, long) = (rows.min(columns) as f64, rows.max(columns) as f64);
+        // Every singular value of the update is about one, before it is scaled.
+        let square: f64 = update(&muon, matrix).iter().map(|&value| f64::from(value).powi(2)).sum();
+        let singular = (square / short).sqrt() / (RATE * 0.2 * long.sqrt());
+        assert!((0.7..1.2).contains(&singular), "{rows} x {columns}: {singular}");
+        assert_ne!(update(&adamw, matrix), update(&muon, matrix));
+    }
+}
+
+/// Sums the squares of all parameters.
+struct Squares<'a> {
+    total: &'a mut Option<Tensor<1>>,
+}
+
+impl ModuleVisitor for Squares<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let square = param.val().square().sum();
+        *self.total = Some(match self.total.take() {
+            Some(total) => total + square,
+            None => square,
+        });
     }
 }
 

@@ -77,6 +77,20 @@ impl SelfAttention {
         self.o_proj.forward(attended_nq)
     }
 
+    /// Sets the q/k norms, so far at one, to the root mean square that another layer's heads have on some rows
+    /// `[n, d]`, if that one has no such norms.
+    pub(super) fn norm_like(&mut self, other: &Self, x_nd: Tensor<2>) {
+        let mean_length = |x_nhw: Tensor<3>| x_nhw.square().mean_dim(2).sqrt().mean();
+        let norms =
+            [(&mut self.q_norm, &other.q_proj, &other.q_norm), (&mut self.k_norm, &other.k_proj, &other.k_norm)];
+        for (norm, projection, others) in norms {
+            if let (Some(norm), None) = (norm, others) {
+                let length = mean_length(other.heads(projection.forward(x_nd.clone()), None));
+                norm.weight = norm.weight.clone().map(|ones| ones * length);
+            }
+        }
+    }
+
     fn heads(&self, x_nq: Tensor<2>, norm: Option<&RmsNorm>) -> Tensor<3> {
         let [n, width] = x_nq.dims();
         let x_nhw = x_nq.reshape([n, width / self.head_dim, self.head_dim]);

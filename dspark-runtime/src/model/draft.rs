@@ -3,10 +3,9 @@
 //! Legend: `n` block rows, `s` context rows, `f = m * d` width of the target's features, `d` hidden size, `k` block size,
 //! `a` anchors, `v` vocabulary.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use super::attention::{KeysValues, KvCache, attend_blocks, block_context_mask};
@@ -166,25 +165,6 @@ impl Draft {
         let embedding_vd = shared_table(&weights, SHARED[0], precision, target.embed_tokens().weight.val())?;
         let head_vd = shared_table(&weights, SHARED[1], precision, target.head_weight())?;
         Ok(Self::assemble(config, parameters, embedding_vd, head_vd))
-    }
-
-    /// The same draft with its layers and its projection taken from the target, a better start than random ones.
-    ///
-    /// Draft layer `j` of `n` becomes a copy of the target layer in the middle of the `j`-th of `n` equal parts, as far as
-    /// its tensors have the same shapes (a Llama target has no q/k norms, which stay at one). `fc` averages the captured
-    /// layers, and the final norm is the target's, which the output head expects.
-    pub fn initialized_from(&self, target: &Target) -> Self {
-        let mut parameters = self.parameters.clone();
-        let (depth, available) = (parameters.layers.len(), target.layers().len());
-        for (index, layer) in parameters.layers.iter_mut().enumerate() {
-            let source = ((2 * index + 1) * available / (2 * depth)).min(available - 1);
-            *layer = copy_matching(layer.clone(), &target.layers()[source]);
-        }
-        let (d, m) = (self.config.layer.hidden_size, self.config.target_layer_ids.len());
-        let average = Tensor::<2>::eye(d, &target.device().clone()).div_scalar(m as f32);
-        parameters.fc.weight = parameters.fc.weight.map(|_| Tensor::cat(vec![average; m], 1));
-        parameters.norm = target.final_norm().clone();
-        self.with_parameters(with_stable_ids(parameters))
     }
 
     /// The configuration.
@@ -418,46 +398,6 @@ impl DraftParameters {
             confidence_head: config.enable_confidence_head.then(|| ConfidenceHead::new(confidence_width, device)),
         }
     }
-}
-
-/// A layer whose tensors are those of another one, where names and shapes agree.
-fn copy_matching(layer: DecoderLayer, from: &DecoderLayer) -> DecoderLayer {
-    struct Collect {
-        path: Vec<String>,
-        tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
-    }
-    impl ModuleVisitor for Collect {
-        fn enter_module(&mut self, name: &str, _container: &str) {
-            self.path.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _name: &str, _container: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let values = param.val().try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"));
-            self.tensors.insert(self.path.join("."), (param.lazy_shape().to_vec(), values));
-        }
-    }
-    impl ModuleMapper for Collect {
-        fn enter_module(&mut self, name: &str, _container: &str) {
-            self.path.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _name: &str, _container: &str) {
-            self.path.pop();
-        }
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let shape = param.lazy_shape();
-            match self.tensors.remove(&self.path.join(".")) {
-                Some((found, values)) if found == shape.to_vec() => {
-                    param.map(|old| Tensor::from_data(TensorData::new(values, shape), &old.device()))
-                }
-                _ => param,
-            }
-        }
-    }
-    let mut collect = Collect { path: Vec::new(), tensors: BTreeMap::new() };
-    from.visit(&mut collect);
-    layer.map(&mut collect)
 }
 
 /// The target's table, unless the draft's file holds another one. Published drafts repeat the target's in bf16, so each

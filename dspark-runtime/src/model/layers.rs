@@ -84,9 +84,12 @@ impl RmsNorm {
 /// The gated MLP: `down(silu(gate x) * up x)`.
 #[derive(Module, Debug)]
 pub struct Mlp {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
+    /// `[f, d]`
+    pub gate_proj: Linear,
+    /// `[f, d]`
+    pub up_proj: Linear,
+    /// `[d, f]`
+    pub down_proj: Linear,
 }
 
 impl Mlp {

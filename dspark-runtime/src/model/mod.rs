@@ -11,6 +11,7 @@ mod config;
 mod draft;
 mod draft_config;
 mod heads;
+mod initialize;
 mod layers;
 mod rope;
 mod target;
