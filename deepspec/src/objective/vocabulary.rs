@@ -450,7 +450,8 @@ mod tests {
         let on_host =
             plain.on_host(base.clone(), Some(bias.clone()), teacher.clone(), &rows.teacher_rows, Some(&weights));
         let on_device = plain.on_device(base, Some(bias), teacher, rows.teacher_rows.clone(), Some(&weights));
-        for term in [|row: &RowTerms| row.cross_entropy, |row| row.soft_cross_entropy, |row| row.l1] {
+        let terms: [fn(&RowTerms) -> f32; 3] = [|row| row.cross_entropy, |row| row.soft_cross_entropy, |row| row.l1];
+        for term in terms {
             let of = |rows: &[RowTerms]| rows.iter().map(term).collect::<Vec<f32>>();
             close(&of(&on_host.0), of(&on_device.0), 1e-5);
         }

@@ -304,7 +304,7 @@ fn muon_takes_the_matrices_between_hidden_states_and_leaves_the_rest_to_adamw() 
     };
     let (adamw, muon) = (step(false), step(true));
     let update = |after: &DraftParameters, weight: fn(&DraftParameters) -> Tensor<2>| {
-        (weight(&before) - weight(after)).inner().into_data().to_vec::<f32>().unwrap()
+        (weight(&before) - weight(after)).inner().try_into_vec_as::<f32>().unwrap()
     };
     let heads: [fn(&DraftParameters) -> Tensor<2>; 3] = [
         |parameters| parameters.markov_head.as_ref().unwrap().markov_w1.weight.val(),

@@ -13,7 +13,7 @@ const MARGIN: f64 = 0.5;
 /// Positions that are drafted while nothing is known about how far it pays.
 const FIRST_SLOTS: usize = 2;
 
-/// Plain steps that are timed at every number of requests before anything is drafted there.
+/// Plain steps that are timed at like numbers of requests before anything is drafted there.
 const TIMED: u32 = 2;
 
 /// After so many steps with drafts one is plain again, so that what drafting is compared with does not grow old.
@@ -37,17 +37,26 @@ pub(super) struct Planner {
     lengths: Vec<usize>,
     /// The lowest survival that was verified in the last step with drafts.
     marginal: f64,
-    /// What plain steps take here and now, by number of requests.
-    plain: BTreeMap<usize, PlainTime>,
+    /// How plain steps here and now compare with the curve, by like numbers of requests.
+    paces: BTreeMap<u32, Pace>,
     /// Steps with drafts since the last plain one.
     since_plain: u32,
 }
 
-/// Seconds of plain steps, a running mean.
+/// The time of plain steps in times of what the curve says, a running mean.
+///
+/// Kept as a ratio, so that it also holds for a number of requests close by: where requests come and go, hardly two steps
+/// have the same number of them.
 #[derive(Clone, Copy, Debug)]
-struct PlainTime {
+struct Pace {
     mean: f64,
     timed: u32,
+}
+
+/// Numbers of requests that share a pace: 1, 2, 3, 4 and 5, 6 and 7, 8 to 11, two groups per doubling.
+fn like_numbers(requests: usize) -> u32 {
+    let octave = requests.max(1).ilog2();
+    2 * octave + u32::from(octave > 0 && (requests >> (octave - 1)) & 1 == 1)
 }
 
 /// What a step drafts.
@@ -70,7 +79,7 @@ impl Planner {
             confidences: Confidences::default(),
             lengths: Vec::new(),
             marginal: 0.0,
-            plain: BTreeMap::new(),
+            paces: BTreeMap::new(),
             since_plain: 0,
         }
     }
@@ -93,7 +102,7 @@ impl Planner {
             (Mode::Threshold(confidence), _) => Some(Drafting { confidence, ..all }),
             (Mode::Scheduled, Some(curve)) => {
                 let limit = curve.max_batch_tokens();
-                let timed = self.plain.get(&count).map_or(0, |plain| plain.timed);
+                let timed = self.paces.get(&like_numbers(count)).map_or(0, |pace| pace.timed);
                 if timed < TIMED || self.since_plain >= COMPARED_EVERY {
                     return None;
                 }
@@ -145,12 +154,13 @@ impl Planner {
     /// A step of so many sequences without drafts is over. Not to be told of steps in which prompts took part.
     pub fn decoded_plainly(&mut self, requests: usize, time: Duration) {
         self.since_plain = 0;
-        let seconds = time.as_secs_f64();
-        let plain = self.plain.entry(requests).or_insert(PlainTime { mean: seconds, timed: 0 });
+        let Some(curve) = &self.curve else { return };
+        let ratio = time.as_secs_f64() / curve.plain_seconds_between(requests);
+        let pace = self.paces.entry(like_numbers(requests)).or_insert(Pace { mean: ratio, timed: 0 });
         // What was disturbed once (another program, a page that had to be read) says little about the next step.
-        plain.mean += NEW * (seconds.min(2.0 * plain.mean) - plain.mean);
-        plain.mean = if plain.timed == 1 { plain.mean.min(seconds) } else { plain.mean };
-        plain.timed = plain.timed.saturating_add(1);
+        pace.mean += NEW * (ratio.min(2.0 * pace.mean) - pace.mean);
+        pace.mean = if pace.timed == 1 { pace.mean.min(ratio) } else { pace.mean };
+        pace.timed = pace.timed.saturating_add(1);
     }
 
     /// A step that drafted is over: tokens committed over all requests that drafted, and what all of it took. Not to be
@@ -158,9 +168,9 @@ impl Planner {
     pub fn drafted(&mut self, committed: usize, time: Duration) {
         self.since_plain += 1;
         let requests = self.requests.len();
-        if let Some(plain) = self.plain.get(&requests) {
-            let gain = round_gain(requests, committed, time.as_secs_f64(), plain.mean);
-            self.schedule.drafted(requests, gain);
+        if let (Some(curve), Some(pace)) = (&self.curve, self.paces.get(&like_numbers(requests))) {
+            let plain = pace.mean * curve.plain_seconds_between(requests);
+            self.schedule.drafted(requests, round_gain(requests, committed, time.as_secs_f64(), plain));
         }
     }
 }
@@ -200,8 +210,45 @@ mod tests {
         }
         plain(&mut planner, 1);
         assert!(planner.drafting([1]).is_some());
-        // Another number of requests has other times.
+        // A number of requests that is far from this one has other times.
         assert_eq!(planner.drafting([1, 2]), None);
+    }
+
+    #[test]
+    fn numbers_of_requests_that_are_alike_share_what_is_known() {
+        let groups: Vec<u32> = [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 15, 16].map(like_numbers).to_vec();
+        assert_eq!(groups, [0, 2, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8]);
+        let mut planner = planner(Mode::Scheduled);
+        // Never twice the same number, as where clients come and go.
+        for requests in [8, 9] {
+            assert_eq!(planner.drafting(0..requests), None);
+            planner.decoded_plainly(requests as usize, Duration::from_millis(10));
+        }
+        assert!(planner.drafting(0..10).is_some());
+        // At nine tokens the curve halves its speed: 15 ms at half the way from one, 20 ms from there on.
+        for (requests, expected) in [(5, 0.015), (9, 0.02), (40, 0.02)] {
+            let curve = planner.curve.as_ref().unwrap();
+            assert!((curve.plain_seconds_between(requests) - expected).abs() < 1e-12);
+        }
+    }
+
+    /// A draft that pays is not given up because the step before had fewer requests and was faster.
+    #[test]
+    fn a_round_is_compared_with_plain_steps_of_as_many_requests() {
+        let cost =
+            StepCost::Probes { batch_tokens: vec![4, 6], steps_per_second: vec![100.0, 50.0], per_request: None };
+        let mut planner = Planner::new(Mode::Scheduled, Some(SpsTable::new(cost, 64, None, None)), None, 7);
+        for _ in 0..TIMED {
+            assert_eq!(planner.drafting(0..4), None);
+            planner.decoded_plainly(4, Duration::from_millis(10));
+        }
+        // Five requests take 15 ms plainly; with drafts 17 ms for a fifth more tokens: just worth it.
+        for _ in 0..100 {
+            assert!(planner.drafting(0..5).is_some());
+            let blocks = vec![drafted(&[0.5, 0.5, 0.5]); 5];
+            planner.lengths(&blocks);
+            planner.drafted(6, Duration::from_millis(17));
+        }
     }
 
     #[test]

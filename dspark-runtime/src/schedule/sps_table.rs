@@ -253,6 +253,21 @@ impl SpsTable {
         self.verify_seconds(requests, requests)
     }
 
+    /// The same on a straight line between two probes instead of the lower one's: how one number of requests compares with
+    /// its neighbours. Not for deciding how much to verify, since it blurs cliffs.
+    pub fn plain_seconds_between(&self, requests: usize) -> f64 {
+        let StepCost::Probes { batch_tokens, steps_per_second, .. } = &self.cost else {
+            return self.plain_seconds(requests);
+        };
+        let seconds = |probe: usize| 1.0 / steps_per_second[probe];
+        let above = batch_tokens.partition_point(|probe| *probe <= requests);
+        if above == 0 || above == batch_tokens.len() {
+            return seconds(above.saturating_sub(1));
+        }
+        let (from, to) = (batch_tokens[above - 1] as f64, batch_tokens[above] as f64);
+        seconds(above - 1) + (seconds(above) - seconds(above - 1)) * (requests as f64 - from) / (to - from)
+    }
+
     /// The speed of a step in which so many requests draft, by the tokens that are verified.
     pub fn curve(&self, requests: usize) -> StepCurve<'_> {
         StepCurve { table: self, fixed_seconds: self.cost.request_seconds(requests) + self.draft_seconds(requests) }
