@@ -1,7 +1,7 @@
 //! Products of small matrices whose sums stay in registers: what attention is made of.
 //!
-//! The right matrix is packed into panels: a few vectors of columns, row behind row, so that it is read in the order in
-//! which it lies.
+//! The right matrix is read in panels of a few vectors of columns. Where it is read more than once, panels are packed, row
+//! behind row, so that it is read in the order in which it lies.
 
 use pulp::Simd;
 
@@ -32,25 +32,25 @@ pub struct Left<'a> {
     pub step: usize,
 }
 
-/// `out[i][j] = sum over k < depth of left[i][k] * panel[k][j]`, for `rows <= ROWS` rows `i`, in rows of `out` that lie
-/// `stride` apart. The panel has `columns` columns, whole vectors. Each sum is taken in the order of `k`, whatever else is
+/// `out[i][j] = sum over k < depth of left[i][k] * right[k][j]`, for `rows <= ROWS` rows `i`, in rows of `out` that lie
+/// `stride` apart, and for `columns` columns, whole vectors, at most those of a panel. Each sum is taken in the order of `k`, whatever else is
 /// computed with it.
 #[inline(always)]
 pub fn product<S: Simd>(
     simd: S,
     (rows, depth, columns): (usize, usize, usize),
     left: Left<'_>,
-    panel: &[f32],
+    right: Rows<'_>,
     out: &mut [f32],
     stride: usize,
 ) {
     match rows {
-        1 => of_rows::<S, 1>(simd, depth, columns, left, panel, out, stride),
-        2 => of_rows::<S, 2>(simd, depth, columns, left, panel, out, stride),
-        3 => of_rows::<S, 3>(simd, depth, columns, left, panel, out, stride),
-        4 => of_rows::<S, 4>(simd, depth, columns, left, panel, out, stride),
-        5 => of_rows::<S, 5>(simd, depth, columns, left, panel, out, stride),
-        _ => of_rows::<S, ROWS>(simd, depth, columns, left, panel, out, stride),
+        1 => of_rows::<S, 1>(simd, depth, columns, left, right, out, stride),
+        2 => of_rows::<S, 2>(simd, depth, columns, left, right, out, stride),
+        3 => of_rows::<S, 3>(simd, depth, columns, left, right, out, stride),
+        4 => of_rows::<S, 4>(simd, depth, columns, left, right, out, stride),
+        5 => of_rows::<S, 5>(simd, depth, columns, left, right, out, stride),
+        _ => of_rows::<S, ROWS>(simd, depth, columns, left, right, out, stride),
     }
 }
 
@@ -60,15 +60,15 @@ fn of_rows<S: Simd, const M: usize>(
     depth: usize,
     columns: usize,
     left: Left<'_>,
-    panel: &[f32],
+    right: Rows<'_>,
     out: &mut [f32],
     stride: usize,
 ) {
     match columns / S::F32_LANES {
-        1 => block::<S, M, 1>(simd, depth, left, panel, out, stride),
-        2 => block::<S, M, 2>(simd, depth, left, panel, out, stride),
-        3 => block::<S, M, 3>(simd, depth, left, panel, out, stride),
-        _ => block::<S, M, 4>(simd, depth, left, panel, out, stride),
+        1 => block::<S, M, 1>(simd, depth, left, right, out, stride),
+        2 => block::<S, M, 2>(simd, depth, left, right, out, stride),
+        3 => block::<S, M, 3>(simd, depth, left, right, out, stride),
+        _ => block::<S, M, 4>(simd, depth, left, right, out, stride),
     }
 }
 
@@ -77,26 +77,28 @@ fn block<S: Simd, const M: usize, const V: usize>(
     simd: S,
     depth: usize,
     left: Left<'_>,
-    panel: &[f32],
+    right: Rows<'_>,
     out: &mut [f32],
     stride: usize,
 ) {
-    let (panel, _) = S::as_simd_f32s(panel);
-    assert!(
-        depth > 0 && panel.len() >= depth * V && left.values.len() > (M - 1) * left.row + (depth - 1) * left.step
-    );
+    assert!(depth > 0 && left.values.len() > (M - 1) * left.row + (depth - 1) * left.step);
+    assert!(right.values.len() >= (depth - 1) * right.stride + V * S::F32_LANES);
     let mut sums = [[simd.splat_f32s(0.0); V]; M];
     for k in 0..depth {
-        let mut right = [simd.splat_f32s(0.0); V];
-        for (v, right) in right.iter_mut().enumerate() {
-            // SAFETY: the panel has `depth` rows of `V` vectors, as asserted above. Checked indexing costs half the speed.
-            *right = unsafe { *panel.get_unchecked(k * V + v) };
+        let mut vectors = [simd.splat_f32s(0.0); V];
+        for (v, vector) in vectors.iter_mut().enumerate() {
+            // SAFETY: `depth` rows of `V` vectors are there, as asserted above, and any bits are floats. Checked indexing costs
+            // half the speed.
+            *vector = unsafe {
+                let from = right.values.as_ptr().add(k * right.stride + v * S::F32_LANES);
+                from.cast::<S::f32s>().read_unaligned()
+            };
         }
         for (i, sums) in sums.iter_mut().enumerate() {
             // SAFETY: `i < M` and `k < depth`, so this is at most the last element that was asserted to be there.
             let left = simd.splat_f32s(unsafe { *left.values.get_unchecked(i * left.row + k * left.step) });
-            for (sum, right) in sums.iter_mut().zip(right) {
-                *sum = simd.mul_add_f32s(left, right, *sum);
+            for (sum, vector) in sums.iter_mut().zip(vectors) {
+                *sum = simd.mul_add_f32s(left, vector, *sum);
             }
         }
     }

@@ -81,7 +81,8 @@ impl Run<'_> {
             for (block, _) in seen.iter().enumerate().filter(|(_, seen)| **seen > first) {
                 let count = ROWS.min(rows - block * ROWS);
                 let left = Left { values: &self.queries[block * ROWS * w..], row: 1, step: ROWS };
-                product(simd, (count, w, columns), left, panel, &mut scores[block * ROWS * RUN + first..], RUN);
+                let right = Rows { values: panel, stride: columns };
+                product(simd, (count, w, columns), left, right, &mut scores[block * ROWS * RUN + first..], RUN);
             }
         }
 
@@ -95,14 +96,22 @@ impl Run<'_> {
         }
 
         let mut weighted = vec![0.0; rows * padded];
-        pack::<S>(self.values, most, w, columns, panel);
+        // One block reads the values once: as they lie.
+        let packed = seen.len() > 1 || w % S::F32_LANES != 0;
+        if packed {
+            pack::<S>(self.values, most, w, columns, panel);
+        }
         for first in (0..w).step_by(columns) {
             let columns = panel_width::<S>(first, w, columns);
             for (block, &seen) in seen.iter().enumerate().filter(|(_, seen)| **seen > 0) {
                 let count = ROWS.min(rows - block * ROWS);
                 let left = Left { values: &scores[block * ROWS * RUN..], row: RUN, step: 1 };
                 let out = &mut weighted[block * ROWS * padded + first..];
-                product(simd, (count, seen, columns), left, &panel[first * most..], out, padded);
+                let right = match packed {
+                    true => Rows { values: &panel[first * most..], stride: columns },
+                    false => Rows { values: &self.values.values[first..], ..self.values },
+                };
+                product(simd, (count, seen, columns), left, right, out, padded);
             }
         }
         Attended { maxima, sums, weighted }
