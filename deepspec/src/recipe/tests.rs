@@ -176,6 +176,8 @@ fn values_out_of_range_are_refused() {
         (vec!["model.target_layer_ids=[3, 3]"], "must be strictly increasing, found [3, 3]"),
         (vec!["model.target_layer_ids=[]"], "`model.target_layer_ids` is empty"),
         (vec!["model.ce_loss_alpha=0", "model.l1_loss_alpha=0"], "nothing would train the draft"),
+        (vec!["model.soft_ce_loss_alpha=-1"], "`model.soft_ce_loss_alpha` must be at least 0, found -1"),
+        (vec!["train.optimizer=sgd"], "`train.optimizer`"),
         (vec!["model.l1_loss_alpha=-0.5"], "`model.l1_loss_alpha` must be at least 0, found -0.5"),
         (vec!["model.loss_decay_gamma=nan"], "`model.loss_decay_gamma` must be finite"),
         (vec!["train.lr=0"], "`train.lr` must be above 0, found 0"),

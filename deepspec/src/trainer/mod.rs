@@ -1,7 +1,7 @@
 //! Training a draft.
 //!
 //! A step takes a global batch ([`order`]), runs it through the teacher and the draft in micro-batches, sums their
-//! gradients and applies AdamW ([`optimizer`]) at the rate of the [`schedule`]. What a step does depends on the seed and
+//! gradients and applies AdamW, or Muon and AdamW ([`optimizer`]), at the rate of the [`schedule`]. What a step does depends on the seed and
 //! its number alone, so a run continued from a [`checkpoint`] is the run that was never interrupted.
 //!
 //! [`checkpoint`]: TrainingCheckpoints
