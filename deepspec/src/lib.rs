@@ -7,7 +7,6 @@ pub mod conversation;
 pub mod evaluation;
 pub mod logging;
 pub mod objective;
-pub mod plot;
 pub mod quickstart;
 pub mod recipe;
 pub mod simulation;

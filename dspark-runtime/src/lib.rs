@@ -12,6 +12,7 @@ pub mod device;
 pub mod engine;
 pub mod kernels;
 pub mod model;
+pub mod plot;
 pub mod profile;
 pub mod schedule;
 pub mod server;

@@ -10,7 +10,7 @@ use plotters::style::{BLACK, Color, WHITE};
 
 use super::measures::Measures;
 use super::report::{CalibrationReport, PositionReport};
-use crate::plot::{COLOURS, Canvas, DrawError, FONT, write_svg};
+use dspark_runtime::plot::{COLOURS, Canvas, DrawError, FONT, write_svg};
 
 /// Panels beside each other, and the side of one in pixels.
 const COLUMNS: usize = 4;

@@ -5,7 +5,7 @@ use std::path::Path;
 use dspark_runtime::checkpoint::CheckpointError;
 use serde::{Deserialize, Serialize};
 
-use crate::plot::Chart;
+use dspark_runtime::plot::Chart;
 
 /// The contract of `--json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]

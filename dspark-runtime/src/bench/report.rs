@@ -23,6 +23,12 @@ impl Run {
         median(self.repeats.iter().map(figure).collect())
     }
 
+    /// A figure over that of another run: the median over the repeats, each compared with the other's repeat that was
+    /// measured beside it.
+    pub fn ratio(&self, other: &Self, figure: impl Fn(&Measured) -> f64) -> f64 {
+        median(self.repeats.iter().zip(&other.repeats).map(|(own, other)| figure(own) / figure(other)).collect())
+    }
+
     /// Tokens per round with a draft; `None` when nothing was drafted.
     pub fn accepted_length(&self) -> Option<f64> {
         let lengths: Vec<f64> =

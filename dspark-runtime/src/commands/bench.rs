@@ -12,7 +12,8 @@ use crate::bench::{Ceiling, Load, Measured, Run, read_prompts, run as run_load};
 use crate::checkpoint::{WeightPrecision, resolve_model, write_file};
 use crate::device::DeviceChoice;
 use crate::engine::{Engine, EngineConfig, Request, Sampling};
-use crate::model::{Draft, Target};
+use crate::model::{Draft, DraftHeads, Target};
+use crate::plot::Chart;
 use crate::profile::{ProfileOptions, draft_seconds, verify_seconds};
 use crate::schedule::{Mode, SpsTable, StsTable};
 use crate::text::Tokenizer;
@@ -53,13 +54,40 @@ pub struct Arguments {
     /// Write the figures here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw tokens per second against clients, a line per mode, into this SVG file
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// What matrices are kept in: f32, or `stored`, which keeps bf16 files in bf16 (half the memory, the same results on
     /// the CPU)
     #[arg(long, value_name = "f32|stored", default_value = "f32", value_parser = weight_precision)]
     weights: WeightPrecision,
+    /// What drafts are proposed with where a product has the vocabulary's size: `int8`, copies in 8 bits, on the CPU, or
+    /// `exact`, the weights themselves. Answers are the same
+    #[arg(long, value_name = "int8|exact", default_value_t)]
+    draft_heads: DraftHeads,
     /// cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
+}
+
+/// Tokens per second against clients, a line per mode.
+fn throughput(runs: &[Run]) -> Chart<'static> {
+    let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
+    for run in runs {
+        let point = (run.concurrency as f64, run.median(Measured::tokens_per_second));
+        match lines.iter_mut().find(|(mode, _)| *mode == run.mode) {
+            Some((_, points)) => points.push(point),
+            None => lines.push((run.mode.clone(), vec![point])),
+        }
+    }
+    lines.iter_mut().for_each(|(_, points)| points.sort_by(|a, b| a.0.total_cmp(&b.0)));
+    Chart {
+        title: "throughput by load",
+        x_label: "clients",
+        y_label: "tokens per second",
+        x_in_octaves: true,
+        lines,
+    }
 }
 
 /// Measures, prints a table and writes the report.
@@ -70,6 +98,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let tokenizer = Tokenizer::from_directory(&folder)?;
     let draft = arguments.draft.as_deref();
     let draft = draft.map(|folder| Draft::load_with(folder, arguments.weights, &target)).transpose()?;
+    let draft = draft.map(|draft| draft.with_heads(arguments.draft_heads));
     if draft.is_none()
         && let Some(mode) = arguments.modes.iter().find(|mode| **mode != Mode::Off)
     {
@@ -79,7 +108,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let curve = match &draft {
         Some(draft) if arguments.modes.contains(&Mode::Scheduled) => {
             let folders = (folder.as_path(), arguments.draft.as_deref());
-            Some(speed_curve((&target, draft), folders, arguments.device, arguments.weights, most)?)
+            let precisions = (arguments.weights, arguments.draft_heads);
+            Some(speed_curve((&target, draft), folders, arguments.device, precisions, most)?)
         }
         _ => None,
     };
@@ -181,15 +211,22 @@ impl Bench<'_> {
     }
 
     fn report(&self, runs: &[Run]) -> Result<()> {
-        print("mode           clients  tokens/s  per user  accepted  verified  first ms  p50 ms  p99 ms  host")?;
+        print("mode           clients  tokens/s  to off  per user  accepted  verified  first ms  p50 ms  p99 ms  host")?;
+        let against_off = |run: &Run, speed: fn(&Measured) -> f64| {
+            let off = Mode::Off.to_string();
+            let off = runs.iter().find(|other| other.mode == off && other.concurrency == run.concurrency)?;
+            Some(run.ratio(off, speed))
+        };
         for run in runs {
             let row = run.to_json();
             let figure = |name: &str| row[name].as_f64().unwrap_or(f64::NAN);
+            let to_off = against_off(run, Measured::tokens_per_second);
             print(format!(
-                "{:<13}  {:>7}  {:>8.1}  {:>8.1}  {:>8}  {:>8.2}  {:>8.0}  {:>6.1}  {:>6.1}  {:>4.1}%",
+                "{:<13}  {:>7}  {:>8.1}  {:>6}  {:>8.1}  {:>8}  {:>8.2}  {:>8.0}  {:>6.1}  {:>6.1}  {:>4.1}%",
                 run.mode,
                 run.concurrency,
                 figure("tokens_per_second"),
+                to_off.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}")),
                 figure("tokens_per_second_per_user"),
                 run.accepted_length().map_or_else(|| "-".to_owned(), |length| format!("{length:.3}")),
                 figure("verify_budget"),
@@ -205,6 +242,14 @@ impl Bench<'_> {
             print(format!(
                 "\nceiling for one client: {speedup:.3} times plain decoding, with {length} drafted tokens"
             ))?;
+            let scheduled = Mode::Scheduled.to_string();
+            let reached = runs.iter().find(|run| run.mode == scheduled && run.concurrency == 1);
+            if let Some(reached) = reached.and_then(|run| against_off(run, Measured::tokens_per_second_per_user)) {
+                print(format!("reached by `scheduled`: {reached:.3}, {:.2} of it", reached / speedup))?;
+            }
+        }
+        if let Some(path) = &self.arguments.plot {
+            throughput(runs).write(path)?;
         }
         let Some(path) = &self.arguments.json else { return Ok(()) };
         let report = json!({

@@ -9,7 +9,7 @@ use super::output::{count, weight_precision};
 use crate::checkpoint::{CheckpointError, WeightPrecision, resolve_model};
 use crate::device::DeviceChoice;
 use crate::engine::{Engine, EngineConfig, EngineHandle};
-use crate::model::{Draft, Target};
+use crate::model::{Draft, DraftHeads, Target};
 use crate::profile::{ProfileOptions, cache_folder, identity, load_or_measure};
 use crate::schedule::{Mode, SpsTable, StsTable};
 use crate::text::Tokenizer;
@@ -39,6 +39,10 @@ pub struct EngineArguments {
     /// the CPU)
     #[arg(long, value_name = "f32|stored", default_value = "f32", value_parser = weight_precision)]
     weights: WeightPrecision,
+    /// What drafts are proposed with where a product has the vocabulary's size: `int8`, copies in 8 bits, on the CPU, or
+    /// `exact`, the weights themselves. Answers are the same
+    #[arg(long, value_name = "int8|exact", default_value_t)]
+    draft_heads: DraftHeads,
     /// cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
@@ -65,10 +69,12 @@ impl EngineArguments {
         let target = Target::load_with(&folder, self.weights, &device)?;
         let draft = self.draft.as_deref();
         let draft = draft.map(|folder| Draft::load_with(folder, self.weights, &target)).transpose()?;
+        let draft = draft.map(|draft| draft.with_heads(self.draft_heads));
         let curve = match &draft {
             Some(draft) if self.mode == Mode::Scheduled => {
                 let folders = (folder.as_path(), self.draft.as_deref());
-                Some(speed_curve((&target, draft), folders, self.device, self.weights, self.max_running)?)
+                let precisions = (self.weights, self.draft_heads);
+                Some(speed_curve((&target, draft), folders, self.device, precisions, self.max_running)?)
             }
             _ => None,
         };
@@ -96,11 +102,11 @@ pub(super) fn speed_curve(
     models: (&Target, &Draft),
     folders: (&Path, Option<&Path>),
     device: DeviceChoice,
-    weights: WeightPrecision,
+    precisions: (WeightPrecision, DraftHeads),
     max_requests: usize,
 ) -> Result<SpsTable> {
     let options = ProfileOptions { max_requests, ..ProfileOptions::default() };
-    let identity = identity(folders.0, folders.1, device, weights, &options)?;
+    let identity = identity(folders.0, folders.1, device, precisions, &options)?;
     let mut told = false;
     let observe = |_: &str, _: usize, _: f64| {
         if !std::mem::replace(&mut told, true) {

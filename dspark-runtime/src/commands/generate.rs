@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::output::{count, print, share, temperature, template_arguments, weight_precision};
 use crate::checkpoint::{WeightPrecision, resolve_model};
 use crate::device::DeviceChoice;
-use crate::model::{Draft, Target};
+use crate::model::{Draft, DraftHeads, Target};
 use crate::speculate::{Decoder, Generation, GenerationOptions, SeededUniforms};
 use crate::text::Tokenizer;
 
@@ -58,6 +58,10 @@ pub struct Arguments {
     /// the CPU)
     #[arg(long, value_name = "f32|stored", default_value = "f32", value_parser = weight_precision)]
     weights: WeightPrecision,
+    /// What drafts are proposed with where a product has the vocabulary's size: `int8`, copies in 8 bits, on the CPU, or
+    /// `exact`, the weights themselves. Answers are the same
+    #[arg(long, value_name = "int8|exact", default_value_t)]
+    draft_heads: DraftHeads,
     /// cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
@@ -75,6 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let tokenizer = Tokenizer::from_directory(&folder)?;
     let draft = arguments.draft.as_deref();
     let draft = draft.map(|folder| Draft::load_with(folder, arguments.weights, &target)).transpose()?;
+    let draft = draft.map(|draft| draft.with_heads(arguments.draft_heads));
     let load = started.elapsed();
     if arguments.confidence_threshold > 0.0 {
         check_confidence_head(arguments.draft.as_deref().zip(draft.as_ref()), arguments.confidence_threshold)?;

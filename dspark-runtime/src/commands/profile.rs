@@ -9,7 +9,7 @@ use serde_json::json;
 use super::output::{count, print, weight_precision};
 use crate::checkpoint::{WeightPrecision, resolve_model};
 use crate::device::DeviceChoice;
-use crate::model::{Draft, Target};
+use crate::model::{Draft, DraftHeads, Target};
 use crate::profile::{ProfileOptions, cache_folder, identity, load_or_measure, verify_seconds};
 use crate::schedule::StepCost;
 
@@ -47,6 +47,10 @@ pub struct Arguments {
     /// the CPU)
     #[arg(long, value_name = "f32|stored", default_value = "f32", value_parser = weight_precision)]
     weights: WeightPrecision,
+    /// What drafts are proposed with where a product has the vocabulary's size: `int8`, copies in 8 bits, on the CPU, or
+    /// `exact`, the weights themselves. Answers are the same
+    #[arg(long, value_name = "int8|exact", default_value_t)]
+    draft_heads: DraftHeads,
     /// cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
@@ -59,6 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let target = Target::load_with(&folder, arguments.weights, &device)?;
     let draft = arguments.draft.as_deref();
     let draft = draft.map(|folder| Draft::load_with(folder, arguments.weights, &target)).transpose()?;
+    let draft = draft.map(|draft| draft.with_heads(arguments.draft_heads));
     let longest = target.config().max_position_embeddings;
     let rows = draft.as_ref().map_or(8, |draft| draft.config().block_size + 1);
     if let Some(context) = arguments.contexts.iter().find(|context| **context + rows > longest) {
@@ -71,7 +76,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         context,
         repeats: arguments.repeats,
     };
-    let identity = identity(&folder, arguments.draft.as_deref(), arguments.device, arguments.weights, &options)?;
+    let precisions = (arguments.weights, arguments.draft_heads);
+    let identity = identity(&folder, arguments.draft.as_deref(), arguments.device, precisions, &options)?;
     let cache = cache_folder();
     let from = cache.as_deref().filter(|_| !arguments.again);
     let observe = |what: &str, count: usize, seconds: f64| {

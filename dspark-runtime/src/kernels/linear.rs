@@ -2,8 +2,10 @@
 //!
 //! Legend: `n` rows, `k` input width, `o` output width.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Element, Tensor};
+use burn_flex::FlexTensor;
 use half::bf16;
+use pulp::bytemuck::Pod;
 use rayon::prelude::*;
 
 use super::simd::Weight;
@@ -21,22 +23,37 @@ const WIDEN_CHUNK: usize = 1 << 16;
 /// `k` alone; everything else is the device's matrix multiplication. A bf16 weight gives bit for bit what the same numbers
 /// in f32 give.
 pub fn linear(x_nk: Tensor<2>, weight_ok: Tensor<2>) -> Tensor<2> {
-    let [n, k] = x_nk.dims();
-    let [o, _] = weight_ok.dims();
-    if n <= FEW_ROWS
+    let [y_no] = linears(x_nk, [weight_ok]);
+    y_no
+}
+
+/// The same rows times several weights of one number type: what [`linear`] gives for each, with the threads meeting once
+/// instead of once per weight.
+pub fn linears<const M: usize>(x_nk: Tensor<2>, weights_ok: [Tensor<2>; M]) -> [Tensor<2>; M] {
+    if x_nk.dims()[0] <= FEW_ROWS
         && let Some(x) = host(&x_nk)
     {
-        let mut y = vec![0.0; n * o];
-        if let Some(weight) = host(&weight_ok) {
-            few_rows(slice(&x), slice(&weight), k, o, &mut y);
-            return from_host(y, [n, o]);
-        }
-        if let Some(weight) = host_as(&weight_ok, DType::BF16) {
-            few_rows(slice(&x), slice_as::<bf16>(&weight), k, o, &mut y);
-            return from_host(y, [n, o]);
+        if let Some(y) = few_rows_of::<f32, M>(slice(&x), &weights_ok, DType::F32)
+            .or_else(|| few_rows_of::<bf16, M>(slice(&x), &weights_ok, DType::BF16))
+        {
+            return y;
         }
     }
-    x_nk.matmul(widened(weight_ok).transpose())
+    weights_ok.map(|weight_ok| x_nk.clone().matmul(widened(weight_ok).transpose()))
+}
+
+fn few_rows_of<W: Weight + Element + Pod, const M: usize>(
+    x: &[f32],
+    weights_ok: &[Tensor<2>; M],
+    dtype: DType,
+) -> Option<[Tensor<2>; M]> {
+    let weights: Vec<FlexTensor> = weights_ok.iter().map(|weight| host_as(weight, dtype)).collect::<Option<_>>()?;
+    let k = weights_ok[0].dims()[1];
+    let y = few_rows(x, k, std::array::from_fn::<_, M, _>(|index| slice_as::<W>(&weights[index])));
+    Some(y.map(|y| {
+        let o = y.len() * k / x.len();
+        from_host(y, [x.len() / k, o])
+    }))
 }
 
 /// A weight in f32; itself when it is.
@@ -59,24 +76,53 @@ pub fn widened(weight_ok: Tensor<2>) -> Tensor<2> {
     from_host(wide, weight_ok.dims())
 }
 
-fn few_rows<W: Weight>(x: &[f32], weight: &[W], k: usize, o: usize, y: &mut [f32]) {
+/// Rows of `k` values times weights `[o, k]`, in any number of weights: `[n, o]` for each.
+pub(super) fn few_rows<W: Weight, const M: usize>(x: &[f32], k: usize, weights: [&[W]; M]) -> [Vec<f32>; M] {
+    let n = x.len() / k;
+    let mut outputs = weights.map(|weight| vec![0.0; n * (weight.len() / k)]);
+    let columns: usize = weights.iter().map(|weight| weight.len() / k).sum();
     let threads = rayon::current_num_threads();
-    if x.len() * o < PARALLEL_PRODUCTS || threads == 1 {
-        let mut rows: Vec<&mut [f32]> = y.chunks_mut(o).collect();
-        simd::dot_rows(x, weight, k, &mut rows);
-        return;
-    }
-    // Output columns are divided among the threads: each reads its part of the weight once.
-    let part = o.div_ceil(threads).next_multiple_of(4);
-    let mut parts: Vec<Vec<&mut [f32]>> = (0..o.div_ceil(part)).map(|_| Vec::new()).collect();
-    for row in y.chunks_mut(o) {
-        for (columns, parts) in row.chunks_mut(part).zip(&mut parts) {
-            parts.push(columns);
+    let alone = x.len() * columns < PARALLEL_PRODUCTS || threads == 1;
+    // The columns of all outputs, one after the other, are divided among the threads: each reads its part of the weights
+    // once.
+    let share = if alone { columns } else { columns.div_ceil(threads).next_multiple_of(4) };
+    let mut shares: Vec<Vec<Piece<'_, W>>> = Vec::new();
+    let mut room = 0;
+    for (mut weight, output) in weights.into_iter().zip(&mut outputs) {
+        let mut rows: Vec<&mut [f32]> = output.chunks_mut((weight.len() / k).max(1)).collect();
+        while !weight.is_empty() {
+            if room == 0 {
+                shares.push(Vec::new());
+                room = share;
+            }
+            let count = room.min(weight.len() / k);
+            room -= count;
+            let own;
+            (own, weight) = weight.split_at(count * k);
+            let out = rows.iter_mut().map(|row| row.split_off_mut(..count).unwrap_or_default()).collect();
+            if let Some(pieces) = shares.last_mut() {
+                pieces.push(Piece { weight: own, out });
+            }
         }
     }
-    parts.into_par_iter().zip(weight.par_chunks(part * k)).for_each(|(mut rows, weight)| {
-        simd::dot_rows(x, weight, k, &mut rows);
-    });
+    let x = simd::AlignedRows::new(x, k);
+    let work = |pieces: Vec<Piece<'_, W>>| {
+        for mut piece in pieces {
+            simd::dot_rows(&x, piece.weight, &mut piece.out);
+        }
+    };
+    if alone {
+        shares.into_iter().for_each(work);
+    } else {
+        shares.into_par_iter().for_each(work);
+    }
+    outputs
+}
+
+/// Some rows of a weight, and the columns of each output row that they fill.
+struct Piece<'a, W> {
+    weight: &'a [W],
+    out: Vec<&'a mut [f32]>,
 }
 
 #[cfg(test)]
@@ -99,6 +145,27 @@ mod tests {
             for n in 1..FEW_ROWS {
                 let some = linear(x.clone().narrow(0, 0, n), weight.clone());
                 some.into_data().assert_eq(&all.clone().narrow(0, 0, n).into_data(), true);
+            }
+        }
+    }
+
+    #[test]
+    fn weights_taken_together_give_what_each_gives_alone() {
+        let device = Device::flex();
+        device.seed(9);
+        let normal = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &device);
+        for n in [1, 3, FEW_ROWS, FEW_ROWS + 1] {
+            let x = normal([n, 67]);
+            // Shares of the threads end inside, between and beyond weights; one has a row only.
+            for rows in [[1024, 301, 5], [2, 3, 4], [1, 2000, 1]] {
+                for dtype in [DType::F32, DType::BF16] {
+                    let weights = rows.map(|rows| normal([rows, 67]).cast(dtype));
+                    let alone = weights.clone().map(|weight| linear(x.clone(), weight));
+                    let together = linears(x.clone(), weights);
+                    for (together, alone) in together.into_iter().zip(alone) {
+                        together.into_data().assert_eq(&alone.into_data(), true);
+                    }
+                }
             }
         }
     }

@@ -6,12 +6,16 @@
 //! logits that decoding one token at a time gives.
 
 mod attention;
+mod awake;
+mod int8;
 mod linear;
 mod rows;
 pub mod simd;
 
 pub use attention::{KeyLayout, attend};
-pub use linear::{linear, widened};
+pub use awake::keep_awake;
+pub use int8::Int8Matrix;
+pub use linear::{linear, linears, widened};
 pub use rows::{rms_norm, rotate, swiglu};
 
 use burn::backend::Flex;

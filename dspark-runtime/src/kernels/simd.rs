@@ -53,28 +53,64 @@ impl Weight for bf16 {
     }
 }
 
-/// `out[i][o] = x[i] . w[o]` for the rows of `x` and a run of rows of `w`, each of length `k`; `out` has as many rows as
+/// Rows of `k` floats, each beginning on a cache line.
+#[derive(Debug)]
+pub struct AlignedRows {
+    buffer: Vec<f32>,
+    offset: usize,
+    stride: usize,
+    k: usize,
+}
+
+impl AlignedRows {
+    /// A copy of the rows in `x`, each of length `k`.
+    pub fn new(x: &[f32], k: usize) -> Self {
+        let line = CACHE_LINE / size_of::<f32>();
+        let stride = k.next_multiple_of(line);
+        let mut buffer = vec![0.0; x.len() / k * stride + line];
+        let offset = buffer.as_ptr().align_offset(CACHE_LINE);
+        for (to, from) in buffer[offset..].chunks_mut(stride).zip(x.chunks(k)) {
+            to[..k].copy_from_slice(from);
+        }
+        Self { buffer, offset, stride, k }
+    }
+
+    #[inline(always)]
+    fn row(&self, index: usize) -> &[f32] {
+        &self.buffer[self.offset + index * self.stride..][..self.k]
+    }
+}
+
+impl Weight for i8 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from(self)
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const i8) -> S::f32s {
+        let mut wide = [0.0_f32; 16];
+        for (lane, wide) in wide.iter_mut().enumerate().take(S::F32_LANES) {
+            // SAFETY: the caller has as many weights.
+            *wide = unsafe { *from.add(lane) }.widen();
+        }
+        // SAFETY: 16 floats are the widest vector there is.
+        unsafe { wide.as_ptr().cast::<S::f32s>().read_unaligned() }
+    }
+}
+
+/// `out[i][o] = x[i] . w[o]` for the rows of `x` and a run of rows of `w` of the same length; `out` has as many rows as
 /// `x`, each as long as `w` has rows.
 ///
 /// The matrix is read once, whatever the number of rows of `x`. Each product is summed in an order that depends on `k`
 /// alone, not on the type of the weights: widening changes no number.
-pub fn dot_rows<W: Weight>(x: &[f32], w: &[W], k: usize, out: &mut [&mut [f32]]) {
-    // A copy of `x` whose rows start on cache lines; `w` lies where it lies.
-    let stride = k.next_multiple_of(CACHE_LINE / size_of::<f32>());
-    let mut buffer = vec![0.0; out.len() * stride + CACHE_LINE / size_of::<f32>()];
-    let offset = buffer.as_ptr().align_offset(CACHE_LINE);
-    let aligned = &mut buffer[offset..offset + out.len() * stride];
-    for (to, from) in aligned.chunks_mut(stride).zip(x.chunks(k)) {
-        to[..k].copy_from_slice(from);
-    }
-    Arch::new().dispatch(DotRows { x: aligned, stride, w, k, out });
+pub fn dot_rows<W: Weight>(x: &AlignedRows, w: &[W], out: &mut [&mut [f32]]) {
+    Arch::new().dispatch(DotRows { x, w, out });
 }
 
 struct DotRows<'a, 'b, W> {
-    x: &'a [f32],
-    stride: usize,
+    x: &'a AlignedRows,
     w: &'a [W],
-    k: usize,
     out: &'a mut [&'b mut [f32]],
 }
 
@@ -83,46 +119,52 @@ impl<W: Weight> WithSimd for DotRows<'_, '_, W> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let rows = self.w.len() / self.k;
-        let whole = rows - rows % BLOCK;
-        for row in (0..whole).step_by(BLOCK) {
-            self.row_block::<S, BLOCK>(simd, row);
+        let rows = self.w.len() / self.x.k;
+        // The rows of a block are far apart, each beginning where that of the block before ended: so memory is read as a
+        // few long streams, which the hardware fetches in advance. Rows that follow each other would be short streams side
+        // by side: one core then gets half of what memory can give.
+        let apart = rows / BLOCK;
+        for row in 0..apart {
+            self.row_block::<S, BLOCK>(simd, row, apart);
         }
-        for row in whole..rows {
-            self.row_block::<S, 1>(simd, row);
+        for row in apart * BLOCK..rows {
+            self.row_block::<S, 1>(simd, row, 0);
         }
     }
 }
 
 impl<W: Weight> DotRows<'_, '_, W> {
+    /// Rows `row`, `row + apart` and so on, `R` of them.
     #[inline(always)]
-    fn row_block<S: Simd, const R: usize>(&mut self, simd: S, row: usize) {
+    fn row_block<S: Simd, const R: usize>(&mut self, simd: S, row: usize, apart: usize) {
         let mut first = 0;
         while first < self.out.len() {
             match self.out.len() - first {
-                1 => self.block::<S, 1, R>(simd, first, row),
-                2 => self.block::<S, 2, R>(simd, first, row),
-                3 => self.block::<S, 3, R>(simd, first, row),
-                _ => self.block::<S, BLOCK, R>(simd, first, row),
+                1 => self.block::<S, 1, R>(simd, first, row, apart),
+                2 => self.block::<S, 2, R>(simd, first, row, apart),
+                3 => self.block::<S, 3, R>(simd, first, row, apart),
+                _ => self.block::<S, BLOCK, R>(simd, first, row, apart),
             }
             first += BLOCK;
         }
     }
 
     #[inline(always)]
-    fn block<S: Simd, const M: usize, const R: usize>(&mut self, simd: S, first: usize, row: usize) {
-        let (k, stride) = (self.k, self.stride);
+    fn block<S: Simd, const M: usize, const R: usize>(&mut self, simd: S, first: usize, row: usize, apart: usize) {
+        let k = self.x.k;
         let mut x: [&[f32]; M] = [&[]; M];
         for (i, x) in x.iter_mut().enumerate() {
-            *x = &self.x[(first + i) * stride..][..k];
+            *x = self.x.row(first + i);
         }
         let mut w: [&[W]; R] = [&[]; R];
         for (r, w) in w.iter_mut().enumerate() {
-            *w = &self.w[(row + r) * k..][..k];
+            *w = &self.w[(row + r * apart) * k..][..k];
         }
         let sums = dot_block(simd, x, w);
         for (i, sums) in sums.iter().enumerate() {
-            self.out[first + i][row..row + R].copy_from_slice(sums);
+            for (r, sum) in sums.iter().enumerate() {
+                self.out[first + i][row + r * apart] = *sum;
+            }
         }
     }
 }
@@ -143,8 +185,6 @@ fn dot_block<S: Simd, W: Weight, const M: usize, const R: usize>(
             // SAFETY: a whole vector lies between `step` and `body`, in each of the rows. Checked indexing here halves the
             // speed.
             w_now[r] = unsafe { W::load::<S>(w[r].as_ptr().add(step)) };
-            // The rows after these are wanted next; the hardware's own prefetching stops at the end of a row.
-            prefetch(w[r].as_ptr().wrapping_add(step + R * body));
         }
         for i in 0..M {
             // SAFETY: as above.

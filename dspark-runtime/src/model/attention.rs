@@ -61,15 +61,20 @@ impl SelfAttention {
         }
     }
 
-    /// Queries, normed and turned: `[n, d] -> [n, h, w]`
-    pub fn queries(&self, x_nd: Tensor<2>, rotation: &Rotation) -> Tensor<3> {
-        rotation.apply(self.heads(self.q_proj.forward(x_nd), self.q_norm.as_ref()))
+    /// Queries (normed and turned), and what [`keys_values`](Self::keys_values) gives for the same rows:
+    /// `[n, d] -> [n, h, w], 2 x [n, c, w]`
+    pub fn project(&self, x_nd: Tensor<2>, rotation: &Rotation) -> (Tensor<3>, KeysValues) {
+        let [q_nq, k_nk, v_nk] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x_nd);
+        let queries_nhw = rotation.apply(self.heads(q_nq, self.q_norm.as_ref()));
+        let keys_ncw = rotation.apply(self.heads(k_nk, self.k_norm.as_ref()));
+        (queries_nhw, KeysValues { keys_ncw, values_ncw: self.heads(v_nk, None) })
     }
 
     /// Keys (normed and turned) and values: `[n, d] -> 2 x [n, c, w]`
     pub fn keys_values(&self, x_nd: Tensor<2>, rotation: &Rotation) -> KeysValues {
-        let keys_ncw = rotation.apply(self.heads(self.k_proj.forward(x_nd.clone()), self.k_norm.as_ref()));
-        KeysValues { keys_ncw, values_ncw: self.heads(self.v_proj.forward(x_nd), None) }
+        let [k_nk, v_nk] = Linear::forward_all([&self.k_proj, &self.v_proj], x_nd);
+        let keys_ncw = rotation.apply(self.heads(k_nk, self.k_norm.as_ref()));
+        KeysValues { keys_ncw, values_ncw: self.heads(v_nk, None) }
     }
 
     /// `[n, h * w] -> [n, d]`

@@ -8,9 +8,10 @@ use std::path::Path;
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
-use super::attention::{KeysValues, KvCache, attend_blocks, block_context_mask};
+use super::attention::{KvCache, attend_blocks, block_context_mask};
 use super::draft_config::DraftConfig;
 use super::heads::{ConfidenceHead, MarkovHead};
+use super::int8_heads::Int8Heads;
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotary;
 use super::target::Target;
@@ -49,6 +50,8 @@ pub struct Draft {
     embed_tokens: Embedding,
     lm_head: Linear,
     rotary: Rotary,
+    /// What proposals use in the place of the output head and `W2`, if anything.
+    pub(super) int8: Option<Int8Heads>,
 }
 
 /// One training sample: its tokens, and the anchors whose blocks are trained.
@@ -104,7 +107,7 @@ impl DraftContext {
 pub struct BlockOutput {
     /// After the final norm, `[k, d]`.
     pub hidden_kd: Tensor<2>,
-    /// `lm_head(hidden)`, `[k, v]`.
+    /// `lm_head(hidden)` as proposals compute it, `[k, v]`.
     pub base_logits_kv: Tensor<2>,
 }
 
@@ -129,6 +132,7 @@ impl Draft {
             parameters,
             embed_tokens: Embedding { weight: table(embedding_vd) },
             lm_head: Linear { weight: table(head_vd), bias: None },
+            int8: None,
         }
     }
 
@@ -179,7 +183,7 @@ impl Draft {
 
     /// The same draft with other parameters, those of an optimiser step for example.
     pub fn with_parameters(&self, parameters: DraftParameters) -> Self {
-        Self { parameters, ..self.clone() }
+        Self { parameters, int8: None, ..self.clone() }
     }
 
     /// The context feature: `hidden_norm(fc(features))`, `[s, f] -> [s, d]`
@@ -233,8 +237,7 @@ impl Draft {
             x_nd = layer.forward(x_nd, |attention, normed_nd| {
                 // The context goes through the layer's key and value projections, but not through its input norm.
                 let context = attention.keys_values(context_sd.clone(), &context_rotation);
-                let queries_nhw = attention.queries(normed_nd.clone(), &block_rotation);
-                let block = attention.keys_values(normed_nd, &block_rotation);
+                let (queries_nhw, block) = attention.project(normed_nd, &block_rotation);
                 let (mut token, mut slot) = (0, 0);
                 let mut rows = Vec::with_capacity(samples.len());
                 for (sample, mask_as) in samples.iter().zip(&masks) {
@@ -290,12 +293,13 @@ impl Draft {
     /// context stays as it was.
     pub fn forward_block(&self, context: &mut DraftContext, anchor: u32) -> BlockOutput {
         let hidden_kd = self.forward_contexts(&mut [context], &[anchor]);
-        BlockOutput { base_logits_kv: self.base_logits(hidden_kd.clone()), hidden_kd }
+        BlockOutput { base_logits_kv: self.proposal_logits(hidden_kd.clone()), hidden_kd }
     }
 
     /// One parallel pass over the blocks of `b` sequences, each at its own anchor: hidden states of all slots after the
     /// final norm, `[b * k, d]`. The contexts stay as they were.
     pub fn forward_contexts(&self, contexts: &mut [&mut DraftContext], anchors: &[u32]) -> Tensor<2> {
+        kernels::keep_awake();
         let k = self.config.block_size;
         let mut positions = Vec::with_capacity(contexts.len() * k);
         for context in contexts.iter_mut() {
@@ -307,8 +311,7 @@ impl Draft {
         let mut x_nd = self.block_inputs(anchors);
         for (index, layer) in self.parameters.layers.iter().enumerate() {
             x_nd = layer.forward(x_nd, |attention, normed_nd| {
-                let queries_nhw = attention.queries(normed_nd.clone(), &rotation);
-                let new: KeysValues = attention.keys_values(normed_nd, &rotation);
+                let (queries_nhw, new) = attention.project(normed_nd, &rotation);
                 let mut rows = Vec::with_capacity(contexts.len());
                 for (block, context) in contexts.iter_mut().enumerate() {
                     let queries_khw = queries_nhw.clone().narrow(0, block * k, k);

@@ -217,8 +217,8 @@ mod tests {
         let original = &target.layers()[3];
         let normed = original.input_layernorm.forward(input.features_nf.clone().unwrap());
         let copied_normed = draft.parameters.layers[0].input_layernorm.forward(input.features_nf.unwrap());
-        let expected = root_mean_square(original.self_attn.queries(normed, &rotation));
-        let got = root_mean_square(draft.parameters.layers[0].self_attn.queries(copied_normed, &rotation));
+        let expected = root_mean_square(original.self_attn.project(normed, &rotation).0);
+        let got = root_mean_square(draft.parameters.layers[0].self_attn.project(copied_normed, &rotation).0);
         assert!((got / expected - 1.0).abs() < 1e-3, "{got} instead of {expected}");
         assert!((expected - 1.0).abs() > 0.1, "a length of one shows nothing");
     }

@@ -170,6 +170,7 @@ impl Target {
     ///
     /// Every id must be below the vocabulary size; every layer id at least -1 and below the number of layers.
     pub fn forward(&self, segments: &mut [TargetSegment<'_>], capture: &[LayerId]) -> TargetOutput {
+        kernels::keep_awake();
         let ids: Vec<i32> = segments.iter().flat_map(|segment| segment.ids.iter().map(|&id| id as i32)).collect();
         let total = ids.len();
         let mut positions = Vec::with_capacity(total);
@@ -193,8 +194,7 @@ impl Target {
         keep(-1, &x_nd);
         for (index, layer) in self.weights.model.layers.iter().enumerate() {
             x_nd = layer.forward(x_nd, |attention, normed_nd| {
-                let queries_nhw = attention.queries(normed_nd.clone(), &rotation);
-                let new = attention.keys_values(normed_nd, &rotation);
+                let (queries_nhw, new) = attention.project(normed_nd, &rotation);
                 let mut rows = Vec::with_capacity(segments.len());
                 let mut first = 0;
                 for segment in segments.iter_mut() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::measure::{ProfileOptions, measure};
 use crate::checkpoint::{CheckpointError, WeightPrecision};
 use crate::device::DeviceChoice;
-use crate::model::{Draft, Target};
+use crate::model::{Draft, DraftHeads, Target};
 use crate::schedule::{Identity, SpsTable};
 
 /// What a table is measured for: models of these shapes on this device with this many threads. How long a pass takes does
@@ -17,7 +17,7 @@ pub fn identity(
     target: &Path,
     draft: Option<&Path>,
     device: DeviceChoice,
-    weights: WeightPrecision,
+    precisions: (WeightPrecision, DraftHeads),
     options: &ProfileOptions,
 ) -> Result<Identity, CheckpointError> {
     let mut configs = config_text(target)?;
@@ -32,7 +32,10 @@ pub fn identity(
             fnv(&configs)
         ),
         device: format!("{device}, {}", processor()),
-        dtype: weights.to_string(),
+        dtype: match draft {
+            Some(_) => format!("{}, draft heads {}", precisions.0, precisions.1),
+            None => precisions.0.to_string(),
+        },
         threads: rayon::current_num_threads(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })

@@ -62,7 +62,7 @@ pub fn propose_batch(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stoppin
     let [_, d] = hidden_nd.dims();
     let hidden_bkd = hidden_nd.reshape([b, k, d]);
     // Later slots shape earlier ones inside the block, but only those that will be drafted go through the output head.
-    let base_nv = draft.base_logits(hidden_bkd.clone().narrow(1, 0, slots).reshape([b * slots, d]));
+    let base_nv = draft.proposal_logits(hidden_bkd.clone().narrow(1, 0, slots).reshape([b * slots, d]));
     let [_, v] = base_nv.dims();
     let mut base = host(base_nv);
     let mut survivals = vec![1.0; b];
@@ -89,10 +89,10 @@ pub fn propose_batch(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stoppin
         if slot == slots {
             break;
         }
-        let biases = match (&draft.parameters.markov_head, factors) {
-            (Some(head), Some(factors)) if keep.contains(&true) => {
-                let kept: Vec<usize> = (0..going.len()).filter(|&index| keep[index]).collect();
-                Some(host(head.bias(rows(factors, &kept, going.len()))))
+        let kept: Vec<usize> = (0..going.len()).filter(|&index| keep[index]).collect();
+        let biases = match factors {
+            Some(factors) if !kept.is_empty() => {
+                draft.proposal_bias(rows(factors, &kept, going.len())).map(host)
             }
             _ => None,
         };

@@ -50,10 +50,9 @@ pub fn propose(
     let mut previous = anchor;
     for slot in base.chunks(v) {
         let mut row = slot.to_vec();
-        if let (Some(head), Some(factors_1r)) = (&draft.parameters.markov_head, draft.markov_factors(&[previous])) {
-            for (logit, bias) in row.iter_mut().zip(host(head.bias(factors_1r))) {
-                *logit += bias;
-            }
+        let bias_1v = draft.markov_factors(&[previous]).and_then(|factors_1r| draft.proposal_bias(factors_1r));
+        if let Some(bias_1v) = bias_1v {
+            row.iter_mut().zip(host(bias_1v)).for_each(|(logit, bias)| *logit += bias);
         }
         let distribution = Distribution::from_logits(&row, temperature);
         previous = uniforms.draw(&distribution);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use dspark_runtime::checkpoint::{CheckpointError, write_file};
+use crate::checkpoint::{CheckpointError, write_file};
 use plotters::backend::SVGBackend;
 use plotters::chart::{ChartBuilder, SeriesLabelPosition};
 use plotters::coord::Shift;

@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Mixed load against a running `dspark serve`, and whether its memory stays where it is.
+
+    soak.py --port 8080 --pid PID --prompts gsm8k.jsonl --minutes 15 --clients 12
+
+Every client asks one request after the other: streamed or not, at temperature 0 or above, with and without seed, stop
+strings, log probabilities, several choices; some hang up in the middle. Every minute a line says how many requests were
+answered and how large the server is. Ends with status 1 if a request failed, or if the server grew by 2 % or more after
+the first minute. Needs nothing but Python.
+"""
+
+import argparse
+import http.client
+import json
+import random
+import sys
+import threading
+import time
+
+
+def resident(pid: int) -> int:
+    """Resident bytes of a process."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        line = next(line for line in status if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024
+
+
+class Totals:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.answered = self.hung_up = self.tokens = 0
+        self.failures: list[str] = []
+
+    def add(self, **counts: int) -> None:
+        with self.lock:
+            for name, count in counts.items():
+                setattr(self, name, getattr(self, name) + count)
+
+    def fail(self, reason: str) -> None:
+        with self.lock:
+            self.failures.append(reason)
+
+
+def body(dice: random.Random, prompts: list[str]) -> dict:
+    """A request of some kind."""
+    request = {
+        "messages": [{"role": "user", "content": dice.choice(prompts)}],
+        "max_tokens": dice.choice([8, 24, 64, 128]),
+        "temperature": dice.choice([0, 0, 0.7, 1.0]),
+        "stream": dice.random() < 0.5,
+    }
+    if dice.random() < 0.3:
+        request["messages"].insert(0, {"role": "system", "content": "Answer in one sentence."})
+    if dice.random() < 0.4:
+        request["seed"] = dice.randrange(1 << 31)
+    if dice.random() < 0.3:
+        request["stop"] = dice.choice([["\n\n"], [".", "!"], ["therefore"]])
+    if dice.random() < 0.2:
+        request |= {"logprobs": True, "top_logprobs": dice.randrange(6)}
+    if dice.random() < 0.2:
+        request |= {"top_p": 0.9, "top_k": 40}
+    if dice.random() < 0.1:
+        request["n"] = 2
+    if request["stream"]:
+        request["stream_options"] = {"include_usage": True}
+    return request
+
+
+def ask(port: int, request: dict, hang_up: bool, totals: Totals) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    try:
+        connection.request("POST", "/v1/chat/completions", json.dumps(request), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            totals.fail(f"status {response.status}: {response.read(300)!r}")
+        elif not request["stream"]:
+            usage = json.loads(response.read())["usage"]
+            totals.add(answered=1, tokens=usage["completion_tokens"])
+        else:
+            usage = None
+            for number, line in enumerate(response):
+                if hang_up and number > 6:
+                    totals.add(hung_up=1)
+                    return
+                if line.startswith(b"data: {"):
+                    event = json.loads(line[6:])
+                    if "error" in event:
+                        totals.fail(f"in the stream: {event['error']}")
+                        return
+                    usage = event.get("usage") or usage
+                elif line.startswith(b"data: [DONE]"):
+                    totals.add(answered=1, tokens=usage["completion_tokens"])
+                    return
+            totals.fail("a stream without an end")
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        totals.fail(repr(error))
+    finally:
+        connection.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--pid", type=int, required=True, help="the server's process, whose memory is watched")
+    parser.add_argument("--prompts", required=True, help="JSON lines with `turns`, or `question`")
+    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--clients", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with open(arguments.prompts, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file if line.strip()]
+    prompts = [row["turns"][0] if "turns" in row else row["question"] for row in rows]
+    totals, end = Totals(), time.monotonic() + 60 * arguments.minutes
+
+    def client(index: int) -> None:
+        dice = random.Random(arguments.seed * 1000 + index)
+        while time.monotonic() < end:
+            ask(arguments.port, body(dice, prompts), dice.random() < 0.15, totals)
+
+    threads = [threading.Thread(target=client, args=(index,)) for index in range(arguments.clients)]
+    started = time.monotonic()
+    for thread in threads:
+        thread.start()
+    first = largest = 0
+    while any(thread.is_alive() for thread in threads):
+        for thread in threads:
+            thread.join(60 / len(threads))
+        size = resident(arguments.pid)
+        minute = (time.monotonic() - started) / 60
+        first = first or size
+        largest = max(largest, size)
+        print(
+            f"{minute:5.1f} min: {totals.answered} answered, {totals.hung_up} hung up, {len(totals.failures)} failed, "
+            f"{totals.tokens} tokens, {size / 2**20:.1f} MiB ({100 * (size / first - 1):+.2f} %)",
+            flush=True,
+        )
+    growth = largest / first - 1
+    print(f"largest growth after the first minute: {100 * growth:.2f} %")
+    for reason in totals.failures[:10]:
+        print(f"failed: {reason}")
+    return int(bool(totals.failures) or growth >= 0.02)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

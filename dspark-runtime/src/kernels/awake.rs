@@ -1,0 +1,52 @@
+//! Keeping the pool's threads awake between the many small products of a pass.
+//!
+//! A pass over one token is some hundred products of some ten microseconds. A worker of the pool that finds nothing to do
+//! goes to sleep within that time, and waking it costs as much as the product does. So a pass asks every worker to go on
+//! looking for work for a little while after each piece of it.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// How long a worker looks for work before it may sleep: longer than what lies between two products of a pass, shorter than
+/// anyone would notice.
+const PATIENCE: Duration = Duration::from_micros(300);
+
+/// Looks at the queues between two looks at the clock.
+const LOOKS: usize = 16;
+
+thread_local! {
+    /// Whether this worker looks for work already.
+    static LOOKING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Asks the other workers of the pool that this thread belongs to, if any, to stay awake as long as work keeps coming.
+///
+/// A worker that looks for work runs what it finds and ends by itself, so nothing ever waits for it.
+pub fn keep_awake() {
+    let Some(caller) = rayon::current_thread_index() else { return };
+    if rayon::current_num_threads() > 1 {
+        rayon::spawn_broadcast(move |worker| {
+            if worker.index() != caller {
+                look_for_work();
+            }
+        });
+    }
+}
+
+fn look_for_work() {
+    if LOOKING.replace(true) {
+        return;
+    }
+    let mut last_found = Instant::now();
+    while last_found.elapsed() < PATIENCE {
+        for _ in 0..LOOKS {
+            match rayon::yield_now() {
+                Some(rayon::Yield::Executed) => last_found = Instant::now(),
+                _ => std::hint::spin_loop(),
+            }
+        }
+        // Other programs may want the core.
+        std::thread::yield_now();
+    }
+    LOOKING.set(false);
+}

@@ -1,0 +1,85 @@
+//! The draft's vocabulary-sized products in 8 bits.
+//!
+//! One token through the output head and through `W2` of the Markov head reads more memory than all draft layers, and the
+//! second once per slot. What is proposed may be a little off, as long as the acceptance test divides by what was really
+//! sampled from: then outputs do not change, and acceptance hardly does.
+//!
+//! Legend: `n` rows (draft slots), `d` hidden size, `r` Markov rank, `v` vocabulary.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::Tensor;
+
+use super::draft::Draft;
+use crate::kernels::Int8Matrix;
+
+/// What proposals compute their vocabulary-sized products with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum DraftHeads {
+    /// 8-bit copies, on devices where that is faster: the CPU.
+    #[default]
+    Int8,
+    /// The weights as they were loaded.
+    Exact,
+}
+
+/// Not a kind of draft heads.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected `int8` or `exact`, found `{0}`")]
+pub struct UnknownDraftHeads(String);
+
+impl FromStr for DraftHeads {
+    type Err = UnknownDraftHeads;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "int8" => Ok(Self::Int8),
+            "exact" => Ok(Self::Exact),
+            _ => Err(UnknownDraftHeads(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for DraftHeads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Int8 => "int8",
+            Self::Exact => "exact",
+        })
+    }
+}
+
+/// 8-bit copies of the output head and of `W2`.
+#[derive(Clone, Debug)]
+pub(super) struct Int8Heads {
+    head_vd: Int8Matrix,
+    w2_vr: Option<Int8Matrix>,
+}
+
+impl Draft {
+    /// The same draft, proposing with such heads.
+    #[must_use]
+    pub fn with_heads(mut self, heads: DraftHeads) -> Self {
+        self.int8 = match heads {
+            DraftHeads::Exact => None,
+            DraftHeads::Int8 => Int8Matrix::new(&self.head_weight()).map(|head_vd| Int8Heads {
+                head_vd,
+                w2_vr: self.parameters.markov_head.as_ref().and_then(|head| Int8Matrix::new(&head.markov_w2.weight.val())),
+            }),
+        };
+        self
+    }
+
+    /// [`base_logits`](Self::base_logits) as proposals compute them, `[n, d] -> [n, v]`.
+    pub fn proposal_logits(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
+        let quick = self.int8.as_ref().and_then(|heads| heads.head_vd.linear(&hidden_nd));
+        quick.unwrap_or_else(|| self.base_logits(hidden_nd))
+    }
+
+    /// The Markov head's bias on the logits as proposals compute it, `[n, r] -> [n, v]`; `None` without a Markov head.
+    pub fn proposal_bias(&self, factors_nr: Tensor<2>) -> Option<Tensor<2>> {
+        let quick = self.int8.as_ref().and_then(|heads| heads.w2_vr.as_ref()?.linear(&factors_nr));
+        quick.or_else(|| Some(self.parameters.markov_head.as_ref()?.bias(factors_nr)))
+    }
+}
