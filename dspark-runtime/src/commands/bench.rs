@@ -81,13 +81,7 @@ fn throughput(runs: &[Run]) -> Chart<'static> {
         }
     }
     lines.iter_mut().for_each(|(_, points)| points.sort_by(|a, b| a.0.total_cmp(&b.0)));
-    Chart {
-        title: "throughput by load",
-        x_label: "clients",
-        y_label: "tokens per second",
-        x_in_octaves: true,
-        lines,
-    }
+    Chart { title: "throughput by load", x_label: "clients", y_label: "tokens per second", x_in_octaves: true, lines }
 }
 
 /// Measures, prints a table and writes the report.
@@ -211,7 +205,9 @@ impl Bench<'_> {
     }
 
     fn report(&self, runs: &[Run]) -> Result<()> {
-        print("mode           clients  tokens/s  to off  per user  accepted  verified  first ms  p50 ms  p99 ms  host")?;
+        print(
+            "mode           clients  tokens/s  to off  per user  accepted  verified  first ms  p50 ms  p99 ms  host",
+        )?;
         let against_off = |run: &Run, speed: fn(&Measured) -> f64| {
             let off = Mode::Off.to_string();
             let off = runs.iter().find(|other| other.mode == off && other.concurrency == run.concurrency)?;

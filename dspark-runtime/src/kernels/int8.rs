@@ -74,8 +74,7 @@ mod tests {
                 let off = Int8Matrix::new(&weight).unwrap().linear(&x).unwrap()
                     - x.clone().matmul(exact.clone().transpose());
                 // Each weight is off by half a step at most.
-                let bound = x.clone().abs().sum_dim(1)
-                    * (exact.abs().max_dim(1) / 254.0).reshape([1, o]);
+                let bound = x.clone().abs().sum_dim(1) * (exact.abs().max_dim(1) / 254.0).reshape([1, o]);
                 let beyond: f32 = (off.clone().abs() - bound.clone() * 1.01).max().into_scalar();
                 assert!(beyond <= 0.0, "{k} x {o}: {beyond} beyond the bound");
                 // Not exact, or this shows nothing.

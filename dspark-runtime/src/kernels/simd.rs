@@ -3,8 +3,8 @@
 use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
-/// Rows of the matrix handled together, and rows of `x` with them: 16 sums stay in registers while each vector that is
-/// loaded is used four times.
+/// Rows of `x` handled together, at most. With four or five rows of the matrix beside them, the sums stay in registers while
+/// each vector that is loaded is used four times.
 const BLOCK: usize = 4;
 
 /// Bytes of a cache line: a vector that crosses one costs two loads.
@@ -12,6 +12,9 @@ const CACHE_LINE: usize = 64;
 
 /// A number type that weights are kept in; products are taken in f32.
 pub trait Weight: Copy + Send + Sync {
+    /// Whether to ask for what comes next: widening takes so long that the hardware alone does not fetch far enough ahead.
+    const FETCH_AHEAD: bool;
+
     /// The same number.
     fn widen(self) -> f32;
 
@@ -23,6 +26,8 @@ pub trait Weight: Copy + Send + Sync {
 }
 
 impl Weight for f32 {
+    const FETCH_AHEAD: bool = false;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         self
@@ -36,6 +41,8 @@ impl Weight for f32 {
 }
 
 impl Weight for bf16 {
+    const FETCH_AHEAD: bool = true;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -82,6 +89,8 @@ impl AlignedRows {
 }
 
 impl Weight for i8 {
+    const FETCH_AHEAD: bool = true;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from(self)
@@ -119,33 +128,44 @@ impl<W: Weight> WithSimd for DotRows<'_, '_, W> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let rows = self.w.len() / self.x.k;
-        // The rows of a block are far apart, each beginning where that of the block before ended: so memory is read as a
-        // few long streams, which the hardware fetches in advance. Rows that follow each other would be short streams side
-        // by side: one core then gets half of what memory can give.
-        let apart = rows / BLOCK;
-        for row in 0..apart {
-            self.row_block::<S, BLOCK>(simd, row, apart);
-        }
-        for row in apart * BLOCK..rows {
-            self.row_block::<S, 1>(simd, row, 0);
-        }
+        // As many sums as there are registers for.
+        if S::F32_LANES >= 16 { self.all_rows::<S, 5>(simd) } else { self.all_rows::<S, 4>(simd) }
     }
 }
 
 impl<W: Weight> DotRows<'_, '_, W> {
+    /// `R` rows of the matrix at a time.
+    #[inline(always)]
+    fn all_rows<S: Simd, const R: usize>(&mut self, simd: S) {
+        let rows = self.w.len() / self.x.k;
+        // The rows of a block are far apart, each beginning where that of the block before ended: so memory is read as a
+        // few long streams, which the hardware fetches in advance. Rows that follow each other would be short streams side
+        // by side: one core then gets half of what memory can give.
+        let apart = rows / R;
+        for row in 0..apart {
+            self.row_block::<S, R>(simd, row, apart);
+        }
+        for row in apart * R..rows {
+            self.row_block::<S, 1>(simd, row, 0);
+        }
+    }
+
     /// Rows `row`, `row + apart` and so on, `R` of them.
     #[inline(always)]
     fn row_block<S: Simd, const R: usize>(&mut self, simd: S, row: usize, apart: usize) {
+        let n = self.out.len();
+        let blocks = n.div_ceil(BLOCK);
         let mut first = 0;
-        while first < self.out.len() {
-            match self.out.len() - first {
+        for block in 0..blocks {
+            // As even as can be.
+            let count = n / blocks + usize::from(block < n % blocks);
+            match count {
                 1 => self.block::<S, 1, R>(simd, first, row, apart),
                 2 => self.block::<S, 2, R>(simd, first, row, apart),
                 3 => self.block::<S, 3, R>(simd, first, row, apart),
                 _ => self.block::<S, BLOCK, R>(simd, first, row, apart),
             }
-            first += BLOCK;
+            first += count;
         }
     }
 
@@ -185,6 +205,10 @@ fn dot_block<S: Simd, W: Weight, const M: usize, const R: usize>(
             // SAFETY: a whole vector lies between `step` and `body`, in each of the rows. Checked indexing here halves the
             // speed.
             w_now[r] = unsafe { W::load::<S>(w[r].as_ptr().add(step)) };
+            if W::FETCH_AHEAD {
+                // The row behind this one is the next in its stream.
+                prefetch(w[r].as_ptr().wrapping_add(step + k));
+            }
         }
         for i in 0..M {
             // SAFETY: as above.

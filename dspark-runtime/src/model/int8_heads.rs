@@ -65,7 +65,11 @@ impl Draft {
             DraftHeads::Exact => None,
             DraftHeads::Int8 => Int8Matrix::new(&self.head_weight()).map(|head_vd| Int8Heads {
                 head_vd,
-                w2_vr: self.parameters.markov_head.as_ref().and_then(|head| Int8Matrix::new(&head.markov_w2.weight.val())),
+                w2_vr: self
+                    .parameters
+                    .markov_head
+                    .as_ref()
+                    .and_then(|head| Int8Matrix::new(&head.markov_w2.weight.val())),
             }),
         };
         self

@@ -91,9 +91,7 @@ pub fn propose_batch(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stoppin
         }
         let kept: Vec<usize> = (0..going.len()).filter(|&index| keep[index]).collect();
         let biases = match factors {
-            Some(factors) if !kept.is_empty() => {
-                draft.proposal_bias(rows(factors, &kept, going.len())).map(host)
-            }
+            Some(factors) if !kept.is_empty() => draft.proposal_bias(rows(factors, &kept, going.len())).map(host),
             _ => None,
         };
         going = going.into_iter().zip(&keep).filter_map(|(row, keep)| keep.then_some(row)).collect();
