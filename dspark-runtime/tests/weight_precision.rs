@@ -4,9 +4,9 @@ mod common;
 
 use std::path::Path;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Distribution, Tensor};
 use dspark_runtime::checkpoint::{WeightDtype, WeightPrecision};
-use dspark_runtime::model::{Draft, LayerId, Target, TargetSegment};
+use dspark_runtime::model::{Draft, DraftHeads, LayerId, Target, TargetSegment};
 use dspark_runtime::speculate::{Decoder, GenerationOptions, SeededUniforms};
 
 const PRECISIONS: [WeightPrecision; 2] = [WeightPrecision::F32, WeightPrecision::AsStored];
@@ -53,4 +53,31 @@ fn a_draft_proposes_the_same_and_the_same_is_accepted() {
     });
     assert_eq!(generations[0].ids, generations[1].ids);
     assert_eq!(generations[0].rounds, generations[1].rounds);
+}
+
+#[test]
+fn draft_heads_in_8_bits_propose_nearly_what_the_weights_do() {
+    let target = common::target(3);
+    let draft = common::draft(&target, 4);
+    let quick = draft.clone().with_heads(DraftHeads::Int8);
+    let [_, d] = draft.head_weight().dims();
+    let off = |a: Tensor<2>, b: Tensor<2>| -> f32 {
+        (a.clone() - b).abs().max().into_scalar::<f32>() / a.abs().max().into_scalar::<f32>()
+    };
+    for rows in [1, 7, 32] {
+        let x = Tensor::<2>::random([rows, d], Distribution::Normal(0.0, 1.0), &Device::flex());
+        let logits = off(draft.base_logits(x.clone()), quick.proposal_logits(x.clone()));
+        assert!(logits > 0.0 && logits < 0.02, "{rows} rows are off by {logits}");
+        let factors = draft.markov_factors(&vec![3; rows]).unwrap();
+        let biases = off(draft.proposal_bias(factors.clone()).unwrap(), quick.proposal_bias(factors).unwrap());
+        assert!(biases > 0.0 && biases < 0.02, "{rows} rows are off by {biases}");
+    }
+    // Many rows, other heads and other parameters take the weights themselves.
+    let x = Tensor::<2>::random([33, d], Distribution::Normal(0.0, 1.0), &Device::flex());
+    let few = x.clone().narrow(0, 0, 2);
+    let exact = |draft: &Draft, x: &Tensor<2>| off(draft.base_logits(x.clone()), draft.proposal_logits(x.clone()));
+    assert_eq!(exact(&quick, &x), 0.0);
+    assert!(exact(&quick, &few) > 0.0);
+    assert_eq!(exact(&quick.clone().with_heads(DraftHeads::Exact), &few), 0.0);
+    assert_eq!(exact(&quick.with_parameters(draft.parameters.clone()), &few), 0.0);
 }
