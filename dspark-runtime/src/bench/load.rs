@@ -30,6 +30,8 @@ pub struct Measured {
     pub decoding: Vec<(Duration, usize)>,
     /// Draft tokens verified and kept, per round with a draft.
     pub rounds: Vec<(usize, usize)>,
+    /// Answer tokens per second while every client's answer was being decoded; absent when there was no such time.
+    pub steady_tokens_per_second: Option<f64>,
     /// The engine's own account.
     pub metrics: Metrics,
 }
@@ -72,6 +74,10 @@ struct Share {
     between_tokens: Vec<Duration>,
     decoding: Vec<(Duration, usize)>,
     rounds: Vec<(usize, usize)>,
+    /// When tokens came, and how many, the first of an answer left out.
+    arrivals: Vec<(Instant, usize)>,
+    /// From first to last token of each answer.
+    spans: Vec<(Instant, Instant)>,
 }
 
 /// Runs a load to its end.
@@ -107,6 +113,7 @@ pub fn run(handle: &EngineHandle, load: &Load) -> anyhow::Result<Measured> {
         between_tokens: all.between_tokens,
         decoding: all.decoding,
         rounds: all.rounds,
+        steady_tokens_per_second: steady(&all.spans, &all.arrivals, load.concurrency),
         metrics: handle.metrics(),
     })
 }
@@ -131,6 +138,7 @@ impl Share {
                         self.first_token.push(now - started);
                     } else if count > 0 {
                         let each = (now - last) / count as u32;
+                        self.arrivals.push((now, count));
                         self.between_tokens.extend(std::iter::repeat_n(each, count));
                     }
                     last = now;
@@ -138,6 +146,7 @@ impl Share {
                 Event::Finished(finished) => {
                     let tokens = finished.usage.new_tokens.saturating_sub(1);
                     self.decoding.push((last - first.unwrap_or(last), tokens));
+                    self.spans.push((first.unwrap_or(last), last));
                     self.usage = sum(self.usage, finished.usage);
                     return Ok(());
                 }
@@ -153,7 +162,27 @@ impl Share {
         self.between_tokens.extend(other.between_tokens);
         self.decoding.extend(other.decoding);
         self.rounds.extend(other.rounds);
+        self.arrivals.extend(other.arrivals);
+        self.spans.extend(other.spans);
     }
+}
+
+/// Tokens per second over the times when as many answers as there are clients were being decoded.
+fn steady(spans: &[(Instant, Instant)], arrivals: &[(Instant, usize)], clients: usize) -> Option<f64> {
+    let begins = spans.iter().map(|(begin, _)| (*begin, true));
+    let mut edges: Vec<(Instant, bool)> = begins.chain(spans.iter().map(|(_, end)| (*end, false))).collect();
+    edges.sort_unstable();
+    let (mut decoding, mut tokens, mut seconds) = (0_i64, 0, 0.0);
+    for pair in edges.windows(2) {
+        let ((from, begins), (to, _)) = (pair[0], pair[1]);
+        decoding = if begins { decoding + 1 } else { decoding - 1 };
+        if decoding >= clients as i64 && to > from {
+            seconds += (to - from).as_secs_f64();
+            let within = arrivals.iter().filter(|(at, _)| *at > from && *at <= to);
+            tokens += within.map(|(_, count)| count).sum::<usize>();
+        }
+    }
+    (seconds > 0.0).then(|| tokens as f64 / seconds)
 }
 
 fn sum(a: Usage, b: Usage) -> Usage {
@@ -164,5 +193,23 @@ fn sum(a: Usage, b: Usage) -> Usage {
         rounds: a.rounds + b.rounds,
         verified_tokens: a.verified_tokens + b.verified_tokens,
         accepted_tokens: a.accepted_tokens + b.accepted_tokens,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_times_when_all_clients_are_served_count_as_steady() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        // Two answers side by side from 2 to 6, and again from 8 to 9.
+        let spans = [(at(0), at(6)), (at(2), at(9)), (at(8), at(12))];
+        let arrivals = [(at(1), 100), (at(2), 100), (at(3), 4), (at(6), 8), (at(7), 100), (at(9), 3), (at(12), 100)];
+        assert_eq!(steady(&spans, &arrivals, 2), Some(15.0 / 5.0));
+        assert_eq!(steady(&spans, &arrivals, 1), Some(415.0 / 12.0));
+        assert_eq!(steady(&spans, &arrivals, 3), None);
+        assert_eq!(steady(&[], &[], 1), None);
     }
 }

@@ -36,6 +36,12 @@ impl Run {
         (!lengths.is_empty()).then(|| median(lengths))
     }
 
+    /// Tokens per second while every client's answer was being decoded; `None` when there was no such time.
+    pub fn steady(&self) -> Option<f64> {
+        let speeds: Vec<f64> = self.repeats.iter().filter_map(|own| own.steady_tokens_per_second).collect();
+        (!speeds.is_empty()).then(|| median(speeds))
+    }
+
     /// The entry of the report.
     pub fn to_json(&self) -> Value {
         let milliseconds = |share: f64, times: &dyn Fn(&Measured) -> &[Duration]| {
@@ -48,6 +54,7 @@ impl Run {
             "new_tokens": self.median(|measured| measured.usage.new_tokens as f64).round() as u64,
             "tokens_per_second": self.median(Measured::tokens_per_second),
             "tokens_per_second_per_user": self.median(Measured::tokens_per_second_per_user),
+            "steady_tokens_per_second": self.steady(),
             "accepted_length": self.accepted_length(),
             "verify_budget": self.median(Measured::verify_budget),
             "ttft_ms_p50": milliseconds(0.5, &|measured| &measured.first_token),

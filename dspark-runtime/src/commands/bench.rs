@@ -218,11 +218,12 @@ impl Bench<'_> {
             let figure = |name: &str| row[name].as_f64().unwrap_or(f64::NAN);
             let to_off = against_off(run, Measured::tokens_per_second);
             print(format!(
-                "{:<13}  {:>7}  {:>8.1}  {:>6}  {:>8.1}  {:>8}  {:>8.2}  {:>8.0}  {:>6.1}  {:>6.1}  {:>4.1}%",
+                "{:<13}  {:>7}  {:>8.1}  {:>6}  {:>6}  {:>8.1}  {:>8}  {:>8.2}  {:>8.0}  {:>6.1}  {:>6.1}  {:>4.1}%",
                 run.mode,
                 run.concurrency,
                 figure("tokens_per_second"),
                 to_off.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}")),
+                run.steady().map_or_else(|| "-".to_owned(), |speed| format!("{speed:.1}")),
                 figure("tokens_per_second_per_user"),
                 run.accepted_length().map_or_else(|| "-".to_owned(), |length| format!("{length:.3}")),
                 figure("verify_budget"),
