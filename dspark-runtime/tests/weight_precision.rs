@@ -64,7 +64,7 @@ fn draft_heads_in_8_bits_propose_nearly_what_the_weights_do() {
     let off = |a: Tensor<2>, b: Tensor<2>| -> f32 {
         (a.clone() - b).abs().max().into_scalar::<f32>() / a.abs().max().into_scalar::<f32>()
     };
-    for rows in [1, 7, 32] {
+    for rows in [1, 7, 33] {
         let x = Tensor::<2>::random([rows, d], Distribution::Normal(0.0, 1.0), &Device::flex());
         let logits = off(draft.base_logits(x.clone()), quick.proposal_logits(x.clone()));
         assert!(logits > 0.0 && logits < 0.02, "{rows} rows are off by {logits}");
@@ -72,12 +72,10 @@ fn draft_heads_in_8_bits_propose_nearly_what_the_weights_do() {
         let biases = off(draft.proposal_bias(factors.clone()).unwrap(), quick.proposal_bias(factors).unwrap());
         assert!(biases > 0.0 && biases < 0.02, "{rows} rows are off by {biases}");
     }
-    // Many rows, other heads and other parameters take the weights themselves.
-    let x = Tensor::<2>::random([33, d], Distribution::Normal(0.0, 1.0), &Device::flex());
-    let few = x.clone().narrow(0, 0, 2);
-    let exact = |draft: &Draft, x: &Tensor<2>| off(draft.base_logits(x.clone()), draft.proposal_logits(x.clone()));
-    assert_eq!(exact(&quick, &x), 0.0);
-    assert!(exact(&quick, &few) > 0.0);
-    assert_eq!(exact(&quick.clone().with_heads(DraftHeads::Exact), &few), 0.0);
-    assert_eq!(exact(&quick.with_parameters(draft.parameters.clone()), &few), 0.0);
+    // Other heads and other parameters take the weights themselves.
+    let x = Tensor::<2>::random([2, d], Distribution::Normal(0.0, 1.0), &Device::flex());
+    let error = |draft: &Draft| off(draft.base_logits(x.clone()), draft.proposal_logits(x.clone()));
+    assert!(error(&quick) > 0.0);
+    assert_eq!(error(&quick.clone().with_heads(DraftHeads::Exact)), 0.0);
+    assert_eq!(error(&quick.with_parameters(draft.parameters.clone())), 0.0);
 }

@@ -10,9 +10,9 @@ const GRID: std::ops::RangeInclusive<u32> = 1..=100;
 const PER_UNIT: f64 = 20.0;
 
 /// One temperature per position, left to right: the first of the grid with the least calibration error of the survival up
-/// to this position, the positions before it at the temperatures found for them. A position that was never judged stays
-/// at 1.
-pub fn fit_temperatures(blocks: &[JudgedBlock], block_size: usize) -> Vec<f64> {
+/// to this position, the positions before it at the temperatures found for them. A position that was never judged, or whose
+/// outcomes (accepted or not, with all before it) are not `enough` to tell, stays at 1.
+pub fn fit_temperatures(blocks: &[JudgedBlock], block_size: usize, enough: impl Fn(&[bool]) -> bool) -> Vec<f64> {
     let mut temperatures = Vec::with_capacity(block_size);
     let mut survivals = vec![1.0; blocks.len()];
     for position in 0..block_size {
@@ -27,7 +27,9 @@ pub fn fit_temperatures(blocks: &[JudgedBlock], block_size: usize) -> Vec<f64> {
             expected_error(&bins(judged.iter().map(predicted)))
         };
         let mut best = (1.0, f64::INFINITY);
-        for temperature in GRID.map(|step| f64::from(step) / PER_UNIT) {
+        let outcomes: Vec<bool> = judged.iter().map(|(_, _, accepted)| *accepted).collect();
+        let grid = if enough(&outcomes) { GRID } else { 1..=0 };
+        for temperature in grid.map(|step| f64::from(step) / PER_UNIT) {
             if let Some(error) = error(temperature).filter(|error| *error < best.1) {
                 best = (temperature, error);
             }
@@ -81,7 +83,7 @@ mod tests {
     fn true_temperatures_are_found() {
         let truth = [2.0, 0.8, 3.0];
         let blocks = blocks(40_000, &truth);
-        let fitted = fit_temperatures(&blocks, 3);
+        let fitted = fit_temperatures(&blocks, 3, |_| true);
         for (fitted, truth) in fitted.iter().zip(truth) {
             assert!((fitted / truth - 1.0).abs() < 0.15, "{fitted} for {truth}");
         }
@@ -97,7 +99,8 @@ mod tests {
     fn what_was_never_judged_is_left_alone() {
         let mut blocks = blocks(500, &[2.0, 2.0]);
         blocks.iter_mut().for_each(|block| block.judged = 1);
-        assert_eq!(fit_temperatures(&blocks, 2)[1], 1.0);
+        assert_eq!(fit_temperatures(&blocks, 2, |_| true)[1], 1.0);
+        assert_eq!(fit_temperatures(&blocks, 2, |outcomes| outcomes.len() > 1_000_000), [1.0, 1.0]);
         assert_eq!(survival(&blocks, &[1.0; 2], 1), (Vec::new(), Vec::new()));
     }
 }

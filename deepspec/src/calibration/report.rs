@@ -108,7 +108,7 @@ pub fn calibrate(rounds: &[TraceRound]) -> Result<(StsTable, CalibrationReport),
     let block_size = first.confidence_logits.len();
     let blocks = |rounds: &[&TraceRound]| -> Vec<JudgedBlock> { rounds.iter().map(|round| judged(round)).collect() };
     let (fitting, reporting) = (blocks(&fitting), blocks(&reporting));
-    let temperatures = fit_temperatures(&fitting, block_size);
+    let temperatures = fit_temperatures(&fitting, block_size, enough);
     let position = |position: usize| {
         let (before, outcomes) = survival(&reporting, &vec![1.0; block_size], position);
         let (after, _) = survival(&reporting, &temperatures, position);
@@ -186,7 +186,7 @@ pub fn table(report: &CalibrationReport) -> String {
     if positions.iter().any(|position| !position.enough) {
         lines.push(format!(
             "too few: fewer than {FEWEST_JUDGED} rounds judged, or fewer than {FEWEST_OF_EITHER} accepted or rejected, on one \
-             of the halves; do not trust these temperatures and figures"
+             of the halves; do not trust these figures; where it is the half to fit on, the temperature stays at 1"
         ));
     }
     lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
@@ -211,16 +211,17 @@ mod tests {
 
     #[test]
     fn prompts_are_fitted_on_or_reported_on_never_both() {
-        // Even prompts accept everything and odd ones nothing: the fit sees only the former, the figures only the latter.
-        let rounds: Vec<TraceRound> =
-            (0..600).map(|index| round(index % 10, if index % 2 == 0 { 2 } else { 0 })).collect();
+        // Even prompts accept nearly everything and odd ones nothing: the fit sees only the former, the figures only the
+        // latter.
+        let accepted = |index: usize| if index.is_multiple_of(2) && !index.is_multiple_of(20) { 2 } else { 0 };
+        let rounds: Vec<TraceRound> = (0..600).map(|index| round(index % 10, accepted(index))).collect();
         let (sts, report) = calibrate(&rounds).unwrap();
         assert_eq!(report.fitted, HalfReport { prompts: 5, rounds: 300 });
         assert_eq!(report.reported, report.fitted);
-        // Certain logits fit best what was always accepted.
-        assert_eq!(sts.temperatures[0], 0.05);
+        // Nine of ten, where the head says 0.88.
+        assert_eq!(sts.temperatures[0], 0.9);
         assert_eq!((report.positions[0].judged, report.positions[0].accepted), (300, 0));
-        assert!(report.positions[0].after.ece.unwrap() > 0.99);
+        assert!((report.positions[0].after.ece.unwrap() - 0.9).abs() < 0.01);
         assert_eq!(sts.num_samples, 300);
         assert!(report.positions.iter().all(|position| !position.enough));
         assert!(table(&report).contains("too few: fewer than 200"));
@@ -234,6 +235,16 @@ mod tests {
         assert!(calibrate(&rounds).unwrap().1.positions.iter().all(|position| position.enough));
         assert!(calibrate(&rounds[..396]).unwrap().1.positions.iter().all(|position| !position.enough));
         assert!(!table(&calibrate(&rounds).unwrap().1).contains("too few"));
+    }
+
+    #[test]
+    fn a_position_that_little_is_known_about_keeps_its_temperature() {
+        // The second position is accepted 15 times only.
+        let accepted = |index: usize| if index.is_multiple_of(40) { 2 } else { index % 3 / 2 };
+        let rounds: Vec<TraceRound> = (0..600).map(|index| round(index % 2, accepted(index))).collect();
+        let (sts, _) = calibrate(&rounds).unwrap();
+        assert!(sts.temperatures[0] > 2.0, "{:?}", sts.temperatures);
+        assert_eq!(sts.temperatures[1], 1.0);
     }
 
     #[test]

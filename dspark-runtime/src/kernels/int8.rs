@@ -7,8 +7,8 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::linear::few_rows;
-use super::{FEW_ROWS, from_host, host, slice, widened};
+use super::linear::products;
+use super::{from_host, host, slice, widened};
 
 /// A weight `[o, k]` as whole numbers from -127 to 127 and one scale per row: a quarter of the memory of f32, and so of the
 /// time that a few rows take. Copies share the numbers.
@@ -43,13 +43,12 @@ impl Int8Matrix {
         finite.then(|| Self { values: values.into(), scales: scales.into(), k })
     }
 
-    /// `[n, k] -> [n, o]`. `None` where matrix multiplication is the faster way: for many rows, and for rows that are not on
-    /// the CPU.
+    /// `[n, k] -> [n, o]`. `None` for rows that are not plain ones on the CPU.
     pub fn linear(&self, x_nk: &Tensor<2>) -> Option<Tensor<2>> {
         let [n, _] = x_nk.dims();
-        let x = if n <= FEW_ROWS { host(x_nk)? } else { return None };
-        let [mut y] = few_rows(slice(&x), self.k, [&*self.values]);
-        y.chunks_mut(self.scales.len()).for_each(|row| {
+        let x = host(x_nk)?;
+        let [mut y] = products(slice(&x), self.k, [&*self.values]);
+        y.par_chunks_mut(self.scales.len()).for_each(|row| {
             row.iter_mut().zip(&*self.scales).for_each(|(value, scale)| *value *= scale);
         });
         Some(from_host(y, [n, self.scales.len()]))
@@ -68,7 +67,7 @@ mod tests {
         device.seed(4);
         for (k, o) in [(64, 4096), (67, 301), (3, 5)] {
             let weight = Tensor::<2>::random([o, k], Distribution::Normal(0.0, 0.02), &device);
-            let x = Tensor::<2>::random([7, k], Distribution::Normal(0.0, 1.0), &device);
+            let x = Tensor::<2>::random([37, k], Distribution::Normal(0.0, 1.0), &device);
             for weight in [weight.clone(), weight.cast(DType::BF16)] {
                 let exact = widened(weight.clone());
                 let off = Int8Matrix::new(&weight).unwrap().linear(&x).unwrap()
@@ -92,13 +91,5 @@ mod tests {
         let largest: f32 = Int8Matrix::new(&zeros).unwrap().linear(&x).unwrap().abs().max().into_scalar();
         assert_eq!(largest, 0.0);
         assert!(Int8Matrix::new(&(zeros + f32::INFINITY)).is_none());
-    }
-
-    #[test]
-    fn many_rows_are_left_to_the_matrix_multiplication() {
-        let device = Device::flex();
-        let matrix = Int8Matrix::new(&Tensor::ones([8, 16], &device)).unwrap();
-        assert!(matrix.linear(&Tensor::ones([FEW_ROWS, 16], &device)).is_some());
-        assert!(matrix.linear(&Tensor::ones([FEW_ROWS + 1, 16], &device)).is_none());
     }
 }

@@ -9,7 +9,7 @@ use pulp::bytemuck::Pod;
 use rayon::prelude::*;
 
 use super::simd::Weight;
-use super::{FEW_ROWS, from_host, host, host_as, simd, slice, slice_as};
+use super::{from_host, host, host_as, simd, slice, slice_as};
 
 /// Products below this are done by one thread: waking another costs more.
 const PARALLEL_PRODUCTS: usize = 1 << 16;
@@ -19,9 +19,9 @@ const WIDEN_CHUNK: usize = 1 << 16;
 
 /// `[n, k] x [o, k] -> [n, o]`, the weight lying as it does on disk, in f32 or in bf16.
 ///
-/// Few rows on the CPU are done by reading the weight once, each output a dot product whose order of summation depends on
-/// `k` alone; everything else is the device's matrix multiplication. A bf16 weight gives bit for bit what the same numbers
-/// in f32 give.
+/// On the CPU each output is a dot product whose order of summation depends on `k` alone, and the weight is read as seldom as
+/// can be; other devices and autodiff have their own matrix multiplication. A bf16 weight gives bit for bit what the same
+/// numbers in f32 give.
 pub fn linear(x_nk: Tensor<2>, weight_ok: Tensor<2>) -> Tensor<2> {
     let [y_no] = linears(x_nk, [weight_ok]);
     y_no
@@ -30,26 +30,23 @@ pub fn linear(x_nk: Tensor<2>, weight_ok: Tensor<2>) -> Tensor<2> {
 /// The same rows times several weights of one number type: what [`linear`] gives for each, with the threads meeting once
 /// instead of once per weight.
 pub fn linears<const M: usize>(x_nk: Tensor<2>, weights_ok: [Tensor<2>; M]) -> [Tensor<2>; M] {
-    if x_nk.dims()[0] <= FEW_ROWS
-        && let Some(x) = host(&x_nk)
+    if let Some(x) = host(&x_nk)
+        && let Some(y) = products_of::<f32, M>(slice(&x), &weights_ok, DType::F32)
+            .or_else(|| products_of::<bf16, M>(slice(&x), &weights_ok, DType::BF16))
     {
-        if let Some(y) = few_rows_of::<f32, M>(slice(&x), &weights_ok, DType::F32)
-            .or_else(|| few_rows_of::<bf16, M>(slice(&x), &weights_ok, DType::BF16))
-        {
-            return y;
-        }
+        return y;
     }
     weights_ok.map(|weight_ok| x_nk.clone().matmul(widened(weight_ok).transpose()))
 }
 
-fn few_rows_of<W: Weight + Element + Pod, const M: usize>(
+fn products_of<W: Weight + Element + Pod, const M: usize>(
     x: &[f32],
     weights_ok: &[Tensor<2>; M],
     dtype: DType,
 ) -> Option<[Tensor<2>; M]> {
     let weights: Vec<FlexTensor> = weights_ok.iter().map(|weight| host_as(weight, dtype)).collect::<Option<_>>()?;
     let k = weights_ok[0].dims()[1];
-    let y = few_rows(x, k, std::array::from_fn::<_, M, _>(|index| slice_as::<W>(&weights[index])));
+    let y = products(x, k, std::array::from_fn::<_, M, _>(|index| slice_as::<W>(&weights[index])));
     Some(y.map(|y| {
         let o = y.len() * k / x.len();
         from_host(y, [x.len() / k, o])
@@ -77,7 +74,7 @@ pub fn widened(weight_ok: Tensor<2>) -> Tensor<2> {
 }
 
 /// Rows of `k` values times weights `[o, k]`, in any number of weights: `[n, o]` for each.
-pub(super) fn few_rows<W: Weight, const M: usize>(x: &[f32], k: usize, weights: [&[W]; M]) -> [Vec<f32>; M] {
+pub(super) fn products<W: Weight, const M: usize>(x: &[f32], k: usize, weights: [&[W]; M]) -> [Vec<f32>; M] {
     let n = x.len() / k;
     let mut outputs = weights.map(|weight| vec![0.0; n * (weight.len() / k)]);
     let columns: usize = weights.iter().map(|weight| weight.len() / k).sum();
@@ -131,18 +128,21 @@ mod tests {
 
     use super::*;
 
+    /// Whole and broken blocks, and tiles.
+    const ROWS: [usize; 8] = [1, 2, 3, 5, 8, 32, 64, 131];
+
     #[test]
-    fn few_rows_agree_with_the_matrix_multiplication_and_do_not_depend_on_their_number() {
+    fn products_agree_with_the_matrix_multiplication_and_do_not_depend_on_the_number_of_rows() {
         let device = Device::flex();
         device.seed(7);
         for (k, o) in [(64, 96), (67, 301), (576, 1536), (3, 5)] {
-            let x = Tensor::<2>::random([FEW_ROWS, k], Distribution::Normal(0.0, 1.0), &device);
+            let x = Tensor::<2>::random([131, k], Distribution::Normal(0.0, 1.0), &device);
             let weight = Tensor::<2>::random([o, k], Distribution::Normal(0.0, 1.0), &device);
             let expected = x.clone().matmul(weight.clone().transpose());
             let all = linear(x.clone(), weight.clone());
             let difference: f32 = (all.clone() - expected).abs().max().into_scalar();
             assert!(difference < 1e-4 * (k as f32).sqrt(), "{k} x {o}: {difference}");
-            for n in 1..FEW_ROWS {
+            for n in ROWS {
                 let some = linear(x.clone().narrow(0, 0, n), weight.clone());
                 some.into_data().assert_eq(&all.clone().narrow(0, 0, n).into_data(), true);
             }
@@ -154,7 +154,7 @@ mod tests {
         let device = Device::flex();
         device.seed(9);
         let normal = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &device);
-        for n in [1, 3, FEW_ROWS, FEW_ROWS + 1] {
+        for n in [1, 3, 33] {
             let x = normal([n, 67]);
             // Shares of the threads end inside, between and beyond weights; one has a row only.
             for rows in [[1024, 301, 5], [2, 3, 4], [1, 2000, 1]] {
@@ -178,7 +178,7 @@ mod tests {
             let narrow = Tensor::<2>::random([o, k], Distribution::Normal(0.0, 1.0), &device).cast(DType::BF16);
             let wide = narrow.clone().cast(DType::F32);
             widened(narrow.clone()).into_data().assert_eq(&wide.clone().into_data(), true);
-            for n in [1, 3, 8, FEW_ROWS, FEW_ROWS + 5] {
+            for n in ROWS {
                 let x = Tensor::<2>::random([n, k], Distribution::Normal(0.0, 1.0), &device);
                 let expected = linear(x.clone(), wide.clone());
                 assert_eq!(expected.dtype(), DType::F32);

@@ -1,5 +1,5 @@
-//! Operations that are written for the CPU, where composing tensor operations costs too much: a few rows (a decoding step
-//! or a verify pass) through a model, whose speed is that of reading its weights once.
+//! Operations that are written for the CPU, where composing tensor operations costs too much: rows of tokens (a decoding
+//! step, a verify pass, a prompt) through a model, at best at the speed of reading its weights once.
 //!
 //! Each has a form in tensor operations, which other devices and autodiff take, and which the tests compare with. On the
 //! CPU, a row's result does not depend on how many rows go through together: so verifying a block gives bit for bit the
@@ -22,9 +22,6 @@ use burn::backend::Flex;
 use burn::tensor::{DType, Element, Shape, Tensor};
 use burn_flex::FlexTensor;
 use pulp::bytemuck::Pod;
-
-/// Up to this many rows count as few: a block of 31 drafted tokens and its anchor.
-pub const FEW_ROWS: usize = 32;
 
 /// The values of a tensor that lies in this machine's memory as plain f32, row-major; `None` on other devices, under
 /// autodiff, or for other number types.

@@ -3,7 +3,23 @@
 use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 
-use super::{FEW_ROWS, from_host, host, simd, slice};
+use rayon::prelude::*;
+
+use super::{from_host, host, simd, slice};
+
+/// Values below this are done by one thread.
+const PARALLEL_VALUES: usize = 1 << 15;
+
+/// `work` on pieces of whole rows of `width` values, each with the number of its first row; by all threads where it pays.
+fn by_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+    let rows = out.len() / width.max(1);
+    let threads = rayon::current_num_threads();
+    if out.len() < PARALLEL_VALUES || threads == 1 || rows < 2 {
+        return work(0, out);
+    }
+    let share = rows.div_ceil(threads);
+    out.par_chunks_mut(share * width).enumerate().for_each(|(index, piece)| work(index * share, piece));
+}
 
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last axis.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight_d: Tensor<1>, eps: f64) -> Tensor<D> {
@@ -12,10 +28,12 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight_d: Tensor<1>, eps: f64) -> 
     if let (Some(values), Some(weight)) = (host(&x), host(&weight_d)) {
         let mut out = slice(&values).to_vec();
         let weight = slice(&weight);
-        simd::vectorized(
-            #[inline(always)]
-            || out.chunks_mut(width).for_each(|row| norm_row(row, weight, eps)),
-        );
+        by_rows(&mut out, width, |_, rows| {
+            simd::vectorized(
+                #[inline(always)]
+                || rows.chunks_mut(width).for_each(|row| norm_row(row, weight, eps)),
+            );
+        });
         return from_host(out, shape);
     }
     let mean_square = x.clone().square().mean_dim(D - 1);
@@ -43,19 +61,20 @@ fn norm_row(row: &mut [f32], weight: &[f32], eps: f64) {
 pub fn rotate(x_nhw: Tensor<3>, cos_n1p: &Tensor<3>, sin_n1p: &Tensor<3>) -> Tensor<3> {
     let [n, h, w] = x_nhw.dims();
     let half = w / 2;
-    if n <= FEW_ROWS
-        && let (Some(x), Some(cos), Some(sin)) = (host(&x_nhw), host(cos_n1p), host(sin_n1p))
-    {
+    if let (Some(x), Some(cos), Some(sin)) = (host(&x_nhw), host(cos_n1p), host(sin_n1p)) {
         let mut out = slice(&x).to_vec();
-        let angles = slice(&cos).chunks(half).zip(slice(&sin).chunks(half));
-        for (token, (cos, sin)) in out.chunks_mut(h * w).zip(angles) {
-            for head in token.chunks_mut(w) {
-                let (first, second) = head.split_at_mut(half);
-                for (((first, second), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                    (*first, *second) = (*first * cos - *second * sin, *second * cos + *first * sin);
+        let (cos, sin) = (slice(&cos), slice(&sin));
+        by_rows(&mut out, h * w, |first, tokens| {
+            let angles = cos[first * half..].chunks(half).zip(sin[first * half..].chunks(half));
+            for (token, (cos, sin)) in tokens.chunks_mut(h * w).zip(angles) {
+                for head in token.chunks_mut(w) {
+                    let (first, second) = head.split_at_mut(half);
+                    for (((first, second), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                        (*first, *second) = (*first * cos - *second * sin, *second * cos + *first * sin);
+                    }
                 }
             }
-        }
+        });
         return from_host(out, [n, h, w]);
     }
     let first = x_nhw.clone().narrow(2, 0, half);
@@ -69,14 +88,17 @@ pub fn rotate(x_nhw: Tensor<3>, cos_n1p: &Tensor<3>, sin_n1p: &Tensor<3>) -> Ten
 pub fn swiglu(gate_nf: Tensor<2>, up_nf: Tensor<2>) -> Tensor<2> {
     if let (Some(gate), Some(up)) = (host(&gate_nf), host(&up_nf)) {
         let mut out = slice(&gate).to_vec();
-        simd::vectorized(
-            #[inline(always)]
-            || {
-                for (gate, up) in out.iter_mut().zip(slice(&up)) {
-                    *gate = *gate / (1.0 + simd::exp((-*gate).min(80.0))) * up;
-                }
-            },
-        );
+        let (up, [_, f]) = (slice(&up), gate_nf.dims());
+        by_rows(&mut out, f, |first, gates| {
+            simd::vectorized(
+                #[inline(always)]
+                || {
+                    for (gate, up) in gates.iter_mut().zip(&up[first * f..]) {
+                        *gate = *gate / (1.0 + simd::exp((-*gate).min(80.0))) * up;
+                    }
+                },
+            );
+        });
         return from_host(out, gate_nf.dims());
     }
     silu(gate_nf) * up_nf

@@ -1,5 +1,7 @@
 //! Inner loops over f32 slices, compiled for the widest vectors that the machine has.
 
+use std::ops::Range;
+
 use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
@@ -7,13 +9,16 @@ use pulp::{Arch, Simd, WithSimd};
 /// each vector that is loaded is used four times.
 const BLOCK: usize = 4;
 
+/// Rows of `x` for which the matrix is read once: few enough to stay in the second cache beside it.
+const TILE: usize = 64;
+
 /// Bytes of a cache line: a vector that crosses one costs two loads.
 const CACHE_LINE: usize = 64;
 
 /// A number type that weights are kept in; products are taken in f32.
 pub trait Weight: Copy + Send + Sync {
-    /// Whether to ask for what comes next: widening takes so long that the hardware alone does not fetch far enough ahead.
-    const FETCH_AHEAD: bool;
+    /// Whether it is narrower than f32: then widening takes so long that the hardware alone does not fetch far enough ahead.
+    const NARROW: bool;
 
     /// The same number.
     fn widen(self) -> f32;
@@ -26,7 +31,7 @@ pub trait Weight: Copy + Send + Sync {
 }
 
 impl Weight for f32 {
-    const FETCH_AHEAD: bool = false;
+    const NARROW: bool = false;
 
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -41,7 +46,7 @@ impl Weight for f32 {
 }
 
 impl Weight for bf16 {
-    const FETCH_AHEAD: bool = true;
+    const NARROW: bool = true;
 
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -67,29 +72,40 @@ pub struct AlignedRows {
     offset: usize,
     stride: usize,
     k: usize,
+    rows: usize,
 }
 
 impl AlignedRows {
     /// A copy of the rows in `x`, each of length `k`.
     pub fn new(x: &[f32], k: usize) -> Self {
+        let mut rows = Self::zeros(x.len() / k, k);
+        for (index, from) in x.chunks_exact(k).enumerate() {
+            rows.row_mut(index).copy_from_slice(from);
+        }
+        rows
+    }
+
+    fn zeros(rows: usize, k: usize) -> Self {
         let line = CACHE_LINE / size_of::<f32>();
         let stride = k.next_multiple_of(line);
-        let mut buffer = vec![0.0; x.len() / k * stride + line];
+        let buffer = vec![0.0; rows * stride + line];
         let offset = buffer.as_ptr().align_offset(CACHE_LINE);
-        for (to, from) in buffer[offset..].chunks_mut(stride).zip(x.chunks(k)) {
-            to[..k].copy_from_slice(from);
-        }
-        Self { buffer, offset, stride, k }
+        Self { buffer, offset, stride, k, rows }
     }
 
     #[inline(always)]
     fn row(&self, index: usize) -> &[f32] {
         &self.buffer[self.offset + index * self.stride..][..self.k]
     }
+
+    #[inline(always)]
+    fn row_mut(&mut self, index: usize) -> &mut [f32] {
+        &mut self.buffer[self.offset + index * self.stride..][..self.k]
+    }
 }
 
 impl Weight for i8 {
-    const FETCH_AHEAD: bool = true;
+    const NARROW: bool = true;
 
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -111,8 +127,8 @@ impl Weight for i8 {
 /// `out[i][o] = x[i] . w[o]` for the rows of `x` and a run of rows of `w` of the same length; `out` has as many rows as
 /// `x`, each as long as `w` has rows.
 ///
-/// The matrix is read once, whatever the number of rows of `x`. Each product is summed in an order that depends on `k`
-/// alone, not on the type of the weights: widening changes no number.
+/// The matrix is read once for every [`TILE`] rows of `x`. Each product is summed in an order that depends on `k` alone: not
+/// on the number of rows, nor on the type of the weights, since widening changes no number.
 pub fn dot_rows<W: Weight>(x: &AlignedRows, w: &[W], out: &mut [&mut [f32]]) {
     Arch::new().dispatch(DotRows { x, w, out });
 }
@@ -121,6 +137,13 @@ struct DotRows<'a, 'b, W> {
     x: &'a AlignedRows,
     w: &'a [W],
     out: &'a mut [&'b mut [f32]],
+}
+
+/// Rows of the matrix: the first, and how far each of the others is behind the one before.
+#[derive(Clone, Copy)]
+struct Columns {
+    row: usize,
+    apart: usize,
 }
 
 impl<W: Weight> WithSimd for DotRows<'_, '_, W> {
@@ -142,48 +165,54 @@ impl<W: Weight> DotRows<'_, '_, W> {
         // few long streams, which the hardware fetches in advance. Rows that follow each other would be short streams side
         // by side: one core then gets half of what memory can give.
         let apart = rows / R;
-        for row in 0..apart {
-            self.row_block::<S, R>(simd, row, apart);
-        }
-        for row in apart * R..rows {
-            self.row_block::<S, 1>(simd, row, 0);
+        for first in (0..self.x.rows).step_by(TILE) {
+            let tile = first..(first + TILE).min(self.x.rows);
+            for row in 0..apart {
+                self.row_block::<S, R>(simd, tile.clone(), Columns { row, apart });
+            }
+            for row in apart * R..rows {
+                self.row_block::<S, 1>(simd, tile.clone(), Columns { row, apart: 0 });
+            }
         }
     }
 
-    /// Rows `row`, `row + apart` and so on, `R` of them.
     #[inline(always)]
-    fn row_block<S: Simd, const R: usize>(&mut self, simd: S, row: usize, apart: usize) {
-        let n = self.out.len();
-        let blocks = n.div_ceil(BLOCK);
-        let mut first = 0;
+    fn row_block<S: Simd, const R: usize>(&mut self, simd: S, tile: Range<usize>, columns: Columns) {
+        let mut w: [&[W]; R] = [&[]; R];
+        for (r, w) in w.iter_mut().enumerate() {
+            *w = &self.w[(columns.row + r * columns.apart) * self.x.k..][..self.x.k];
+        }
+        let blocks = tile.len().div_ceil(BLOCK);
+        let mut first = tile.start;
         for block in 0..blocks {
             // As even as can be.
-            let count = n / blocks + usize::from(block < n % blocks);
+            let count = tile.len() / blocks + usize::from(block < tile.len() % blocks);
             match count {
-                1 => self.block::<S, 1, R>(simd, first, row, apart),
-                2 => self.block::<S, 2, R>(simd, first, row, apart),
-                3 => self.block::<S, 3, R>(simd, first, row, apart),
-                _ => self.block::<S, BLOCK, R>(simd, first, row, apart),
+                1 => self.block::<S, 1, R>(simd, first, columns, w),
+                2 => self.block::<S, 2, R>(simd, first, columns, w),
+                3 => self.block::<S, 3, R>(simd, first, columns, w),
+                _ => self.block::<S, BLOCK, R>(simd, first, columns, w),
             }
             first += count;
         }
     }
 
     #[inline(always)]
-    fn block<S: Simd, const M: usize, const R: usize>(&mut self, simd: S, first: usize, row: usize, apart: usize) {
-        let k = self.x.k;
+    fn block<S: Simd, const M: usize, const R: usize>(
+        &mut self,
+        simd: S,
+        first: usize,
+        columns: Columns,
+        w: [&[W]; R],
+    ) {
         let mut x: [&[f32]; M] = [&[]; M];
         for (i, x) in x.iter_mut().enumerate() {
             *x = self.x.row(first + i);
         }
-        let mut w: [&[W]; R] = [&[]; R];
-        for (r, w) in w.iter_mut().enumerate() {
-            *w = &self.w[(row + r * apart) * k..][..k];
-        }
         let sums = dot_block(simd, x, w);
         for (i, sums) in sums.iter().enumerate() {
             for (r, sum) in sums.iter().enumerate() {
-                self.out[first + i][row + r * apart] = *sum;
+                self.out[first + i][columns.row + r * columns.apart] = *sum;
             }
         }
     }
@@ -205,7 +234,7 @@ fn dot_block<S: Simd, W: Weight, const M: usize, const R: usize>(
             // SAFETY: a whole vector lies between `step` and `body`, in each of the rows. Checked indexing here halves the
             // speed.
             w_now[r] = unsafe { W::load::<S>(w[r].as_ptr().add(step)) };
-            if W::FETCH_AHEAD {
+            if W::NARROW {
                 // The row behind this one is the next in its stream.
                 prefetch(w[r].as_ptr().wrapping_add(step + k));
             }
