@@ -11,6 +11,8 @@ mod int8;
 mod linear;
 mod rows;
 pub mod simd;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 pub use attention::{KeyLayout, attend};
 pub use awake::keep_awake;
