@@ -29,11 +29,13 @@ def request(index: int, prompt: str, max_tokens: int) -> dict:
 
 def ask_all(port: int, bodies: list[dict]) -> list[dict]:
     answers: list[dict] = [{} for _ in bodies]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=60) as response:
+        model = json.load(response)["data"][0]["id"]
 
     def ask(index: int) -> None:
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         headers = {"Content-Type": "application/json"}
-        data = json.dumps(bodies[index]).encode()
+        data = json.dumps(bodies[index] | {"model": model}).encode()
         with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=1800) as response:
             answers[index] = json.load(response)
 
@@ -42,6 +44,8 @@ def ask_all(port: int, bodies: list[dict]) -> list[dict]:
         thread.start()
     for thread in threads:
         thread.join()
+    if not all(answers):
+        sys.exit(f"port {port}: {sum(not answer for answer in answers)} of {len(answers)} requests failed")
     return answers
 
 

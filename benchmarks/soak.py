@@ -41,9 +41,18 @@ class Totals:
             self.failures.append(reason)
 
 
-def body(dice: random.Random, prompts: list[str]) -> dict:
+def served_model(port: int) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/v1/models")
+    name = json.loads(connection.getresponse().read())["data"][0]["id"]
+    connection.close()
+    return name
+
+
+def body(dice: random.Random, prompts: list[str], model: str) -> dict:
     """A request of some kind."""
     request = {
+        "model": model,
         "messages": [{"role": "user", "content": dice.choice(prompts)}],
         "max_tokens": dice.choice([8, 24, 64, 128]),
         "temperature": dice.choice([0, 0, 0.7, 1.0]),
@@ -110,12 +119,13 @@ def main() -> int:
     with open(arguments.prompts, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file if line.strip()]
     prompts = [row["turns"][0] if "turns" in row else row["question"] for row in rows]
+    model = served_model(arguments.port)
     totals, end = Totals(), time.monotonic() + 60 * arguments.minutes
 
     def client(index: int) -> None:
         dice = random.Random(arguments.seed * 1000 + index)
         while time.monotonic() < end:
-            ask(arguments.port, body(dice, prompts), dice.random() < 0.15, totals)
+            ask(arguments.port, body(dice, prompts, model), dice.random() < 0.15, totals)
 
     threads = [threading.Thread(target=client, args=(index,)) for index in range(arguments.clients)]
     started = time.monotonic()

@@ -60,7 +60,7 @@ fn a_step_allocates_nothing_once_it_has_grown() {
                 *request += 1000;
             }
             requests.truncate(256 - 2 * step);
-            let price = table.price(requests.len(), 7, 2048);
+            let price = table.price(requests.len(), 7, 2048, schedule.experience());
             if schedule.drafts(price) || mode == Mode::Off {
                 confidences.clear();
                 for _ in &requests {
@@ -68,6 +68,7 @@ fn a_step_allocates_nothing_once_it_has_grown() {
                     confidences.push(sts.confidences(&logits));
                 }
                 schedule.lengths(&requests, &confidences, &table.curve(requests.len()), 2048, &mut lengths);
+                lengths.iter().for_each(|&length| schedule.judged(length, length));
                 schedule.drafted(requests.len(), 0.1);
             }
         }

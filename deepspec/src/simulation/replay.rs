@@ -76,7 +76,7 @@ pub fn simulate(workload: Workload<'_>, mode: Mode, load: usize) -> SimulationPo
     let mut ids: Vec<u64> = (0..running as u64).collect();
     let mut schedule = Schedule::new(mode);
     let (mut confidences, mut lengths) = (Confidences::default(), Vec::new());
-    let (curve, price) = (table.curve(running), table.price(running, prompts.block_size, batch_limit));
+    let curve = table.curve(running);
     let plain_seconds = table.plain_seconds(running);
 
     let steps = STEPS.max(ROUNDS.div_ceil(running));
@@ -86,6 +86,7 @@ pub fn simulate(workload: Workload<'_>, mode: Mode, load: usize) -> SimulationPo
         if step == warm_up {
             sums = Sums::default();
         }
+        let price = table.price(running, prompts.block_size, batch_limit, schedule.experience());
         let (committed, verified, seconds) = if schedule.drafts(price) {
             confidences.clear();
             for request in &requests {
@@ -93,6 +94,9 @@ pub fn simulate(workload: Workload<'_>, mode: Mode, load: usize) -> SimulationPo
             }
             schedule.lengths(&ids, &confidences, &curve, batch_limit, &mut lengths);
             let verified: usize = lengths.iter().sum();
+            for (request, &length) in requests.iter().zip(&lengths) {
+                schedule.judged(length, length.min(request.round(prompts).accepted));
+            }
             let committed =
                 requests.iter().zip(&lengths).map(|(request, &length)| request.round(prompts).commits(length));
             let committed: usize = committed.sum();

@@ -2,6 +2,8 @@
 //!
 //! Memory is counted in tokens that a cache has room for, in pages, so that what is counted is what is allocated.
 
+use burn::tensor::Tensor;
+
 use crate::model::{Draft, DraftContext, KvCache, Target};
 
 /// Tokens by which caches grow at least.
@@ -17,6 +19,8 @@ pub struct SequenceCache {
     pub target: KvCache,
     /// The draft's; it may lag behind the target's, never run ahead.
     pub context: Option<DraftContext>,
+    /// Features of the tokens that the context lacks, in order, `[n, f]` each: they are taken in when a draft is wanted.
+    pub waiting: Vec<Tensor<2>>,
     /// Tokens that there is room for, as counted.
     room: usize,
 }
@@ -81,23 +85,19 @@ impl CacheMemory {
             self.evict_for(room);
             self.in_use += room;
             let context = draft.map(|draft| draft.new_context(room));
-            return Some(SequenceCache { target: target.new_cache(room), context, room });
+            return Some(SequenceCache { target: target.new_cache(room), context, waiting: Vec::new(), room });
         };
         let goes_on = length + 1 >= self.kept[index].ids.len();
         if !goes_on && self.held() + room <= self.capacity {
             // Another sequence may go on from the whole of it.
             let kept = self.kept.remove(index);
-            let target = kept.cache.target.copy_prefix(length, room);
-            let context = kept.cache.context.as_ref().map(|context| context.copy_prefix(length, room));
+            let copy = kept.cache.copy_prefix(length, room);
             self.kept.push(kept);
             self.in_use += room;
-            return Some(SequenceCache { target, context, room });
+            return Some(copy);
         }
         let Kept { mut cache, .. } = self.kept.remove(index);
-        cache.target.truncate(length);
-        if let Some(context) = &mut cache.context {
-            context.truncate(length);
-        }
+        cache.truncate(length);
         // Its buffers may be larger than needed: they stay where that takes memory from nobody who is being answered.
         let room = if self.in_use + cache.room <= self.capacity { cache.room.max(room) } else { room };
         self.evict_for(room);
@@ -138,16 +138,13 @@ impl CacheMemory {
         self.in_use -= cache.room;
         let mut length = cache.target.len().min(ids.len());
         if let Some(context) = &cache.context {
-            length = length.min(context.len());
+            length = length.min(context.len() + cache.rows_waiting());
         }
         if length < SHORTEST_PREFIX {
             return;
         }
         ids.truncate(length);
-        cache.target.truncate(length);
-        if let Some(context) = &mut cache.context {
-            context.truncate(length);
-        }
+        cache.truncate(length);
         self.kept.push(Kept { ids, cache });
     }
 
@@ -164,6 +161,27 @@ impl CacheMemory {
 }
 
 impl SequenceCache {
+    /// Rows of `waiting`.
+    pub fn rows_waiting(&self) -> usize {
+        self.waiting.iter().map(|part| part.dims()[0]).sum()
+    }
+
+    /// Forgets all tokens from `length` on.
+    fn truncate(&mut self, length: usize) {
+        self.target.truncate(length);
+        if let Some(context) = &mut self.context {
+            context.truncate(length);
+            self.waiting = first_rows(&self.waiting, length - context.len());
+        }
+    }
+
+    /// A cache of its own with the first `length` tokens of this one and room for `room`.
+    fn copy_prefix(&self, length: usize, room: usize) -> Self {
+        let context = self.context.as_ref().map(|context| context.copy_prefix(length.min(context.len()), room));
+        let waiting = first_rows(&self.waiting, length - context.as_ref().map_or(length, DraftContext::len));
+        Self { target: self.target.copy_prefix(length, room), context, waiting, room }
+    }
+
     fn resize(&mut self, room: usize) {
         self.target.resize(room);
         if let Some(context) = &mut self.context {
@@ -171,6 +189,20 @@ impl SequenceCache {
         }
         self.room = room;
     }
+}
+
+/// The first `count` rows of some parts.
+fn first_rows(parts: &[Tensor<2>], count: usize) -> Vec<Tensor<2>> {
+    let mut left = count;
+    let mut first = Vec::new();
+    for part in parts {
+        let rows = part.dims()[0].min(left);
+        if rows > 0 {
+            first.push(part.clone().narrow(0, 0, rows));
+        }
+        left -= rows;
+    }
+    first
 }
 
 impl Kept {

@@ -106,7 +106,8 @@ impl Planner {
                 if timed < TIMED || self.since_plain >= COMPARED_EVERY {
                     return None;
                 }
-                if !self.schedule.drafts(curve.price(count, self.block, limit)) {
+                let price = curve.price(count, self.block, limit, self.schedule.experience());
+                if !self.schedule.drafts(price) {
                     return None;
                 }
                 let capacity = self.schedule.capacity(&self.requests, &curve.curve(count), limit);
@@ -116,6 +117,23 @@ impl Planner {
                 Some(Drafting { slots, survival: MARGIN * self.marginal, ..all })
             }
         }
+    }
+
+    /// Whether drafts may be wanted as long as so many requests run.
+    pub fn may_pay(&self, requests: usize) -> bool {
+        match (self.schedule.mode(), &self.curve) {
+            (Mode::Off, _) | (Mode::Scheduled, None) => false,
+            (Mode::Fixed(_) | Mode::Threshold(_), _) => true,
+            (Mode::Scheduled, Some(curve)) => {
+                let limit = curve.max_batch_tokens();
+                curve.price(requests.max(1), self.block, limit, self.schedule.experience()).is_finite()
+            }
+        }
+    }
+
+    /// Tells how many drafted tokens of one request were verified, and how many of them accepted.
+    pub fn judged(&mut self, verified: usize, accepted: usize) {
+        self.schedule.judged(verified, accepted);
     }
 
     /// How many tokens of each block to verify, one block per request that was given to [`drafting`](Self::drafting).

@@ -8,6 +8,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::finisher::{Output, Tokens};
+use super::memory::SequenceCache;
 use super::metrics::Phase;
 use super::request::{FinishReason, Logprobs, TokenOutput};
 use super::sequence::Sequence;
@@ -15,9 +16,13 @@ use super::step::StepLoop;
 use crate::model::{DraftContext, TargetSegment};
 use crate::speculate::{Block, Distribution, Drafted, RoundRecord, Stopping, Verdict, propose_batch};
 
-/// Rows of features that may wait for the draft's context: together they go through its projections more cheaply than one
-/// at a time.
+/// Rows of features that may wait for the draft's context while drafting may pay: together they go through its projections
+/// more cheaply than one at a time.
 const FEATURES_WAITING: usize = 64;
+
+/// Rows that may wait while drafting does not pay, whatever is accepted: most sequences end before they have as many, and
+/// cost nothing then.
+const FEATURES_SHELVED: usize = 512;
 
 /// Rows of a prompt in one step when no answer is being decoded beside it.
 const PREFILL_ALONE: usize = 512;
@@ -38,8 +43,8 @@ impl StepLoop {
         let mut clock = Instant::now();
         self.make_room();
         self.lap(Phase::Host, &mut clock);
-        let (drafting, mut blocks) = self.draft_blocks();
-        let draft_time = self.lap(Phase::Draft, &mut clock);
+        let (drafting, mut blocks, catching_up) = self.draft_blocks();
+        let draft_time = self.lap(Phase::Draft, &mut clock) - catching_up;
         if drafting {
             let wanting = blocks.iter_mut().zip(&self.running).filter(|(_, sequence)| wants_block(sequence));
             let (blocks, sequences): (Vec<&mut Drafted>, Vec<&Sequence>) = wanting.unzip();
@@ -58,6 +63,11 @@ impl StepLoop {
         let verify_time = self.lap(Phase::Verify, &mut clock);
         let verdicts = self.judge(&parts, &blocks, logits_mv.as_deref().unwrap_or_default());
         let time = draft_time + verify_time + self.lap(Phase::Judge, &mut clock);
+        for (part, own) in parts.iter().zip(&verdicts) {
+            if let Some(own) = own {
+                self.planner.judged(part.drafted, own.verdict.accepted);
+            }
+        }
         if drafting && decoding {
             let of_rounds = verdicts.iter().zip(&in_round).filter(|(_, in_round)| **in_round);
             let committed = of_rounds.filter_map(|(own, _)| Some(own.as_ref()?.record.committed)).sum();
@@ -93,29 +103,38 @@ impl StepLoop {
         }
     }
 
-    /// Whether this step drafts, and one block per running sequence; empty ones for those that want none.
-    fn draft_blocks(&mut self) -> (bool, Vec<Drafted>) {
+    /// Whether this step drafts, and one block per running sequence; empty ones for those that want none. Last, the time
+    /// that contexts took to catch up with more than a round's tokens: it says nothing about what drafting costs.
+    fn draft_blocks(&mut self) -> (bool, Vec<Drafted>, Duration) {
         let mut drafted = vec![Drafted::default(); self.running.len()];
-        let Some(draft) = &self.draft else { return (false, drafted) };
+        let mut catching_up = Duration::ZERO;
+        let Some(draft) = &self.draft else { return (false, drafted, catching_up) };
         let wanting = self.running.iter().filter(|sequence| wants_block(sequence)).map(|sequence| sequence.id);
         let drafting = self.planner.drafting(wanting);
+        let most = if self.planner.may_pay(self.running.len()) { FEATURES_WAITING } else { FEATURES_SHELVED };
         let catches_up = |sequence: &Sequence| {
             let waiting = sequence.features_waiting();
-            waiting > 0 && (waiting >= FEATURES_WAITING || (drafting.is_some() && wants_block(sequence)))
+            waiting > 0 && (waiting >= most || (drafting.is_some() && wants_block(sequence)))
         };
         let mut contexts: Vec<(&mut DraftContext, usize)> = Vec::new();
         let mut features = Vec::new();
         for sequence in self.running.iter_mut().filter(|sequence| catches_up(sequence)) {
             let count = sequence.features_waiting();
-            if let Some(context) = sequence.cache.as_mut().and_then(|cache| cache.context.as_mut()) {
-                features.append(&mut sequence.features);
+            if let Some(SequenceCache { context: Some(context), waiting, .. }) = &mut sequence.cache {
+                features.append(waiting);
                 contexts.push((context, count));
             }
         }
         if !features.is_empty() {
+            let started = Instant::now();
+            let rounds = contexts.len() * (draft.config().block_size + 1);
+            let rows: usize = contexts.iter().map(|(_, count)| count).sum();
             draft.extend_contexts(&mut contexts, Tensor::cat(features, 0));
+            if rows > rounds {
+                catching_up = started.elapsed();
+            }
         }
-        let Some(drafting) = drafting else { return (false, drafted) };
+        let Some(drafting) = drafting else { return (false, drafted, catching_up) };
         let temperatures = self.planner.temperatures().to_vec();
         let stopping = Stopping {
             slots: drafting.slots,
@@ -135,7 +154,7 @@ impl StepLoop {
         for (row, block) in rows.into_iter().zip(propose_batch(draft, &mut blocks, &stopping)) {
             drafted[row] = block;
         }
-        (true, drafted)
+        (true, drafted, catching_up)
     }
 
     /// Which rows go through the target: every decoding sequence its anchor and drafts, the others as much of what they
@@ -264,7 +283,9 @@ impl StepLoop {
                 let kept: Vec<i32> = (first as i32..(first + rows - rejected) as i32).collect();
                 let count = kept.len();
                 let kept: Tensor<1, Int> = Tensor::from_data(TensorData::new(kept, [count]), &device);
-                sequence.features.push(features_nf.clone().select(0, kept));
+                if let Some(cache) = &mut sequence.cache {
+                    cache.waiting.push(features_nf.clone().select(0, kept));
+                }
             }
             first += rows;
             let prompt_rows = sequence.prompt.saturating_sub(sequence.cached() - (rows - rejected));

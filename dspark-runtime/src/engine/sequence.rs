@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use burn::tensor::Tensor;
 use rand::Rng;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -25,8 +24,6 @@ pub(super) struct Sequence {
     pub sampler: Sampler,
     /// Absent while it waits.
     pub cache: Option<SequenceCache>,
-    /// Features of tokens that the draft's context does not hold yet, in order, `[n, f]` each.
-    pub features: Vec<Tensor<2>>,
     pub submitted: Instant,
     /// Closed when nobody waits for the answer any more.
     pub events: UnboundedSender<Event>,
@@ -48,7 +45,6 @@ impl Sequence {
             logprobs: request.logprobs,
             sampler: sampler(&request.sampling),
             cache: None,
-            features: Vec::new(),
             submitted: submission.at,
             events: submission.events,
             cached_prompt: 0,
@@ -76,9 +72,9 @@ impl Sequence {
         self.limit - self.ids.len()
     }
 
-    /// Rows of `features`.
+    /// Tokens whose features the draft's context lacks.
     pub fn features_waiting(&self) -> usize {
-        self.features.iter().map(|part| part.dims()[0]).sum()
+        self.cache.as_ref().map_or(0, SequenceCache::rows_waiting)
     }
 }
 

@@ -174,18 +174,12 @@ impl StepLoop {
     /// The cache of a complete answer stays for others.
     pub(super) fn finish(&mut self, mut sequence: Sequence) {
         self.metrics.finished += 1;
-        let Some(mut cache) = sequence.cache.take() else { return };
-        if let (Some(draft), Some(context)) = (&self.draft, &mut cache.context)
-            && !sequence.features.is_empty()
-        {
-            draft.extend_context(context, burn::tensor::Tensor::cat(std::mem::take(&mut sequence.features), 0));
-        }
+        let Some(cache) = sequence.cache.take() else { return };
         self.memory.keep(sequence.ids, cache);
     }
 
     /// Frees what a sequence holds.
     fn give_back(&mut self, sequence: &mut Sequence) {
-        sequence.features.clear();
         if !sequence.admitted_before {
             self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
         }

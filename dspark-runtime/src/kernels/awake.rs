@@ -7,6 +7,10 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use burn::tensor::Tensor;
+
+use super::host;
+
 /// How long a worker looks for work before it may sleep: longer than what lies between two products of a pass, shorter than
 /// anyone would notice.
 const PATIENCE: Duration = Duration::from_micros(300);
@@ -19,12 +23,13 @@ thread_local! {
     static LOOKING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Asks the other workers of the pool that this thread belongs to, if any, to stay awake as long as work keeps coming.
+/// Asks the other workers of the pool that this thread belongs to, if any, to stay awake as long as work keeps coming; `x_nd`
+/// is what the pass begins with, on the CPU or elsewhere, where threads have nothing to do.
 ///
 /// A worker that looks for work runs what it finds and ends by itself, so nothing ever waits for it.
-pub fn keep_awake() {
+pub fn keep_awake(x_nd: &Tensor<2>) {
     let Some(caller) = rayon::current_thread_index() else { return };
-    if rayon::current_num_threads() > 1 {
+    if rayon::current_num_threads() > 1 && host(x_nd).is_some() {
         rayon::spawn_broadcast(move |worker| {
             if worker.index() != caller {
                 look_for_work();

@@ -3,8 +3,6 @@
 //! Legend: `n` block rows, `s` context rows, `f = m * d` width of the target's features, `d` hidden size, `k` block size,
 //! `a` anchors, `v` vocabulary.
 
-use std::path::Path;
-
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
@@ -15,14 +13,8 @@ use super::int8_heads::Int8Heads;
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotary;
 use super::target::Target;
-use crate::checkpoint::{
-    AtomicDirectory, CheckpointError, WeightDtype, WeightPrecision, Weights, WeightsToSave, load_module,
-    with_stable_ids, write_file,
-};
+use crate::checkpoint::with_stable_ids;
 use crate::kernels;
-
-/// Names of the two tables that a draft takes over from its target.
-const SHARED: [&str; 2] = ["embed_tokens.weight", "lm_head.weight"];
 
 /// What training changes, named as on disk.
 #[derive(Module, Debug)]
@@ -47,8 +39,8 @@ pub struct Draft {
     config: DraftConfig,
     /// What training changes.
     pub parameters: DraftParameters,
-    embed_tokens: Embedding,
-    lm_head: Linear,
+    pub(super) embed_tokens: Embedding,
+    pub(super) lm_head: Linear,
     rotary: Rotary,
     /// What proposals use in the place of the output head and `W2`, if anything.
     pub(super) int8: Option<Int8Heads>,
@@ -134,41 +126,6 @@ impl Draft {
             lm_head: Linear { weight: table(head_vd), bias: None },
             int8: None,
         }
-    }
-
-    /// Loads a draft folder for a target, its own weights in f32.
-    ///
-    /// # Errors
-    /// As [`load_with`](Self::load_with).
-    pub fn load(folder: &Path, target: &Target) -> Result<Self, CheckpointError> {
-        Self::load_with(folder, WeightPrecision::F32, target)
-    }
-
-    /// Loads a draft folder for a target, its own matrices in the given precision.
-    ///
-    /// Embedding and head are the target's, whether or not the file repeats them; a file that holds other ones keeps
-    /// its own.
-    ///
-    /// # Errors
-    /// When the draft was made for another target, or its weights do not fit its configuration.
-    pub fn load_with(folder: &Path, precision: WeightPrecision, target: &Target) -> Result<Self, CheckpointError> {
-        let config = DraftConfig::read(folder)?;
-        config.check_target(folder, target.config())?;
-        let weights = Weights::open(folder)?;
-        let (parameters, used) =
-            load_module(DraftParameters::new(&config, target.device()), &weights, precision, target.device())?;
-        let unexpected: Vec<&str> =
-            weights.names().filter(|name| !used.contains(*name) && !SHARED.contains(name)).collect();
-        if let Some(name) = unexpected.first() {
-            return Err(CheckpointError::UnexpectedTensor {
-                path: folder.to_owned(),
-                name: (*name).to_owned(),
-                others: unexpected.len() - 1,
-            });
-        }
-        let embedding_vd = shared_table(&weights, SHARED[0], precision, target.embed_tokens().weight.val())?;
-        let head_vd = shared_table(&weights, SHARED[1], precision, target.head_weight())?;
-        Ok(Self::assemble(config, parameters, embedding_vd, head_vd))
     }
 
     /// The configuration.
@@ -299,7 +256,6 @@ impl Draft {
     /// One parallel pass over the blocks of `b` sequences, each at its own anchor: hidden states of all slots after the
     /// final norm, `[b * k, d]`. The contexts stay as they were.
     pub fn forward_contexts(&self, contexts: &mut [&mut DraftContext], anchors: &[u32]) -> Tensor<2> {
-        kernels::keep_awake();
         let k = self.config.block_size;
         let mut positions = Vec::with_capacity(contexts.len() * k);
         for context in contexts.iter_mut() {
@@ -309,6 +265,7 @@ impl Draft {
         }
         let rotation = self.rotary.at(&positions, &self.device());
         let mut x_nd = self.block_inputs(anchors);
+        kernels::keep_awake(&x_nd);
         for (index, layer) in self.parameters.layers.iter().enumerate() {
             x_nd = layer.forward(x_nd, |attention, normed_nd| {
                 let (queries_nhw, new) = attention.project(normed_nd, &rotation);
@@ -347,41 +304,6 @@ impl Draft {
         let factors_nr = factors_nr.filter(|_| self.config.confidence_head_with_markov);
         Some(head.logits(hidden_nd, factors_nr))
     }
-
-    /// Writes the checkpoint folder, whole or not at all. Without embeddings, readers take the two tables from the
-    /// target.
-    ///
-    /// # Errors
-    /// When the folder cannot be written, or a parameter is not finite.
-    pub fn save(&self, folder: &Path, dtype: WeightDtype, with_embeddings: bool) -> Result<(), CheckpointError> {
-        let directory = AtomicDirectory::begin(folder)?;
-        self.write_into(directory.path(), dtype, with_embeddings)?;
-        directory.commit()
-    }
-
-    /// Writes `config.json` and `model.safetensors` into a folder that is not visible yet.
-    ///
-    /// # Errors
-    /// As [`save`](Self::save).
-    pub fn write_into(
-        &self,
-        folder: &Path,
-        dtype: WeightDtype,
-        with_embeddings: bool,
-    ) -> Result<(), CheckpointError> {
-        let mut weights = WeightsToSave::new();
-        weights.add_module(&self.parameters);
-        if with_embeddings {
-            weights.add(SHARED[0], &self.embed_tokens.weight.val());
-            weights.add(SHARED[1], &self.lm_head.weight.val());
-        }
-        if let Some((name, value)) = weights.first_not_finite() {
-            return Err(CheckpointError::NotFinite { path: folder.to_owned(), name: name.to_owned(), value });
-        }
-        weights.write(&folder.join("model.safetensors"), dtype)?;
-        let config = serde_json::to_string_pretty(&self.config.to_json(dtype)).unwrap_or_default() + "\n";
-        write_file(&folder.join("config.json"), config.as_bytes())
-    }
 }
 
 impl DraftParameters {
@@ -401,24 +323,6 @@ impl DraftParameters {
             confidence_head: config.enable_confidence_head.then(|| ConfidenceHead::new(confidence_width, device)),
         }
     }
-}
-
-/// The target's table, unless the draft's file holds another one. Published drafts repeat the target's in bf16, so each
-/// value may be off by bf16's rounding.
-fn shared_table(
-    weights: &Weights,
-    name: &str,
-    precision: WeightPrecision,
-    target_vd: Tensor<2>,
-) -> Result<Tensor<2>, CheckpointError> {
-    if weights.shape(name).is_none() {
-        return Ok(target_vd);
-    }
-    let own = weights.values(name, &target_vd.shape())?;
-    let theirs: Vec<f32> =
-        target_vd.clone().try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"));
-    let same = own.iter().zip(&theirs).all(|(own, theirs)| (own - theirs).abs() <= theirs.abs() / 256.0);
-    if same { Ok(target_vd) } else { weights.tensor(name, target_vd.shape(), precision, &target_vd.device()) }
 }
 
 fn ints(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {

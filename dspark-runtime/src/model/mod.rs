@@ -10,6 +10,7 @@ mod attention;
 mod config;
 mod draft;
 mod draft_config;
+mod draft_files;
 mod heads;
 mod initialize;
 mod int8_heads;

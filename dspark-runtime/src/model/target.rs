@@ -170,7 +170,6 @@ impl Target {
     ///
     /// Every id must be below the vocabulary size; every layer id at least -1 and below the number of layers.
     pub fn forward(&self, segments: &mut [TargetSegment<'_>], capture: &[LayerId]) -> TargetOutput {
-        kernels::keep_awake();
         let ids: Vec<i32> = segments.iter().flat_map(|segment| segment.ids.iter().map(|&id| id as i32)).collect();
         let total = ids.len();
         let mut positions = Vec::with_capacity(total);
@@ -183,6 +182,7 @@ impl Target {
         }
         let rotation = self.rotary.at(&positions, &self.device);
         let mut x_nd = self.weights.model.embed_tokens.forward(self.ints(ids));
+        kernels::keep_awake(&x_nd);
         let mut captured: Vec<Option<Tensor<2>>> = vec![None; capture.len()];
         let mut keep = |layer: i64, x_nd: &Tensor<2>| {
             for (slot, id) in captured.iter_mut().zip(capture) {

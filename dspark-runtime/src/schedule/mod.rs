@@ -2,7 +2,8 @@
 //!
 //! Every step, each request has a drafted block and its calibrated confidences ([`Confidences`], [`StsTable`]); a measured
 //! table ([`SpsTable`]) says how long a step takes by the tokens in it. A [`Schedule`] makes prefix lengths of them
-//! in one of four [`Mode`]s, and its [`BreakEven`] guard says whether drafting pays at all.
+//! in one of four [`Mode`]s, and its [`BreakEven`] guard says whether drafting pays at all; it tries nothing of which the
+//! [`Experience`] with the draft so far says that it cannot pay.
 //!
 //! **What keeps this lossless.** Whether position `j` of a request is verified must not depend on anything sampled at or
 //! after `j`. The confidence of position `j` depends on the tokens before `j` only, so what may be looked at is: the
@@ -13,7 +14,7 @@
 //! * [`PrefixScheduler::top`] admits a number of candidates that was fixed before this step's tokens were sampled.
 //!   [`Asynchronous`] takes that number from the confidences of two steps earlier.
 //! * A threshold ends a prefix before the first position below it.
-//! * The guard decides before a block is drafted, from rounds that are over.
+//! * The guard decides before a block is drafted, from rounds that are over; so does experience.
 //!
 //! [`PrefixScheduler::search`] looks past a drop and so decides on `j` by what comes after it. On confidences of the present
 //! step it biases the output (paper, appendix A); it is for those of earlier steps alone.
@@ -21,6 +22,7 @@
 mod asynchronous;
 mod break_even;
 mod confidences;
+mod experience;
 mod mode;
 mod plan;
 mod prefix;
@@ -30,6 +32,7 @@ mod sts_table;
 pub use asynchronous::Asynchronous;
 pub use break_even::{BreakEven, BreakEvenSettings};
 pub use confidences::Confidences;
+pub use experience::Experience;
 pub use mode::{Mode, ModeError};
 pub use plan::{Schedule, round_gain};
 pub use prefix::{Admission, PrefixScheduler, SpeedCurve};

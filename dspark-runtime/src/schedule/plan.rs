@@ -3,6 +3,7 @@
 use super::asynchronous::Asynchronous;
 use super::break_even::{BreakEven, BreakEvenSettings};
 use super::confidences::Confidences;
+use super::experience::Experience;
 use super::mode::Mode;
 use super::prefix::SpeedCurve;
 
@@ -13,12 +14,18 @@ pub struct Schedule {
     mode: Mode,
     guard: BreakEven,
     asynchronous: Asynchronous,
+    experience: Experience,
 }
 
 impl Schedule {
     /// Starts without a past.
     pub fn new(mode: Mode) -> Self {
-        Self { mode, guard: BreakEven::new(BreakEvenSettings::default()), asynchronous: Asynchronous::default() }
+        Self {
+            mode,
+            guard: BreakEven::new(BreakEvenSettings::default()),
+            asynchronous: Asynchronous::default(),
+            experience: Experience::default(),
+        }
     }
 
     /// The mode.
@@ -36,6 +43,7 @@ impl Schedule {
                 let drafts = self.guard.drafts(price);
                 if !drafts {
                     self.guard.plain();
+                    self.experience.plain();
                     self.asynchronous.pass();
                 }
                 drafts
@@ -77,6 +85,16 @@ impl Schedule {
             Mode::Scheduled => self.asynchronous.step(requests, confidences, curve, batch_limit, lengths),
         }
         trim(lengths, batch_limit.saturating_sub(confidences.requests()));
+    }
+
+    /// What drafted tokens have been worth so far, for [`SpsTable::price`](super::SpsTable::price).
+    pub fn experience(&self) -> &Experience {
+        &self.experience
+    }
+
+    /// Tells how many drafted tokens of one request were verified in a round, and how many of them accepted.
+    pub fn judged(&mut self, verified: usize, accepted: usize) {
+        self.experience.judged(verified, accepted);
     }
 
     /// Tells how a round of so many requests with drafts went: see [`round_gain`].

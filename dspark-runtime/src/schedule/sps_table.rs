@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::experience::Experience;
 use super::prefix::SpeedCurve;
 use crate::checkpoint::{CheckpointError, JsonFields, write_file};
 
@@ -274,13 +275,13 @@ impl SpsTable {
     }
 
     /// What a round with drafts of `block_size` tokens costs more than a plain one when it verifies one token per request,
-    /// in plain steps. Infinite where a round would not pay if everything in it were accepted.
-    pub fn price(&self, requests: usize, block_size: usize, batch_limit: usize) -> f64 {
+    /// in plain steps. Infinite where a round of no length would pay, by what can be hoped to be accepted.
+    pub fn price(&self, requests: usize, block_size: usize, batch_limit: usize, experience: &Experience) -> f64 {
         let plain = self.plain_seconds(requests);
         let curve = self.curve(requests);
         let cost = |length: usize| 1.0 / curve.steps_per_second(requests * (1 + length)) / plain;
         let fits = |length: &usize| requests * (1 + length) <= batch_limit;
-        let pays = (1..=block_size).take_while(fits).any(|length| (1 + length) as f64 > cost(length));
+        let pays = (1..=block_size).take_while(fits).any(|length| experience.tokens(length) > cost(length));
         if pays { cost(1) - 1.0 } else { f64::INFINITY }
     }
 

@@ -89,14 +89,14 @@ fn what_comes_with_requests_is_told_apart() {
 fn the_price_is_in_plain_steps_and_infinite_where_nothing_can_pay() {
     let table = table();
     // Verifying two tokens takes 10 ms as one does, drafting 4 ms.
-    assert!((table.price(1, 7, 100) - 0.4).abs() < 1e-9);
-    assert_eq!(SpsTable::new(table.cost.clone(), 16, None, None).price(1, 7, 100), 0.0);
+    assert!((table.price(1, 7, 100, &Experience::default()) - 0.4).abs() < 1e-9);
+    assert_eq!(SpsTable::new(table.cost.clone(), 16, None, None).price(1, 7, 100, &Experience::default()), 0.0);
     // Two requests: four tokens take 12.5 ms for 10 and drafting 6; three each would be worth it too.
-    assert!((table.price(2, 1, 100) - 0.85).abs() < 1e-9);
-    assert_eq!(table.price(2, 1, 3), f64::INFINITY);
+    assert!((table.price(2, 1, 100, &Experience::default()) - 0.85).abs() < 1e-9);
+    assert_eq!(table.price(2, 1, 3, &Experience::default()), f64::INFINITY);
     // Four requests: eight tokens take 50 ms for 12.5; with blocks of 7 all 32 take as long.
-    assert_eq!(table.price(4, 1, 100), f64::INFINITY);
-    assert!(table.price(4, 7, 100).is_finite());
+    assert_eq!(table.price(4, 1, 100, &Experience::default()), f64::INFINITY);
+    assert!(table.price(4, 7, 100, &Experience::default()).is_finite());
 }
 
 #[test]

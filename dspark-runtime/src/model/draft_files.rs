@@ -1,0 +1,105 @@
+//! Draft folders: reading them for a target, writing them.
+
+use std::path::Path;
+
+use burn::tensor::Tensor;
+
+use super::draft::{Draft, DraftParameters};
+use super::draft_config::DraftConfig;
+use super::target::Target;
+use crate::checkpoint::{
+    AtomicDirectory, CheckpointError, WeightDtype, WeightPrecision, Weights, WeightsToSave, load_module, write_file,
+};
+
+/// Names of the two tables that a draft takes over from its target.
+const SHARED: [&str; 2] = ["embed_tokens.weight", "lm_head.weight"];
+
+impl Draft {
+    /// Loads a draft folder for a target, its own weights in f32.
+    ///
+    /// # Errors
+    /// As [`load_with`](Self::load_with).
+    pub fn load(folder: &Path, target: &Target) -> Result<Self, CheckpointError> {
+        Self::load_with(folder, WeightPrecision::F32, target)
+    }
+
+    /// Loads a draft folder for a target, its own matrices in the given precision.
+    ///
+    /// Embedding and head are the target's, whether or not the file repeats them; a file that holds other ones keeps
+    /// its own.
+    ///
+    /// # Errors
+    /// When the draft was made for another target, or its weights do not fit its configuration.
+    pub fn load_with(folder: &Path, precision: WeightPrecision, target: &Target) -> Result<Self, CheckpointError> {
+        let config = DraftConfig::read(folder)?;
+        config.check_target(folder, target.config())?;
+        let weights = Weights::open(folder)?;
+        let (parameters, used) =
+            load_module(DraftParameters::new(&config, target.device()), &weights, precision, target.device())?;
+        let unexpected: Vec<&str> =
+            weights.names().filter(|name| !used.contains(*name) && !SHARED.contains(name)).collect();
+        if let Some(name) = unexpected.first() {
+            return Err(CheckpointError::UnexpectedTensor {
+                path: folder.to_owned(),
+                name: (*name).to_owned(),
+                others: unexpected.len() - 1,
+            });
+        }
+        let embedding_vd = shared_table(&weights, SHARED[0], precision, target.embed_tokens().weight.val())?;
+        let head_vd = shared_table(&weights, SHARED[1], precision, target.head_weight())?;
+        Ok(Self::assemble(config, parameters, embedding_vd, head_vd))
+    }
+
+    /// Writes the checkpoint folder, whole or not at all. Without embeddings, readers take the two tables from the
+    /// target.
+    ///
+    /// # Errors
+    /// When the folder cannot be written, or a parameter is not finite.
+    pub fn save(&self, folder: &Path, dtype: WeightDtype, with_embeddings: bool) -> Result<(), CheckpointError> {
+        let directory = AtomicDirectory::begin(folder)?;
+        self.write_into(directory.path(), dtype, with_embeddings)?;
+        directory.commit()
+    }
+
+    /// Writes `config.json` and `model.safetensors` into a folder that is not visible yet.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub fn write_into(
+        &self,
+        folder: &Path,
+        dtype: WeightDtype,
+        with_embeddings: bool,
+    ) -> Result<(), CheckpointError> {
+        let mut weights = WeightsToSave::new();
+        weights.add_module(&self.parameters);
+        if with_embeddings {
+            weights.add(SHARED[0], &self.embed_tokens.weight.val());
+            weights.add(SHARED[1], &self.lm_head.weight.val());
+        }
+        if let Some((name, value)) = weights.first_not_finite() {
+            return Err(CheckpointError::NotFinite { path: folder.to_owned(), name: name.to_owned(), value });
+        }
+        weights.write(&folder.join("model.safetensors"), dtype)?;
+        let config = serde_json::to_string_pretty(&self.config().to_json(dtype)).unwrap_or_default() + "\n";
+        write_file(&folder.join("config.json"), config.as_bytes())
+    }
+}
+
+/// The target's table, unless the draft's file holds another one. Published drafts repeat the target's in bf16, so each
+/// value may be off by bf16's rounding.
+fn shared_table(
+    weights: &Weights,
+    name: &str,
+    precision: WeightPrecision,
+    target_vd: Tensor<2>,
+) -> Result<Tensor<2>, CheckpointError> {
+    if weights.shape(name).is_none() {
+        return Ok(target_vd);
+    }
+    let own = weights.values(name, &target_vd.shape())?;
+    let theirs: Vec<f32> =
+        target_vd.clone().try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"));
+    let same = own.iter().zip(&theirs).all(|(own, theirs)| (own - theirs).abs() <= theirs.abs() / 256.0);
+    if same { Ok(target_vd) } else { weights.tensor(name, target_vd.shape(), precision, &target_vd.device()) }
+}

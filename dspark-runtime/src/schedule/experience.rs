@@ -1,0 +1,98 @@
+//! What drafted tokens have been worth so far.
+//!
+//! The guard finds out by losing time that a draft does not pay. Where what was accepted before already says that it cannot
+//! (at a higher load, say, where verifying costs more), there is nothing to find out.
+
+/// The least weight of a new outcome in the running means.
+const NEW: f64 = 1.0 / 32.0;
+
+/// The share of what is missing to certain acceptance that is forgotten in a plain round: texts change, and a draft that
+/// was of no use deserves another look now and then.
+const FORGOTTEN: f64 = 1.0 / 4096.0;
+
+/// Outcomes are few at first; so much more than they promise is believed possible.
+const OPTIMISM: f64 = 1.15;
+
+/// Per position, how often a verified token was accepted when all before it were.
+#[derive(Clone, Debug, Default)]
+pub struct Experience {
+    positions: Vec<Position>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    /// As if one token had been accepted before all others.
+    acceptance: f64,
+    outcomes: u32,
+}
+
+impl Experience {
+    /// A round of one request is over: so many drafted tokens were verified, and so many of them accepted.
+    pub fn judged(&mut self, verified: usize, accepted: usize) {
+        let untried = Position { acceptance: 1.0, outcomes: 0 };
+        for index in 0..verified.min(accepted + 1) {
+            if index == self.positions.len() {
+                self.positions.push(untried);
+            }
+            let position = &mut self.positions[index];
+            position.outcomes = position.outcomes.saturating_add(1);
+            let weight = NEW.max(1.0 / f64::from(position.outcomes + 1));
+            position.acceptance += weight * (f64::from(u8::from(index < accepted)) - position.acceptance);
+        }
+    }
+
+    /// A plain round is over.
+    pub fn plain(&mut self) {
+        for position in &mut self.positions {
+            position.acceptance += FORGOTTEN * (1.0 - position.acceptance);
+        }
+    }
+
+    /// Tokens that a round with so many drafted ones commits per request, the target's own included: what can be hoped for.
+    /// A position that was never verified is taken to be like the one before it; at first everything is accepted.
+    pub fn tokens(&self, length: usize) -> f64 {
+        let mut last = 1.0;
+        let mut survival = 1.0;
+        let mut tokens = 1.0;
+        for index in 0..length {
+            last = self.positions.get(index).map_or(last, |position| position.acceptance);
+            survival *= last;
+            tokens += survival;
+        }
+        (tokens * OPTIMISM).min(1.0 + length as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_hoped_for_until_something_is_known() {
+        let mut experience = Experience::default();
+        assert_eq!(experience.tokens(7), 8.0);
+        // Two of four first tokens, none of two second ones.
+        for (verified, accepted) in [(2, 1), (1, 0), (1, 0), (3, 1)] {
+            experience.judged(verified, accepted);
+        }
+        let (first, second) = (3.0 / 5.0, 1.0 / 3.0);
+        assert!((experience.tokens(1) - OPTIMISM * (1.0 + first)).abs() < 1e-12);
+        assert!((experience.tokens(2) - OPTIMISM * (1.0 + first + first * second)).abs() < 1e-12);
+        // The third was never reached.
+        let third = first * second * second;
+        assert!((experience.tokens(3) - OPTIMISM * (1.0 + first + first * second + third)).abs() < 1e-12);
+        assert_eq!(experience.tokens(0), 1.0);
+    }
+
+    #[test]
+    fn it_follows_changes_and_fades() {
+        let mut experience = Experience::default();
+        (0..200).for_each(|_| experience.judged(1, 0));
+        assert!(experience.tokens(1) < 1.0 * OPTIMISM + 0.01);
+        (0..200).for_each(|_| experience.judged(1, 1));
+        assert!(experience.tokens(1) > 1.99);
+        (0..200).for_each(|_| experience.judged(1, 0));
+        (0..20_000).for_each(|_| experience.plain());
+        assert!(experience.tokens(1) > 1.99, "{}", experience.tokens(1));
+    }
+}
