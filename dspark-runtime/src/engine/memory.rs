@@ -210,3 +210,74 @@ impl Kept {
         self.ids.iter().zip(ids).take_while(|(own, other)| own == other).count()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::checkpoint::JsonFields;
+    use crate::model::{DraftConfig, DraftShape, LayerId, TargetConfig};
+
+    fn models() -> (Target, Draft) {
+        let fields = json!({
+            "architectures": ["Qwen3ForCausalLM"], "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1,
+            "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2, "vocab_size": 8,
+            "max_position_embeddings": 256, "tie_word_embeddings": true,
+        });
+        let Value::Object(fields) = fields else { unreachable!("an object was written") };
+        let config = TargetConfig::from_fields(JsonFields::new("config.json", fields)).unwrap();
+        let shape = DraftShape {
+            block_size: 3,
+            num_draft_layers: 1,
+            target_layer_ids: vec![LayerId(0)],
+            mask_token_id: 7,
+            num_anchors: 1,
+            markov_rank: 2,
+            enable_confidence_head: false,
+            confidence_head_with_markov: false,
+        };
+        let draft = DraftConfig::for_target(&config, &shape).unwrap();
+        let target = Target::random(config, &Device::flex());
+        let draft = Draft::new(draft, &target);
+        (target, draft)
+    }
+
+    /// Forty tokens: the context holds the first 20, the features of the others wait; those of token `i` are all `i`.
+    fn finished(memory: &mut CacheMemory, (target, draft): &(Target, Draft)) -> (Vec<u32>, SequenceCache) {
+        let ids: Vec<u32> = (0..40).map(|i| i % 7).collect();
+        let mut cache = memory.admit(&ids, target, Some(draft)).unwrap();
+        cache.target.fill_with_zeros(40);
+        cache.context.as_mut().unwrap().fill_with_zeros(20);
+        for part in [20..23, 23..40] {
+            let rows: Vec<f32> = part.clone().flat_map(|i| [i as f32; 8]).collect();
+            let rows = Tensor::<1>::from_floats(rows.as_slice(), &Device::flex()).reshape([part.len(), 8]);
+            cache.waiting.push(rows);
+        }
+        (ids, cache)
+    }
+
+    fn waiting(cache: &SequenceCache) -> Vec<f32> {
+        let rows = |part: &Tensor<2>| part.clone().narrow(1, 0, 1).try_into_vec_as::<f32>().unwrap();
+        cache.waiting.iter().flat_map(rows).collect()
+    }
+
+    #[test]
+    fn features_that_wait_go_on_with_the_tokens_that_they_are_of() {
+        let models = models();
+        // Going on from the whole of it, from a part of what waits, and from a part of what the context holds.
+        for (same, expected) in [(40, 20..39), (25, 20..25), (17, 0..0)] {
+            let mut memory = CacheMemory::new(1024, 3);
+            let (ids, cache) = finished(&mut memory, &models);
+            memory.keep(ids.clone(), cache);
+            let next: Vec<u32> =
+                ids[..same].iter().copied().chain((same..45).map(|_| 7)).take(same.max(41)).collect();
+            let next = if same == 40 { &next[..40] } else { &next[..] };
+            let cache = memory.admit(next, &models.0, Some(&models.1)).unwrap();
+            let expected: Vec<f32> = expected.map(|i| i as f32).collect();
+            assert_eq!(waiting(&cache), expected, "{same} tokens alike");
+            assert_eq!(cache.target.len(), cache.context.as_ref().unwrap().len() + expected.len());
+        }
+    }
+}
