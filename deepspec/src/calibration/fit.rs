@@ -28,8 +28,8 @@ pub fn fit_temperatures(blocks: &[JudgedBlock], block_size: usize, enough: impl 
         };
         let mut best = (1.0, f64::INFINITY);
         let outcomes: Vec<bool> = judged.iter().map(|(_, _, accepted)| *accepted).collect();
-        let grid = if enough(&outcomes) { GRID } else { 1..=0 };
-        for temperature in grid.map(|step| f64::from(step) / PER_UNIT) {
+        let enough = enough(&outcomes);
+        for temperature in GRID.filter(|_| enough).map(|step| f64::from(step) / PER_UNIT) {
             if let Some(error) = error(temperature).filter(|error| *error < best.1) {
                 best = (temperature, error);
             }

@@ -72,11 +72,11 @@ fn block<const M: usize, const R: usize>(x: &[u8], w: [&[i8]; R], store: &mut im
             w_now[r] = unsafe { _mm512_loadu_si512(w[r].as_ptr().add(step).cast::<__m512i>()) };
             prefetch(w[r].as_ptr().wrapping_add(step + width));
         }
-        for i in 0..M {
+        for (i, sums) in sums.iter_mut().enumerate() {
             // SAFETY: as above.
             let x_now = unsafe { _mm512_loadu_si512(x.as_ptr().add(i * width + step).cast::<__m512i>()) };
-            for r in 0..R {
-                sums[i][r] = _mm512_dpbusd_epi32(sums[i][r], x_now, w_now[r]);
+            for (sum, w_now) in sums.iter_mut().zip(w_now) {
+                *sum = _mm512_dpbusd_epi32(*sum, x_now, w_now);
             }
         }
     }
