@@ -60,12 +60,14 @@ impl Chart<'_> {
         let largest = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
         let right = largest(&mut points().map(|point| x(point.0))).max(f64::MIN_POSITIVE);
         let top = largest(&mut points().map(|point| point.1)).max(f64::MIN_POSITIVE);
+        // Room above the lines for their names.
+        let top = 1.3 * top;
         let mut chart = ChartBuilder::on(canvas)
             .caption(self.title, (FONT, 18))
             .margin(12)
             .x_label_area_size(44)
             .y_label_area_size(60)
-            .build_cartesian_2d(0.0..right * 1.02, 0.0..top * 1.05)?;
+            .build_cartesian_2d(0.0..right * 1.02, 0.0..top)?;
         let octave = |x: &f64| format!("{:.0}", x.exp2());
         let mut mesh = chart.configure_mesh();
         mesh.x_desc(self.x_label).y_desc(self.y_label).light_line_style(WHITE).label_style((FONT, 13));
