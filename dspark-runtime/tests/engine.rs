@@ -250,34 +250,6 @@ fn a_common_beginning_is_computed_once() {
     assert_eq!([longer.ids, branched.ids], alone[..]);
 }
 
-/// What the draft had not yet been told of a finished sequence goes on with its cache: drafts are as good as without it.
-#[test]
-fn a_reused_beginning_is_known_to_the_draft_as_well() {
-    let prompt: Vec<u32> = (0..30).map(|at| (at * 3 % 7) as u32).collect();
-    let config = || EngineConfig { mode: Mode::Fixed(BLOCK), ..EngineConfig::default() };
-    let (engine, handle) = start(config());
-    let first = whole(handle.submit(request(&prompt, 8, greedy())).unwrap());
-    let continued: Vec<u32> = prompt.iter().chain(&first.ids).copied().chain([3, 1]).collect();
-    // The whole of it, and a part.
-    let other: Vec<u32> = continued[..35].iter().copied().chain([6, 6, 6]).collect();
-    for prompt in [&other, &continued] {
-        let reused = whole(handle.submit(request(prompt, 12, greedy())).unwrap());
-        assert!(reused.finished.usage.cached_prompt_tokens >= 35, "{:?}", reused.finished.usage);
-        let (fresh_engine, fresh_handle) = start(config());
-        let fresh = whole(fresh_handle.submit(request(prompt, 12, greedy())).unwrap());
-        fresh_handle.shut_down(Duration::ZERO);
-        fresh_engine.join();
-        assert_eq!(reused.ids, fresh.ids);
-        let rounds = |whole: &Whole| {
-            let usage = whole.finished.usage;
-            (usage.rounds, usage.verified_tokens, usage.accepted_tokens)
-        };
-        assert_eq!(rounds(&reused), rounds(&fresh));
-    }
-    handle.shut_down(Duration::ZERO);
-    engine.join();
-}
-
 #[test]
 fn what_cannot_be_answered_is_refused_at_once() {
     let (engine, handle) = start(EngineConfig { max_running: 1, max_waiting: 2, ..EngineConfig::default() });

@@ -206,7 +206,7 @@ impl Bench<'_> {
 
     fn report(&self, runs: &[Run]) -> Result<()> {
         print(
-            "mode           clients  tokens/s  to off  per user  accepted  verified  first ms  p50 ms  p99 ms  host",
+            "mode           clients  tokens/s  to off  steady  per user  accepted  verified  first ms  p50 ms  p99 ms  host",
         )?;
         let against_off = |run: &Run, speed: fn(&Measured) -> f64| {
             let off = Mode::Off.to_string();

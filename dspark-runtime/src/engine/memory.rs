@@ -1,6 +1,7 @@
 //! Which sequence holds how much of the cache, and what finished sequences leave for later ones.
 //!
-//! Memory is counted in tokens that a cache has room for, in pages, so that what is counted is what is allocated.
+//! Memory is counted in tokens that a cache has room for, in pages, so that what is counted is what is allocated: but for the
+//! features that wait for a draft's context, which are not counted.
 
 use burn::tensor::Tensor;
 

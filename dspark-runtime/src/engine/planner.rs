@@ -305,6 +305,20 @@ mod tests {
     }
 
     #[test]
+    fn what_was_accepted_before_says_where_drafts_can_pay() {
+        // A second token costs two thirds of a step; drafting itself nothing.
+        let cost =
+            StepCost::Probes { batch_tokens: vec![1, 2], steps_per_second: vec![100.0, 60.0], per_request: None };
+        let mut planner = Planner::new(Mode::Scheduled, Some(SpsTable::new(cost, 64, None, None)), None, 1);
+        plain(&mut planner, TIMED as usize);
+        assert!(planner.may_pay(1) && planner.drafting([1]).is_some());
+        (0..8).for_each(|_| planner.judged(1, 0));
+        assert!(!planner.may_pay(1) && planner.drafting([1]).is_none());
+        (0..40).for_each(|_| planner.judged(1, 1));
+        assert!(planner.may_pay(1) && planner.drafting([1]).is_some());
+    }
+
+    #[test]
     fn only_the_scheduled_mode_waits() {
         assert_eq!(planner(Mode::Off).drafting([1]), None);
         assert_eq!(planner(Mode::Fixed(2)).drafting([1]).map(|drafting| drafting.slots), Some(2));

@@ -20,7 +20,7 @@ use crate::speculate::{Block, Distribution, Drafted, RoundRecord, Stopping, Verd
 /// more cheaply than one at a time.
 const FEATURES_WAITING: usize = 64;
 
-/// Rows that may wait while drafting does not pay, whatever is accepted: most sequences end before they have as many, and
+/// Rows that may wait while drafting cannot pay, by what can be hoped to be accepted: most sequences end before they have as many, and
 /// cost nothing then.
 const FEATURES_SHELVED: usize = 512;
 
@@ -44,7 +44,7 @@ impl StepLoop {
         self.make_room();
         self.lap(Phase::Host, &mut clock);
         let (drafting, mut blocks, catching_up) = self.draft_blocks();
-        let draft_time = self.lap(Phase::Draft, &mut clock) - catching_up;
+        let draft_time = self.lap(Phase::Draft, &mut clock).saturating_sub(catching_up);
         if drafting {
             let wanting = blocks.iter_mut().zip(&self.running).filter(|(_, sequence)| wants_block(sequence));
             let (blocks, sequences): (Vec<&mut Drafted>, Vec<&Sequence>) = wanting.unzip();

@@ -13,7 +13,7 @@ use super::vnni;
 use super::{from_host, host, slice, widened};
 
 /// Rows are padded with zeros to a multiple of this, the widest vector of bytes.
-const WIDTH: usize = 64;
+pub(super) const WIDTH: usize = 64;
 
 /// A weight `[o, k]` as whole numbers from -127 to 127 and one scale per row: a quarter of the memory of f32, and so of the
 /// time that a few rows take. Copies share the numbers.

@@ -4,10 +4,8 @@ use std::arch::x86_64::{
     __m512i, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_reduce_add_epi32, _mm512_setzero_si512,
 };
 
+use super::int8::WIDTH;
 use super::simd::prefetch;
-
-/// Bytes of a vector: rows are whole vectors long.
-pub const WIDTH: usize = 64;
 
 /// Rows of `x` and of the matrix handled together: their sums stay in registers.
 const X_ROWS: usize = 4;
