@@ -61,7 +61,7 @@ fn write_speeds(path: &Path) {
     let speeds: Vec<f64> = tokens.iter().map(|&tokens| 50.0 / (tokens as f64 / 64.0).max(1.0)).collect();
     let table = json!({
         "sample_batch_tokens": tokens, "sample_steps_per_sec": speeds, "max_batch_tokens": 512,
-        "draft_requests": [1, 64], "draft_seconds": [0.002, 0.008],
+        "draft_requests": [1, 64], "draft_slots": [4], "draft_seconds": [[0.002, 0.008]],
     });
     fs::write(path, table.to_string()).unwrap();
 }

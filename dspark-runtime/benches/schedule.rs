@@ -48,7 +48,7 @@ fn early_stop(bencher: Bencher<'_, '_>, flat_until: f64) {
     let (mut scheduler, mut lengths, mut at) = (PrefixScheduler::default(), Vec::new(), 0);
     bencher.bench_local(|| {
         at = (at + 1) % steps.len();
-        scheduler.early_stop(&steps[at], &table.curve(REQUESTS), LIMIT, &mut lengths)
+        scheduler.early_stop(&steps[at], &table.curve(REQUESTS, 7), LIMIT, &mut lengths)
     });
 }
 
@@ -59,6 +59,6 @@ fn asynchronous(bencher: Bencher<'_, '_>, flat_until: f64) {
     let (mut asynchronous, mut lengths, mut at) = (Asynchronous::default(), Vec::new(), 0);
     bencher.bench_local(|| {
         at = (at + 1) % steps.len();
-        asynchronous.step(&requests, &steps[at], &table.curve(REQUESTS), LIMIT, &mut lengths);
+        asynchronous.step(&requests, &steps[at], &table.curve(REQUESTS, 7), LIMIT, &mut lengths);
     });
 }

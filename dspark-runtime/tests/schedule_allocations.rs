@@ -5,7 +5,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use dspark_runtime::schedule::{Confidences, Mode, RequestCost, Schedule, SpsTable, StepCost, StsTable};
+use dspark_runtime::schedule::{Confidences, DraftCost, Mode, Schedule, SpsTable, StepCost, StsTable};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -42,7 +42,8 @@ fn a_step_allocates_nothing_once_it_has_grown() {
         steps_per_second: vec![9.0, 8.0, 5.0, 1.0],
         per_request: None,
     };
-    let draft = RequestCost { requests: vec![1, 256], seconds: vec![0.01, 0.02] };
+    let draft =
+        DraftCost { requests: vec![1, 256], slots: vec![1, 7], seconds: vec![vec![0.01, 0.02], vec![0.02, 0.04]] };
     let table = SpsTable::new(cost, 2048, Some(draft), None);
     let sts = StsTable::identity(7);
     let mut generator = ChaCha8Rng::seed_from_u64(1);
@@ -62,12 +63,13 @@ fn a_step_allocates_nothing_once_it_has_grown() {
             requests.truncate(256 - 2 * step);
             let price = table.price(requests.len(), 7, 2048, schedule.experience());
             if schedule.drafts(price) || mode == Mode::Off {
+                let slots = schedule.slots(&requests, 7, &table, 2048);
                 confidences.clear();
                 for _ in &requests {
                     let logits: [f32; 7] = std::array::from_fn(|_| generator.random_range(-1.0..3.0));
                     confidences.push(sts.confidences(&logits));
                 }
-                schedule.lengths(&requests, &confidences, &table.curve(requests.len()), 2048, &mut lengths);
+                schedule.lengths(&requests, &confidences, &table.curve(requests.len(), slots), 2048, &mut lengths);
                 lengths.iter().for_each(|&length| schedule.judged(length, length));
                 schedule.drafted(requests.len(), 0.1);
             }

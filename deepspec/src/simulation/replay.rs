@@ -76,7 +76,6 @@ pub fn simulate(workload: Workload<'_>, mode: Mode, load: usize) -> SimulationPo
     let mut ids: Vec<u64> = (0..running as u64).collect();
     let mut schedule = Schedule::new(mode);
     let (mut confidences, mut lengths) = (Confidences::default(), Vec::new());
-    let curve = table.curve(running);
     let plain_seconds = table.plain_seconds(running);
 
     let steps = STEPS.max(ROUNDS.div_ceil(running));
@@ -88,11 +87,14 @@ pub fn simulate(workload: Workload<'_>, mode: Mode, load: usize) -> SimulationPo
         }
         let price = table.price(running, prompts.block_size, batch_limit, schedule.experience());
         let (committed, verified, seconds) = if schedule.drafts(price) {
+            let slots = schedule.slots(&ids, prompts.block_size, table, batch_limit);
             confidences.clear();
             for request in &requests {
-                confidences.push(request.round(prompts).confidences.iter().copied());
+                // Behind the drafted slots the confidence of one more is known.
+                confidences.push(request.round(prompts).confidences.iter().copied().take(slots + 1));
             }
-            schedule.lengths(&ids, &confidences, &curve, batch_limit, &mut lengths);
+            schedule.lengths(&ids, &confidences, &table.curve(running, slots), batch_limit, &mut lengths);
+            lengths.iter_mut().for_each(|length| *length = (*length).min(slots));
             let verified: usize = lengths.iter().sum();
             for (request, &length) in requests.iter().zip(&lengths) {
                 schedule.judged(length, length.min(request.round(prompts).accepted));
@@ -100,7 +102,7 @@ pub fn simulate(workload: Workload<'_>, mode: Mode, load: usize) -> SimulationPo
             let committed =
                 requests.iter().zip(&lengths).map(|(request, &length)| request.round(prompts).commits(length));
             let committed: usize = committed.sum();
-            let seconds = table.verify_seconds(running, running + verified) + table.draft_seconds(running);
+            let seconds = table.verify_seconds(running, running + verified) + table.draft_seconds(running, slots);
             schedule.drafted(running, round_gain(running, committed, seconds, plain_seconds));
             sums.drafted_steps += 1.0;
             (committed, verified, seconds)
@@ -184,7 +186,7 @@ impl Replayed {
 
 #[cfg(test)]
 mod tests {
-    use dspark_runtime::schedule::{RequestCost, StepCost};
+    use dspark_runtime::schedule::{DraftCost, StepCost};
 
     use super::*;
 
@@ -211,7 +213,7 @@ mod tests {
     fn table() -> SpsTable {
         let batch_tokens: Vec<usize> = (1..=512).collect();
         let steps_per_second = batch_tokens.iter().map(|&tokens| 8.0 / (tokens as f64).max(8.0)).collect();
-        let draft = RequestCost { requests: vec![1, 2], seconds: vec![0.1, 0.2] };
+        let draft = DraftCost { requests: vec![1, 2], slots: vec![1], seconds: vec![vec![0.1, 0.2]] };
         SpsTable::new(StepCost::Probes { batch_tokens, steps_per_second, per_request: None }, 512, Some(draft), None)
     }
 

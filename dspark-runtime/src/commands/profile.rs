@@ -111,9 +111,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     if let Some(cost) = table.draft() {
-        print("\nrequests  ms of drafting")?;
-        for (requests, seconds) in cost.requests.iter().zip(&cost.seconds) {
-            print(format!("{requests:>8}  {:>14.2}", seconds * 1e3))?;
+        let slots: String = cost.slots.iter().map(|slots| format!("{slots:>8}")).collect();
+        print(format!("\nms of drafting by requests and slots\n        {slots}"))?;
+        for (index, requests) in cost.requests.iter().enumerate() {
+            let row: String = cost.seconds.iter().map(|row| format!("{:>8.2}", row[index] * 1e3)).collect();
+            print(format!("{requests:>8}{row}"))?;
         }
     }
     Ok(())

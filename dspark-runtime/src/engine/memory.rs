@@ -1,11 +1,12 @@
 //! Which sequence holds how much of the cache, and what finished sequences leave for later ones.
 //!
-//! Memory is counted in tokens that a cache has room for, in pages, so that what is counted is what is allocated: but for the
-//! features that wait for a draft's context, which are not counted.
+//! Memory is counted in tokens that a cache has room for, in pages, so that what is counted is what is allocated. Features
+//! that wait for a draft's context count as the tokens whose keys and values would take as much; nobody is preempted for
+//! their sake, but what finished sequences left makes way for them.
 
 use burn::tensor::Tensor;
 
-use crate::model::{Draft, DraftContext, KvCache, Target};
+use crate::model::{Draft, DraftContext, KvCache, LayerConfig, Target};
 
 /// Tokens by which caches grow at least.
 const PAGE: usize = 64;
@@ -24,6 +25,8 @@ pub struct SequenceCache {
     pub waiting: Vec<Tensor<2>>,
     /// Tokens that there is room for, as counted.
     room: usize,
+    /// What `waiting` counts for, tokens, as of the last step.
+    waiting_tokens: usize,
 }
 
 /// A finished sequence whose cache may serve another.
@@ -40,6 +43,10 @@ pub struct CacheMemory {
     capacity: usize,
     /// Tokens that caches in use have room for.
     in_use: usize,
+    /// What the features that wait in them count for.
+    waiting: usize,
+    /// The memory of one token's features in that of its keys and values.
+    feature_share: f64,
     /// Oldest first.
     kept: Vec<Kept>,
     /// Rows that a drafted block takes beyond its sequence, for as long as it is drafted.
@@ -47,9 +54,17 @@ pub struct CacheMemory {
 }
 
 impl CacheMemory {
-    /// Memory for `capacity` tokens; a draft's blocks have `block` slots.
-    pub fn new(capacity: usize, block: usize) -> Self {
-        Self { capacity, in_use: 0, kept: Vec::new(), block }
+    /// Memory for `capacity` tokens of sequences of these models.
+    pub fn new(capacity: usize, target: &Target, draft: Option<&Draft>) -> Self {
+        let numbers = |layers: usize, layer: &LayerConfig| layers * 2 * layer.key_value_width();
+        let own = numbers(target.config().num_hidden_layers, &target.config().layer);
+        let (drafts, features, block) = draft.map_or((0, 0, 0), |draft| {
+            let config = draft.config();
+            let features = config.target_layer_ids.len() * config.layer.hidden_size;
+            (numbers(config.num_hidden_layers, &config.layer), features, config.block_size)
+        });
+        let feature_share = features as f64 / (own + drafts) as f64;
+        Self { capacity, in_use: 0, waiting: 0, feature_share, kept: Vec::new(), block }
     }
 
     /// Tokens that may be held.
@@ -59,7 +74,8 @@ impl CacheMemory {
 
     /// Tokens held, or made room for.
     pub fn held(&self) -> usize {
-        self.in_use + self.kept.iter().map(|kept| kept.cache.room).sum::<usize>()
+        let kept = |kept: &Kept| kept.cache.room + kept.cache.waiting_tokens;
+        self.in_use + self.waiting + self.kept.iter().map(kept).sum::<usize>()
     }
 
     /// The most tokens that one sequence can have.
@@ -86,15 +102,17 @@ impl CacheMemory {
             self.evict_for(room);
             self.in_use += room;
             let context = draft.map(|draft| draft.new_context(room));
-            return Some(SequenceCache { target: target.new_cache(room), context, waiting: Vec::new(), room });
+            let target = target.new_cache(room);
+            return Some(SequenceCache { target, context, waiting: Vec::new(), room, waiting_tokens: 0 });
         };
         let goes_on = length + 1 >= self.kept[index].ids.len();
         if !goes_on && self.held() + room <= self.capacity {
             // Another sequence may go on from the whole of it.
             let kept = self.kept.remove(index);
-            let copy = kept.cache.copy_prefix(length, room);
+            let mut copy = kept.cache.copy_prefix(length, room);
             self.kept.push(kept);
             self.in_use += room;
+            self.count_waiting(&mut copy);
             return Some(copy);
         }
         let Kept { mut cache, .. } = self.kept.remove(index);
@@ -106,11 +124,14 @@ impl CacheMemory {
             cache.resize(room);
         }
         self.in_use += cache.room;
+        cache.waiting_tokens = 0;
+        self.count_waiting(&mut cache);
         Some(cache)
     }
 
-    /// Room for `length` tokens; `false` when there is no memory.
+    /// Room for `length` tokens, to be asked for before every step; `false` when there is no memory.
     pub fn grow(&mut self, cache: &mut SequenceCache, length: usize) -> bool {
+        self.count_waiting(cache);
         let needed = self.pages(length);
         if needed <= cache.room {
             return true;
@@ -132,11 +153,13 @@ impl CacheMemory {
     /// Takes a cache back for good.
     pub fn release(&mut self, cache: SequenceCache) {
         self.in_use -= cache.room;
+        self.waiting -= cache.waiting_tokens;
     }
 
     /// Takes a cache back that holds the keys of the first tokens of `ids`, for a later sequence that begins alike.
     pub fn keep(&mut self, mut ids: Vec<u32>, mut cache: SequenceCache) {
         self.in_use -= cache.room;
+        self.waiting -= cache.waiting_tokens;
         let mut length = cache.target.len().min(ids.len());
         if let Some(context) = &cache.context {
             length = length.min(context.len() + cache.rows_waiting());
@@ -146,7 +169,21 @@ impl CacheMemory {
         }
         ids.truncate(length);
         cache.truncate(length);
+        cache.waiting_tokens = self.waiting_tokens(&cache);
         self.kept.push(Kept { ids, cache });
+        self.evict_for(0);
+    }
+
+    /// Counts the features that wait in a cache in use.
+    fn count_waiting(&mut self, cache: &mut SequenceCache) {
+        let tokens = self.waiting_tokens(cache);
+        self.waiting = self.waiting - cache.waiting_tokens + tokens;
+        cache.waiting_tokens = tokens;
+        self.evict_for(0);
+    }
+
+    fn waiting_tokens(&self, cache: &SequenceCache) -> usize {
+        (cache.rows_waiting() as f64 * self.feature_share).ceil() as usize
     }
 
     /// Drops what finished sequences left, oldest first, until `room` more tokens fit.
@@ -180,7 +217,7 @@ impl SequenceCache {
     fn copy_prefix(&self, length: usize, room: usize) -> Self {
         let context = self.context.as_ref().map(|context| context.copy_prefix(length.min(context.len()), room));
         let waiting = first_rows(&self.waiting, length - context.as_ref().map_or(length, DraftContext::len));
-        Self { target: self.target.copy_prefix(length, room), context, waiting, room }
+        Self { target: self.target.copy_prefix(length, room), context, waiting, room, waiting_tokens: 0 }
     }
 
     fn resize(&mut self, room: usize) {
@@ -269,7 +306,7 @@ mod tests {
         let models = models();
         // Going on from the whole of it, from a part of what waits, and from a part of what the context holds.
         for (same, expected) in [(40, 20..39), (25, 20..25), (17, 0..0)] {
-            let mut memory = CacheMemory::new(1024, 3);
+            let mut memory = CacheMemory::new(1024, &models.0, Some(&models.1));
             let (ids, cache) = finished(&mut memory, &models);
             memory.keep(ids.clone(), cache);
             let next: Vec<u32> =
@@ -280,5 +317,32 @@ mod tests {
             assert_eq!(waiting(&cache), expected, "{same} tokens alike");
             assert_eq!(cache.target.len(), cache.context.as_ref().unwrap().len() + expected.len());
         }
+    }
+
+    #[test]
+    fn features_that_wait_take_the_place_of_what_was_kept() {
+        let models = models();
+        // A token has 32 numbers in the target's cache, 16 in the draft's, and 8 of features.
+        let share = |rows: usize| rows.div_ceil(6);
+        let mut memory = CacheMemory::new(128, &models.0, Some(&models.1));
+        assert_eq!(memory.feature_share, 1.0 / 6.0);
+        let (ids, cache) = finished(&mut memory, &models);
+        memory.keep(ids, cache);
+        assert_eq!(memory.held(), 64 + share(20));
+        // Room for the next is there, but not beside what waits.
+        let other: Vec<u32> = (0..30).map(|i| (i + 3) % 7).collect();
+        let mut cache = memory.admit(&other, &models.0, Some(&models.1)).unwrap();
+        assert_eq!(memory.held(), 64, "what was kept is gone");
+        // Of a sequence that runs they are counted before every step, and never stand in its way.
+        cache.waiting.push(Tensor::zeros([30, 8], &Device::flex()));
+        assert!(memory.grow(&mut cache, 31));
+        assert_eq!(memory.held(), 64 + share(30));
+        assert!(memory.grow(&mut cache, 124));
+        assert_eq!(memory.held(), 128 + share(30));
+        cache.waiting.clear();
+        assert!(memory.grow(&mut cache, 124));
+        assert_eq!(memory.held(), 128);
+        memory.release(cache);
+        assert_eq!((memory.held(), memory.waiting), (0, 0));
     }
 }

@@ -37,7 +37,7 @@ pub struct Metrics {
     pub waiting: usize,
     /// Requests being answered.
     pub running: usize,
-    /// Tokens in the cache, those kept for later requests included.
+    /// Tokens in the cache, those kept for later requests included, and what features that wait for the draft take, in tokens.
     pub cached_tokens: usize,
     /// Tokens that the cache may hold.
     pub cache_capacity: usize,

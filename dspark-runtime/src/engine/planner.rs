@@ -10,9 +10,6 @@ use crate::speculate::Drafted;
 /// step before: what is far below will not be verified in this one either.
 const MARGIN: f64 = 0.5;
 
-/// Positions that are drafted while nothing is known about how far it pays.
-const FIRST_SLOTS: usize = 2;
-
 /// Plain steps that are timed at like numbers of requests before anything is drafted there.
 const TIMED: u32 = 2;
 
@@ -31,6 +28,8 @@ pub(super) struct Planner {
     /// Per position, what divides the confidence logits.
     temperatures: Vec<f64>,
     block: usize,
+    /// Slots that this step drafts, in [`Mode::Scheduled`].
+    slots: usize,
     /// The requests that draft in this step.
     requests: Vec<u64>,
     confidences: Confidences,
@@ -75,6 +74,7 @@ impl Planner {
             curve,
             temperatures: calibration.map(|table| table.temperatures).unwrap_or_default(),
             block,
+            slots: 0,
             requests: Vec::new(),
             confidences: Confidences::default(),
             lengths: Vec::new(),
@@ -110,10 +110,8 @@ impl Planner {
                 if !self.schedule.drafts(price) {
                     return None;
                 }
-                let capacity = self.schedule.capacity(&self.requests, &curve.curve(count), limit);
-                // At least one, so that there are new confidences to decide by; a start without any is a small one, and
-                // grows by one position a step, since a block has one confidence more than it has tokens.
-                let slots = capacity.unwrap_or(FIRST_SLOTS).clamp(1, self.block);
+                let slots = self.schedule.slots(&self.requests, self.block, curve, limit);
+                self.slots = slots;
                 Some(Drafting { slots, survival: MARGIN * self.marginal, ..all })
             }
         }
@@ -148,7 +146,7 @@ impl Planner {
         match &self.curve {
             Some(curve) => {
                 let limit = curve.max_batch_tokens();
-                let speed = curve.curve(count);
+                let speed = curve.curve(count, self.slots);
                 self.schedule.lengths(&self.requests, &self.confidences, &speed, limit, &mut self.lengths);
             }
             None => {
@@ -299,7 +297,7 @@ mod tests {
             planner.lengths([&drafted(&confidences)]);
             planner.drafted(drafting.slots + 1, Duration::from_millis(11));
         }
-        assert_eq!(slots[0], FIRST_SLOTS);
+        assert_eq!(slots[0], 2);
         assert!(slots.windows(2).all(|pair| pair[1] <= pair[0] + 1), "{slots:?}");
         assert_eq!(slots.last(), Some(&7), "{slots:?}");
     }

@@ -76,6 +76,7 @@ impl Engine {
         if longest < 2 {
             return Err(EngineError::CacheTooSmall { least: 128 + block, found: config.cache_tokens });
         }
+        let memory = CacheMemory::new(config.cache_tokens, &target, draft.as_ref());
         let (commands, command_receiver) = channel();
         let (outputs, output_receiver) = channel();
         let (stopped, stopped_receiver) = channel();
@@ -97,7 +98,7 @@ impl Engine {
             outputs,
             stopped: stopped_receiver,
             shared: Arc::clone(&shared),
-            memory: CacheMemory::new(config.cache_tokens, block),
+            memory,
             planner: Planner::new(config.mode, config.curve.clone(), config.calibration.clone(), block),
             config,
             waiting: VecDeque::new(),

@@ -2,13 +2,14 @@
 //!
 //! Caches are not filled by running prompts: keys of zeros take as long to read as any others.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
 
 use crate::bench::median;
 use crate::model::{Draft, DraftContext, KvCache, Target, TargetSegment};
-use crate::schedule::{PerRequest, RequestCost, SpsTable, StepCost};
+use crate::schedule::{DraftCost, PerRequest, RequestCost, SpsTable, StepCost};
 use crate::speculate::{Block, Filters, Randomness, Sampler, SeededUniforms, Stopping, propose_batch};
 
 /// The speed must not rise by more than this from one number of tokens to a larger one: then one of the two was disturbed.
@@ -49,6 +50,12 @@ fn probes(last: usize) -> Vec<usize> {
         (1..4).chain(steps.take_while(|probe| *probe < last)).filter(|p| *p < last).collect();
     probes.push(last);
     probes
+}
+
+/// One, two, four and so on, and the last.
+fn octaves(last: usize) -> Vec<usize> {
+    let powers = std::iter::successors(Some(1_usize), |power| Some(power * 2)).take_while(|power| *power < last);
+    powers.chain([last]).collect()
 }
 
 /// Seconds of one pass of `rows` tokens through the target, logits of all of them included: the median. The tokens belong
@@ -170,17 +177,19 @@ pub fn measure(
     let sample_requests = batch_tokens.iter().map(|&rows| sequences(rows, draft)).collect();
     let per_request = Some(PerRequest { sample_requests, cost });
     let draft_cost = draft.map(|draft| {
-        // Blocks are drafted as far as they are likely to be verified.
-        let slots = draft.config().block_size.div_ceil(2);
-        let seconds = requests
-            .iter()
-            .map(|&sequences| {
-                let seconds = draft_seconds(draft, sequences, slots, options.context, options.repeats);
-                observe("draft", sequences, seconds);
-                seconds
-            })
-            .collect();
-        RequestCost { requests, seconds }
+        let block = draft.config().block_size;
+        let slots: Vec<usize> = BTreeSet::from([1, block.div_ceil(2), block]).into_iter().collect();
+        let requests = octaves(options.max_requests.max(1));
+        let probe =
+            |slots: usize, sequences: usize| draft_seconds(draft, sequences, slots, options.context, options.repeats);
+        let mut seconds: Vec<Vec<f64>> = vec![Vec::new(); slots.len()];
+        for &sequences in &requests {
+            for (row, &slots) in seconds.iter_mut().zip(&slots) {
+                row.push(probe(slots, sequences));
+            }
+            observe("draft", sequences, seconds.last().and_then(|row| row.last()).copied().unwrap_or(0.0));
+        }
+        DraftCost { requests, slots, seconds }
     });
     SpsTable::new(
         StepCost::Probes { batch_tokens, steps_per_second, per_request },
@@ -214,6 +223,13 @@ fn read_back(tensor: Tensor<2>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn octaves_end_with_the_last() {
+        assert_eq!(octaves(1), [1]);
+        assert_eq!(octaves(4), [1, 2, 4]);
+        assert_eq!(octaves(6), [1, 2, 4, 6]);
+    }
 
     #[test]
     fn probes_increase_and_end_with_the_last() {

@@ -36,5 +36,7 @@ pub use experience::Experience;
 pub use mode::{Mode, ModeError};
 pub use plan::{Schedule, round_gain};
 pub use prefix::{Admission, PrefixScheduler, SpeedCurve};
-pub use sps_table::{AdditiveCost, Identity, PerRequest, RequestCost, Rise, SpsTable, StepCost, StepCurve};
+pub use sps_table::{
+    AdditiveCost, DraftCost, Identity, PerRequest, RequestCost, Rise, SpsTable, StepCost, StepCurve,
+};
 pub use sts_table::StsTable;

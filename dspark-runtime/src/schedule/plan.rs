@@ -6,6 +6,10 @@ use super::confidences::Confidences;
 use super::experience::Experience;
 use super::mode::Mode;
 use super::prefix::SpeedCurve;
+use super::sps_table::SpsTable;
+
+/// Slots that are drafted while nothing is known about how far it pays.
+const FIRST_SLOTS: usize = 2;
 
 /// Decides, round by round, whether to draft and how much to verify. In `scheduled` mode the guard may choose plain rounds;
 /// the other modes do what they are told.
@@ -15,6 +19,10 @@ pub struct Schedule {
     guard: BreakEven,
     asynchronous: Asynchronous,
     experience: Experience,
+    /// Slots of the last round with drafts.
+    slots: usize,
+    /// How many of them were verified at most; where rounds before verified more, it falls by one a round.
+    longest: usize,
 }
 
 impl Schedule {
@@ -25,6 +33,8 @@ impl Schedule {
             guard: BreakEven::new(BreakEvenSettings::default()),
             asynchronous: Asynchronous::default(),
             experience: Experience::default(),
+            slots: FIRST_SLOTS,
+            longest: FIRST_SLOTS - 1,
         }
     }
 
@@ -51,13 +61,24 @@ impl Schedule {
         }
     }
 
-    /// How many drafted tokens the next round may verify over all requests, where that is known before it is drafted:
-    /// from confidences that are two rounds old. Blocks need not be drafted further.
-    pub fn capacity(&mut self, requests: &[u64], curve: &impl SpeedCurve, batch_limit: usize) -> Option<usize> {
-        match self.mode {
-            Mode::Scheduled => self.asynchronous.capacity(requests, curve, batch_limit),
-            Mode::Off | Mode::Fixed(_) | Mode::Threshold(_) => None,
-        }
+    /// How many slots of a block of `block_size` the next round drafts: as far as any block was verified in the last rounds
+    /// and one further, and not more than may be verified over all requests by confidences that are two rounds old.
+    ///
+    /// What is not drafted cannot be verified, so this must not look at the round's own drafts, and does not.
+    pub fn slots(&mut self, requests: &[u64], block_size: usize, table: &SpsTable, batch_limit: usize) -> usize {
+        let slots = match self.mode {
+            Mode::Off => 0,
+            Mode::Fixed(count) => count.min(block_size),
+            Mode::Threshold(_) => block_size,
+            Mode::Scheduled => {
+                let curve = table.curve(requests.len(), self.slots);
+                let capacity = self.asynchronous.capacity(requests, &curve, batch_limit);
+                // At least one, so that there are new confidences to decide by: a block has one more than it has tokens.
+                (self.longest + 1).min(capacity.unwrap_or(FIRST_SLOTS)).clamp(1, block_size.max(1))
+            }
+        };
+        self.slots = slots;
+        slots
     }
 
     /// Writes how many drafted tokens of each request are verified in a round that drafts.
@@ -85,6 +106,8 @@ impl Schedule {
             Mode::Scheduled => self.asynchronous.step(requests, confidences, curve, batch_limit, lengths),
         }
         trim(lengths, batch_limit.saturating_sub(confidences.requests()));
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        self.longest = longest.max(self.longest.saturating_sub(1));
     }
 
     /// What drafted tokens have been worth so far, for [`SpsTable::price`](super::SpsTable::price).

@@ -18,7 +18,7 @@ const DENSE: usize = 1 << 13;
 pub struct SpsTable {
     cost: StepCost,
     max_batch_tokens: usize,
-    draft: Option<RequestCost>,
+    draft: Option<DraftCost>,
     identity: Option<Identity>,
     /// Seconds by tokens, as far as they are looked up in every step.
     seconds: Vec<f64>,
@@ -75,6 +75,17 @@ pub struct RequestCost {
     pub seconds: Vec<f64>,
 }
 
+/// Seconds of drafting by the requests that draft and by the slots that each of them drafts, linear between the probes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DraftCost {
+    /// Numbers of requests, strictly increasing.
+    pub requests: Vec<usize>,
+    /// Numbers of slots, strictly increasing.
+    pub slots: Vec<usize>,
+    /// For each number of slots, seconds by requests, at least 0.
+    pub seconds: Vec<Vec<f64>>,
+}
+
 /// What a table was measured for. It fits where all of it is equal.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Identity {
@@ -113,11 +124,11 @@ impl SpsTable {
     pub const LARGEST_RISE: f64 = 0.1;
 
     /// A table of the target's part, the largest batch (tokens) that it is meant for, and what of the draft and the
-    /// circumstances is known. Probes are as [`StepCost`] and [`RequestCost`] ask for.
+    /// circumstances is known. Probes are as [`StepCost`] and [`DraftCost`] ask for.
     pub fn new(
         cost: StepCost,
         max_batch_tokens: usize,
-        draft: Option<RequestCost>,
+        draft: Option<DraftCost>,
         identity: Option<Identity>,
     ) -> Self {
         let seconds = (0..=cost.last_probe().min(DENSE)).map(|tokens| cost.token_seconds(tokens)).collect();
@@ -135,7 +146,7 @@ impl SpsTable {
     }
 
     /// The draft's part, when it was measured. Other programs do not read it.
-    pub fn draft(&self) -> Option<&RequestCost> {
+    pub fn draft(&self) -> Option<&DraftCost> {
         self.draft.as_ref()
     }
 
@@ -186,7 +197,7 @@ impl SpsTable {
             None if required => return Err(fields.wrong("max_batch_tokens", format!("a whole number >= {last}"))),
             found => found.unwrap_or(last),
         };
-        let draft = request_cost(&fields, "draft_requests", "draft_seconds")?;
+        let draft = DraftCost::from_fields(&fields)?;
         let identity = fields.object("identity")?.map(|fields| Identity::from_fields(&fields)).transpose()?;
         Ok(Self::new(cost, max_batch_tokens, draft, identity))
     }
@@ -241,10 +252,10 @@ impl SpsTable {
         self.seconds.get(batch_tokens).copied().unwrap_or_else(|| self.cost.token_seconds(batch_tokens))
     }
 
-    /// Seconds of drafting for so many requests; 0 when that was not measured.
-    pub fn draft_seconds(&self, requests: usize) -> f64 {
+    /// Seconds of drafting so many slots for each of so many requests; 0 when that was not measured.
+    pub fn draft_seconds(&self, requests: usize, slots: usize) -> f64 {
         match &self.draft {
-            Some(draft) if requests > 0 => draft.at(requests),
+            Some(draft) if requests > 0 && slots > 0 => draft.at(requests, slots),
             _ => 0.0,
         }
     }
@@ -269,17 +280,17 @@ impl SpsTable {
         seconds(above - 1) + (seconds(above) - seconds(above - 1)) * (requests as f64 - from) / (to - from)
     }
 
-    /// The speed of a step in which so many requests draft, by the tokens that are verified.
-    pub fn curve(&self, requests: usize) -> StepCurve<'_> {
-        StepCurve { table: self, fixed_seconds: self.cost.request_seconds(requests) + self.draft_seconds(requests) }
+    /// The speed of a step in which so many requests draft so many slots each, by the tokens that are verified.
+    pub fn curve(&self, requests: usize, slots: usize) -> StepCurve<'_> {
+        let fixed_seconds = self.cost.request_seconds(requests) + self.draft_seconds(requests, slots);
+        StepCurve { table: self, fixed_seconds }
     }
 
-    /// What a round with drafts of `block_size` tokens costs more than a plain one when it verifies one token per request,
-    /// in plain steps. Infinite where a round of no length would pay, by what can be hoped to be accepted.
+    /// What a round with one drafted token per request costs more than a plain one, in plain steps. Infinite where a round of no length would pay, by what can be hoped to be accepted.
     pub fn price(&self, requests: usize, block_size: usize, batch_limit: usize, experience: &Experience) -> f64 {
         let plain = self.plain_seconds(requests);
-        let curve = self.curve(requests);
-        let cost = |length: usize| 1.0 / curve.steps_per_second(requests * (1 + length)) / plain;
+        let cost =
+            |length: usize| 1.0 / self.curve(requests, length).steps_per_second(requests * (1 + length)) / plain;
         let fits = |length: &usize| requests * (1 + length) <= batch_limit;
         let pays = (1..=block_size).take_while(fits).any(|length| experience.tokens(length) > cost(length));
         if pays { cost(1) - 1.0 } else { f64::INFINITY }
@@ -310,6 +321,7 @@ impl SpsTable {
         add("max_batch_tokens", json!(self.max_batch_tokens));
         if let Some(draft) = &self.draft {
             add("draft_requests", json!(draft.requests));
+            add("draft_slots", json!(draft.slots));
             add("draft_seconds", json!(draft.seconds));
         }
         if let Some(identity) = &self.identity {
@@ -384,6 +396,35 @@ impl RequestCost {
     /// Seconds at so many requests.
     pub fn at(&self, requests: usize) -> f64 {
         linear(&self.requests, &self.seconds, requests).max(0.0)
+    }
+}
+
+impl DraftCost {
+    /// Seconds of drafting so many slots for each of so many requests.
+    pub fn at(&self, requests: usize, slots: usize) -> f64 {
+        let seconds = |probe: usize| linear(&self.requests, &self.seconds[probe], requests);
+        linear_by(&self.slots, seconds, slots).max(0.0)
+    }
+
+    /// `None` when the table says nothing of drafting.
+    fn from_fields(fields: &JsonFields) -> Result<Option<Self>, CheckpointError> {
+        if ["draft_requests", "draft_slots", "draft_seconds"].iter().all(|name| fields.get(name).is_none()) {
+            return Ok(None);
+        }
+        let (requests, slots) = (increasing(fields, "draft_requests")?, increasing(fields, "draft_slots")?);
+        let row = |row: &Value| -> Option<Vec<f64>> {
+            let row: Vec<f64> = row.as_array()?.iter().map(Value::as_f64).collect::<Option<_>>()?;
+            (row.len() == requests.len() && row.iter().all(|seconds| *seconds >= 0.0)).then_some(row)
+        };
+        let rows = fields.get("draft_seconds").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let seconds: Vec<Vec<f64>> = rows.iter().filter_map(row).collect();
+        if rows.len() != slots.len() || seconds.len() != rows.len() {
+            let (rows, columns) = (slots.len(), requests.len());
+            let expected =
+                format!("{rows} lists, one per entry of `draft_slots`, of {columns} numbers of at least 0");
+            return Err(fields.wrong("draft_seconds", expected));
+        }
+        Ok(Some(Self { requests, slots, seconds }))
     }
 }
 
@@ -465,13 +506,19 @@ fn request_cost(fields: &JsonFields, probes: &str, seconds: &str) -> Result<Opti
 
 /// Linear between the probes, constant below the first, and beyond the last as between the last two.
 fn linear(probes: &[usize], seconds: &[f64], at: usize) -> f64 {
+    linear_by(probes, |probe| seconds[probe], at)
+}
+
+/// The same where seconds are computed, by the index of the probe.
+fn linear_by(probes: &[usize], seconds: impl Fn(usize) -> f64, at: usize) -> f64 {
     let above = probes.partition_point(|probe| *probe <= at);
     if above == 0 || probes.len() == 1 {
-        return seconds[0];
+        return seconds(0);
     }
     let low = (above - 1).min(probes.len() - 2);
     let share = (at - probes[low]) as f64 / (probes[low + 1] - probes[low]) as f64;
-    seconds[low] + share * (seconds[low + 1] - seconds[low])
+    let (from, to) = (seconds(low), seconds(low + 1));
+    from + share * (to - from)
 }
 
 #[cfg(test)]

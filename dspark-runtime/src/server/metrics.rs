@@ -65,7 +65,11 @@ pub(super) fn render(engine: &Metrics, traffic: &Traffic) -> String {
     page.gauge("requests_waiting", "Requests submitted and not admitted yet", engine.waiting);
     page.gauge("requests_running", "Requests being answered", engine.running);
     page.gauge("batch_tokens", "Tokens of the last verify pass: anchors and draft tokens", engine.batch_tokens);
-    page.gauge("cache_tokens", "Tokens in the cache, those kept for later requests included", engine.cached_tokens);
+    page.gauge(
+        "cache_tokens",
+        "Tokens in the cache, those kept for later requests and waiting features included",
+        engine.cached_tokens,
+    );
     page.gauge("cache_capacity_tokens", "Tokens that the cache may hold", engine.cache_capacity);
     page.gauge("connections", "Open connections", traffic.connections.load(Ordering::Relaxed));
     if let Some(length) = engine.accepted_length() {

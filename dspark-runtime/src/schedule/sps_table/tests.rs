@@ -21,7 +21,11 @@ fn identity() -> Identity {
 }
 
 fn table() -> SpsTable {
-    let draft = RequestCost { requests: vec![1, 3, 4], seconds: vec![0.004, 0.008, 0.012] };
+    let draft = DraftCost {
+        requests: vec![1, 3, 4],
+        slots: vec![1, 3],
+        seconds: vec![vec![0.004, 0.008, 0.012], vec![0.006, 0.014, 0.022]],
+    };
     SpsTable::new(probes(&[2, 4, 8], &[100.0, 80.0, 20.0]), 16, Some(draft), Some(identity()))
 }
 
@@ -53,11 +57,15 @@ fn between_probes_the_speed_is_that_of_the_probe_below() {
 }
 
 #[test]
-fn drafting_is_linear_in_requests_and_part_of_the_step() {
+fn drafting_is_linear_in_requests_and_slots_and_part_of_the_step() {
     let table = table();
-    let drafting = [0, 1, 2, 3, 4, 6].map(|requests| (table.draft_seconds(requests) * 1e6).round());
-    assert_eq!(drafting, [0.0, 4000.0, 6000.0, 8000.0, 12000.0, 20000.0]);
-    assert!((table.curve(2).steps_per_second(4) - 1.0 / (0.0125 + 0.006)).abs() < 1e-9);
+    let drafting = |slots: usize| [0, 1, 2, 3, 4, 6].map(|r| (table.draft_seconds(r, slots) * 1e6).round());
+    assert_eq!(drafting(1), [0.0, 4000.0, 6000.0, 8000.0, 12000.0, 20000.0]);
+    assert_eq!(drafting(2), [0.0, 5000.0, 8000.0, 11000.0, 17000.0, 29000.0]);
+    assert_eq!(drafting(3), [0.0, 6000.0, 10000.0, 14000.0, 22000.0, 38000.0]);
+    assert_eq!(drafting(5)[1], 8000.0);
+    assert_eq!(drafting(0), [0.0; 6]);
+    assert!((table.curve(2, 1).steps_per_second(4) - 1.0 / (0.0125 + 0.006)).abs() < 1e-9);
     assert_eq!(table.plain_seconds(4), 0.0125);
 }
 
@@ -91,7 +99,7 @@ fn the_price_is_in_plain_steps_and_infinite_where_nothing_can_pay() {
     // Verifying two tokens takes 10 ms as one does, drafting 4 ms.
     assert!((table.price(1, 7, 100, &Experience::default()) - 0.4).abs() < 1e-9);
     assert_eq!(SpsTable::new(table.cost.clone(), 16, None, None).price(1, 7, 100, &Experience::default()), 0.0);
-    // Two requests: four tokens take 12.5 ms for 10 and drafting 6; three each would be worth it too.
+    // Two requests: four tokens take 12.5 ms for 10 and drafting one slot 6.
     assert!((table.price(2, 1, 100, &Experience::default()) - 0.85).abs() < 1e-9);
     assert_eq!(table.price(2, 1, 3, &Experience::default()), f64::INFINITY);
     // Four requests: eight tokens take 50 ms for 12.5; with blocks of 7 all 32 take as long.
@@ -150,7 +158,12 @@ fn bad_tables_are_named() {
         (r#"{"sample_batch_tokens": [1, 2], "sample_steps_per_sec": [1, 1]}"#, "max_batch_tokens"),
         (
             r#"{"sample_batch_tokens": [1], "sample_steps_per_sec": [1], "max_batch_tokens": 1, "draft_requests": [1]}"#,
-            "draft_seconds",
+            "draft_slots",
+        ),
+        (
+            r#"{"sample_batch_tokens": [1], "sample_steps_per_sec": [1], "max_batch_tokens": 1, "draft_requests": [1, 2],
+                "draft_slots": [1], "draft_seconds": [[1]]}"#,
+            "1 lists, one per entry of `draft_slots`, of 2 numbers",
         ),
         (
             r#"{"sample_batch_tokens": [1], "sample_steps_per_sec": [1], "max_batch_tokens": 1, "identity": {"model": "x"}}"#,
