@@ -96,7 +96,8 @@ fn a_trace_is_calibrated_and_simulated() {
             "num_samples",
             "ece_before",
             "ece_after",
-            "sampling_temperature"
+            "sampling_temperature",
+            "acceptance"
         ]
     );
     let diagram = fs::read_to_string(root.path().join("out/reliability.svg")).unwrap();

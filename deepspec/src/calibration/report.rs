@@ -136,10 +136,21 @@ pub fn calibrate(rounds: &[TraceRound]) -> Result<(StsTable, CalibrationReport),
         ece_before: positions.iter().map(|position| position.before.ece).collect(),
         ece_after: positions.iter().map(|position| position.after.ece).collect(),
         sampling_temperature: Some(temperature),
+        acceptance: conditional_acceptance(rounds),
         temperatures,
     };
     let report = CalibrationReport { dataset: table.dataset.clone(), temperature, fitted, reported, positions };
     Ok((table, report))
+}
+
+/// Per position, how often a token was accepted when all before it were, over all rounds; ends where none was judged.
+fn conditional_acceptance(rounds: &[TraceRound]) -> Vec<f64> {
+    let share = |position: usize| {
+        let reached = rounds.iter().filter(|round| round.proposed > position && round.accepted >= position).count();
+        let accepted = rounds.iter().filter(|round| round.accepted > position).count();
+        (reached > 0).then(|| accepted as f64 / reached as f64)
+    };
+    (0..).map_while(share).collect()
 }
 
 fn judged(round: &TraceRound) -> JudgedBlock {
@@ -223,6 +234,8 @@ mod tests {
         assert_eq!((report.positions[0].judged, report.positions[0].accepted), (300, 0));
         assert!((report.positions[0].after.ece.unwrap() - 0.9).abs() < 0.01);
         assert_eq!(sts.num_samples, 300);
+        // Of both halves: 270 of 600, and of these all.
+        assert_eq!(sts.acceptance, [0.45, 1.0]);
         assert!(report.positions.iter().all(|position| !position.enough));
         assert!(table(&report).contains("too few: fewer than 200"));
     }

@@ -16,6 +16,8 @@ const STEPS: usize = 200;
 pub struct Prompts {
     prompts: Vec<Vec<Replayed>>,
     block_size: usize,
+    /// As the calibration knows it.
+    acceptance: Vec<f64>,
 }
 
 /// One round as the replay needs it.
@@ -54,6 +56,7 @@ impl Prompts {
         };
         Self {
             block_size: rounds.first().map_or(0, |round| round.confidence_logits.len()),
+            acceptance: sts.acceptance.clone(),
             prompts: rounds.chunk_by(same_prompt).map(|rounds| rounds.iter().map(replayed).collect()).collect(),
         }
     }
@@ -74,7 +77,7 @@ pub fn simulate(workload: Workload<'_>, mode: Mode, load: usize) -> SimulationPo
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
     let mut requests: Vec<Request> = (0..running).map(|_| Request::begin(prompts, &mut generator)).collect();
     let mut ids: Vec<u64> = (0..running as u64).collect();
-    let mut schedule = Schedule::new(mode);
+    let mut schedule = Schedule::new(mode).expecting(&prompts.acceptance);
     let (mut confidences, mut lengths) = (Confidences::default(), Vec::new());
     let plain_seconds = table.plain_seconds(running);
 

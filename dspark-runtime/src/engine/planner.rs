@@ -69,8 +69,9 @@ pub(super) struct Drafting {
 impl Planner {
     /// `block` is 0 without a draft.
     pub fn new(mode: Mode, curve: Option<SpsTable>, calibration: Option<StsTable>, block: usize) -> Self {
+        let acceptance = calibration.as_ref().map_or(&[][..], |table| &table.acceptance);
         Self {
-            schedule: Schedule::new(if block == 0 { Mode::Off } else { mode }),
+            schedule: Schedule::new(if block == 0 { Mode::Off } else { mode }).expecting(acceptance),
             curve,
             temperatures: calibration.map(|table| table.temperatures).unwrap_or_default(),
             block,
@@ -314,6 +315,20 @@ mod tests {
         assert!(!planner.may_pay(1) && planner.drafting([1]).is_none());
         (0..40).for_each(|_| planner.judged(1, 1));
         assert!(planner.may_pay(1) && planner.drafting([1]).is_some());
+    }
+
+    #[test]
+    fn where_calibration_says_that_drafts_cannot_pay_none_is_tried() {
+        let cost =
+            StepCost::Probes { batch_tokens: vec![1, 2], steps_per_second: vec![100.0, 60.0], per_request: None };
+        for (acceptance, pays) in [(0.1, false), (0.8, true)] {
+            let calibration = StsTable { acceptance: vec![acceptance], ..StsTable::identity(1) };
+            let table = SpsTable::new(cost.clone(), 64, None, None);
+            let mut planner = Planner::new(Mode::Scheduled, Some(table), Some(calibration), 1);
+            assert_eq!(planner.may_pay(1), pays);
+            plain(&mut planner, TIMED as usize);
+            assert_eq!(planner.drafting([1]).is_some(), pays);
+        }
     }
 
     #[test]

@@ -10,8 +10,14 @@ const NEW: f64 = 1.0 / 32.0;
 /// was of no use deserves another look now and then.
 const FORGOTTEN: f64 = 1.0 / 4096.0;
 
-/// Outcomes are few at first; so much more than they promise is believed possible.
-const OPTIMISM: f64 = 1.15;
+/// So much more than what outcomes promise is believed possible, however many there are.
+const OPTIMISM: f64 = 0.05;
+
+/// What is believed possible beyond that falls with the root of their number, as the error of a mean does.
+const UNCERTAINTY: f64 = 0.45;
+
+/// What calibration saw counts as so many outcomes.
+const CALIBRATED: u32 = 32;
 
 /// Per position, how often a verified token was accepted when all before it were.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +33,12 @@ struct Position {
 }
 
 impl Experience {
+    /// Begins with what calibration saw: per position, how often a token was accepted when all before it were.
+    pub fn expecting(acceptance: &[f64]) -> Self {
+        let position = |&acceptance: &f64| Position { acceptance, outcomes: CALIBRATED };
+        Self { positions: acceptance.iter().map(position).collect() }
+    }
+
     /// A round of one request is over: so many drafted tokens were verified, and so many of them accepted.
     pub fn judged(&mut self, verified: usize, accepted: usize) {
         let untried = Position { acceptance: 1.0, outcomes: 0 };
@@ -59,7 +71,12 @@ impl Experience {
             survival *= last;
             tokens += survival;
         }
-        (tokens * OPTIMISM).min(1.0 + length as f64)
+        (tokens * self.optimism()).min(1.0 + length as f64)
+    }
+
+    fn optimism(&self) -> f64 {
+        let outcomes = self.positions.first().map_or(0, |position| position.outcomes);
+        1.0 + OPTIMISM.max(UNCERTAINTY / f64::from(outcomes.saturating_add(1)).sqrt())
     }
 }
 
@@ -76,19 +93,32 @@ mod tests {
             experience.judged(verified, accepted);
         }
         let (first, second) = (3.0 / 5.0, 1.0 / 3.0);
-        assert!((experience.tokens(1) - OPTIMISM * (1.0 + first)).abs() < 1e-12);
-        assert!((experience.tokens(2) - OPTIMISM * (1.0 + first + first * second)).abs() < 1e-12);
+        let optimism = 1.0 + UNCERTAINTY / 5.0_f64.sqrt();
+        assert!((experience.tokens(1) - optimism * (1.0 + first)).abs() < 1e-12);
+        assert!((experience.tokens(2) - optimism * (1.0 + first + first * second)).abs() < 1e-12);
         // The third was never reached.
         let third = first * second * second;
-        assert!((experience.tokens(3) - OPTIMISM * (1.0 + first + first * second + third)).abs() < 1e-12);
+        assert!((experience.tokens(3) - optimism * (1.0 + first + first * second + third)).abs() < 1e-12);
         assert_eq!(experience.tokens(0), 1.0);
+    }
+
+    #[test]
+    fn what_calibration_saw_is_where_it_begins() {
+        let mut experience = Experience::expecting(&[0.5, 0.4]);
+        let optimism = 1.0 + UNCERTAINTY / 33.0_f64.sqrt();
+        assert!((experience.tokens(2) - optimism * 1.7).abs() < 1e-12);
+        // A few outcomes hardly change it.
+        experience.judged(1, 0);
+        assert!((1.45..1.5).contains(&(experience.tokens(1) / experience.optimism())));
+        (0..400).for_each(|_| experience.judged(1, 0));
+        assert!(experience.tokens(1) < 1.0 + OPTIMISM + 0.01);
     }
 
     #[test]
     fn it_follows_changes_and_fades() {
         let mut experience = Experience::default();
         (0..200).for_each(|_| experience.judged(1, 0));
-        assert!(experience.tokens(1) < 1.0 * OPTIMISM + 0.01);
+        assert!(experience.tokens(1) < 1.0 + OPTIMISM + 0.01);
         (0..200).for_each(|_| experience.judged(1, 1));
         assert!(experience.tokens(1) > 1.99);
         (0..200).for_each(|_| experience.judged(1, 0));

@@ -38,6 +38,13 @@ impl Schedule {
         }
     }
 
+    /// The same, knowing how often drafted tokens were accepted before: see [`Experience::expecting`].
+    #[must_use]
+    pub fn expecting(mut self, acceptance: &[f64]) -> Self {
+        self.experience = Experience::expecting(acceptance);
+        self
+    }
+
     /// The mode.
     pub fn mode(&self) -> Mode {
         self.mode

@@ -27,8 +27,10 @@ pub struct SpsTable {
 /// The target's part of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StepCost {
-    /// Steps per second measured at some numbers of tokens. Between them the speed is that of the probe below, so that a
-    /// cliff stays one; below the first it is that of the first.
+    /// Steps per second measured at some numbers of tokens. Between them the speed is that of the probe below, as other
+    /// programs read such tables, so that a cliff stays one; below the first it is that of the first. Where the part of
+    /// requests was measured too, seconds lie on a straight line between two probes: a step down to the probe below would
+    /// make the tokens in between look free.
     Probes {
         /// Strictly increasing, at least 1.
         batch_tokens: Vec<usize>,
@@ -348,11 +350,11 @@ impl SpeedCurve for StepCurve<'_> {
 
     fn constant_until(&self, batch_tokens: usize) -> usize {
         match &self.table.cost {
-            StepCost::Probes { batch_tokens: probes, .. } => {
+            StepCost::Probes { batch_tokens: probes, per_request: None, .. } => {
                 let above = probes.partition_point(|probe| *probe <= batch_tokens).max(1);
                 probes.get(above).map_or(usize::MAX, |next| next - 1)
             }
-            StepCost::Additive(_) => batch_tokens,
+            StepCost::Probes { .. } | StepCost::Additive(_) => batch_tokens,
         }
     }
 }
@@ -379,13 +381,18 @@ impl StepCost {
     fn token_seconds(&self, tokens: usize) -> f64 {
         match self {
             Self::Probes { batch_tokens, steps_per_second, per_request } => {
-                let probe = batch_tokens.partition_point(|probe| *probe <= tokens).saturating_sub(1);
-                let seconds = 1.0 / steps_per_second[probe];
-                let with_requests = per_request
-                    .as_ref()
-                    .map_or(0.0, |PerRequest { sample_requests, cost }| cost.at(sample_requests[probe]));
-                // Noise must not make a pass over more tokens free.
-                (seconds - with_requests).max(seconds / 100.0)
+                let seconds = |probe: usize| {
+                    let seconds = 1.0 / steps_per_second[probe];
+                    let with_requests = per_request
+                        .as_ref()
+                        .map_or(0.0, |PerRequest { sample_requests, cost }| cost.at(sample_requests[probe]));
+                    // Noise must not make a pass over more tokens free.
+                    (seconds - with_requests).max(seconds / 100.0)
+                };
+                match per_request {
+                    Some(_) => linear_by(batch_tokens, seconds, tokens),
+                    None => seconds(batch_tokens.partition_point(|probe| *probe <= tokens).saturating_sub(1)),
+                }
             }
             Self::Additive(cost) => linear(&cost.batch_tokens, &cost.theta_seconds, tokens),
         }

@@ -21,6 +21,9 @@ pub struct StsTable {
     pub ece_after: Vec<Option<f64>>,
     /// The sampling temperature that it was fitted at, when known. Other programs do not read it.
     pub sampling_temperature: Option<f64>,
+    /// Per position, how often a token was accepted when all before it were; ends where no token was judged, and is empty
+    /// when not known. Other programs do not read it.
+    pub acceptance: Vec<f64>,
 }
 
 impl StsTable {
@@ -36,6 +39,7 @@ impl StsTable {
             ece_before: Vec::new(),
             ece_after: Vec::new(),
             sampling_temperature: None,
+            acceptance: Vec::new(),
         }
     }
 
@@ -79,7 +83,15 @@ impl StsTable {
                 value.as_array().ok_or_else(wrong)?.iter().map(number).collect::<Result<_, _>>()?;
             if list.is_empty() || list.len() == block_size { Ok(list) } else { Err(wrong()) }
         };
+        let acceptance = match fields.get("acceptance") {
+            Some(_) => fields.numbers("acceptance")?,
+            None => Vec::new(),
+        };
+        if acceptance.len() > block_size || acceptance.iter().any(|share| !(0.0..=1.0).contains(share)) {
+            return Err(fields.wrong("acceptance", format!("at most {block_size} numbers from 0 to 1")));
+        }
         Ok(Self {
+            acceptance,
             dataset: fields.optional_text("dataset")?.unwrap_or_default().to_owned(),
             num_samples: fields.optional_size("num_samples", 0)?.unwrap_or(0),
             ece_before: errors("ece_before")?,
@@ -109,6 +121,9 @@ impl StsTable {
         if let Some(temperature) = self.sampling_temperature {
             fields.insert("sampling_temperature".to_owned(), json!(temperature));
         }
+        if !self.acceptance.is_empty() {
+            fields.insert("acceptance".to_owned(), json!(self.acceptance));
+        }
         fields
     }
 }
@@ -131,6 +146,7 @@ mod tests {
             ece_before: vec![Some(0.1), Some(0.25)],
             ece_after: vec![Some(0.01), None],
             sampling_temperature: Some(1.0),
+            acceptance: vec![0.75],
         }
     }
 

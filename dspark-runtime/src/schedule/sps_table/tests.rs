@@ -82,7 +82,7 @@ fn what_comes_with_requests_is_told_apart() {
     };
     let table = SpsTable::new(cost, 8, None, None);
     for (requests, tokens, expected) in
-        [(1, 1, 3), (1, 2, 4), (1, 8, 10), (2, 8, 12), (4, 4, 12), (4, 8, 16), (8, 8, 24)]
+        [(1, 1, 3), (1, 2, 4), (1, 6, 8), (2, 3, 7), (1, 8, 10), (2, 8, 12), (4, 4, 12), (4, 8, 16), (8, 8, 24)]
     {
         let got = (table.verify_seconds(requests, tokens) * 1e6).round() as u64;
         assert_eq!(got, expected * 1000, "{requests} requests, {tokens} tokens");
