@@ -5,6 +5,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use dspark_runtime::commands::{Cli, exit_code, message};
 
+/// A server makes and drops tensors of all sizes for days, and small ones stay among them for as long as a sequence is
+/// kept. The system's allocator cannot give back what lies between; this one keeps sizes apart.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // On a worker of the thread pool: parallel operations then start without handing over to another thread and sleeping
