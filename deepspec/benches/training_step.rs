@@ -9,7 +9,9 @@ use deepspec::objective::{LossWeights, MicroBatch, SampleBlocks, draft_loss, slo
 use deepspec::trainer::{GradientSum, LearningRate, Optimizer, OptimizerSettings, anchor_randoms};
 use divan::Bencher;
 use dspark_runtime::checkpoint::JsonFields;
-use dspark_runtime::model::{Draft, DraftConfig, DraftParameters, DraftShape, LayerId, Target, TargetConfig};
+use dspark_runtime::model::{
+    Draft, DraftConfig, DraftParameters, DraftShape, LayerId, MarkovHeadType, Target, TargetConfig,
+};
 use serde_json::{Value, json};
 
 const VOCABULARY: usize = 4096;
@@ -52,6 +54,7 @@ impl Step {
             mask_token_id: VOCABULARY as u32 - 1,
             num_anchors: ANCHORS,
             markov_rank: 64,
+            markov_head_type: MarkovHeadType::Vanilla,
             enable_confidence_head: true,
             confidence_head_with_markov: true,
         };

@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use dspark_runtime::checkpoint::JsonFields;
-use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, Target, TargetConfig};
+use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, MarkovHeadType, Target, TargetConfig};
 use serde_json::{Value, json};
 
 /// Rows of the tiny target's embedding; the last is the mask token.
@@ -24,6 +24,7 @@ pub(crate) fn tiny_models() -> (Target, Draft) {
         mask_token_id: TINY_VOCABULARY - 1,
         num_anchors: 3,
         markov_rank: 4,
+        markov_head_type: MarkovHeadType::Vanilla,
         enable_confidence_head: true,
         confidence_head_with_markov: true,
     };

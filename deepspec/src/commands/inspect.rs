@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use clap::Args;
 use dspark_runtime::checkpoint::{CheckpointError, Weights, parameter_shapes, resolve_model};
 use dspark_runtime::commands::print;
-use dspark_runtime::model::{DraftConfig, DraftParameters, TargetConfig};
+use dspark_runtime::model::{Draft, DraftConfig, DraftParameters, TargetConfig};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -91,8 +91,11 @@ impl Findings {
         let heads = match (config.markov_rank, config.enable_confidence_head) {
             (0, false) => "none (a DFlash draft)".to_owned(),
             (rank, confidence) => {
-                let markov =
-                    if rank > 0 { format!("vanilla Markov head of rank {rank}") } else { "no Markov head".into() };
+                let markov = if rank > 0 {
+                    format!("{} Markov head of rank {rank}", config.markov_head_type.name())
+                } else {
+                    "no Markov head".into()
+                };
                 let confidence = if confidence { "confidence head" } else { "no confidence head" };
                 format!("{markov}, {confidence}")
             }
@@ -103,6 +106,9 @@ impl Findings {
         self.fact("draft_layers", config.num_hidden_layers);
         self.fact("hidden_size", config.layer.hidden_size);
         self.fact("vocabulary", config.vocab_size);
+        if config.draft_vocab_size < config.vocab_size {
+            self.fact("draft_vocabulary", config.draft_vocab_size);
+        }
         self.fact("mask_token", config.mask_token_id);
         self.fact("attention_heads", config.layer.num_attention_heads);
         self.fact("key_value_heads", config.layer.num_key_value_heads);
@@ -116,7 +122,13 @@ impl Findings {
         let expected = parameter_shapes(&DraftParameters::new(config, &Device::flex()));
         let count: usize = expected.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         self.fact("trained_parameters", count);
-        self.weights(folder, expected, &SHARED.map(|name| (name, [config.vocab_size, config.layer.hidden_size])));
+        let tables = [config.vocab_size, config.draft_vocab_size].map(|rows| [rows, config.layer.hidden_size]);
+        self.weights(folder, expected, &[(SHARED[0], tables[0]), (SHARED[1], tables[1])]);
+        if config.draft_vocab_size < config.vocab_size
+            && let Err(error) = Draft::read_vocabulary(folder, config)
+        {
+            self.problem(&error);
+        }
         if let Some(target) = target {
             match TargetConfig::read(target) {
                 Ok(target) => {
@@ -184,7 +196,8 @@ impl Findings {
         }
         self.fact("number_type", dtypes.join(", "));
         let known = |name: &str| expected.iter().any(|(expected, _)| expected == name);
-        for name in weights.names().filter(|name| !known(name)) {
+        // What says which tokens a draft has is looked at on its own.
+        for name in weights.names().filter(|name| !known(name) && !["d2t", "t2d"].contains(name)) {
             self.problems.push(format!("tensor `{name}` has no place in the model that config.json describes"));
         }
     }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use clap::Args;
 use dspark_runtime::device::DeviceChoice;
-use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, Target};
+use dspark_runtime::model::{Draft, DraftConfig, DraftShape, DraftVocabulary, LayerId, Target};
 use dspark_runtime::text::Tokenizer;
 use sha2::{Digest, Sha256};
 
@@ -147,6 +147,7 @@ impl Prepared {
                 mask_token_id,
                 num_anchors: model.num_anchors,
                 markov_rank: model.markov_rank,
+                markov_head_type: model.markov_head_type.into(),
                 enable_confidence_head: model.enable_confidence_head,
                 confidence_head_with_markov: model.confidence_head_with_markov,
             },
@@ -160,7 +161,14 @@ impl Prepared {
         let draft = Draft::new(config, &self.target);
         let texts: Vec<&[u32]> =
             samples.iter().take(INITIAL_TEXTS).map(|sample| sample.token_ids.as_slice()).collect();
-        Ok(if model.initialize_from_target { draft.initialized_from(&self.target, &texts) } else { draft })
+        let draft = if model.initialize_from_target { draft.initialized_from(&self.target, &texts) } else { draft };
+        match model.draft_vocab_size {
+            Some(size) if size > rows => {
+                bail!("model.draft_vocab_size = {size}: the target has {rows} tokens; expected at most that")
+            }
+            Some(size) if size < rows => Ok(draft.with_vocabulary(most_frequent(samples, size, rows))),
+            _ => Ok(draft),
+        }
     }
 
     /// The trainer's settings.
@@ -290,4 +298,14 @@ fn hash_ends(hash: &mut Sha256, path: &Path) -> Result<()> {
     };
     hash.update(&read().with_context(|| path.display().to_string())?);
     Ok(())
+}
+
+/// The tokens that samples have most of where they are supervised: there a draft proposes.
+pub fn most_frequent(samples: &[Sample], size: usize, vocabulary: usize) -> DraftVocabulary {
+    let mut counts = vec![0; vocabulary];
+    for sample in samples {
+        let supervised = sample.token_ids.iter().zip(&sample.loss_mask).filter(|(_, supervised)| **supervised);
+        supervised.for_each(|(&id, _)| counts[id as usize] += 1);
+    }
+    DraftVocabulary::most_frequent(&counts, size)
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, Target};
+use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, MarkovHeadType, Target};
 use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, SeededUniforms};
 use dspark_runtime::text::Tokenizer;
 use serde_json::{Map, Value, json};
@@ -35,6 +35,7 @@ impl Fixture {
             mask_token_id: 1536,
             num_anchors: 1,
             markov_rank: 8,
+            markov_head_type: MarkovHeadType::Vanilla,
             enable_confidence_head: true,
             confidence_head_with_markov: true,
         };

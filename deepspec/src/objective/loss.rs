@@ -87,18 +87,25 @@ pub fn draft_loss(
         Tensor::from_data(TensorData::new(slots.block_rows.clone(), [slots.block_rows.len()]), &device);
     let hidden_nd = hidden_bd.select(0, indices);
     let factors_nr = draft.markov_factors(&slots.previous);
-    let w2 = draft.parameters.markov_head.as_ref().map(|head| head.markov_w2.weight.val());
+    let lengths: Vec<usize> = batch.blocks.iter().flat_map(|blocks| blocks.slots.iter().copied()).collect();
+    let markov = draft
+        .parameters
+        .markov_head
+        .as_ref()
+        .zip(factors_nr.clone())
+        .map(|(head, factors_nr)| (head.blocks(&hidden_nd, factors_nr, &lengths), head.markov_w2.weight.val()));
     let denominator = global_weight + DENOMINATOR_OFFSET;
     let slot_weights: Vec<f64> = slots.slot.iter().map(|&slot| weights.slot(slot)).collect();
     let scaled = |factor: f64| slot_weights.iter().map(|weight| (factor * weight / denominator) as f32).collect();
     let rows = VocabularyRows {
         hidden_nd: hidden_nd.clone(),
-        markov: factors_nr.clone().zip(w2),
+        markov,
         head_vd: draft.head_weight(),
+        vocabulary: draft.vocabulary().map(|vocabulary| vocabulary.ids().into()),
         teacher_td: batch.last_hidden_sd.clone(),
         teacher_head_vd: batch.teacher_head_vd.clone(),
         teacher_rows: slots.teacher_rows.clone(),
-        labels: slots.labels.clone(),
+        labels: slots.labels.iter().map(|&label| draft_label(draft, label)).collect(),
     };
     let row_weights = VocabularyWeights {
         cross_entropy: scaled(weights.cross_entropy),
@@ -144,6 +151,14 @@ pub fn draft_loss(
         }
     }
     MicroBatchLoss { surrogate, sums }
+}
+
+/// A token as the draft counts them, if it can propose it.
+fn draft_label(draft: &Draft, label: u32) -> Option<u32> {
+    match draft.vocabulary() {
+        Some(vocabulary) => vocabulary.index(label).map(|index| index as u32),
+        None => Some(label),
+    }
 }
 
 /// The supervised slots of a micro-batch as flat lists.

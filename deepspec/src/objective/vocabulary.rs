@@ -7,11 +7,14 @@
 //! * `dCE/du = p - onehot(y)`, `dsoft CE/du = p - q`, `dL1/du = p * (s - sum(p * s))` with `s = sign(p - q)`.
 //!
 //! Rows are taken in chunks, so memory does not grow with rows times vocabulary, and no probability tensor outlives its
-//! chunk. The gradients with respect to hidden states, Markov factors and `W2` re-enter autodiff as a sum of products
+//! chunk. A draft with a vocabulary of its own gives probability 0 to what it lacks: `L1` has all of `q` there, the soft `CE`
+//! none of it. The gradients with respect to hidden states, Markov factors and `W2` re-enter autodiff as a sum of products
 //! with constants, whose derivative is exactly them.
 //!
-//! Legend: `n` rows (supervised slots), `m` rows of a chunk, `t` teacher rows, `d` hidden size, `r` Markov rank, `v`
+//! Legend: `u` tokens that the draft can propose (`v` unless it has a vocabulary of its own), `n` rows (supervised slots), `m` rows of a chunk, `t` teacher rows, `d` hidden size, `r` Markov rank, `v`
 //! vocabulary.
+
+use std::sync::Arc;
 
 use burn::backend::Flex;
 use burn::tensor::activation::{log_softmax, softmax};
@@ -27,18 +30,21 @@ const CHUNK_ELEMENTS: usize = 8 << 20;
 pub struct VocabularyRows {
     /// Draft hidden states after the final norm, `[n, d]`.
     pub hidden_nd: Tensor<2>,
-    /// Markov factors of the tokens before, `[n, r]`, and `W2`, `[v, r]`; absent without a Markov head.
+    /// What the Markov head's `W2` is applied to, `[n, r]`, and `W2`, `[v, r]`; absent without a Markov head.
     pub markov: Option<(Tensor<2>, Tensor<2>)>,
-    /// The frozen output head, `[v, d]`, not tracked.
+    /// The frozen output head, `[v, d]`, not tracked; of a draft with a vocabulary of its own, the rows of its tokens.
     pub head_vd: Tensor<2>,
+    /// The teacher's ids of the draft's tokens, where these are not all.
+    pub vocabulary: Option<Arc<[u32]>>,
     /// The teacher's hidden states after its final norm, `[t, d]`, not tracked.
     pub teacher_td: Tensor<2>,
     /// The teacher's output head, `[v, d]`, not tracked (the draft's own, but for a draft with another head).
     pub teacher_head_vd: Tensor<2>,
     /// Row of `teacher_td` for each row.
     pub teacher_rows: Vec<usize>,
-    /// The true token of each row.
-    pub labels: Vec<u32>,
+    /// The true token of each row, as the draft counts them; `None`: one that it cannot propose. Its cross-entropy counts as
+    /// 0, since nothing can be learned of it.
+    pub labels: Vec<Option<u32>>,
 }
 
 /// How much each row's terms count in the loss, denominators included.
@@ -202,16 +208,23 @@ impl VocabularyRows {
         weights: Option<&VocabularyWeights>,
     ) -> (Vec<RowTerms>, Option<Tensor<2>>) {
         let [m, v] = base_mv.dims();
+        let [_, all] = teacher_tv.dims();
         let device = base_mv.device();
         let mut logits = values(base_mv);
         let bias = bias_mv.map(values);
         let mut teacher = values(teacher_tv);
-        teacher.par_chunks_mut(v).for_each(|row| {
+        teacher.par_chunks_mut(all).for_each(|row| {
             simd::vectorized(
                 #[inline(always)]
                 || simd::softmax_row(row),
             );
         });
+        if let Some(ids) = &self.vocabulary {
+            let known = teacher.par_chunks(all).flat_map_iter(|row| ids.iter().map(|&id| row[id as usize]));
+            teacher = known.collect();
+        }
+        let masses: Option<Vec<f32>> =
+            self.vocabulary.is_some().then(|| teacher.par_chunks(v).map(|row| row.iter().sum()).collect());
         let losses = logits
             .par_chunks_mut(v)
             .enumerate()
@@ -219,9 +232,10 @@ impl VocabularyRows {
                 let bias = bias.as_ref().map(|bias| &bias[row * v..(row + 1) * v]);
                 let teacher = &teacher[local[row] * v..(local[row] + 1) * v];
                 let weights = weights.map(|weights| weights.row(row));
+                let mass = masses.as_ref().map_or(1.0, |masses| masses[local[row]]);
                 simd::vectorized(
                     #[inline(always)]
-                    || row_loss(logits, bias, teacher, self.labels[row] as usize, weights),
+                    || row_loss(logits, bias, (teacher, mass), self.labels[row], weights),
                 )
             })
             .collect();
@@ -244,21 +258,34 @@ impl VocabularyRows {
             Some(bias_mv) => base_mv + bias_mv,
             None => base_mv,
         };
-        let labels = ints(self.labels.iter().map(|&label| label as usize).collect(), &device).reshape([m, 1]);
+        let column = |values: Vec<f32>| Tensor::<2>::from_data(TensorData::new(values, [m, 1]), &device);
+        // A row without a label that could be proposed takes any, and counts it as nothing.
+        let labels = self.labels.iter().map(|label| label.map_or(0, |label| label as usize));
+        let labels = ints(labels.collect(), &device).reshape([m, 1]);
+        let labelled = column(self.labels.iter().map(|label| f32::from(u8::from(label.is_some()))).collect());
         let log_p = log_softmax(logits_mv, 1);
-        let cross_entropy_m1 = log_p.clone().gather(1, labels.clone()).neg();
-        let q = softmax(teacher_tv, 1).select(0, ints(local, &device));
+        let cross_entropy_m1 = log_p.clone().gather(1, labels.clone()).neg() * labelled.clone();
+        let q = softmax(teacher_tv, 1);
+        let (q, mass_t1) = match &self.vocabulary {
+            Some(ids) => {
+                let q = q.select(1, ints(ids.iter().map(|&id| id as usize).collect(), &device));
+                (q.clone(), q.sum_dim(1))
+            }
+            None => (q.clone(), q.narrow(1, 0, 1).ones_like()),
+        };
+        let local = ints(local, &device);
+        let (q, mass_m1) = (q.select(0, local.clone()), mass_t1.select(0, local));
         let soft_cross_entropy_m1 = (log_p.clone() * q.clone()).sum_dim(1).neg();
         let p = log_p.exp();
         let difference = p.clone() - q;
-        let l1_m1 = difference.clone().abs().sum_dim(1);
+        let l1_m1 = difference.clone().abs().sum_dim(1) + (mass_m1.clone().neg() + 1.0);
         let gradient = weights.map(|weights| {
-            let column = |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [m, 1]), &device);
-            let (w_ce, w_l1) = (column(&weights.cross_entropy), column(&weights.l1));
+            let (w_ce, w_l1) = (column(weights.cross_entropy.clone()) * labelled, column(weights.l1.clone()));
+            let w_soft = column(weights.soft_cross_entropy.clone());
+            let soft = p.clone() * mass_m1 - (p.clone() - difference.clone());
             let sign = difference.clone().sign();
             let mean_sign = (p.clone() * sign.clone()).sum_dim(1);
-            let gradient =
-                p * (w_ce.clone() + w_l1 * (sign - mean_sign)) + difference * column(&weights.soft_cross_entropy);
+            let gradient = p * (w_ce.clone() + w_l1 * (sign - mean_sign)) + soft * w_soft;
             gradient.scatter(1, labels, w_ce.neg(), burn::tensor::IndexingUpdateOp::Add)
         });
         let losses = values(cross_entropy_m1).into_iter().zip(values(soft_cross_entropy_m1)).zip(values(l1_m1));
@@ -271,13 +298,14 @@ impl VocabularyRows {
     }
 }
 
-/// Losses of one row; its logits become the gradient when weights are given.
+/// Losses of one row; its logits become the gradient when weights are given. The teacher's probabilities come with their sum,
+/// below 1 where the draft cannot propose all tokens.
 #[inline(always)]
 fn row_loss(
     logits: &mut [f32],
     bias: Option<&[f32]>,
-    teacher: &[f32],
-    label: usize,
+    (teacher, mass): (&[f32], f32),
+    label: Option<u32>,
     weights: Option<RowTerms>,
 ) -> RowTerms {
     if let Some(bias) = bias {
@@ -286,10 +314,10 @@ fn row_loss(
         }
     }
     let maximum = simd::maximum(logits);
-    let label_logit = logits[label] - maximum;
+    let label_logit = label.map(|label| logits[label as usize] - maximum);
     let (sum, expected_logit) = exponentials(logits, teacher, maximum);
-    let cross_entropy = sum.ln() - label_logit;
-    let soft_cross_entropy = sum.ln() - expected_logit;
+    let cross_entropy = label_logit.map_or(0.0, |logit| sum.ln() - logit);
+    let soft_cross_entropy = mass * sum.ln() - expected_logit;
     let scale = 1.0 / sum;
     for logit in logits.iter_mut() {
         *logit *= scale;
@@ -311,12 +339,15 @@ fn row_loss(
         l1 += (p - q).abs();
         mean_sign += p * sign(p - q);
     }
+    l1 += 1.0 - mass;
     if let Some(RowTerms { cross_entropy: w_ce, soft_cross_entropy: w_soft, l1: w_l1 }) = weights {
+        let w_ce = if label.is_some() { w_ce } else { 0.0 };
         for (p, q) in logits.iter_mut().zip(teacher) {
-            let difference = *p - q;
-            *p = *p * (w_ce + w_l1 * (sign(difference) - mean_sign)) + w_soft * difference;
+            *p = *p * (w_ce + w_l1 * (sign(*p - q) - mean_sign)) + w_soft * (mass * *p - q);
         }
-        logits[label] -= w_ce;
+        if let Some(label) = label {
+            logits[label as usize] -= w_ce;
+        }
     }
     RowTerms { cross_entropy, soft_cross_entropy, l1 }
 }
@@ -379,12 +410,22 @@ mod tests {
             + factors.matmul(w2.transpose());
         let teacher = rows.teacher_td.clone().matmul(rows.teacher_head_vd.clone().transpose());
         let teacher = teacher.select(0, ints(rows.teacher_rows.clone(), &device.clone().inner()));
-        let q = constant(softmax(teacher, 1));
-        let labels = ints(rows.labels.iter().map(|&l| l as usize).collect(), &device).reshape([n, 1]);
-        let cross_entropy = log_softmax(logits.clone(), 1).gather(1, labels).neg();
-        let soft_cross_entropy = (log_softmax(logits.clone(), 1) * q.clone()).sum_dim(1).neg();
-        let l1 = (softmax(logits, 1) - q).abs().sum_dim(1);
+        let all = softmax(teacher, 1);
         let column = |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [n, 1]), &device);
+        let (q, outside) = match &rows.vocabulary {
+            Some(ids) => {
+                let q =
+                    all.clone().select(1, ints(ids.iter().map(|&id| id as usize).collect(), &device.clone().inner()));
+                (constant(q.clone()), constant(all.sum_dim(1) - q.sum_dim(1)))
+            }
+            None => (constant(all), column(&vec![0.0; n])),
+        };
+        let labelled: Vec<f32> = rows.labels.iter().map(|label| f32::from(u8::from(label.is_some()))).collect();
+        let labels = rows.labels.iter().map(|label| label.unwrap_or(0) as usize).collect();
+        let labels = ints(labels, &device).reshape([n, 1]);
+        let cross_entropy = log_softmax(logits.clone(), 1).gather(1, labels).neg() * column(&labelled);
+        let soft_cross_entropy = (log_softmax(logits.clone(), 1) * q.clone()).sum_dim(1).neg();
+        let l1 = (softmax(logits, 1) - q).abs().sum_dim(1) + outside;
         let loss = cross_entropy.clone() * column(&weights.cross_entropy)
             + soft_cross_entropy.clone() * column(&weights.soft_cross_entropy)
             + l1.clone() * column(&weights.l1);
@@ -395,7 +436,7 @@ mod tests {
     fn logits_beyond_the_range_of_exp_have_a_finite_loss() {
         let mut logits = [1000.0, 0.0, -1000.0];
         let weights = RowTerms { cross_entropy: 1.0, soft_cross_entropy: 0.0, l1: 0.0 };
-        let losses = row_loss(&mut logits, None, &[0.0, 1.0, 0.0], 1, Some(weights));
+        let losses = row_loss(&mut logits, None, (&[0.0, 1.0, 0.0], 1.0), Some(1), Some(weights));
         assert_eq!(losses, RowTerms { cross_entropy: 1000.0, soft_cross_entropy: 1000.0, l1: 2.0 });
         assert_eq!(logits, [1.0, -1.0, 0.0]);
     }
@@ -407,54 +448,64 @@ mod tests {
         let normal =
             |shape: [usize; 2], std: f64| Tensor::<2>::random(shape, Distribution::Normal(0.0, std), &device);
         let (n, t, d, r, v) = (13, 9, 24, 5, 101);
-        let tracked = |x: Tensor<2>| Tensor::<2>::from_inner(x).require_grad();
-        let rows = VocabularyRows {
-            hidden_nd: tracked(normal([n, d], 1.0)),
-            markov: Some((tracked(normal([n, r], 1.0)), tracked(normal([v, r], 0.5)))),
-            head_vd: normal([v, d], 0.3),
-            teacher_td: normal([t, d], 1.0),
-            teacher_head_vd: normal([v, d], 0.3),
-            teacher_rows: (0..n).map(|row| row * 5 % t).collect(),
-            labels: (0..n).map(|row| (row * 7 % v) as u32).collect(),
-        };
-        let weights = VocabularyWeights {
-            cross_entropy: (0..n).map(|row| 0.01 * row as f32).collect(),
-            soft_cross_entropy: (0..n).map(|row| 0.05 + 0.003 * row as f32).collect(),
-            l1: (0..n).map(|row| 0.2 - 0.01 * row as f32).collect(),
-        };
-        let (expected, losses) = by_autodiff(&rows, &weights);
-        let gradients = expected.backward();
-        let close = |got: &[f32], expected: Vec<f32>, tolerance: f32| {
-            let scale = expected.iter().fold(1e-6_f32, |a, b| a.max(b.abs()));
-            let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(worst <= tolerance * scale, "{worst} of {scale}");
-        };
-        let [cross_entropy, soft_cross_entropy, l1] = losses.map(|loss| values(loss.inner()));
-        let (factors, w2) = rows.markov.clone().unwrap();
-        // All rows at once, and chunks of which the last is smaller.
-        for fused in [vocabulary_loss(&rows, Some(&weights)), in_chunks(&rows, Some(&weights), 5)] {
-            close(&fused.cross_entropy, cross_entropy.clone(), 1e-5);
-            close(&fused.soft_cross_entropy, soft_cross_entropy.clone(), 1e-5);
-            close(&fused.l1, l1.clone(), 1e-5);
-            let own = fused.surrogate.unwrap().backward();
-            for tensor in [&rows.hidden_nd, &factors, &w2] {
-                close(&values(tensor.grad(&own).unwrap()), values(tensor.grad(&gradients).unwrap()), 1e-5);
+        // All tokens, and a draft that has every third.
+        for ids in [None, Some((0..v as u32).step_by(3).collect::<Arc<[u32]>>())] {
+            let u = ids.as_ref().map_or(v, |ids| ids.len());
+            let label = |row: usize| match &ids {
+                Some(_) if row % 4 == 1 => None,
+                _ => Some((row * 7 % u) as u32),
+            };
+            let tracked = |x: Tensor<2>| Tensor::<2>::from_inner(x).require_grad();
+            let rows = VocabularyRows {
+                hidden_nd: tracked(normal([n, d], 1.0)),
+                markov: Some((tracked(normal([n, r], 1.0)), tracked(normal([u, r], 0.5)))),
+                head_vd: normal([u, d], 0.3),
+                vocabulary: ids.clone(),
+                teacher_td: normal([t, d], 1.0),
+                teacher_head_vd: normal([v, d], 0.3),
+                teacher_rows: (0..n).map(|row| row * 5 % t).collect(),
+                labels: (0..n).map(label).collect(),
+            };
+            let weights = VocabularyWeights {
+                cross_entropy: (0..n).map(|row| 0.01 * row as f32).collect(),
+                soft_cross_entropy: (0..n).map(|row| 0.05 + 0.003 * row as f32).collect(),
+                l1: (0..n).map(|row| 0.2 - 0.01 * row as f32).collect(),
+            };
+            let (expected, losses) = by_autodiff(&rows, &weights);
+            let gradients = expected.backward();
+            let close = |got: &[f32], expected: Vec<f32>, tolerance: f32| {
+                let scale = expected.iter().fold(1e-6_f32, |a, b| a.max(b.abs()));
+                let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst <= tolerance * scale, "{worst} of {scale}");
+            };
+            let [cross_entropy, soft_cross_entropy, l1] = losses.map(|loss| values(loss.inner()));
+            let (factors, w2) = rows.markov.clone().unwrap();
+            // All rows at once, and chunks of which the last is smaller.
+            for fused in [vocabulary_loss(&rows, Some(&weights)), in_chunks(&rows, Some(&weights), 5)] {
+                close(&fused.cross_entropy, cross_entropy.clone(), 1e-5);
+                close(&fused.soft_cross_entropy, soft_cross_entropy.clone(), 1e-5);
+                close(&fused.l1, l1.clone(), 1e-5);
+                let own = fused.surrogate.unwrap().backward();
+                for tensor in [&rows.hidden_nd, &factors, &w2] {
+                    close(&values(tensor.grad(&own).unwrap()), values(tensor.grad(&gradients).unwrap()), 1e-5);
+                }
             }
+            // The form for other devices, on the same numbers.
+            let plain = rows.plain();
+            let base = plain.hidden_nd.clone().matmul(plain.head_vd.clone().transpose());
+            let (factors, w2) = plain.markov.clone().unwrap();
+            let bias = factors.matmul(w2.transpose());
+            let teacher = plain.teacher_td.clone().matmul(plain.teacher_head_vd.clone().transpose());
+            let on_host =
+                plain.on_host(base.clone(), Some(bias.clone()), teacher.clone(), &rows.teacher_rows, Some(&weights));
+            let on_device = plain.on_device(base, Some(bias), teacher, rows.teacher_rows.clone(), Some(&weights));
+            let terms: [fn(&RowTerms) -> f32; 3] =
+                [|row| row.cross_entropy, |row| row.soft_cross_entropy, |row| row.l1];
+            for term in terms {
+                let of = |rows: &[RowTerms]| rows.iter().map(term).collect::<Vec<f32>>();
+                close(&of(&on_host.0), of(&on_device.0), 1e-5);
+            }
+            close(&values(on_host.1.unwrap()), values(on_device.1.unwrap()), 1e-5);
         }
-        // The form for other devices, on the same numbers.
-        let plain = rows.plain();
-        let base = plain.hidden_nd.clone().matmul(plain.head_vd.clone().transpose());
-        let (factors, w2) = plain.markov.clone().unwrap();
-        let bias = factors.matmul(w2.transpose());
-        let teacher = plain.teacher_td.clone().matmul(plain.teacher_head_vd.clone().transpose());
-        let on_host =
-            plain.on_host(base.clone(), Some(bias.clone()), teacher.clone(), &rows.teacher_rows, Some(&weights));
-        let on_device = plain.on_device(base, Some(bias), teacher, rows.teacher_rows.clone(), Some(&weights));
-        let terms: [fn(&RowTerms) -> f32; 3] = [|row| row.cross_entropy, |row| row.soft_cross_entropy, |row| row.l1];
-        for term in terms {
-            let of = |rows: &[RowTerms]| rows.iter().map(term).collect::<Vec<f32>>();
-            close(&of(&on_host.0), of(&on_device.0), 1e-5);
-        }
-        close(&values(on_host.1.unwrap()), values(on_device.1.unwrap()), 1e-5);
     }
 }

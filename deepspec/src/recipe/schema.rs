@@ -42,6 +42,20 @@ pub enum Algorithm {
 pub enum MarkovHeadType {
     /// A low-rank bias looked up by the previous token.
     Vanilla,
+    /// The same, and the position's hidden state says how much of it counts.
+    Gated,
+    /// A low-rank bias that depends on all tokens of the block so far.
+    Rnn,
+}
+
+impl From<MarkovHeadType> for dspark_runtime::model::MarkovHeadType {
+    fn from(kind: MarkovHeadType) -> Self {
+        match kind {
+            MarkovHeadType::Vanilla => Self::Vanilla,
+            MarkovHeadType::Gated => Self::Gated,
+            MarkovHeadType::Rnn => Self::Rnn,
+        }
+    }
 }
 
 /// `[model]`: the draft's shape and the weights of its loss.
@@ -65,6 +79,9 @@ pub struct ModelSection {
     pub num_anchors: usize,
     /// Rank of the Markov head's bias, at least 1.
     pub markov_rank: usize,
+    /// Tokens that the draft can propose, the most frequent of the training data; absent: all.
+    #[serde(default)]
+    pub draft_vocab_size: Option<usize>,
     /// Kind of Markov head.
     #[serde(default = "defaults::markov_head_type")]
     pub markov_head_type: MarkovHeadType,

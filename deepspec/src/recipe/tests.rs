@@ -61,6 +61,17 @@ fn shipped_recipes_are_valid() {
     let quickstart = parse(QUICKSTART, &[]).unwrap();
     let tasks: Vec<_> = quickstart.evaluate.tasks.iter().map(|task| task.name.as_str()).collect();
     assert_eq!(tasks, ["sums", "code", "chat"]);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes");
+    let mut names = Vec::new();
+    for file in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if file.extension().is_some_and(|extension| extension == "toml") {
+            names.push(Recipe::load(&file, &[]).unwrap_or_else(|error| panic!("{error}")).name);
+        }
+    }
+    names.sort();
+    let count = names.len();
+    names.dedup();
+    assert!(count >= 9 && names.len() == count, "{names:?}");
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn check_model(model: &ModelSection) -> Result<(), Complaint> {
     at_least_one("model.block_size", model.block_size)?;
     at_least_one("model.num_draft_layers", model.num_draft_layers)?;
     at_least_one("model.num_anchors", model.num_anchors)?;
-    at_least_one("model.markov_rank", model.markov_rank)?;
+    at_least_one("model.draft_vocab_size", model.draft_vocab_size.unwrap_or(1))?;
     let ids = &model.target_layer_ids;
     if ids.is_empty() {
         return Err(("model.target_layer_ids", "is empty: expected at least one layer".to_owned()));

@@ -25,6 +25,7 @@ pub enum WeightDtype {
 #[derive(Debug, Default)]
 pub struct WeightsToSave {
     tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    integers: BTreeMap<String, Vec<i64>>,
 }
 
 impl WeightsToSave {
@@ -43,6 +44,11 @@ impl WeightsToSave {
         self.tensors.insert(name.to_owned(), host_values(tensor));
     }
 
+    /// Adds a list of whole numbers, which is written as I64.
+    pub fn add_integers(&mut self, name: &str, values: Vec<i64>) {
+        self.integers.insert(name.to_owned(), values);
+    }
+
     /// The first tensor that holds a NaN or an infinity, and that value.
     pub fn first_not_finite(&self) -> Option<(&str, f32)> {
         let bad = |values: &[f32]| values.iter().copied().find(|value| !value.is_finite());
@@ -54,16 +60,22 @@ impl WeightsToSave {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, path: &Path, dtype: WeightDtype) -> Result<(), CheckpointError> {
-        let encoded: Vec<(&String, &Vec<usize>, Vec<u8>)> =
-            self.tensors.iter().map(|(name, (shape, values))| (name, shape, encode(values, dtype))).collect();
         let kind = match dtype {
             WeightDtype::Bf16 => Dtype::BF16,
             WeightDtype::F32 => Dtype::F32,
         };
+        let mut encoded: Vec<(&String, Vec<usize>, Dtype, Vec<u8>)> = self
+            .tensors
+            .iter()
+            .map(|(name, (shape, values))| (name, shape.clone(), kind, encode(values, dtype)))
+            .collect();
+        encoded.extend(self.integers.iter().map(|(name, values)| {
+            (name, vec![values.len()], Dtype::I64, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        }));
         let fail = |reason: String| CheckpointError::Invalid { path: path.to_owned(), reason };
         let mut views = Vec::with_capacity(encoded.len());
-        for (name, shape, bytes) in &encoded {
-            let view = TensorView::new(kind, shape.to_vec(), bytes).map_err(|error| fail(error.to_string()))?;
+        for (name, shape, kind, bytes) in &encoded {
+            let view = TensorView::new(*kind, shape.clone(), bytes).map_err(|error| fail(error.to_string()))?;
             views.push((name.as_str(), view));
         }
         let metadata = [("format".to_owned(), "pt".to_owned())].into();

@@ -158,7 +158,7 @@ impl Weights {
     }
 
     /// The file that holds a tensor.
-    fn path_of(&self, name: &str) -> PathBuf {
+    pub fn path_of(&self, name: &str) -> PathBuf {
         self.tensors.get(name).map_or_else(|| self.folder.clone(), |entry| self.files[entry.file].0.clone())
     }
 
@@ -198,6 +198,23 @@ impl Weights {
                 halves.convert_to_f32_slice(to);
             })),
             other => Err(CheckpointError::Dtype {
+                path: self.path_of(name),
+                name: name.to_owned(),
+                found: format!("{other:?}"),
+            }),
+        }
+    }
+
+    /// The values of a tensor of whole numbers, row-major.
+    ///
+    /// # Errors
+    /// When the tensor is missing, has another shape than `expected`, or is not I64.
+    pub fn integers(&self, name: &str, expected: &[usize]) -> Result<Vec<i64>, CheckpointError> {
+        match self.bytes_of(name, expected)? {
+            (Dtype::I64, bytes) => {
+                Ok(bytes.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect())
+            }
+            (other, _) => Err(CheckpointError::Dtype {
                 path: self.path_of(name),
                 name: name.to_owned(),
                 found: format!("{other:?}"),

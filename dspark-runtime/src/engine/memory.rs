@@ -256,7 +256,7 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::JsonFields;
-    use crate::model::{DraftConfig, DraftShape, LayerId, TargetConfig};
+    use crate::model::{DraftConfig, DraftShape, LayerId, MarkovHeadType, TargetConfig};
 
     fn models() -> (Target, Draft) {
         let fields = json!({
@@ -273,6 +273,7 @@ mod tests {
             mask_token_id: 7,
             num_anchors: 1,
             markov_rank: 2,
+            markov_head_type: MarkovHeadType::Vanilla,
             enable_confidence_head: false,
             confidence_head_with_markov: false,
         };

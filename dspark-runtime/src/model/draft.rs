@@ -3,12 +3,15 @@
 //! Legend: `n` block rows, `s` context rows, `f = m * d` width of the target's features, `d` hidden size, `k` block size,
 //! `a` anchors, `v` vocabulary.
 
+use std::sync::Arc;
+
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use super::attention::{KvCache, attend_blocks, block_context_mask};
 use super::draft_config::DraftConfig;
-use super::heads::{ConfidenceHead, MarkovHead};
+use super::draft_vocabulary::DraftVocabulary;
+use super::heads::{ConfidenceHead, MarkovHead, MarkovState};
 use super::int8_heads::Int8Heads;
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotary;
@@ -41,6 +44,8 @@ pub struct Draft {
     pub parameters: DraftParameters,
     pub(super) embed_tokens: Embedding,
     pub(super) lm_head: Linear,
+    /// The tokens that rows of the head and of `W2` belong to, where these are not all.
+    pub(super) vocabulary: Option<Arc<DraftVocabulary>>,
     rotary: Rotary,
     /// What proposals use in the place of the output head and `W2`, if anything.
     pub(super) int8: Option<Int8Heads>,
@@ -124,8 +129,28 @@ impl Draft {
             parameters,
             embed_tokens: Embedding { weight: table(embedding_vd) },
             lm_head: Linear { weight: table(head_vd), bias: None },
+            vocabulary: None,
             int8: None,
         }
+    }
+
+    /// The same draft with rows of its output head and of `W2` for these tokens alone. It has all rows so far.
+    #[must_use]
+    pub fn with_vocabulary(mut self, vocabulary: DraftVocabulary) -> Self {
+        let rows = |weight: &Param<Tensor<2>>| Param::initialized(weight.id, vocabulary.rows(weight.val()));
+        self.lm_head.weight = rows(&self.lm_head.weight);
+        if let Some(head) = &mut self.parameters.markov_head {
+            head.markov_w2.weight = rows(&head.markov_w2.weight);
+        }
+        self.config = self.config.with_draft_vocabulary(vocabulary.ids().len());
+        self.vocabulary = Some(Arc::new(vocabulary));
+        self.int8 = None;
+        self
+    }
+
+    /// The tokens that it can propose; `None`: all of the target's.
+    pub fn vocabulary(&self) -> Option<&DraftVocabulary> {
+        self.vocabulary.as_deref()
     }
 
     /// The configuration.
@@ -280,12 +305,13 @@ impl Draft {
         self.parameters.norm.forward(x_nd)
     }
 
-    /// `lm_head(hidden)`, `[n, d] -> [n, v]`
+    /// `lm_head(hidden)`, `[n, d] -> [n, u]`, `u` being the tokens that it can propose: here and below `v` unless it has a
+    /// vocabulary of its own.
     pub fn base_logits(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
         kernels::linear(hidden_nd, self.head_weight())
     }
 
-    /// The frozen output head, `[v, d]`.
+    /// The frozen output head, `[u, d]`.
     pub fn head_weight(&self) -> Tensor<2> {
         self.lm_head.weight.val()
     }
@@ -295,6 +321,17 @@ impl Draft {
         let head = self.parameters.markov_head.as_ref()?;
         let ids = previous.iter().map(|&id| id as i32).collect();
         Some(head.factors(ints(ids, &head.markov_w1.weight.val().device())))
+    }
+
+    /// What `W2` of the Markov head is applied to for one slot of each block: hidden states `[n, d]` and the factors `[n, r]`
+    /// of the tokens before -> `[n, r]`; `None` without a Markov head. See [`MarkovHead::step`].
+    pub fn markov_step(
+        &self,
+        hidden_nd: &Tensor<2>,
+        factors_nr: Option<Tensor<2>>,
+        state: &mut MarkovState,
+    ) -> Option<Tensor<2>> {
+        Some(self.parameters.markov_head.as_ref()?.step(hidden_nd, factors_nr?, state))
     }
 
     /// Confidence logits `[n]` of slots from their hidden states `[n, d]` and the Markov factors `[n, r]` of the tokens
@@ -318,8 +355,7 @@ impl DraftParameters {
             hidden_norm: norm(),
             layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(&config.layer, device)).collect(),
             norm: norm(),
-            markov_head: (config.markov_rank > 0)
-                .then(|| MarkovHead::new(config.vocab_size, config.markov_rank, device)),
+            markov_head: (config.markov_rank > 0).then(|| MarkovHead::new(config, device)),
             confidence_head: config.enable_confidence_head.then(|| ConfidenceHead::new(confidence_width, device)),
         }
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::config::{Family, LayerConfig, TargetConfig, layer_config, layer_count};
+use super::heads::MarkovHeadType;
 use super::target::LayerId;
 use crate::checkpoint::{CheckpointError, JsonFields, WeightDtype};
 
@@ -18,6 +19,8 @@ pub struct DraftConfig {
     pub layer: LayerConfig,
     /// Rows of the target's embedding, `v`.
     pub vocab_size: usize,
+    /// Tokens that it can propose, `u`: rows of its output head and of `W2`.
+    pub draft_vocab_size: usize,
     /// Draft layers.
     pub num_hidden_layers: usize,
     /// Drafted tokens per round, `k`.
@@ -32,6 +35,8 @@ pub struct DraftConfig {
     pub num_anchors: usize,
     /// Rank of the Markov head; 0: no head.
     pub markov_rank: usize,
+    /// Kind of Markov head; of no meaning without one.
+    pub markov_head_type: MarkovHeadType,
     /// Whether there is a confidence head.
     pub enable_confidence_head: bool,
     /// Whether the confidence head sees the Markov factors of the token before.
@@ -55,6 +60,8 @@ pub struct DraftShape {
     pub num_anchors: usize,
     /// Rank of the Markov head; 0: none.
     pub markov_rank: usize,
+    /// Kind of Markov head; of no meaning without one.
+    pub markov_head_type: MarkovHeadType,
     /// Whether there is a confidence head.
     pub enable_confidence_head: bool,
     /// Whether it sees the Markov factors.
@@ -99,7 +106,7 @@ impl DraftConfig {
             "num_target_layers": target.num_hidden_layers,
             "num_anchors": shape.num_anchors,
             "markov_rank": shape.markov_rank,
-            "markov_head_type": "vanilla",
+            "markov_head_type": shape.markov_head_type.name(),
             "enable_confidence_head": shape.enable_confidence_head,
             "confidence_head_with_markov": shape.confidence_head_with_markov,
             "sample_from_anchor": true,
@@ -129,10 +136,19 @@ impl DraftConfig {
         }
         let markov_rank = fields.optional_size("markov_rank", 0)?.unwrap_or(0);
         let head = fields.optional_text("markov_head_type")?.unwrap_or("vanilla");
-        if markov_rank > 0 && head != "vanilla" {
-            return Err(fields.wrong("markov_head_type", "\"vanilla\""));
-        }
+        let markov_head_type = match MarkovHeadType::ALL.into_iter().find(|kind| kind.name() == head) {
+            Some(kind) => kind,
+            None if markov_rank == 0 => MarkovHeadType::default(),
+            None => {
+                let known: Vec<&str> = MarkovHeadType::ALL.into_iter().map(MarkovHeadType::name).collect();
+                return Err(fields.wrong("markov_head_type", format!("one of \"{}\"", known.join("\", \""))));
+            }
+        };
         let vocab_size = fields.size("vocab_size", 1)?;
+        let draft_vocab_size = fields.optional_size("draft_vocab_size", 1)?.unwrap_or(vocab_size);
+        if draft_vocab_size > vocab_size {
+            return Err(fields.wrong("draft_vocab_size", format!("at most vocab_size {vocab_size}")));
+        }
         let mask_token_id = fields.size("mask_token_id", 0)?;
         if mask_token_id >= vocab_size {
             return Err(fields.wrong("mask_token_id", format!("a token id below vocab_size {vocab_size}")));
@@ -145,6 +161,7 @@ impl DraftConfig {
         Ok(Self {
             layer: layer_config(&fields, Family::Qwen3)?,
             vocab_size,
+            draft_vocab_size,
             num_hidden_layers: layer_count(&fields)?,
             block_size: fields.size("block_size", 1)?,
             mask_token_id: mask_token_id as u32,
@@ -152,6 +169,7 @@ impl DraftConfig {
             num_target_layers,
             num_anchors: fields.optional_size("num_anchors", 0)?.unwrap_or(0),
             markov_rank,
+            markov_head_type,
             enable_confidence_head: fields.flag("enable_confidence_head", false)?,
             confidence_head_with_markov: fields.flag("confidence_head_with_markov", false)?,
             fields,
@@ -185,6 +203,16 @@ impl DraftConfig {
             return differs("block_size", self.block_size.to_string(), context);
         }
         Ok(())
+    }
+
+    /// The same draft, able to propose so many tokens.
+    #[must_use]
+    pub fn with_draft_vocabulary(mut self, size: usize) -> Self {
+        let mut fields = self.fields.as_map().clone();
+        fields.insert("draft_vocab_size".into(), json!(size));
+        self.fields = JsonFields::new(self.fields.path(), fields);
+        self.draft_vocab_size = size;
+        self
     }
 
     /// Width of the concatenated target features, `m * d`.

@@ -1,11 +1,13 @@
 //! Draft folders: reading them for a target, writing them.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
 use super::draft::{Draft, DraftParameters};
 use super::draft_config::DraftConfig;
+use super::draft_vocabulary::DraftVocabulary;
 use super::target::Target;
 use crate::checkpoint::{
     AtomicDirectory, CheckpointError, WeightDtype, WeightPrecision, Weights, WeightsToSave, load_module, write_file,
@@ -13,6 +15,15 @@ use crate::checkpoint::{
 
 /// Names of the two tables that a draft takes over from its target.
 const SHARED: [&str; 2] = ["embed_tokens.weight", "lm_head.weight"];
+
+/// Where a draft with a vocabulary of its own says which tokens it has; what other programs need beside it, from which the
+/// same follows, is read over.
+const VOCABULARY: &str = "d2t";
+const VOCABULARY_MASK: &str = "t2d";
+
+fn known(name: &str) -> bool {
+    SHARED.contains(&name) || [VOCABULARY, VOCABULARY_MASK].contains(&name)
+}
 
 impl Draft {
     /// Loads a draft folder for a target, its own weights in f32.
@@ -36,8 +47,7 @@ impl Draft {
         let weights = Weights::open(folder)?;
         let (parameters, used) =
             load_module(DraftParameters::new(&config, target.device()), &weights, precision, target.device())?;
-        let unexpected: Vec<&str> =
-            weights.names().filter(|name| !used.contains(*name) && !SHARED.contains(name)).collect();
+        let unexpected: Vec<&str> = weights.names().filter(|name| !used.contains(*name) && !known(name)).collect();
         if let Some(name) = unexpected.first() {
             return Err(CheckpointError::UnexpectedTensor {
                 path: folder.to_owned(),
@@ -45,9 +55,24 @@ impl Draft {
                 others: unexpected.len() - 1,
             });
         }
+        let vocabulary = read_vocabulary(&weights, &config)?;
+        let head = match &vocabulary {
+            Some(vocabulary) => vocabulary.rows(target.head_weight()),
+            None => target.head_weight(),
+        };
         let embedding_vd = shared_table(&weights, SHARED[0], precision, target.embed_tokens().weight.val())?;
-        let head_vd = shared_table(&weights, SHARED[1], precision, target.head_weight())?;
-        Ok(Self::assemble(config, parameters, embedding_vd, head_vd))
+        let head_ud = shared_table(&weights, SHARED[1], precision, head)?;
+        let mut draft = Self::assemble(config, parameters, embedding_vd, head_ud);
+        draft.vocabulary = vocabulary.map(Arc::new);
+        Ok(draft)
+    }
+
+    /// The tokens that the draft in a folder can propose; `None`: all of its target's.
+    ///
+    /// # Errors
+    /// When the file does not say which, or says something that cannot be.
+    pub fn read_vocabulary(folder: &Path, config: &DraftConfig) -> Result<Option<DraftVocabulary>, CheckpointError> {
+        read_vocabulary(&Weights::open(folder)?, config)
     }
 
     /// Writes the checkpoint folder, whole or not at all. Without embeddings, readers take the two tables from the
@@ -77,6 +102,9 @@ impl Draft {
             weights.add(SHARED[0], &self.embed_tokens.weight.val());
             weights.add(SHARED[1], &self.lm_head.weight.val());
         }
+        if let Some(vocabulary) = &self.vocabulary {
+            weights.add_integers(VOCABULARY, vocabulary.offsets());
+        }
         if let Some((name, value)) = weights.first_not_finite() {
             return Err(CheckpointError::NotFinite { path: folder.to_owned(), name: name.to_owned(), value });
         }
@@ -84,6 +112,14 @@ impl Draft {
         let config = serde_json::to_string_pretty(&self.config().to_json(dtype)).unwrap_or_default() + "\n";
         write_file(&folder.join("config.json"), config.as_bytes())
     }
+}
+
+fn read_vocabulary(weights: &Weights, config: &DraftConfig) -> Result<Option<DraftVocabulary>, CheckpointError> {
+    if config.draft_vocab_size == config.vocab_size {
+        return Ok(None);
+    }
+    let offsets = weights.integers(VOCABULARY, &[config.draft_vocab_size])?;
+    DraftVocabulary::from_offsets(&weights.path_of(VOCABULARY), &offsets, config.vocab_size).map(Some)
 }
 
 /// The target's table, unless the draft's file holds another one. Published drafts repeat the target's in bf16, so each

@@ -1,27 +1,85 @@
 //! The two light heads of a DSpark draft.
 //!
-//! Legend: `n` rows (draft slots), `d` hidden size, `r` Markov rank, `v` vocabulary.
+//! Legend: `n` rows (draft slots), `d` hidden size, `r` Markov rank, `v` vocabulary, `u` tokens that
+//! can be proposed, `v` or fewer.
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::activation::sigmoid;
+use burn::tensor::{Device, Int, Tensor, TensorData, s};
 
+use super::draft_config::DraftConfig;
 use super::layers::{Embedding, Linear};
 
-/// The vanilla Markov head: a bias on the logits that depends on the token before, `W2 (W1[x])` (paper, eq. 4).
+/// A bias on the logits that depends on the tokens before: `W2 u` (paper, eq. 4 and 5), where `u` comes of the factors
+/// `f = W1[x]` of the token before, and for some kinds of the slot's hidden state `h` too.
+///
+/// * vanilla: `u = f`
+/// * gated: `u = sigmoid(G [h; f]) * f`
+/// * rnn: `g, c, o = J [s; f; h]`, `s <- sigmoid(g) * s + (1 - sigmoid(g)) * tanh(c)`, `u = tanh(o)`; the state `s` begins
+///   every block at 0
 #[derive(Module, Debug)]
 pub struct MarkovHead {
     /// `W1`, `[v, r]`
     pub markov_w1: Embedding,
-    /// `W2`, `[v, r]`
+    /// `W2`, `[u, r]`
     pub markov_w2: Linear,
+    /// `G`, `[r, d + r]`, with bias; of a gated head alone
+    pub gate_proj: Option<Linear>,
+    /// `J`, `[3 r, 2 r + d]`, with bias; of an rnn head alone
+    pub joint_proj: Option<Linear>,
+}
+
+/// The kinds of Markov head, by the name that `markov_head_type` gives them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MarkovHeadType {
+    /// Looks at the token before alone.
+    #[default]
+    Vanilla,
+    /// Lets the hidden state say how much of the bias counts.
+    Gated,
+    /// Remembers all tokens of the block.
+    Rnn,
+}
+
+impl MarkovHeadType {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::Vanilla, Self::Gated, Self::Rnn];
+
+    /// As configurations name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vanilla => "vanilla",
+            Self::Gated => "gated",
+            Self::Rnn => "rnn",
+        }
+    }
+}
+
+/// What a Markov head carries from slot to slot, `[n, r]`; nothing at a block's beginning, and for heads without memory.
+#[derive(Clone, Debug, Default)]
+pub struct MarkovState(Option<Tensor<2>>);
+
+impl MarkovState {
+    /// The state of some of the rows, as `select` picks them.
+    #[must_use]
+    pub fn select(self, select: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Self {
+        Self(self.0.map(select))
+    }
 }
 
 impl MarkovHead {
     /// Random weights.
-    pub fn new(vocab_size: usize, rank: usize, device: &Device) -> Self {
+    pub fn new(config: &DraftConfig, device: &Device) -> Self {
+        let tokens = [config.vocab_size, config.draft_vocab_size];
+        Self::of_sizes(config.markov_head_type, tokens, config.layer.hidden_size, config.markov_rank, device)
+    }
+
+    fn of_sizes(kind: MarkovHeadType, [v, u]: [usize; 2], d: usize, r: usize, device: &Device) -> Self {
         Self {
-            markov_w1: Embedding::new(vocab_size, rank, device),
-            markov_w2: Linear::new(rank, vocab_size, false, device),
+            markov_w1: Embedding::new(v, r, device),
+            markov_w2: Linear::new(r, u, false, device),
+            gate_proj: (kind == MarkovHeadType::Gated).then(|| Linear::new(d + r, r, true, device)),
+            joint_proj: (kind == MarkovHeadType::Rnn).then(|| Linear::new(2 * r + d, 3 * r, true, device)),
         }
     }
 
@@ -30,9 +88,66 @@ impl MarkovHead {
         self.markov_w1.forward(previous_n)
     }
 
-    /// The bias on the logits: `[n, r] -> [n, v]`
-    pub fn bias(&self, factors_nr: Tensor<2>) -> Tensor<2> {
-        self.markov_w2.forward(factors_nr)
+    /// What `W2` is applied to, for one slot of each of `n` blocks: hidden states `[n, d]`, factors `[n, r]`, and the state
+    /// that the slot before left -> `[n, r]`
+    pub fn step(&self, hidden_nd: &Tensor<2>, factors_nr: Tensor<2>, state: &mut MarkovState) -> Tensor<2> {
+        if let Some(gate) = &self.gate_proj {
+            let gates_nr = gate.forward(Tensor::cat(vec![hidden_nd.clone(), factors_nr.clone()], 1));
+            return sigmoid(gates_nr) * factors_nr;
+        }
+        let Some(joint) = &self.joint_proj else { return factors_nr };
+        let [n, r] = factors_nr.dims();
+        let before_nr = state.0.take().unwrap_or_else(|| factors_nr.zeros_like());
+        let joint_n3r = joint.forward(Tensor::cat(vec![before_nr.clone(), factors_nr, hidden_nd.clone()], 1));
+        let part = |index: usize| joint_n3r.clone().slice(s![0..n, index * r..(index + 1) * r]);
+        let gate_nr = sigmoid(part(0));
+        state.0 = Some(gate_nr.clone() * before_nr + (gate_nr.neg() + 1.0) * part(1).tanh());
+        part(2).tanh()
+    }
+
+    /// The same for whole blocks, when training: rows are the first slots of each block, block after block, as many as
+    /// `lengths` says. `[n, d], [n, r] -> [n, r]`
+    pub fn blocks(&self, hidden_nd: &Tensor<2>, factors_nr: Tensor<2>, lengths: &[usize]) -> Tensor<2> {
+        if self.joint_proj.is_none() {
+            return self.step(hidden_nd, factors_nr, &mut MarkovState::default());
+        }
+        let device = factors_nr.device();
+        let rows = |indices: &[usize]| {
+            let indices: Vec<i32> = indices.iter().map(|&index| index as i32).collect();
+            let count = indices.len();
+            Tensor::<1, Int>::from_data(TensorData::new(indices, [count]), &device)
+        };
+        let firsts: Vec<usize> = lengths
+            .iter()
+            .scan(0, |next, &length| {
+                *next += length;
+                Some(*next - length)
+            })
+            .collect();
+        let mut going: Vec<usize> = (0..lengths.len()).collect();
+        let mut state = MarkovState::default();
+        // Slot by slot, since each needs the state of the one before; where every row went, to put them back.
+        let (mut outputs, mut place) = (Vec::new(), vec![0; lengths.iter().sum()]);
+        let mut done = 0;
+        for slot in 0..lengths.iter().copied().max().unwrap_or(0) {
+            let kept: Vec<usize> = (0..going.len()).filter(|&index| lengths[going[index]] > slot).collect();
+            if kept.len() < going.len() {
+                state = state.select(|state_nr| state_nr.select(0, rows(&kept)));
+                going = kept.iter().map(|&index| going[index]).collect();
+            }
+            let own: Vec<usize> = going.iter().map(|&block| firsts[block] + slot).collect();
+            own.iter().enumerate().for_each(|(index, &row)| place[row] = done + index);
+            done += own.len();
+            let indices = rows(&own);
+            let hidden_gd = hidden_nd.clone().select(0, indices.clone());
+            outputs.push(self.step(&hidden_gd, factors_nr.clone().select(0, indices), &mut state));
+        }
+        Tensor::cat(outputs, 0).select(0, rows(&place))
+    }
+
+    /// The bias on the logits from what [`step`](Self::step) or [`blocks`](Self::blocks) gives: `[n, r] -> [n, u]`
+    pub fn bias(&self, inputs_nr: Tensor<2>) -> Tensor<2> {
+        self.markov_w2.forward(inputs_nr)
     }
 }
 
@@ -56,5 +171,47 @@ impl ConfidenceHead {
             None => hidden_nd,
         };
         self.proj.forward(input).squeeze_dim(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Distribution;
+
+    use super::*;
+
+    /// Whole blocks at once give what going through each of them alone, slot by slot, gives.
+    #[test]
+    fn blocks_of_any_lengths_are_their_slots_one_by_one() {
+        let device = Device::flex();
+        device.seed(3);
+        let (d, r) = (6, 4);
+        let lengths = [3, 1, 4, 2];
+        let n = lengths.iter().sum();
+        let hidden_nd = Tensor::<2>::random([n, d], Distribution::Normal(0.0, 1.0), &device);
+        let factors_nr = Tensor::<2>::random([n, r], Distribution::Normal(0.0, 1.0), &device);
+        for kind in MarkovHeadType::ALL {
+            let head = MarkovHead::of_sizes(kind, [8, 8], d, r, &device);
+            let together = head.blocks(&hidden_nd, factors_nr.clone(), &lengths);
+            let mut row = 0;
+            for length in lengths {
+                let mut state = MarkovState::default();
+                for _ in 0..length {
+                    let one = |x: &Tensor<2>| x.clone().narrow(0, row, 1);
+                    let alone = head.step(&one(&hidden_nd), one(&factors_nr), &mut state);
+                    let off: f32 = (alone - one(&together)).abs().max().into_scalar();
+                    assert!(off < 1e-6, "{}, row {row}: {off}", kind.name());
+                    row += 1;
+                }
+            }
+            // Only the rnn head lets a slot depend on the one before.
+            let mut changed = factors_nr.clone();
+            changed = changed.slice_assign(s![0..1, 0..r], Tensor::zeros([1, r], &device));
+            let differs: Vec<f32> =
+                (head.blocks(&hidden_nd, changed, &lengths) - together).abs().max_dim(1).try_into_vec_as().unwrap();
+            let differs: Vec<bool> = differs.into_iter().map(|off| off > 1e-6).collect();
+            let reach = if kind == MarkovHeadType::Rnn { 3 } else { 1 };
+            assert_eq!(differs, (0..n).map(|row| row < reach).collect::<Vec<_>>(), "{}", kind.name());
+        }
     }
 }

@@ -137,7 +137,7 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::JsonFields;
-    use crate::model::{DraftConfig, DraftShape, Rotary, TargetConfig};
+    use crate::model::{DraftConfig, DraftShape, MarkovHeadType, Rotary, TargetConfig};
 
     const IDS: [u32; 9] = [3, 1, 4, 1, 5, 9, 2, 6, 5];
 
@@ -165,6 +165,7 @@ mod tests {
             mask_token_id: 39,
             num_anchors: 2,
             markov_rank: 4,
+            markov_head_type: MarkovHeadType::Vanilla,
             enable_confidence_head: true,
             confidence_head_with_markov: true,
         };

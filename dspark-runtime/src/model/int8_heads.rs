@@ -81,9 +81,10 @@ impl Draft {
         quick.unwrap_or_else(|| self.base_logits(hidden_nd))
     }
 
-    /// The Markov head's bias on the logits as proposals compute it, `[n, r] -> [n, v]`; `None` without a Markov head.
-    pub fn proposal_bias(&self, factors_nr: Tensor<2>) -> Option<Tensor<2>> {
-        let quick = self.int8.as_ref().and_then(|heads| heads.w2_vr.as_ref()?.linear(&factors_nr));
-        quick.or_else(|| Some(self.parameters.markov_head.as_ref()?.bias(factors_nr)))
+    /// The Markov head's bias on the logits as proposals compute it, from what [`markov_step`](Self::markov_step) gives,
+    /// `[n, r] -> [n, v]`; `None` without a Markov head.
+    pub fn proposal_bias(&self, inputs_nr: Tensor<2>) -> Option<Tensor<2>> {
+        let quick = self.int8.as_ref().and_then(|heads| heads.w2_vr.as_ref()?.linear(&inputs_nr));
+        quick.or_else(|| Some(self.parameters.markov_head.as_ref()?.bias(inputs_nr)))
     }
 }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::distribution::Distribution;
 use super::proposal::host;
 use super::sampler::Sampler;
-use crate::model::{Draft, DraftContext};
+use crate::model::{Draft, DraftContext, MarkovState};
 
 /// A sequence that wants a block.
 #[derive(Debug)]
@@ -67,13 +67,15 @@ pub fn propose_batch(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stoppin
     let mut base = host(base_nv);
     let mut survivals = vec![1.0; b];
     let mut going: Vec<usize> = (0..b).collect();
+    // Of the sequences still going.
+    let mut state = MarkovState::default();
     for slot in 0..k.min(slots + 1) {
         let previous: Vec<u32> =
             going.iter().map(|&row| drafted[row].tokens.last().copied().unwrap_or(anchors[row])).collect();
         let factors = draft.markov_factors(&previous);
         let hidden_gd = rows(hidden_bkd.clone().narrow(1, slot, 1).reshape([b, d]), &going, b);
         let temperature = stopping.temperatures.get(slot).copied().unwrap_or(1.0);
-        let confidences: Vec<f64> = match draft.confidence_logits(hidden_gd, factors.clone()) {
+        let confidences: Vec<f64> = match draft.confidence_logits(hidden_gd.clone(), factors.clone()) {
             Some(logits) => host(logits).iter().map(|&logit| sigmoid(f64::from(logit) / temperature)).collect(),
             None => vec![1.0; going.len()],
         };
@@ -90,10 +92,11 @@ pub fn propose_batch(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stoppin
             break;
         }
         let kept: Vec<usize> = (0..going.len()).filter(|&index| keep[index]).collect();
-        let biases = match factors {
-            Some(factors) if !kept.is_empty() => draft.proposal_bias(rows(factors, &kept, going.len())).map(host),
+        let biases = match draft.markov_step(&hidden_gd, factors, &mut state) {
+            Some(inputs) if !kept.is_empty() => draft.proposal_bias(rows(inputs, &kept, going.len())).map(host),
             _ => None,
         };
+        state = state.select(|state_gr| rows(state_gr, &kept, going.len()));
         going = going.into_iter().zip(&keep).filter_map(|(row, keep)| keep.then_some(row)).collect();
         if going.is_empty() {
             break;
@@ -110,7 +113,7 @@ pub fn propose_batch(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stoppin
                         .zip(&biases[index * v..(index + 1) * v])
                         .for_each(|(logit, bias)| *logit += bias);
                 }
-                let distribution = block.sampler.distribution(logits);
+                let distribution = block.sampler.distribution(logits).over_all(draft.vocabulary());
                 // The anchor stands at the context's length; slot 0 is the token after it.
                 let position = (block.context.len() + 1 + slot) as u64;
                 drafted.tokens.push(block.sampler.sample(&distribution, position));
@@ -133,4 +136,83 @@ fn rows(x_nd: Tensor<2>, which: &[usize], n: usize) -> Tensor<2> {
     let indices: Vec<i32> = which.iter().map(|&row| row as i32).collect();
     let indices: Tensor<1, Int> = Tensor::from_data(TensorData::new(indices, [which.len()]), &x_nd.device());
     x_nd.select(0, indices)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Distribution as Numbers};
+    use serde_json::json;
+
+    use super::*;
+    use crate::checkpoint::JsonFields;
+    use crate::model::{DraftConfig, DraftShape, LayerId, MarkovHeadType, Target, TargetConfig};
+    use crate::speculate::{Filters, Randomness};
+
+    const BLOCK: usize = 6;
+
+    fn draft(markov_head_type: MarkovHeadType) -> Draft {
+        let fields = json!({
+            "architectures": ["Qwen3ForCausalLM"], "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1,
+            "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2, "vocab_size": 32, "initializer_range": 1.0,
+            "max_position_embeddings": 64, "tie_word_embeddings": true,
+        });
+        let fields = fields.as_object().unwrap().clone();
+        let config = TargetConfig::from_fields(JsonFields::new("config.json", fields)).unwrap();
+        let shape = DraftShape {
+            block_size: BLOCK,
+            num_draft_layers: 1,
+            target_layer_ids: vec![LayerId(0)],
+            mask_token_id: 31,
+            num_anchors: 1,
+            markov_rank: 4,
+            markov_head_type,
+            enable_confidence_head: true,
+            confidence_head_with_markov: true,
+        };
+        let device = Device::flex();
+        device.seed(5);
+        let target = Target::random(config.clone(), &device);
+        Draft::new(DraftConfig::for_target(&config, &shape).unwrap(), &target)
+    }
+
+    /// Sequences stop at different slots; what a head remembers must stay with its sequence.
+    #[test]
+    fn drafting_together_is_drafting_alone() {
+        for kind in MarkovHeadType::ALL {
+            let draft = draft(kind);
+            let propose = |which: &[u32], survival: f64| {
+                let mut contexts: Vec<DraftContext> = which
+                    .iter()
+                    .map(|&index| {
+                        let mut context = draft.new_context(16);
+                        draft.device().seed(u64::from(index));
+                        let features = Tensor::random([5, 8], Numbers::Normal(0.0, 3.0), &draft.device());
+                        draft.extend_context(&mut context, features);
+                        context
+                    })
+                    .collect();
+                let sampler = |&index: &u32| Sampler::new(1.0, Filters::NONE, Randomness::Coupled(u64::from(index)));
+                let mut samplers: Vec<Sampler> = which.iter().map(sampler).collect();
+                let mut blocks: Vec<Block<'_>> = contexts
+                    .iter_mut()
+                    .zip(&mut samplers)
+                    .zip(which)
+                    .map(|((context, sampler), &anchor)| Block { context, anchor, sampler })
+                    .collect();
+                let stopping = Stopping { slots: BLOCK, confidence: 0.0, survival, temperatures: &[] };
+                propose_batch(&draft, &mut blocks, &stopping)
+            };
+            let all: Vec<u32> = (0..12).collect();
+            let together = propose(&all, 0.08);
+            let mut lengths: Vec<usize> = together.iter().map(|block| block.tokens.len()).collect();
+            for (index, block) in together.iter().enumerate() {
+                let alone = &propose(&[index as u32], 0.08)[0];
+                assert_eq!(block.tokens, alone.tokens, "{}", kind.name());
+                assert_eq!(block.confidences, alone.confidences, "{}", kind.name());
+            }
+            lengths.sort_unstable();
+            lengths.dedup();
+            assert!(lengths.len() >= 3, "{}: {lengths:?}", kind.name());
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The distribution of one token.
 
 use crate::kernels::simd;
+use crate::model::DraftVocabulary;
 
 /// Below this mass, target and draft agree everywhere but for rounding, and there is nothing to resample from.
 const NO_RESIDUAL: f64 = 1e-8;
@@ -36,6 +37,22 @@ impl Distribution {
             },
         );
         Self::Dense(probabilities)
+    }
+
+    /// Of a draft that cannot propose every token: its distribution over those that it can, as one over all.
+    #[must_use]
+    pub fn over_all(self, vocabulary: Option<&DraftVocabulary>) -> Self {
+        let Some(vocabulary) = vocabulary else { return self };
+        match self {
+            Self::OneHot(index) => Self::OneHot(vocabulary.ids()[index as usize]),
+            Self::Dense(probabilities) => {
+                let mut all = vec![0.0; vocabulary.full_size()];
+                for (&id, probability) in vocabulary.ids().iter().zip(probabilities) {
+                    all[id as usize] = probability;
+                }
+                Self::Dense(all)
+            }
+        }
     }
 
     /// The probability of a token.
@@ -135,6 +152,15 @@ mod tests {
         for temperature in [0.0, 1e-40] {
             assert_eq!(Distribution::from_logits(&[1.0, 3.0, 3.0, 2.0], temperature), Distribution::OneHot(1));
         }
+    }
+
+    #[test]
+    fn what_the_draft_lacks_has_no_probability() {
+        let vocabulary = DraftVocabulary::most_frequent(&[1, 0, 1, 1], 3);
+        let over_all = |distribution: Distribution| distribution.over_all(Some(&vocabulary));
+        assert_eq!(over_all(Distribution::Dense(vec![0.5, 0.2, 0.3])), Distribution::Dense(vec![0.5, 0.0, 0.2, 0.3]));
+        assert_eq!(over_all(Distribution::OneHot(1)), Distribution::OneHot(2));
+        assert_eq!(Distribution::OneHot(1).over_all(None), Distribution::OneHot(1));
     }
 
     #[test]

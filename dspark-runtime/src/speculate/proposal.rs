@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use super::distribution::Distribution;
 use super::uniforms::Uniforms;
-use crate::model::{Draft, DraftContext};
+use crate::model::{Draft, DraftContext, MarkovState};
 
 /// A drafted block.
 #[derive(Clone, Debug)]
@@ -15,7 +15,7 @@ pub struct Proposal {
     pub tokens: Vec<u32>,
     /// What each was sampled from.
     pub distributions: Vec<Distribution>,
-    /// The logits behind the distributions, base plus Markov bias, per slot.
+    /// The logits behind the distributions, base plus Markov bias, per slot: of the tokens that the draft can propose.
     pub logits: Vec<Vec<f32>>,
     /// The confidence head's logit per slot; empty without a head.
     pub confidence_logits: Vec<f32>,
@@ -33,7 +33,8 @@ impl Proposal {
 
 /// Drafts the block that follows `anchor`, whose position is the context's length.
 ///
-/// Slot `j` is sampled from `softmax((U_j + W2 W1[x_{j-1}]) / temperature)`, `x_{-1}` being the anchor (paper, eq. 4).
+/// Slot `j` is sampled from `softmax((U_j + W2 u_j) / temperature)`, where `u_j` is `W1[x_{j-1}]` (paper, eq. 4) or what other
+/// Markov heads make of it; `x_{-1}` is the anchor.
 pub fn propose(
     draft: &Draft,
     context: &mut DraftContext,
@@ -48,13 +49,15 @@ pub fn propose(
     let mut distributions = Vec::with_capacity(k);
     let mut logits = Vec::with_capacity(k);
     let mut previous = anchor;
-    for slot in base.chunks(v) {
-        let mut row = slot.to_vec();
-        let bias_1v = draft.markov_factors(&[previous]).and_then(|factors_1r| draft.proposal_bias(factors_1r));
-        if let Some(bias_1v) = bias_1v {
+    let mut state = MarkovState::default();
+    for (slot, base) in base.chunks(v).enumerate() {
+        let mut row = base.to_vec();
+        let hidden_1d = output.hidden_kd.clone().narrow(0, slot, 1);
+        let inputs_1r = draft.markov_step(&hidden_1d, draft.markov_factors(&[previous]), &mut state);
+        if let Some(bias_1v) = inputs_1r.and_then(|inputs_1r| draft.proposal_bias(inputs_1r)) {
             row.iter_mut().zip(host(bias_1v)).for_each(|(logit, bias)| *logit += bias);
         }
-        let distribution = Distribution::from_logits(&row, temperature);
+        let distribution = Distribution::from_logits(&row, temperature).over_all(draft.vocabulary());
         previous = uniforms.draw(&distribution);
         tokens.push(previous);
         distributions.push(distribution);

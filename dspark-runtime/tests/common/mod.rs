@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use dspark_runtime::checkpoint::JsonFields;
-use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, Target, TargetConfig};
+use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, MarkovHeadType, Target, TargetConfig};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -59,6 +59,7 @@ pub fn draft(target: &Target, block_size: usize) -> Draft {
         mask_token_id: 7,
         num_anchors: 4,
         markov_rank: 4,
+        markov_head_type: MarkovHeadType::Vanilla,
         enable_confidence_head: true,
         confidence_head_with_markov: true,
     };
