@@ -49,7 +49,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let ids = tokenizer.encode(&text, true)?;
     if let Some(id) = ids.iter().find(|&&id| id as usize >= target.config().vocab_size) {
-        bail!("the text holds token id {id}, which the target has no embedding for: tokenizer and weights do not match");
+        bail!(
+            "the text holds token id {id}, which the target has no embedding for: tokenizer and weights do not match"
+        );
     }
     let losses: Vec<f64> = ids.chunks(arguments.context).flat_map(|run| target.token_losses(run)).collect();
     if losses.is_empty() {

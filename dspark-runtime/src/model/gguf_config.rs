@@ -56,7 +56,9 @@ pub(super) fn config_fields(file: &GgufFile) -> Result<JsonFields, CheckpointErr
     let head_dim = match key_length {
         Some(length) => length,
         None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
-        None => return Err(keys.wrong("attention.head_count", format!("a divisor of embedding length {hidden_size}"))),
+        None => {
+            return Err(keys.wrong("attention.head_count", format!("a divisor of embedding length {hidden_size}")));
+        }
     };
     for key in ["attention.value_length", "rope.dimension_count"] {
         if keys.size(key)?.is_some_and(|length| length != head_dim) {
@@ -156,7 +158,8 @@ impl Keys<'_> {
             None | Some("linear") => {}
             Some(_) => return Err(self.wrong("rope.scaling.type", "one of none, linear")),
         }
-        let key = if self.float("rope.scaling.factor")?.is_some() { "rope.scaling.factor" } else { "rope.scale_linear" };
+        let key =
+            if self.float("rope.scaling.factor")?.is_some() { "rope.scaling.factor" } else { "rope.scale_linear" };
         match self.float(key)? {
             // 0 stands for "not set".
             None | Some(0.0 | 1.0) => Ok(None),

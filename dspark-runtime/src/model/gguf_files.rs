@@ -98,3 +98,6 @@ fn model_name(path: &Path) -> String {
 fn no_name(path: &Path, tensor: &str) -> CheckpointError {
     CheckpointError::Invalid { path: path.to_owned(), reason: format!("GGUF has no name for tensor `{tensor}`") }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::gguf_tokenizer::{
-    ADD_BOS, ADD_EOS, BYTE_LEVEL_BPE, CHAT_TEMPLATE, CONTROL, MERGES, MODEL, NORMAL, PRE, SPECIAL, TOKEN_TYPES, TOKENS,
-    UNUSED, USER_DEFINED,
+    ADD_BOS, ADD_EOS, BYTE_LEVEL_BPE, CHAT_TEMPLATE, CONTROL, MERGES, MODEL, NORMAL, PRE, SPECIAL, TOKEN_TYPES,
+    TOKENS, UNUSED, USER_DEFINED,
 };
 use super::pre_tokenizers::{Rules, name_of, names};
 use super::{TextError, TokenId, Tokenizer};
@@ -41,7 +41,8 @@ impl Tokenizer {
         });
         for (token, id, kind) in plain.chain(added) {
             let id = usize::try_from(id).ok().filter(|id| *id < rows);
-            let id = id.ok_or_else(|| refuse(format!("token {token:?} lies beyond the {rows} rows of the embedding")))?;
+            let id =
+                id.ok_or_else(|| refuse(format!("token {token:?} lies beyond the {rows} rows of the embedding")))?;
             token.clone_into(&mut tokens[id]);
             types[id] = kind;
         }

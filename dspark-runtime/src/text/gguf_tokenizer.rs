@@ -40,7 +40,8 @@ pub(super) const SPECIAL: [(&str, &str); 4] =
 pub(super) fn read(path: &Path) -> Result<Tokenizer, TextError> {
     let file = GgufFile::open(path)?;
     if file.text(MODEL)? != Some(BYTE_LEVEL_BPE) {
-        let expected = format!("\"{BYTE_LEVEL_BPE}\" (for any other, put the model's tokenizer.json beside the file)");
+        let expected =
+            format!("\"{BYTE_LEVEL_BPE}\" (for any other, put the model's tokenizer.json beside the file)");
         return Err(file.wrong(MODEL, expected).into());
     }
     let Some(rules) = file.text(PRE)?.and_then(rules) else {
@@ -54,7 +55,9 @@ pub(super) fn read(path: &Path) -> Result<Tokenizer, TextError> {
     let merges = file.texts(MERGES)?.ok_or_else(|| file.wrong(MERGES, "a list of texts"))?;
     let types = file.integers(TOKEN_TYPES)?.unwrap_or_default();
     if !types.is_empty() && types.len() != tokens.len() {
-        return Err(file.wrong(TOKEN_TYPES, format!("a list of {} whole numbers, one per token", tokens.len())).into());
+        return Err(file
+            .wrong(TOKEN_TYPES, format!("a list of {} whole numbers, one per token", tokens.len()))
+            .into());
     }
 
     let mut vocabulary = Map::new();
@@ -159,3 +162,6 @@ fn surroundings(
     let pair: Vec<Value> = around(vec![sequence("A"), sequence("B")]);
     Ok(json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": described}))
 }
+
+#[cfg(test)]
+mod tests;

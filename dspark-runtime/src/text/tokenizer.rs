@@ -250,7 +250,8 @@ impl fmt::Debug for Tokenizer {
 }
 
 fn build(path: &Path, json: &[u8]) -> Result<tokenizers::Tokenizer, TextError> {
-    let broken = |error: tokenizers::Error| TextError::Tokenizer { path: path.to_owned(), message: error.to_string() };
+    let broken =
+        |error: tokenizers::Error| TextError::Tokenizer { path: path.to_owned(), message: error.to_string() };
     let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(broken)?;
     // Truncation and padding left over from training would cut or fill every text unasked.
     tokenizer.with_padding(None).with_truncation(None).map_err(broken)?;

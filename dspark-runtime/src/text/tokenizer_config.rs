@@ -34,7 +34,11 @@ impl TokenizerConfig {
     }
 
     /// What another source than files in a directory says; `path` is that source.
-    pub(super) fn new(path: PathBuf, special_tokens: Map<String, Value>, chat_template: Option<ChatTemplate>) -> Self {
+    pub(super) fn new(
+        path: PathBuf,
+        special_tokens: Map<String, Value>,
+        chat_template: Option<ChatTemplate>,
+    ) -> Self {
         Self { path, special_tokens, chat_template, added_tokens: Vec::new() }
     }
 

@@ -22,8 +22,12 @@ pub(in super::super) fn index(path: &Path) -> Result<(Mmap, Vec<(String, Entry)>
     if file.tensor(ROPE_FACTORS).is_some() {
         return Err(invalid(format!("tensor `{ROPE_FACTORS}`: stretched rotary frequencies are not read from GGUF")));
     }
-    let unknown: Vec<&str> =
-        file.tensors().iter().map(|tensor| tensor.name.as_str()).filter(|name| hugging_face_name(name).is_none()).collect();
+    let unknown: Vec<&str> = file
+        .tensors()
+        .iter()
+        .map(|tensor| tensor.name.as_str())
+        .filter(|name| hugging_face_name(name).is_none())
+        .collect();
     if let Some(name) = unknown.first() {
         return Err(CheckpointError::UnexpectedTensor {
             path: path.to_owned(),

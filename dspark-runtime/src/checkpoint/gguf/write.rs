@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::path::Path;
 
-use super::super::atomic::write_file_with;
 use super::super::CheckpointError;
+use super::super::atomic::write_file_with;
 use super::blocks::BlockType;
 use super::file::ALIGNMENT;
 use super::parse::{MAGIC, kind};
