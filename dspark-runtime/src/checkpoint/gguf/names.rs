@@ -47,17 +47,16 @@ pub enum RowOrder {
 pub fn reorder_rows<T: Copy>(data: &[T], rows: usize, heads: usize, to: RowOrder) -> Vec<T> {
     let (row, head) = (data.len() / rows, rows / heads);
     let half = head / 2;
-    (0..rows)
-        .flat_map(|to_row| {
-            let (first, within) = (to_row / head * head, to_row % head);
-            let from = match to {
-                RowOrder::Halves => 2 * (within % half) + within / half,
-                RowOrder::Pairs => within % 2 * half + within / 2,
-            };
-            &data[(first + from) * row..][..row]
-        })
-        .copied()
-        .collect()
+    let mut reordered = Vec::with_capacity(data.len());
+    for to_row in 0..rows {
+        let (first, within) = (to_row / head * head, to_row % head);
+        let from = match to {
+            RowOrder::Halves => 2 * (within % half) + within / half,
+            RowOrder::Pairs => within % 2 * half + within / 2,
+        };
+        reordered.extend_from_slice(&data[(first + from) * row..][..row]);
+    }
+    reordered
 }
 
 /// The name that a target's tensor has in Hugging Face files; `None` for one that targets do not have.

@@ -1,6 +1,5 @@
 use std::path::Path;
 
-use proptest::prelude::*;
 use serde_json::Value;
 
 use super::super::{CheckpointError, Weights};
@@ -221,20 +220,27 @@ fn another_alignment_is_heeded() {
     assert!(file.tensors().iter().all(|tensor| tensor.start.is_multiple_of(128)));
 }
 
-proptest! {
-    /// Whatever single byte is wrong: an answer, never a panic, and never tensors that are not in the file.
-    #[test]
-    fn a_wrong_byte_is_survived(position in 0..sound().bytes().len(), value: u8) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("model.gguf");
-        let mut bytes = sound().bytes();
-        bytes[position] = value;
-        std::fs::write(&path, &bytes).unwrap();
-        if let Ok(file) = GgufFile::open(&path) {
-            prop_assert!(file.tensors().iter().all(|tensor| tensor.end <= bytes.len()));
+/// Whatever single byte is wrong: an answer, never a panic, and never tensors that are not in the file.
+#[test]
+fn a_wrong_byte_is_survived() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let whole = sound().bytes();
+    let mut opened = 0;
+    for (position, byte) in whole.iter().enumerate() {
+        for value in [0, u8::MAX, byte.wrapping_add(1), byte.wrapping_sub(1), byte ^ 128] {
+            let mut bytes = whole.clone();
+            bytes[position] = value;
+            std::fs::write(&path, &bytes).unwrap();
+            if let Ok(file) = GgufFile::open(&path) {
+                assert!(file.tensors().iter().all(|tensor| tensor.end <= bytes.len()), "{position}: {value}");
+                opened += 1;
+            }
+            let _ = Weights::open(&path);
         }
-        let _ = Weights::open(&path);
     }
+    // Letters of names and numbers of the data may change; a header is mostly neither.
+    assert!(opened > 0 && opened < 4 * whole.len(), "{opened} of {}", 5 * whole.len());
 }
 
 #[test]
