@@ -9,12 +9,18 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// What is known, the first name of each kind being the one that is written.
-const KNOWN: [(&[&str], fn() -> Rules); 4] = [
-    (&["gpt-2"], gpt2),
-    (&["smollm"], smollm),
-    (&["qwen2", "deepseek-r1-qwen"], qwen2),
-    (&["default"], llama_cpp_default),
+/// A way of cutting, with the names it has; the first is the one that is written.
+struct Kind {
+    names: &'static [&'static str],
+    rules: fn() -> Rules,
+}
+
+/// What is known.
+const KNOWN: [Kind; 4] = [
+    Kind { names: &["gpt-2"], rules: gpt2 },
+    Kind { names: &["smollm"], rules: smollm },
+    Kind { names: &["qwen2", "deepseek-r1-qwen"], rules: qwen2 },
+    Kind { names: &["default"], rules: llama_cpp_default },
 ];
 
 /// The two stages before merging.
@@ -26,22 +32,22 @@ pub(super) struct Rules {
 
 /// The rules with this name.
 pub(super) fn rules(name: &str) -> Option<Rules> {
-    KNOWN.iter().find(|(names, _)| names.contains(&name)).map(|(_, rules)| rules())
+    KNOWN.iter().find(|kind| kind.names.contains(&name)).map(|kind| (kind.rules)())
 }
 
 /// All names, for errors.
 pub(super) fn names() -> String {
-    KNOWN.iter().flat_map(|(names, _)| names.iter().copied()).collect::<Vec<_>>().join(", ")
+    KNOWN.iter().flat_map(|kind| kind.names.iter().copied()).collect::<Vec<_>>().join(", ")
 }
 
 /// The name of a tokeniser's own rules. A normaliser that composes characters has no name of its own: llama.cpp leaves
 /// texts as they are, and so do Qwen's own files where texts are composed already.
 pub(super) fn name_of(rules: &Rules) -> Option<&'static str> {
     let own = simplified(rules);
-    KNOWN.iter().find(|(_, known)| simplified(&known()) == own).and_then(|(names, _)| names.first().copied())
+    KNOWN.iter().find(|kind| simplified(&(kind.rules)()) == own).and_then(|kind| kind.names.first().copied())
 }
 
-/// Without what makes no difference to ids: how offsets are counted, and that a pattern given twice does nothing.
+/// Without what makes no difference to ids: how offsets are counted, and switches that are off.
 fn simplified(rules: &Rules) -> Value {
     let mut stages = match rules.pre_tokenizer.get("pretokenizers").and_then(Value::as_array) {
         Some(stages) => stages.clone(),
