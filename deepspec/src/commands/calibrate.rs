@@ -22,7 +22,7 @@ const DIAGRAM: &str = "reliability.svg";
 /// Arguments of `deepspec calibrate`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The target: a folder in Hugging Face layout or, with the `hub` feature, a Hugging Face name
+    /// The target: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
     #[arg(long, value_name = "DIR", required_unless_present = "trace")]
     target: Option<String>,
     /// The draft: a checkpoint folder; `sts.json` and `reliability.svg` are written into it

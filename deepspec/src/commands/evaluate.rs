@@ -17,7 +17,7 @@ use crate::recipe::Turns;
 /// Arguments of `deepspec evaluate`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The target: a folder in Hugging Face layout or, with the `hub` feature, a Hugging Face name
+    /// The target: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
     #[arg(long, value_name = "DIR")]
     target: String,
     /// The draft: a checkpoint folder

@@ -186,7 +186,7 @@ impl Findings {
                     if values.iter().any(|value| !value.is_finite()) {
                         self.problems.push(format!("tensor `{name}` holds values that are not finite"));
                     }
-                    let dtype = weights.dtype(name).map(|dtype| format!("{dtype:?}")).unwrap_or_default();
+                    let dtype = weights.dtype(name).unwrap_or_default();
                     if !dtypes.contains(&dtype) {
                         dtypes.push(dtype);
                     }

@@ -216,7 +216,18 @@ impl Prepared {
         for file in recipe.data.train.iter().chain(&recipe.data.validation) {
             hash_file(&mut hash, file)?;
         }
-        // Everything that target and tokeniser are read from.
+        for file in self.target_files()? {
+            let weights = file.extension().is_some_and(|extension| extension == "safetensors" || extension == "gguf");
+            if weights { hash_ends(&mut hash, &file)? } else { hash_file(&mut hash, &file)? }
+        }
+        Ok(hex(hash))
+    }
+
+    /// Everything that target and tokeniser are read from: a GGUF file, or files of a folder.
+    fn target_files(&self) -> Result<Vec<PathBuf>> {
+        if self.target_folder.is_file() {
+            return Ok(vec![self.target_folder.clone()]);
+        }
         let wanted = |path: &PathBuf| {
             let extension = path.extension().and_then(|extension| extension.to_str());
             matches!(extension, Some("json" | "jinja" | "safetensors"))
@@ -227,11 +238,7 @@ impl Prepared {
         let entries = entries.with_context(|| self.target_folder.display().to_string())?;
         let mut files: Vec<PathBuf> = entries.into_iter().filter(wanted).collect();
         files.sort();
-        for file in files {
-            let weights = file.extension().is_some_and(|extension| extension == "safetensors");
-            if weights { hash_ends(&mut hash, &file)? } else { hash_file(&mut hash, &file)? }
-        }
-        Ok(hex(hash))
+        Ok(files)
     }
 
     /// The recipe's evaluation tasks with their files.
@@ -250,14 +257,14 @@ impl Prepared {
     }
 }
 
-/// Loads a target and its tokeniser from a folder, or, with the `hub` feature, by its Hugging Face name.
+/// Loads a target and its tokeniser from a folder or a GGUF file, or, with the `hub` feature, by its Hugging Face name.
 ///
 /// # Errors
 /// When the folder or its files are unusable.
 pub fn load_target(name: &str, device: &Device) -> Result<(PathBuf, Target, Tokenizer)> {
     let folder = dspark_runtime::checkpoint::resolve_model(name)?;
     let target = Target::load(&folder, device)?;
-    let tokenizer = Tokenizer::from_directory(&folder)?;
+    let tokenizer = Tokenizer::of_model(&folder)?;
     Ok((folder, target, tokenizer))
 }
 

@@ -11,16 +11,27 @@ use super::CheckpointError;
 /// # Errors
 /// When the folder cannot be written (a full disk included); the temporary file is then removed.
 pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), CheckpointError> {
+    write_file_with(path, |file| file.write_all(contents).map_err(CheckpointError::io(path)))
+}
+
+/// The same for contents that are made while they are written. An error of `fill` leaves everything as it was.
+///
+/// # Errors
+/// As [`write_file`], and whatever `fill` returns.
+pub fn write_file_with(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> Result<(), CheckpointError>,
+) -> Result<(), CheckpointError> {
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
-    let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut temporary| {
-        temporary.write_all(contents)?;
-        share(temporary.as_file())?;
+    let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(CheckpointError::io(path))?;
+    fill(&mut temporary)?;
+    let kept = share(temporary.as_file()).and_then(|()| {
         temporary.as_file().sync_all()?;
         temporary.persist(path).map_err(|error| error.error)?;
         sync_folder(folder)
     });
-    written.map_err(CheckpointError::io(path))
+    kept.map_err(CheckpointError::io(path))
 }
 
 /// A folder that is filled out of sight and appears under its name when it is complete.

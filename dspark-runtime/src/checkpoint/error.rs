@@ -30,15 +30,15 @@ pub enum CheckpointError {
         /// Where and why.
         source: serde_json::Error,
     },
-    /// A safetensors file is damaged.
-    #[error("{}: damaged safetensors file: {reason}; download or export it again", path.display())]
+    /// A safetensors or GGUF file is damaged.
+    #[error("{}: damaged weight file: {reason}; download or export it again", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
         /// What does not fit.
         reason: String,
     },
-    /// A field of `config.json` is missing, of the wrong type, or has a value that is not supported.
+    /// A field of `config.json`, or a key of GGUF metadata, is missing, of the wrong type, or has a value that is not supported.
     #[error("{}: field `{field}`: expected {expected}, found {found}", path.display())]
     Field {
         /// The file.
@@ -87,7 +87,7 @@ pub enum CheckpointError {
     },
     /// The files hold tensors that the model has no place for.
     #[error(
-        "{}: tensor `{name}` (and {others} more) has no place in the model that config.json describes",
+        "{}: tensor `{name}` (and {others} more) has no place in the model that the configuration describes",
         path.display()
     )]
     UnexpectedTensor {

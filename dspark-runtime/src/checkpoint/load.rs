@@ -34,11 +34,7 @@ pub fn load_module<M: Module>(
         return Err(error);
     }
     if let Some(name) = loader.missing.first() {
-        return Err(CheckpointError::MissingTensor {
-            path: weights.folder().to_owned(),
-            name: name.clone(),
-            others: loader.missing.len() - 1,
-        });
+        return Err(weights.missing(name, loader.missing.len() - 1));
     }
     Ok((module, loader.used))
 }

@@ -1,4 +1,4 @@
-//! Files that hold models.
+//! Files that hold models: Hugging Face folders, and GGUF files.
 //!
 //! Everything read here may come from anywhere, so parsing is bounded and strict: a header that lies, a tensor of
 //! another shape or a configuration field that this project does not compute is an error that names the file, what was
@@ -6,6 +6,7 @@
 
 mod atomic;
 mod error;
+pub mod gguf;
 #[cfg(feature = "hub")]
 mod hub;
 mod json_fields;
@@ -14,7 +15,7 @@ mod resolve;
 mod save;
 mod weights;
 
-pub use atomic::{AtomicDirectory, write_file};
+pub use atomic::{AtomicDirectory, write_file, write_file_with};
 pub use error::CheckpointError;
 pub use json_fields::JsonFields;
 pub use load::{load_module, parameter_shapes, with_stable_ids};

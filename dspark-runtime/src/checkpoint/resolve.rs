@@ -1,18 +1,22 @@
-//! From what a user calls a model to a folder.
+//! From what a user calls a model to a folder or a file.
 
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
+use super::gguf::is_gguf;
 
-/// A folder in Hugging Face layout: the one named, or, with the `hub` feature, the local copy of a Hugging Face model
-/// (`owner/name`), downloaded when it is not there yet. The path goes through [`expand_home`].
+/// A folder in Hugging Face layout or a GGUF file: the one named, or, with the `hub` feature, the local copy of a Hugging
+/// Face model (`owner/name`), downloaded when it is not there yet. The path goes through [`expand_home`].
 ///
 /// # Errors
-/// When there is no such folder, or the download failed.
+/// When there is no such folder or file, or the download failed.
 pub fn resolve_model(name: &str) -> Result<PathBuf, CheckpointError> {
     let path = expand_home(Path::new(name));
-    if path.is_dir() {
+    if path.is_dir() || (is_gguf(&path) && path.is_file()) {
         return Ok(path);
+    }
+    if is_gguf(&path) {
+        return Err(CheckpointError::Invalid { path, reason: "no such GGUF file".to_owned() });
     }
     let looks_like_hub = name.split('/').count() == 2 && !name.starts_with(['.', '~', '/']);
     if looks_like_hub {
@@ -21,7 +25,8 @@ pub fn resolve_model(name: &str) -> Result<PathBuf, CheckpointError> {
     Err(CheckpointError::Invalid {
         path,
         reason:
-            "no such folder: expected a model in Hugging Face layout (config.json, model.safetensors, tokenizer.json)"
+            "no such folder: expected a model in Hugging Face layout (config.json, model.safetensors, tokenizer.json), \
+             or a file that ends in .gguf"
                 .to_owned(),
     })
 }

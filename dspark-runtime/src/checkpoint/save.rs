@@ -49,6 +49,11 @@ impl WeightsToSave {
         self.integers.insert(name.to_owned(), values);
     }
 
+    /// Names, shapes and values, by name.
+    pub fn into_tensors(self) -> impl Iterator<Item = (String, Vec<usize>, Vec<f32>)> {
+        self.tensors.into_iter().map(|(name, (shape, values))| (name, shape, values))
+    }
+
     /// The first tensor that holds a NaN or an infinity, and that value.
     pub fn first_not_finite(&self) -> Option<(&str, f32)> {
         let bad = |values: &[f32]| values.iter().copied().find(|value| !value.is_finite());

@@ -1,5 +1,6 @@
-//! Tensors in `model.safetensors`, or in the shards that `model.safetensors.index.json` lists.
+//! Tensors in `model.safetensors`, in the shards that `model.safetensors.index.json` lists, or in a GGUF file.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
@@ -12,6 +13,7 @@ use memmap2::Mmap;
 use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
+use super::gguf::{self, BlockType, RowOrder, is_gguf, reorder_rows, target_tensor_name};
 use super::{CheckpointError, JsonFields};
 
 /// Elements converted by one task.
@@ -37,7 +39,7 @@ impl fmt::Display for WeightPrecision {
     }
 }
 
-/// The weight files of one folder, memory-mapped; tensors are converted as they are asked for, so that a model's weights
+/// The weight files of one folder, or one GGUF file, memory-mapped; tensors are converted as they are asked for, so that a model's weights
 /// are never resident twice.
 #[derive(Debug)]
 pub struct Weights {
@@ -47,21 +49,59 @@ pub struct Weights {
 }
 
 #[derive(Debug)]
-struct Entry {
-    file: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
+pub(super) struct Entry {
+    pub file: usize,
+    pub encoding: Encoding,
+    pub shape: Vec<usize>,
     /// Byte range in the file.
-    start: usize,
-    end: usize,
+    pub start: usize,
+    pub end: usize,
+    /// The heads whose rows lie in pairs, if they do; see [`RowOrder`].
+    pub paired_heads: Option<usize>,
+}
+
+/// What a tensor's numbers are kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    /// A type of safetensors, where it is none of those that GGUF has too.
+    Other(Dtype),
+    /// Any other.
+    Blocks(BlockType),
+}
+
+impl From<Dtype> for Encoding {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::Blocks(BlockType::F32),
+            Dtype::F16 => Self::Blocks(BlockType::F16),
+            Dtype::BF16 => Self::Blocks(BlockType::Bf16),
+            other => Self::Other(other),
+        }
+    }
+}
+
+impl fmt::Display for Encoding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Other(dtype) => write!(f, "{dtype:?}"),
+            Self::Blocks(block_type) => block_type.fmt(f),
+        }
+    }
 }
 
 impl Weights {
-    /// Opens the weights of a Hugging Face folder.
+    /// Opens the weights of a Hugging Face folder or of a GGUF file that holds a target; the tensors of the latter have the
+    /// names and the order of rows that they have in the former.
     ///
     /// # Errors
-    /// When there are none, a shard is missing, or a header does not fit its file.
+    /// When there are none, a shard is missing, a header does not fit its file, or a GGUF file holds something else than a
+    /// target.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        if is_gguf(folder) {
+            let (map, entries) = gguf::index(folder)?;
+            let files = vec![(folder.to_owned(), map)];
+            return Ok(Self { folder: folder.to_owned(), files, tensors: entries.into_iter().collect() });
+        }
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
         if single.is_file() {
@@ -120,10 +160,11 @@ impl Weights {
             let start = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
             let entry = Entry {
                 file: self.files.len(),
-                dtype: view.dtype(),
+                encoding: view.dtype().into(),
                 shape: view.shape().to_vec(),
                 start,
                 end: start + view.data().len(),
+                paired_heads: None,
             };
             if self.tensors.insert(name.to_owned(), entry).is_some() {
                 return Err(damaged(format!("tensor `{name}` is in two shards")));
@@ -132,7 +173,7 @@ impl Weights {
         Ok(())
     }
 
-    /// The folder that was opened.
+    /// The folder or GGUF file that was opened.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -152,9 +193,20 @@ impl Weights {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// A tensor's number type, when it is there.
-    pub fn dtype(&self, name: &str) -> Option<Dtype> {
-        self.tensors.get(name).map(|entry| entry.dtype)
+    /// The name of a tensor's number type, when it is there.
+    pub fn dtype(&self, name: &str) -> Option<String> {
+        self.tensors.get(name).map(|entry| entry.encoding.to_string())
+    }
+
+    /// The error for tensors that a model needs and that are not here; `name` is the first of them. It is told as the file
+    /// would have it.
+    pub fn missing(&self, name: &str, others: usize) -> CheckpointError {
+        CheckpointError::MissingTensor { path: self.folder.clone(), name: self.name_in_file(name), others }
+    }
+
+    fn name_in_file(&self, name: &str) -> String {
+        let translated = is_gguf(&self.folder).then(|| target_tensor_name(name)).flatten();
+        translated.unwrap_or_else(|| name.to_owned())
     }
 
     /// The file that holds a tensor.
@@ -162,42 +214,49 @@ impl Weights {
         self.tensors.get(name).map_or_else(|| self.folder.clone(), |entry| self.files[entry.file].0.clone())
     }
 
-    /// The bytes of one tensor, and its number type.
-    fn bytes_of(&self, name: &str, expected: &[usize]) -> Result<(Dtype, &[u8]), CheckpointError> {
+    /// The bytes of one tensor, its rows in Hugging Face's order, and its number type.
+    fn bytes_of(&self, name: &str, expected: &[usize]) -> Result<(Encoding, Cow<'_, [u8]>), CheckpointError> {
         let Some(entry) = self.tensors.get(name) else {
-            let path = self.folder.clone();
-            return Err(CheckpointError::MissingTensor { path, name: name.to_owned(), others: 0 });
+            return Err(self.missing(name, 0));
         };
         let (path, map) = &self.files[entry.file];
         if entry.shape != expected {
             return Err(CheckpointError::Shape {
                 path: path.clone(),
-                name: name.to_owned(),
+                name: self.name_in_file(name),
                 expected: expected.to_vec(),
                 found: entry.shape.clone(),
             });
         }
-        Ok((entry.dtype, &map[entry.start..entry.end]))
+        let bytes = &map[entry.start..entry.end];
+        // Blocks never reach over the end of a row, so rows of any type move as bytes.
+        let bytes = match (entry.paired_heads, entry.shape.first()) {
+            (Some(heads), Some(&rows)) => Cow::Owned(reorder_rows(bytes, rows, heads, RowOrder::Halves)),
+            _ => Cow::Borrowed(bytes),
+        };
+        Ok((entry.encoding, bytes))
     }
 
     /// The values of one tensor as f32, row-major.
     ///
     /// # Errors
-    /// When the tensor is missing, has another shape than `expected`, or is not F32, F16 or BF16.
+    /// When the tensor is missing, has another shape than `expected`, or is not a number type that is read here.
     pub fn values(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, CheckpointError> {
-        let (dtype, bytes) = self.bytes_of(name, expected)?;
-        match dtype {
-            Dtype::F32 => Ok(convert(bytes, |from: &[[u8; 4]], to| {
+        let (encoding, bytes) = self.bytes_of(name, expected)?;
+        let bytes = bytes.as_ref();
+        match encoding {
+            Encoding::Blocks(BlockType::F32) => Ok(convert(bytes, |from: &[[u8; 4]], to| {
                 to.iter_mut().zip(from).for_each(|(to, from)| *to = f32::from_le_bytes(*from));
             })),
-            Dtype::BF16 => Ok(convert(bytes, |from: &[[u8; 2]], to| {
+            Encoding::Blocks(BlockType::Bf16) => Ok(convert(bytes, |from: &[[u8; 2]], to| {
                 to.iter_mut().zip(from).for_each(|(to, from)| *to = bf16::from_le_bytes(*from).to_f32());
             })),
-            Dtype::F16 => Ok(convert(bytes, |from: &[[u8; 2]], to| {
+            Encoding::Blocks(BlockType::F16) => Ok(convert(bytes, |from: &[[u8; 2]], to| {
                 let halves: Vec<f16> = from.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
                 halves.convert_to_f32_slice(to);
             })),
-            other => Err(CheckpointError::Dtype {
+            Encoding::Blocks(block_type) => Ok(convert_blocks(block_type, bytes)),
+            Encoding::Other(other) => Err(CheckpointError::Dtype {
                 path: self.path_of(name),
                 name: name.to_owned(),
                 found: format!("{other:?}"),
@@ -233,8 +292,10 @@ impl Weights {
         precision: WeightPrecision,
         device: &Device,
     ) -> Result<Tensor<D>, CheckpointError> {
-        if D == 2 && precision == WeightPrecision::AsStored && self.dtype(name) == Some(Dtype::BF16) {
-            let values: Vec<bf16> = convert(self.bytes_of(name, &shape)?.1, |from: &[[u8; 2]], to| {
+        let encoding = self.tensors.get(name).map(|entry| entry.encoding);
+        let is_bf16 = encoding == Some(Encoding::Blocks(BlockType::Bf16));
+        if D == 2 && precision == WeightPrecision::AsStored && is_bf16 {
+            let values: Vec<bf16> = convert(self.bytes_of(name, &shape)?.1.as_ref(), |from: &[[u8; 2]], to| {
                 to.iter_mut().zip(from).for_each(|(to, from)| *to = bf16::from_le_bytes(*from));
             });
             return Ok(Tensor::from_data(TensorData::new(values, shape), (device, DType::BF16)));
@@ -252,6 +313,16 @@ fn convert<T: Copy + Default + Send, const N: usize>(
     let mut values = vec![T::default(); elements.len()];
     let chunks = values.par_chunks_mut(CONVERT_CHUNK).zip(elements.par_chunks(CONVERT_CHUNK));
     chunks.for_each(|(to, from)| convert_chunk(from, to));
+    values
+}
+
+/// Whole blocks of any type. There are no fewer elements than whole blocks have: that was checked with the header.
+fn convert_blocks(block_type: BlockType, bytes: &[u8]) -> Vec<f32> {
+    let (elements, block_bytes) = block_type.block();
+    let mut values = vec![0.0; bytes.len() / block_bytes * elements];
+    let blocks = CONVERT_CHUNK / elements;
+    let chunks = values.par_chunks_mut(blocks * elements).zip(bytes.par_chunks(blocks * block_bytes));
+    chunks.for_each(|(to, from)| block_type.read(from, to));
     values
 }
 

@@ -17,7 +17,7 @@ use crate::text::Tokenizer;
 /// Arguments of an engine.
 #[derive(Debug, Args)]
 pub struct EngineArguments {
-    /// The target: a folder in Hugging Face layout or, with the `hub` feature, a Hugging Face name
+    /// The target: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
     #[arg(long, value_name = "DIR")]
     target: String,
     /// A draft for it: a checkpoint folder; without one the target decodes alone
@@ -65,7 +65,7 @@ impl EngineArguments {
     pub(super) fn start(&self) -> Result<Running> {
         let device = self.device.open()?;
         let folder = resolve_model(&self.target)?;
-        let tokenizer = Tokenizer::from_directory(&folder)?;
+        let tokenizer = Tokenizer::of_model(&folder)?;
         let target = Target::load_with(&folder, self.weights, &device)?;
         let draft = self.draft.as_deref();
         let draft = draft.map(|folder| Draft::load_with(folder, self.weights, &target)).transpose()?;

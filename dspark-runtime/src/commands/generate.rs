@@ -18,7 +18,7 @@ use crate::text::Tokenizer;
 /// Arguments of `dspark generate`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The target: a folder in Hugging Face layout or, with the `hub` feature, a Hugging Face name
+    /// The target: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
     #[arg(long, value_name = "DIR")]
     target: String,
     /// A draft for it: a checkpoint folder; without one the target decodes alone
@@ -76,7 +76,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let folder = resolve_model(&arguments.target)?;
     let target = Target::load_with(&folder, arguments.weights, &device)?;
-    let tokenizer = Tokenizer::from_directory(&folder)?;
+    let tokenizer = Tokenizer::of_model(&folder)?;
     let draft = arguments.draft.as_deref();
     let draft = draft.map(|folder| Draft::load_with(folder, arguments.weights, &target)).transpose()?;
     let draft = draft.map(|draft| draft.with_heads(arguments.draft_heads));

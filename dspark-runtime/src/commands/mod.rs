@@ -5,6 +5,7 @@ mod chat;
 mod engine;
 mod generate;
 mod output;
+mod perplexity;
 mod profile;
 mod serve;
 
@@ -31,6 +32,8 @@ enum Verb {
     Serve(serve::Arguments),
     /// Measure what steps cost on this machine
     Profile(profile::Arguments),
+    /// Say how well a target predicts a text
+    Perplexity(perplexity::Arguments),
     /// Measure throughput and latency under load
     Bench(bench::Arguments),
 }
@@ -46,6 +49,7 @@ impl Cli {
             Verb::Chat(arguments) => chat::run(&arguments),
             Verb::Serve(arguments) => serve::run(&arguments),
             Verb::Profile(arguments) => profile::run(&arguments),
+            Verb::Perplexity(arguments) => perplexity::run(&arguments),
             Verb::Bench(arguments) => bench::run(&arguments),
         }
     }

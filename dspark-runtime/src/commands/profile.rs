@@ -16,7 +16,7 @@ use crate::schedule::StepCost;
 /// Arguments of `dspark profile`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The target: a folder in Hugging Face layout or, with the `hub` feature, a Hugging Face name
+    /// The target: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
     #[arg(long, value_name = "DIR")]
     target: String,
     /// A draft for it; drafting is then measured too

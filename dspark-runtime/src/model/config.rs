@@ -1,10 +1,12 @@
-//! The configuration of a target, read strictly from a Hugging Face `config.json`.
+//! The configuration of a target, read strictly from a Hugging Face `config.json` or from GGUF metadata.
 
 use std::fmt;
 use std::path::Path;
 
 use serde_json::Value;
 
+use super::gguf_config::config_fields;
+use crate::checkpoint::gguf::{GgufFile, is_gguf};
 use crate::checkpoint::{CheckpointError, JsonFields};
 
 /// More layers than any model has.
@@ -113,8 +115,8 @@ impl LayerConfig {
     }
 }
 
-/// A target's configuration. [`fields`](Self::fields) keeps the file as it was read, because a draft's configuration
-/// repeats it.
+/// A target's configuration. [`fields`](Self::fields) keeps the file as it was read (of a GGUF file, what a `config.json`
+/// would say), because a draft's configuration repeats it.
 #[derive(Clone, Debug)]
 pub struct TargetConfig {
     /// The decoder family.
@@ -134,11 +136,14 @@ pub struct TargetConfig {
 }
 
 impl TargetConfig {
-    /// Reads `config.json` of a target folder.
+    /// Reads `config.json` of a target folder, or the metadata of a GGUF file.
     ///
     /// # Errors
-    /// When the file is missing or asks for anything that this project does not compute; the field is named.
+    /// When the file is missing or asks for anything that this project does not compute; the field or key is named.
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
+        if is_gguf(folder) {
+            return Self::from_fields(config_fields(&GgufFile::open(folder)?)?);
+        }
         Self::from_fields(JsonFields::read(&folder.join("config.json"))?)
     }
 

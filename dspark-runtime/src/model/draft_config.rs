@@ -176,6 +176,11 @@ impl DraftConfig {
         })
     }
 
+    /// The whole file.
+    pub fn fields(&self) -> &JsonFields {
+        &self.fields
+    }
+
     /// Checks that the draft was made for this target.
     ///
     /// # Errors

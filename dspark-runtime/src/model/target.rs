@@ -71,7 +71,7 @@ pub struct TargetOutput {
 }
 
 impl Target {
-    /// Loads a Hugging Face folder, all weights in f32.
+    /// Loads a Hugging Face folder or a GGUF file, all weights in f32.
     ///
     /// # Errors
     /// When the configuration asks for something unsupported, or the weights do not fit it.
@@ -79,7 +79,7 @@ impl Target {
         Self::load_with(folder, WeightPrecision::F32, device)
     }
 
-    /// Loads a Hugging Face folder, its matrices in the given precision.
+    /// Loads a Hugging Face folder or a GGUF file, its matrices in the given precision.
     ///
     /// # Errors
     /// As [`load`](Self::load).

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::measure::{ProfileOptions, measure};
+use crate::checkpoint::gguf::is_gguf;
 use crate::checkpoint::{CheckpointError, WeightPrecision};
 use crate::device::DeviceChoice;
-use crate::model::{Draft, DraftHeads, Target};
+use crate::model::{Draft, DraftHeads, Target, TargetConfig};
 use crate::schedule::{Identity, SpsTable};
 
 /// What a table is measured for: models of these shapes on this device with this many threads. How long a pass takes does
@@ -85,6 +86,10 @@ pub fn cache_folder() -> Option<PathBuf> {
 }
 
 fn config_text(folder: &Path) -> Result<String, CheckpointError> {
+    if is_gguf(folder) {
+        let config = TargetConfig::read(folder)?;
+        return Ok(serde_json::to_string(config.fields.as_map()).unwrap_or_default());
+    }
     let path = folder.join("config.json");
     std::fs::read_to_string(&path).map_err(CheckpointError::io(path))
 }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::checkpoint::CheckpointError;
+
 /// An error of the tokeniser, its files or its chat template.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -41,6 +43,17 @@ pub enum TextError {
         path: PathBuf,
         /// What the tokeniser library says.
         message: String,
+    },
+    /// Metadata of a GGUF file does not describe a tokeniser that can be built.
+    #[error(transparent)]
+    Gguf(#[from] CheckpointError),
+    /// A tokeniser has something that GGUF metadata cannot say.
+    #[error("the tokeniser of {path} cannot be written to GGUF: {reason}")]
+    NotForGguf {
+        /// The directory or file that the tokeniser was read from.
+        path: PathBuf,
+        /// What it has.
+        reason: String,
     },
     /// A text could not be cut into tokens.
     #[error("cannot tokenise {text:?}: {message}")]

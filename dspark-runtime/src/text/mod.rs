@@ -3,13 +3,17 @@
 //!
 //! A request enters here as messages. [`ChatTemplate::render`] writes them as the one string the target
 //! was trained on, [`Tokenizer::encode`] cuts it into ids, and once ids come back a [`Detokenizer`] gives
-//! out the text that no later id can change. Everything is read from a Hugging Face model directory.
+//! out the text that no later id can change. Everything is read from a Hugging Face model directory
+//! or from a GGUF file, and a tokeniser can be written as GGUF metadata.
 //!
 //! Nothing here knows tensors, models or sampling.
 
 mod chat_template;
 mod detokenize;
 mod error;
+mod gguf_export;
+mod gguf_tokenizer;
+mod pre_tokenizers;
 mod python;
 #[cfg(test)]
 mod testing;

@@ -1,4 +1,4 @@
-//! The tokeniser of a Hugging Face model directory.
+//! The tokeniser of a Hugging Face model directory or of a GGUF file.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,7 +9,8 @@ use tokenizers::{DecoderWrapper, PostProcessorWrapper};
 
 use super::token_bytes::fallback_byte;
 use super::tokenizer_config::{TokenizerConfig, read_stop_token_ids};
-use super::{ChatTemplate, TextError, TokenId};
+use super::{ChatTemplate, TextError, TokenId, gguf_tokenizer};
+use crate::checkpoint::gguf::is_gguf;
 
 /// Cuts text into token ids and puts ids together to text again. Cloning is cheap.
 #[derive(Clone)]
@@ -26,6 +27,23 @@ struct Inner {
 }
 
 impl Tokenizer {
+    /// The tokeniser that comes with a model: of a Hugging Face directory, or of a GGUF file. Where a file's own metadata
+    /// holds none that can be built, that of a `tokenizer.json` beside it.
+    ///
+    /// # Errors
+    /// As [`from_directory`](Self::from_directory); of a GGUF file, the key whose value is not supported.
+    pub fn of_model(model: &Path) -> Result<Self, TextError> {
+        if !is_gguf(model) {
+            return Self::from_directory(model);
+        }
+        match (gguf_tokenizer::read(model), model.parent()) {
+            (Err(TextError::Gguf(_)), Some(folder)) if folder.join("tokenizer.json").is_file() => {
+                Self::from_directory(folder)
+            }
+            (read, _) => read,
+        }
+    }
+
     /// Reads `tokenizer.json` (required), `tokenizer_config.json`, `chat_template.jinja`,
     /// `generation_config.json` and `config.json` of a model directory.
     ///
@@ -35,15 +53,7 @@ impl Tokenizer {
         let path = directory.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|source| TextError::Read { path: path.clone(), source })?;
         let broken = |message: String| TextError::Tokenizer { path: path.clone(), message };
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| broken(error.to_string()))?;
-        // Truncation and padding left over from training would cut or fill every text unasked.
-        tokenizer.with_padding(None).with_truncation(None).map_err(|error| broken(error.to_string()))?;
-        if let Some(post_processor) = tokenizer.get_post_processor() {
-            let mut post_processor = post_processor.clone();
-            keep_whitespace_in_offsets(&mut post_processor);
-            tokenizer.with_post_processor(Some(post_processor));
-        }
-
+        let mut tokenizer = build(&path, &bytes)?;
         let config = TokenizerConfig::read(directory)?;
         for (id, token) in &config.added_tokens {
             if tokenizer.token_to_id(&token.content).is_none() {
@@ -65,12 +75,34 @@ impl Tokenizer {
                 config.special_token("eos_token").and_then(|token| tokenizer.token_to_id(token)).into_iter().collect()
             }
         };
-        let has_byte_fallback = tokenizer.get_decoder().is_some_and(falls_back_to_bytes);
-        let directory = directory.to_owned();
-        Ok(Self { inner: Arc::new(Inner { directory, tokenizer, config, stop_token_ids, has_byte_fallback }) })
+        Ok(Self::assemble(directory, tokenizer, config, stop_token_ids))
     }
 
-    /// The directory it was read from.
+    /// A tokeniser of the parts that another source than a directory gives; `json` is what a `tokenizer.json` would hold.
+    ///
+    /// # Errors
+    /// When the parts of `json` do not fit each other.
+    pub(super) fn from_parts(
+        source: &Path,
+        json: &[u8],
+        config: TokenizerConfig,
+        stop_token_ids: Vec<TokenId>,
+    ) -> Result<Self, TextError> {
+        Ok(Self::assemble(source, build(source, json)?, config, stop_token_ids))
+    }
+
+    fn assemble(
+        directory: &Path,
+        tokenizer: tokenizers::Tokenizer,
+        config: TokenizerConfig,
+        stop_token_ids: Vec<TokenId>,
+    ) -> Self {
+        let has_byte_fallback = tokenizer.get_decoder().is_some_and(falls_back_to_bytes);
+        let directory = directory.to_owned();
+        Self { inner: Arc::new(Inner { directory, tokenizer, config, stop_token_ids, has_byte_fallback }) }
+    }
+
+    /// The directory or GGUF file it was read from.
     pub fn directory(&self) -> &Path {
         &self.inner.directory
     }
@@ -158,18 +190,18 @@ impl Tokenizer {
 
     /// The id of the configured begin-of-sequence token.
     pub fn bos_token_id(&self) -> Option<TokenId> {
-        self.configured_token_id("bos_token")
+        self.special_token_id("bos_token")
     }
 
     /// The id of the configured end-of-sequence token. What ends an answer is
     /// [`stop_token_ids`](Self::stop_token_ids).
     pub fn eos_token_id(&self) -> Option<TokenId> {
-        self.configured_token_id("eos_token")
+        self.special_token_id("eos_token")
     }
 
     /// The id of the configured padding token.
     pub fn pad_token_id(&self) -> Option<TokenId> {
-        self.configured_token_id("pad_token")
+        self.special_token_id("pad_token")
     }
 
     /// The ids that end an answer: `eos_token_id` of `generation_config.json`, else of `config.json`, else the
@@ -183,7 +215,7 @@ impl Tokenizer {
         self.inner.config.chat_template.as_ref()
     }
 
-    fn configured_token_id(&self, name: &str) -> Option<TokenId> {
+    pub(super) fn special_token_id(&self, name: &str) -> Option<TokenId> {
         self.token_id(self.inner.config.special_token(name)?)
     }
 
@@ -195,6 +227,11 @@ impl Tokenizer {
     /// Whether this token was added to the vocabulary: it is written as it is read, in no alphabet of its own.
     pub(super) fn is_added(&self, id: TokenId) -> bool {
         self.inner.tokenizer.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
+    }
+
+    /// What a `tokenizer.json` of it would hold.
+    pub(super) fn to_json(&self) -> serde_json::Value {
+        serde_json::to_value(&self.inner.tokenizer).unwrap_or_default()
     }
 
     pub(super) fn decoder(&self) -> Option<&DecoderWrapper> {
@@ -210,6 +247,20 @@ impl fmt::Debug for Tokenizer {
             .field("chat_template", &self.chat_template())
             .finish_non_exhaustive()
     }
+}
+
+fn build(path: &Path, json: &[u8]) -> Result<tokenizers::Tokenizer, TextError> {
+    let broken =
+        |error: tokenizers::Error| TextError::Tokenizer { path: path.to_owned(), message: error.to_string() };
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(broken)?;
+    // Truncation and padding left over from training would cut or fill every text unasked.
+    tokenizer.with_padding(None).with_truncation(None).map_err(broken)?;
+    if let Some(post_processor) = tokenizer.get_post_processor() {
+        let mut post_processor = post_processor.clone();
+        keep_whitespace_in_offsets(&mut post_processor);
+        tokenizer.with_post_processor(Some(post_processor));
+    }
+    Ok(tokenizer)
 }
 
 /// Some tokenisers report offsets without the whitespace of a token. A loss mask needs to know where a

@@ -33,6 +33,15 @@ impl TokenizerConfig {
         Ok(config)
     }
 
+    /// What another source than files in a directory says; `path` is that source.
+    pub(super) fn new(
+        path: PathBuf,
+        special_tokens: Map<String, Value>,
+        chat_template: Option<ChatTemplate>,
+    ) -> Self {
+        Self { path, special_tokens, chat_template, added_tokens: Vec::new() }
+    }
+
     /// The text of a special token such as `eos_token`.
     pub(super) fn special_token(&self, name: &str) -> Option<&str> {
         self.special_tokens.get(name).and_then(Value::as_str)
