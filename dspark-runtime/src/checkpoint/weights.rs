@@ -270,7 +270,7 @@ impl Weights {
     /// When the tensor is missing, has another shape than `expected`, or is not I64.
     pub fn integers(&self, name: &str, expected: &[usize]) -> Result<Vec<i64>, CheckpointError> {
         match self.bytes_of(name, expected)? {
-            (Dtype::I64, bytes) => {
+            (Encoding::Other(Dtype::I64), bytes) => {
                 Ok(bytes.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect())
             }
             (other, _) => Err(CheckpointError::Dtype {

@@ -13,6 +13,7 @@ use super::metrics::Phase;
 use super::request::{FinishReason, Logprobs, TokenOutput};
 use super::sequence::Sequence;
 use super::step::StepLoop;
+use crate::kernels;
 use crate::model::{DraftContext, TargetSegment};
 use crate::speculate::{Block, Distribution, Drafted, RoundRecord, Stopping, Verdict, propose_batch};
 
@@ -267,27 +268,35 @@ impl StepLoop {
         verdicts: Vec<Option<Judged>>,
         features_nf: Option<Tensor<2>>,
     ) {
-        let mut first = 0;
+        let rejected = |part: &Part, judged: &Option<Judged>| {
+            judged.as_ref().map_or(0, |judged| part.drafted - judged.verdict.accepted)
+        };
+        let mut kept = Vec::new();
+        if let Some(features_nf) = &features_nf {
+            let mut first = 0;
+            let rows = parts.iter().zip(&verdicts).map(|(part, judged)| {
+                let own = first..first + part.ids.len() - rejected(part, judged);
+                first += part.ids.len();
+                own
+            });
+            let rows: Vec<_> = rows.filter(|rows| !rows.is_empty()).collect();
+            kept = kernels::copied_rows(features_nf, &rows);
+        }
+        let mut kept = kept.into_iter();
         let mut ended = Vec::new();
-        let device = self.target.device().clone();
         for (index, ((part, block), judged)) in parts.iter().zip(blocks).zip(verdicts).enumerate() {
             let sequence = &mut self.running[index];
             let rows = part.ids.len();
-            let rejected = judged.as_ref().map_or(0, |judged| part.drafted - judged.verdict.accepted);
+            let rejected = rejected(part, &judged);
             if let Some(cache) = &mut sequence.cache {
                 let length = cache.target.len();
                 cache.target.truncate(length - rejected);
             }
-            if let (Some(features_nf), true) = (&features_nf, rows > rejected) {
-                // A copy: a view would keep the whole pass in memory.
-                let kept: Vec<i32> = (first as i32..(first + rows - rejected) as i32).collect();
-                let count = kept.len();
-                let kept: Tensor<1, Int> = Tensor::from_data(TensorData::new(kept, [count]), &device);
-                if let Some(cache) = &mut sequence.cache {
-                    cache.waiting.push(features_nf.clone().select(0, kept));
-                }
+            if rows > rejected
+                && let (Some(features_nf), Some(cache)) = (kept.next(), &mut sequence.cache)
+            {
+                cache.waiting.push(features_nf);
             }
-            first += rows;
             let prompt_rows = sequence.prompt.saturating_sub(sequence.cached() - (rows - rejected));
             self.metrics.prompt_tokens += prompt_rows.min(rows) as u64;
             let Some(Judged { record, tokens, .. }) = judged else { continue };

@@ -20,8 +20,10 @@ pub use int8::Int8Matrix;
 pub use linear::{linear, linears, widened};
 pub use rows::{rms_norm, rotate, swiglu};
 
+use std::ops::Range;
+
 use burn::backend::Flex;
-use burn::tensor::{DType, Element, Shape, Tensor};
+use burn::tensor::{DType, Element, Int, Shape, Tensor, TensorData};
 use burn_flex::FlexTensor;
 use pulp::bytemuck::Pod;
 
@@ -41,8 +43,25 @@ fn host_as<const D: usize>(x: &Tensor<D>, dtype: DType) -> Option<FlexTensor> {
 
 /// A new tensor in this machine's memory.
 fn from_host<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
-    let data = burn::tensor::TensorData::new(values, Shape::from(shape));
+    let data = TensorData::new(values, Shape::from(shape));
     Tensor::from_primitive::<Flex>(FlexTensor::from_data(data))
+}
+
+/// Parts of a matrix's rows, none of them empty, each with memory of its own: views would keep the whole matrix.
+///
+/// `[n, d]` -> `[m, d]` for each range of `m` rows
+pub fn copied_rows(x_nd: &Tensor<2>, parts: &[Range<usize>]) -> Vec<Tensor<2>> {
+    let [_, d] = x_nd.dims();
+    let Some(x) = host(x_nd) else {
+        let select = |part: &Range<usize>| {
+            let indices: Vec<i32> = part.clone().map(|row| row as i32).collect();
+            let indices = TensorData::new(indices, [part.len()]);
+            x_nd.clone().select(0, Tensor::<1, Int>::from_data(indices, &x_nd.device()))
+        };
+        return parts.iter().map(select).collect();
+    };
+    let values = slice(&x);
+    parts.iter().map(|part| from_host(values[part.start * d..part.end * d].to_vec(), [part.len(), d])).collect()
 }
 
 fn slice(tensor: &FlexTensor) -> &[f32] {
@@ -51,4 +70,26 @@ fn slice(tensor: &FlexTensor) -> &[f32] {
 
 fn slice_as<E: Element + Pod>(tensor: &FlexTensor) -> &[E] {
     tensor.as_slice::<E>().unwrap_or_else(|| unreachable!("host() asked for the type and made the tensor contiguous"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copied_rows_are_those_of_the_parts() {
+        let values: Vec<f32> = (0..21).map(|value| value as f32).collect();
+        let x_nd = from_host(values, [7, 3]);
+        let parts = [0..2, 3..4, 4..7];
+        let views: Vec<Vec<f32>> = parts
+            .iter()
+            .map(|part| x_nd.clone().narrow(0, part.start, part.len()).try_into_vec_as().unwrap())
+            .collect();
+        let copies = |x: &Tensor<2>| -> Vec<Vec<f32>> {
+            copied_rows(x, &parts).into_iter().map(|copy| copy.try_into_vec_as().unwrap()).collect()
+        };
+        assert_eq!(copies(&x_nd), views);
+        // The form for other devices; autodiff takes it too.
+        assert_eq!(copies(&x_nd.autodiff()), views);
+    }
 }
