@@ -17,7 +17,7 @@ const SHARED: [&str; 2] = ["embed_tokens.weight", "lm_head.weight"];
 /// Arguments of `deepspec inspect`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// A checkpoint folder: a draft or a target
+    /// A checkpoint folder, of a draft or a target, or a target in a GGUF file
     folder: PathBuf,
     /// Check a draft against this target too
     #[arg(long, value_name = "DIR")]

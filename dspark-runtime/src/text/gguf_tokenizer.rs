@@ -77,8 +77,8 @@ pub(super) fn read(path: &Path) -> Result<Tokenizer, TextError> {
             return Err(file.wrong(TOKENS, format!("different texts, not {token:?} twice")).into());
         }
     }
-    let (special_tokens, ids) = special_tokens(&file, tokens)?;
-    let around = surroundings(&file, &special_tokens, &ids)?;
+    let special = special_tokens(&file, tokens)?;
+    let around = surroundings(&file, &special)?;
     let tokenizer = json!({
         "version": "1.0",
         "truncation": null,
@@ -96,7 +96,7 @@ pub(super) fn read(path: &Path) -> Result<Tokenizer, TextError> {
     });
     let template = match file.text(CHAT_TEMPLATE)? {
         Some(source) => {
-            Some(ChatTemplate::new(format!("{} ({CHAT_TEMPLATE})", path.display()), source, &special_tokens)?)
+            Some(ChatTemplate::new(format!("{} ({CHAT_TEMPLATE})", path.display()), source, &special.texts)?)
         }
         None => None,
     };
@@ -104,7 +104,7 @@ pub(super) fn read(path: &Path) -> Result<Tokenizer, TextError> {
     for part in ["eos", "eot", "eom"] {
         stop.extend(token_id(&file, part, tokens.len())?.filter(|id| !stop.contains(id)));
     }
-    let config = TokenizerConfig::new(path.to_owned(), special_tokens, template);
+    let config = TokenizerConfig::new(path.to_owned(), special.texts, template);
     Tokenizer::from_parts(path, tokenizer.to_string().as_bytes(), config, stop)
 }
 
@@ -118,35 +118,32 @@ fn token_id(file: &GgufFile, part: &str, tokens: usize) -> Result<Option<TokenId
     Ok(id.map(|id| id as TokenId))
 }
 
-/// What chat templates call special tokens, as texts and as ids.
-#[expect(clippy::type_complexity, reason = "two maps with the same keys")]
-fn special_tokens(
-    file: &GgufFile,
-    tokens: &[String],
-) -> Result<(Map<String, Value>, Vec<(&'static str, TokenId)>), TextError> {
-    let (mut texts, mut ids) = (Map::new(), Vec::new());
+/// What chat templates call special tokens.
+struct SpecialTokens {
+    texts: Map<String, Value>,
+    ids: Vec<(&'static str, TokenId)>,
+}
+
+fn special_tokens(file: &GgufFile, tokens: &[String]) -> Result<SpecialTokens, TextError> {
+    let mut special = SpecialTokens { texts: Map::new(), ids: Vec::new() };
     for (name, part) in SPECIAL {
         if let Some(id) = token_id(file, part, tokens.len())? {
-            texts.insert(name.to_owned(), json!(tokens[id as usize]));
-            ids.push((name, id));
+            special.texts.insert(name.to_owned(), json!(tokens[id as usize]));
+            special.ids.push((name, id));
         }
     }
-    Ok((texts, ids))
+    Ok(special)
 }
 
 /// What goes before and after a plain text.
-fn surroundings(
-    file: &GgufFile,
-    texts: &Map<String, Value>,
-    ids: &[(&'static str, TokenId)],
-) -> Result<Value, TextError> {
+fn surroundings(file: &GgufFile, special: &SpecialTokens) -> Result<Value, TextError> {
     let mut described = Map::new();
     let mut piece = |key: &str, name: &str| -> Result<Option<Value>, TextError> {
         if file.flag(key)? != Some(true) {
             return Ok(None);
         }
-        let id = ids.iter().find(|(known, _)| *known == name).map(|(_, id)| *id);
-        let (Some(id), Some(text)) = (id, texts.get(name).and_then(Value::as_str)) else {
+        let id = special.ids.iter().find(|(known, _)| *known == name).map(|(_, id)| *id);
+        let (Some(id), Some(text)) = (id, special.texts.get(name).and_then(Value::as_str)) else {
             return Err(file.wrong(key, format!("false: there is no {name}")).into());
         };
         described.insert(text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]}));
