@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use burn::tensor::Device;
 use dspark_runtime::checkpoint::WeightDtype;
 use dspark_runtime::checkpoint::gguf::{BlockType, GgufFile};
-use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, Target, TargetSegment};
+use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, MarkovHeadType, Target, TargetSegment};
 use dspark_runtime::text::Tokenizer;
 use serde_json::{Value, json};
 
@@ -51,6 +51,7 @@ fn models(root: &Path) -> (PathBuf, PathBuf) {
         mask_token_id: 1536,
         num_anchors: 4,
         markov_rank: 8,
+        markov_head_type: MarkovHeadType::Vanilla,
         enable_confidence_head: true,
         confidence_head_with_markov: true,
     };

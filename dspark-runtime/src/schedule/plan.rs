@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn only_the_scheduled_mode_is_guarded() {
         for (mode, expected) in
-            [(Mode::Off, 0), (Mode::Fixed(1), 50), (Mode::Threshold(0.5), 50), (Mode::Scheduled, 4)]
+            [(Mode::Off, 0), (Mode::Fixed(1), 50), (Mode::Threshold(0.5), 50), (Mode::Scheduled, 3)]
         {
             let mut schedule = Schedule::new(mode);
             let mut drafted = 0;

@@ -203,16 +203,21 @@ mod tests {
                 propose_batch(&draft, &mut blocks, &stopping)
             };
             let all: Vec<u32> = (0..12).collect();
-            let together = propose(&all, 0.08);
+            // Half of the sequences stop before their fourth slot at the latest.
+            let survival = |block: &Drafted| block.confidences[..3].iter().product();
+            let mut survivals: Vec<f64> = propose(&all, 0.0).iter().map(survival).collect();
+            survivals.sort_by(f64::total_cmp);
+            let threshold = survivals[all.len() / 2];
+            let together = propose(&all, threshold);
             let mut lengths: Vec<usize> = together.iter().map(|block| block.tokens.len()).collect();
             for (index, block) in together.iter().enumerate() {
-                let alone = &propose(&[index as u32], 0.08)[0];
+                let alone = &propose(&[index as u32], threshold)[0];
                 assert_eq!(block.tokens, alone.tokens, "{}", kind.name());
                 assert_eq!(block.confidences, alone.confidences, "{}", kind.name());
             }
             lengths.sort_unstable();
             lengths.dedup();
-            assert!(lengths.len() >= 3, "{}: {lengths:?}", kind.name());
+            assert!(lengths.len() >= 2, "{}: {lengths:?}", kind.name());
         }
     }
 }
