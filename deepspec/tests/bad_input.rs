@@ -1,28 +1,14 @@
 //! What bad input gets: exit code 2 (1 where the machine failed) and a message that names what is wrong.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-fn deepspec(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_deepspec")).current_dir(workspace()).args(arguments).output().unwrap()
-}
-
-#[track_caller]
-fn refused(output: &Output, code: i32, words: &[&str]) {
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    assert!(!text.contains("panicked"), "{text}");
-    for word in words {
-        assert!(text.contains(word), "`{word}` is not in: {text}");
-    }
-}
+use common::{deepspec, exits_with, workspace};
 
 /// A copy of the quickstart's target that can be spoilt.
 fn target_copy(root: &Path) -> PathBuf {
@@ -64,9 +50,9 @@ fn spoilt_targets_are_named() {
     let whole = fs::read(&weights).unwrap();
 
     fs::write(&weights, &whole[..whole.len() / 2]).unwrap();
-    refused(&train(root.path(), &set), 2, &["model.safetensors", "damaged"]);
+    exits_with(&train(root.path(), &set), 2, &["model.safetensors", "damaged"]);
     fs::remove_file(&weights).unwrap();
-    refused(&train(root.path(), &set), 2, &["no weights found"]);
+    exits_with(&train(root.path(), &set), 2, &["no weights found"]);
     fs::write(&weights, &whole).unwrap();
 
     let config = target.join("config.json");
@@ -79,28 +65,32 @@ fn spoilt_targets_are_named() {
         ("hidden_act", json!("relu"), ["hidden_act", "relu"]),
     ] {
         edit(&config, |fields| fields[field] = value);
-        refused(&train(root.path(), &set), 2, &words);
+        exits_with(&train(root.path(), &set), 2, &words);
         fs::write(&config, &original).unwrap();
     }
     edit(&target.join("tokenizer_config.json"), |fields| {
         fields.as_object_mut().unwrap().remove("chat_template");
     });
-    refused(&train(root.path(), &set), 2, &["has no chat template, which conversations need", "data.format"]);
+    exits_with(&train(root.path(), &set), 2, &["has no chat template, which conversations need", "data.format"]);
 }
 
 #[test]
 fn recipes_that_do_not_fit_are_refused() {
     let root = tempfile::tempdir().unwrap();
-    refused(
+    exits_with(
         &train(root.path(), &["model.target_layer_ids=[0, 4]".into()]),
         2,
         &["target_layer_ids", "final layer 4"],
     );
-    refused(&train(root.path(), &["model.target_layer_ids=[2, 1]".into()]), 2, &["target_layer_ids", "increasing"]);
-    refused(&train(root.path(), &["train.lrr=1".into()]), 2, &["train.lrr", "train.lr"]);
-    refused(&train(root.path(), &["model.mask_token_id=99999".into()]), 2, &["mask_token_id", "1552"]);
-    refused(&train(root.path(), &["target=\"no/such/target\"".into()]), 2, &["no/such/target"]);
-    refused(&deepspec(&["train", "no-such-recipe.toml"]), 2, &["no-such-recipe.toml"]);
+    exits_with(
+        &train(root.path(), &["model.target_layer_ids=[2, 1]".into()]),
+        2,
+        &["target_layer_ids", "increasing"],
+    );
+    exits_with(&train(root.path(), &["train.lrr=1".into()]), 2, &["train.lrr", "train.lr"]);
+    exits_with(&train(root.path(), &["model.mask_token_id=99999".into()]), 2, &["mask_token_id", "1552"]);
+    exits_with(&train(root.path(), &["target=\"no/such/target\"".into()]), 2, &["no/such/target"]);
+    exits_with(&deepspec(&["train", "no-such-recipe.toml"]), 2, &["no-such-recipe.toml"]);
 }
 
 #[test]
@@ -111,10 +101,10 @@ fn data_that_cannot_be_used_is_refused() {
         [format!("data.train=[{}]", quoted(&data)), "data.validation=[]".into(), format!("data.strict={strict}")]
     };
     fs::write(&data, "").unwrap();
-    refused(&train(root.path(), &set(false)), 2, &["rows.jsonl"]);
+    exits_with(&train(root.path(), &set(false)), 2, &["rows.jsonl"]);
     fs::write(&data, "{\"conversations\": [}\n").unwrap();
-    refused(&train(root.path(), &set(false)), 2, &["rows.jsonl", "1"]);
-    refused(&train(root.path(), &set(true)), 2, &["rows.jsonl", "1"]);
+    exits_with(&train(root.path(), &set(false)), 2, &["rows.jsonl", "1"]);
+    exits_with(&train(root.path(), &set(true)), 2, &["rows.jsonl", "1"]);
     // A token that the embedding has no row for.
     let target = target_copy(root.path());
     edit(&target.join("tokenizer.json"), |tokenizer| {
@@ -131,7 +121,7 @@ fn data_that_cannot_be_used_is_refused() {
     fs::write(&data, format!("{row}\n")).unwrap();
     let mut settings = set(false).to_vec();
     settings.extend([format!("target={}", quoted(&target)), "model.mask_token_id=1540".into()]);
-    refused(&train(root.path(), &settings), 2, &["1700", "vocabulary"]);
+    exits_with(&train(root.path(), &settings), 2, &["1700", "vocabulary"]);
 }
 
 #[test]
@@ -149,7 +139,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_its_weights_are_no_checkpoint() {
     .to_vec();
     let output = train(root.path(), &settings);
     // The first update ruins the weights, and the second step's loss shows it.
-    refused(&output, 1, &["step 2: the ", "training stopped", "none yet"]);
+    exits_with(&output, 1, &["step 2: the ", "training stopped", "none yet"]);
     assert!(!root.path().join("run/checkpoints/step-00000001").exists(), "it would be a ruined checkpoint");
 }
 
@@ -191,7 +181,7 @@ fn a_draft_for_another_target_is_refused() {
         ("markov_rank", json!(32), vec!["markov_head", "32"]),
     ] {
         edit(&config, |fields| fields[field] = value);
-        refused(&evaluate(), 2, &words);
+        exits_with(&evaluate(), 2, &words);
         let seen = inspect();
         let text = String::from_utf8_lossy(&seen.stdout).into_owned();
         assert_eq!(seen.status.code(), Some(2), "{field}: {text}");
@@ -226,7 +216,7 @@ fn a_full_disk_is_reported_and_leaves_nothing_half_written() {
     };
     let run = disk.0.join("run");
     let output = train(root.path(), &[format!("output.dir={}", quoted(&run)), "train.validate_every=0".into()]);
-    refused(&output, 1, &["No space left", "step-00000001"]);
+    exits_with(&output, 1, &["No space left", "step-00000001"]);
     let left: Vec<_> = fs::read_dir(run.join("checkpoints")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }

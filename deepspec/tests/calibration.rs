@@ -1,8 +1,10 @@
 //! `deepspec calibrate` and `deepspec simulate`, as they are called.
 
+mod common;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 
 use deepspec::evaluation::{TraceRound, TraceWriter, read_trace};
 use dspark_runtime::schedule::StsTable;
@@ -10,27 +12,14 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
+use common::{deepspec, refused};
+
 const BLOCK: usize = 4;
-
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-fn deepspec(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_deepspec")).current_dir(workspace()).args(arguments).output().unwrap()
-}
 
 #[track_caller]
 fn json_of(output: &Output) -> Value {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
-}
-
-#[track_caller]
-fn refused(output: &Output, words: &[&str]) {
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{text}");
-    assert!(!text.contains("panicked") && words.iter().all(|word| text.contains(word)), "{text}");
 }
 
 /// Rounds of 60 prompts whose head is twice as sure as it should be.

@@ -1,35 +1,22 @@
 //! Measuring a draft from the command line, and what `deepspec run` measures.
 
+mod common;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 
 use serde_json::{Value, json};
 
+use common::{deepspec, refused, workspace};
+
 const TARGET: &str = "checkpoints/quickstart-target";
-
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-fn deepspec(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_deepspec")).current_dir(workspace()).args(arguments).output().unwrap()
-}
 
 #[track_caller]
 fn succeeded(output: &Output) -> String {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{errors}");
     errors
-}
-
-#[track_caller]
-fn refused(output: &Output, words: &[&str]) {
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{text}");
-    for word in words {
-        assert!(text.contains(word), "`{word}` is not in: {text}");
-    }
 }
 
 /// A verb over the quickstart's recipe, made small, in `root/run`.

@@ -1,8 +1,9 @@
 //! `deepspec export --layout gguf`, from the command line to what is read back.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use burn::tensor::Device;
 use dspark_runtime::checkpoint::WeightDtype;
@@ -11,24 +12,9 @@ use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, MarkovHeadT
 use dspark_runtime::text::Tokenizer;
 use serde_json::{Value, json};
 
+use common::{deepspec, refused, workspace};
+
 const QUICKSTART: &str = "checkpoints/quickstart-target";
-
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-fn deepspec(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_deepspec")).current_dir(workspace()).args(arguments).output().unwrap()
-}
-
-#[track_caller]
-fn refused(output: &Output, words: &[&str]) {
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{text}");
-    for word in words {
-        assert!(text.contains(word), "`{word}` is not in: {text}");
-    }
-}
 
 /// The quickstart's target with GPT-2's way of cutting texts, because its own has no name in GGUF, and a draft for it.
 fn models(root: &Path) -> (PathBuf, PathBuf) {

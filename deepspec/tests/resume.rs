@@ -1,5 +1,7 @@
 //! A training killed at any moment and resumed ends with the same weights, bit for bit.
 
+mod common;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -11,12 +13,10 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use common::workspace;
+
 const STEPS: u64 = 24;
 const KILLS: usize = 10;
-
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
 
 fn train(output: &Path, data: &Path, resume: bool) -> Child {
     spawn(output, data, resume, &[&format!("train.steps={STEPS}"), "train.checkpoint_every=3"])

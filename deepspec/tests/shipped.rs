@@ -1,8 +1,9 @@
 //! What the repository ships fits together.
 
+mod common;
+
 use std::collections::HashSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use deepspec::conversation::read_evaluation_prompts;
@@ -11,9 +12,7 @@ use dspark_runtime::model::{LayerId, Target, TargetSegment};
 use dspark_runtime::text::Tokenizer;
 use serde_json::Value;
 
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
+use common::workspace;
 
 #[test]
 fn evaluation_prompts_are_not_among_the_training_prompts() {

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use clap::Args;
 use dspark_runtime::checkpoint::{CheckpointError, Weights, parameter_shapes, resolve_model};
 use dspark_runtime::commands::print;
-use dspark_runtime::model::{Draft, DraftConfig, DraftParameters, TargetConfig};
+use dspark_runtime::model::{Draft, DraftConfig, DraftParameters, TargetConfig, VOCABULARY_TENSORS};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -106,9 +106,7 @@ impl Findings {
         self.fact("draft_layers", config.num_hidden_layers);
         self.fact("hidden_size", config.layer.hidden_size);
         self.fact("vocabulary", config.vocab_size);
-        if config.draft_vocab_size < config.vocab_size {
-            self.fact("draft_vocabulary", config.draft_vocab_size);
-        }
+        self.fact("draft_vocabulary", config.draft_vocab_size);
         self.fact("mask_token", config.mask_token_id);
         self.fact("attention_heads", config.layer.num_attention_heads);
         self.fact("key_value_heads", config.layer.num_key_value_heads);
@@ -123,10 +121,11 @@ impl Findings {
         let count: usize = expected.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         self.fact("trained_parameters", count);
         let tables = [config.vocab_size, config.draft_vocab_size].map(|rows| [rows, config.layer.hidden_size]);
-        self.weights(folder, expected, &[(SHARED[0], tables[0]), (SHARED[1], tables[1])]);
-        if config.draft_vocab_size < config.vocab_size
-            && let Err(error) = Draft::read_vocabulary(folder, config)
-        {
+        let reduced = config.draft_vocab_size < config.vocab_size;
+        // Looked at on their own, below.
+        let apart: &[&str] = if reduced { &VOCABULARY_TENSORS } else { &[] };
+        self.weights(folder, expected, &[(SHARED[0], tables[0]), (SHARED[1], tables[1])], apart);
+        if let Err(error) = Draft::read_vocabulary(folder, config) {
             self.problem(&error);
         }
         if let Some(target) = target {
@@ -152,11 +151,18 @@ impl Findings {
         let expected = dspark_runtime::model::target_shapes(config);
         let count: usize = expected.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         self.fact("parameters", count);
-        self.weights(folder, expected, &[]);
+        self.weights(folder, expected, &[], &[]);
     }
 
     /// Compares names, shapes and values with what the configuration asks for.
-    fn weights(&mut self, folder: &Path, expected: Vec<(String, Vec<usize>)>, optional: &[(&str, [usize; 2])]) {
+    /// Tensors `apart` are left alone.
+    fn weights(
+        &mut self,
+        folder: &Path,
+        expected: Vec<(String, Vec<usize>)>,
+        optional: &[(&str, [usize; 2])],
+        apart: &[&str],
+    ) {
         let weights = match Weights::open(folder) {
             Ok(weights) => weights,
             Err(error) => return self.problem(&error),
@@ -196,8 +202,7 @@ impl Findings {
         }
         self.fact("number_type", dtypes.join(", "));
         let known = |name: &str| expected.iter().any(|(expected, _)| expected == name);
-        // What says which tokens a draft has is looked at on its own.
-        for name in weights.names().filter(|name| !known(name) && !["d2t", "t2d"].contains(name)) {
+        for name in weights.names().filter(|name| !known(name) && !apart.contains(name)) {
             self.problems.push(format!("tensor `{name}` has no place in the model that config.json describes"));
         }
     }

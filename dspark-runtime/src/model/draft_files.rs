@@ -16,14 +16,9 @@ use crate::checkpoint::{
 /// Names of the two tables that a draft takes over from its target.
 const SHARED: [&str; 2] = ["embed_tokens.weight", "lm_head.weight"];
 
-/// Where a draft with a vocabulary of its own says which tokens it has; what other programs need beside it, from which the
-/// same follows, is read over.
-const VOCABULARY: &str = "d2t";
-const VOCABULARY_MASK: &str = "t2d";
-
-fn known(name: &str) -> bool {
-    SHARED.contains(&name) || [VOCABULARY, VOCABULARY_MASK].contains(&name)
-}
+/// Where a draft with a vocabulary of its own says which tokens it has, and what other programs write beside it, which says
+/// the same once more and is not read.
+pub const VOCABULARY_TENSORS: [&str; 2] = ["d2t", "t2d"];
 
 impl Draft {
     /// Loads a draft folder for a target, its own weights in f32.
@@ -47,6 +42,8 @@ impl Draft {
         let weights = Weights::open(folder)?;
         let (parameters, used) =
             load_module(DraftParameters::new(&config, target.device()), &weights, precision, target.device())?;
+        let reduced = config.draft_vocab_size < config.vocab_size;
+        let known = |name: &str| SHARED.contains(&name) || (reduced && VOCABULARY_TENSORS.contains(&name));
         let unexpected: Vec<&str> = weights.names().filter(|name| !used.contains(*name) && !known(name)).collect();
         if let Some(name) = unexpected.first() {
             return Err(CheckpointError::UnexpectedTensor {
@@ -103,7 +100,7 @@ impl Draft {
             weights.add(SHARED[1], &self.lm_head.weight.val());
         }
         if let Some(vocabulary) = &self.vocabulary {
-            weights.add_integers(VOCABULARY, vocabulary.offsets());
+            weights.add_integers(VOCABULARY_TENSORS[0], vocabulary.offsets());
         }
         if let Some((name, value)) = weights.first_not_finite() {
             return Err(CheckpointError::NotFinite { path: folder.to_owned(), name: name.to_owned(), value });
@@ -118,8 +115,10 @@ fn read_vocabulary(weights: &Weights, config: &DraftConfig) -> Result<Option<Dra
     if config.draft_vocab_size == config.vocab_size {
         return Ok(None);
     }
-    let offsets = weights.integers(VOCABULARY, &[config.draft_vocab_size])?;
-    DraftVocabulary::from_offsets(&weights.path_of(VOCABULARY), &offsets, config.vocab_size).map(Some)
+    let [offsets, _] = VOCABULARY_TENSORS;
+    let path = weights.path_of(offsets);
+    let offsets = weights.integers(offsets, &[config.draft_vocab_size])?;
+    DraftVocabulary::from_offsets(&path, &offsets, config.vocab_size).map(Some)
 }
 
 /// The target's table, unless the draft's file holds another one. Published drafts repeat the target's in bf16, so each

@@ -28,6 +28,7 @@ pub(crate) use attention::{attend_composed, causal_mask};
 pub use config::{Family, LayerConfig, RopeScaling, TargetConfig};
 pub use draft::{BlockOutput, Draft, DraftContext, DraftParameters, DraftSample};
 pub use draft_config::{DraftConfig, DraftShape, check_layer_ids};
+pub use draft_files::VOCABULARY_TENSORS;
 pub use draft_vocabulary::DraftVocabulary;
 pub use gguf_files::write_target_gguf;
 pub use heads::{ConfidenceHead, MarkovHead, MarkovHeadType, MarkovState};

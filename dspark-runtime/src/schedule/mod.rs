@@ -22,6 +22,7 @@
 mod asynchronous;
 mod break_even;
 mod confidences;
+mod costs;
 mod experience;
 mod mode;
 mod plan;
@@ -32,11 +33,10 @@ mod sts_table;
 pub use asynchronous::Asynchronous;
 pub use break_even::{BreakEven, BreakEvenSettings};
 pub use confidences::Confidences;
+pub use costs::{AdditiveCost, DraftCost, PerRequest, RequestCost, StepCost};
 pub use experience::Experience;
 pub use mode::{Mode, ModeError};
 pub use plan::{Schedule, round_gain};
 pub use prefix::{Admission, PrefixScheduler, SpeedCurve};
-pub use sps_table::{
-    AdditiveCost, DraftCost, Identity, PerRequest, RequestCost, Rise, SpsTable, StepCost, StepCurve,
-};
+pub use sps_table::{Identity, Rise, SpsTable, StepCurve};
 pub use sts_table::StsTable;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::costs::{AdditiveCost, DraftCost, PerRequest, StepCost, increasing, positive, request_cost};
 use super::experience::Experience;
 use super::prefix::SpeedCurve;
 use crate::checkpoint::{CheckpointError, JsonFields, write_file};
@@ -22,70 +23,6 @@ pub struct SpsTable {
     identity: Option<Identity>,
     /// Seconds by tokens, as far as they are looked up in every step.
     seconds: Vec<f64>,
-}
-
-/// The target's part of a step.
-#[derive(Clone, Debug, PartialEq)]
-pub enum StepCost {
-    /// Steps per second measured at some numbers of tokens. Between them the speed is that of the probe below, as other
-    /// programs read such tables, so that a cliff stays one; below the first it is that of the first. Where the part of
-    /// requests was measured too, seconds lie on a straight line between two probes: a step down to the probe below would
-    /// make the tokens in between look free.
-    Probes {
-        /// Strictly increasing, at least 1.
-        batch_tokens: Vec<usize>,
-        /// One per probe, above 0.
-        steps_per_second: Vec<f64>,
-        /// The part of a step's seconds that comes with its requests, whatever they verify, when that was measured. Other
-        /// programs do not read it.
-        per_request: Option<PerRequest>,
-    },
-    /// Measured in parts.
-    Additive(AdditiveCost),
-}
-
-/// What comes with requests: each has a cache of its own to be read.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PerRequest {
-    /// How many requests the tokens of each probe belonged to.
-    pub sample_requests: Vec<usize>,
-    /// Seconds of a step by its requests, beyond those of one request with as many tokens.
-    pub cost: RequestCost,
-}
-
-/// `seconds = bias + alpha(requests) + theta(tokens)`, alpha and theta linear between their probes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AdditiveCost {
-    /// Seconds that every step takes.
-    pub bias_seconds: f64,
-    /// Numbers of requests, strictly increasing.
-    pub requests: Vec<usize>,
-    /// Seconds at each.
-    pub alpha_seconds: Vec<f64>,
-    /// Numbers of tokens, strictly increasing.
-    pub batch_tokens: Vec<usize>,
-    /// Seconds at each.
-    pub theta_seconds: Vec<f64>,
-}
-
-/// Seconds by the number of requests, linear between the probes and beyond them as between the last two.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RequestCost {
-    /// Numbers of requests, strictly increasing.
-    pub requests: Vec<usize>,
-    /// Seconds at each, at least 0.
-    pub seconds: Vec<f64>,
-}
-
-/// Seconds of drafting by the requests that draft and by the slots that each of them drafts, linear between the probes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DraftCost {
-    /// Numbers of requests, strictly increasing.
-    pub requests: Vec<usize>,
-    /// Numbers of slots, strictly increasing.
-    pub slots: Vec<usize>,
-    /// For each number of slots, seconds by requests, at least 0.
-    pub seconds: Vec<Vec<f64>>,
 }
 
 /// What a table was measured for. It fits where all of it is equal.
@@ -359,98 +296,6 @@ impl SpeedCurve for StepCurve<'_> {
     }
 }
 
-impl StepCost {
-    fn last_probe(&self) -> usize {
-        let probes = match self {
-            Self::Probes { batch_tokens, .. } => batch_tokens,
-            Self::Additive(cost) => &cost.batch_tokens,
-        };
-        probes.last().copied().unwrap_or(1)
-    }
-
-    /// Seconds that come with the requests, whatever they verify.
-    fn request_seconds(&self, requests: usize) -> f64 {
-        match self {
-            Self::Probes { per_request: None, .. } => 0.0,
-            Self::Probes { per_request: Some(PerRequest { cost, .. }), .. } => cost.at(requests),
-            Self::Additive(cost) => cost.bias_seconds + linear(&cost.requests, &cost.alpha_seconds, requests),
-        }
-    }
-
-    /// Seconds that come with the tokens.
-    fn token_seconds(&self, tokens: usize) -> f64 {
-        match self {
-            Self::Probes { batch_tokens, steps_per_second, per_request } => {
-                let seconds = |probe: usize| {
-                    let seconds = 1.0 / steps_per_second[probe];
-                    let with_requests = per_request
-                        .as_ref()
-                        .map_or(0.0, |PerRequest { sample_requests, cost }| cost.at(sample_requests[probe]));
-                    // Noise must not make a pass over more tokens free.
-                    (seconds - with_requests).max(seconds / 100.0)
-                };
-                match per_request {
-                    Some(_) => linear_by(batch_tokens, seconds, tokens),
-                    None => seconds(batch_tokens.partition_point(|probe| *probe <= tokens).saturating_sub(1)),
-                }
-            }
-            Self::Additive(cost) => linear(&cost.batch_tokens, &cost.theta_seconds, tokens),
-        }
-    }
-}
-
-impl RequestCost {
-    /// Seconds at so many requests.
-    pub fn at(&self, requests: usize) -> f64 {
-        linear(&self.requests, &self.seconds, requests).max(0.0)
-    }
-}
-
-impl DraftCost {
-    /// Seconds of drafting so many slots for each of so many requests.
-    pub fn at(&self, requests: usize, slots: usize) -> f64 {
-        let seconds = |probe: usize| linear(&self.requests, &self.seconds[probe], requests);
-        linear_by(&self.slots, seconds, slots).max(0.0)
-    }
-
-    /// `None` when the table says nothing of drafting.
-    fn from_fields(fields: &JsonFields) -> Result<Option<Self>, CheckpointError> {
-        if ["draft_requests", "draft_slots", "draft_seconds"].iter().all(|name| fields.get(name).is_none()) {
-            return Ok(None);
-        }
-        let (requests, slots) = (increasing(fields, "draft_requests")?, increasing(fields, "draft_slots")?);
-        let row = |row: &Value| -> Option<Vec<f64>> {
-            let row: Vec<f64> = row.as_array()?.iter().map(Value::as_f64).collect::<Option<_>>()?;
-            (row.len() == requests.len() && row.iter().all(|seconds| *seconds >= 0.0)).then_some(row)
-        };
-        let rows = fields.get("draft_seconds").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        let seconds: Vec<Vec<f64>> = rows.iter().filter_map(row).collect();
-        if rows.len() != slots.len() || seconds.len() != rows.len() {
-            let (rows, columns) = (slots.len(), requests.len());
-            let expected =
-                format!("{rows} lists, one per entry of `draft_slots`, of {columns} numbers of at least 0");
-            return Err(fields.wrong("draft_seconds", expected));
-        }
-        Ok(Some(Self { requests, slots, seconds }))
-    }
-}
-
-impl AdditiveCost {
-    fn from_fields(fields: &JsonFields) -> Result<Self, CheckpointError> {
-        let bias = fields.optional_float("bias_seconds")?.filter(|bias| *bias > 0.0);
-        let bias_seconds = bias.ok_or_else(|| fields.wrong("bias_seconds", "a number above 0"))?;
-        let requests = increasing(fields, "bs_probes")?;
-        let batch_tokens = increasing(fields, "m_probes")?;
-        Ok(Self {
-            bias_seconds,
-            alpha_seconds: not_negative(fields, "alpha_seconds", requests.len())?,
-            theta_seconds: not_negative(fields, "theta_seconds", batch_tokens.len())?,
-            requests,
-            batch_tokens,
-        })
-    }
-}
-
 impl Identity {
     fn fields(&self) -> [(&'static str, Value); 5] {
         [
@@ -475,57 +320,6 @@ impl Identity {
             version: text("version")?,
         })
     }
-}
-
-/// Whole numbers of at least 1, each above the one before, at least one.
-fn increasing(fields: &JsonFields, field: &str) -> Result<Vec<usize>, CheckpointError> {
-    let wrong = || fields.wrong(field, "strictly increasing whole numbers >= 1, at least one");
-    let numbers = fields.integers(field)?;
-    let increases = numbers.windows(2).all(|pair| pair[0] < pair[1]);
-    match numbers.first() {
-        Some(first) if *first >= 1 && increases => Ok(numbers.into_iter().map(|number| number as usize).collect()),
-        _ => Err(wrong()),
-    }
-}
-
-/// Numbers above 0, as many as there are probes.
-fn positive(fields: &JsonFields, field: &str, count: usize) -> Result<Vec<f64>, CheckpointError> {
-    let numbers = fields.numbers(field)?;
-    let good = numbers.len() == count && numbers.iter().all(|number| *number > 0.0);
-    if good { Ok(numbers) } else { Err(fields.wrong(field, format!("{count} numbers above 0, one per probe"))) }
-}
-
-/// Numbers of at least 0, as many as there are probes.
-fn not_negative(fields: &JsonFields, field: &str, count: usize) -> Result<Vec<f64>, CheckpointError> {
-    let numbers = fields.numbers(field)?;
-    let good = numbers.len() == count && numbers.iter().all(|number| *number >= 0.0);
-    if good { Ok(numbers) } else { Err(fields.wrong(field, format!("{count} numbers of at least 0, one per probe"))) }
-}
-
-/// Seconds by requests under two names; `None` when neither is there.
-fn request_cost(fields: &JsonFields, probes: &str, seconds: &str) -> Result<Option<RequestCost>, CheckpointError> {
-    if fields.get(probes).is_none() && fields.get(seconds).is_none() {
-        return Ok(None);
-    }
-    let requests = increasing(fields, probes)?;
-    Ok(Some(RequestCost { seconds: not_negative(fields, seconds, requests.len())?, requests }))
-}
-
-/// Linear between the probes, constant below the first, and beyond the last as between the last two.
-fn linear(probes: &[usize], seconds: &[f64], at: usize) -> f64 {
-    linear_by(probes, |probe| seconds[probe], at)
-}
-
-/// The same where seconds are computed, by the index of the probe.
-fn linear_by(probes: &[usize], seconds: impl Fn(usize) -> f64, at: usize) -> f64 {
-    let above = probes.partition_point(|probe| *probe <= at);
-    if above == 0 || probes.len() == 1 {
-        return seconds(0);
-    }
-    let low = (above - 1).min(probes.len() - 2);
-    let share = (at - probes[low]) as f64 / (probes[low + 1] - probes[low]) as f64;
-    let (from, to) = (seconds(low), seconds(low + 1));
-    from + share * (to - from)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use std::fs;
 
+use super::super::costs::RequestCost;
 use super::*;
 
 fn probes(batch_tokens: &[usize], steps_per_second: &[f64]) -> StepCost {

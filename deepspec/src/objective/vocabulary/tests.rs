@@ -1,0 +1,109 @@
+use burn::tensor::Distribution;
+
+use super::*;
+
+/// Plain autodiff over the whole `[n, v]` tensors, as the definition says it.
+fn by_autodiff(rows: &VocabularyRows, weights: &VocabularyWeights) -> (Tensor<1>, [Tensor<2>; 3]) {
+    let device = rows.hidden_nd.device();
+    let n = rows.labels.len();
+    let constant = |x: Tensor<2>| Tensor::<2>::from_inner(x);
+    let (factors, w2) = rows.markov.clone().unwrap();
+    let logits =
+        rows.hidden_nd.clone().matmul(constant(rows.head_vd.clone()).transpose()) + factors.matmul(w2.transpose());
+    let teacher = rows.teacher_td.clone().matmul(rows.teacher_head_vd.clone().transpose());
+    let teacher = teacher.select(0, ints(rows.teacher_rows.clone(), &device.clone().inner()));
+    let all = softmax(teacher, 1);
+    let column = |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [n, 1]), &device);
+    let (q, outside) = match &rows.vocabulary {
+        Some(ids) => {
+            let q = all.clone().select(1, ints(ids.iter().map(|&id| id as usize).collect(), &device.clone().inner()));
+            (constant(q.clone()), constant(all.sum_dim(1) - q.sum_dim(1)))
+        }
+        None => (constant(all), column(&vec![0.0; n])),
+    };
+    let labelled: Vec<f32> = rows.labels.iter().map(|label| f32::from(u8::from(label.is_some()))).collect();
+    let labels = rows.labels.iter().map(|label| label.unwrap_or(0) as usize).collect();
+    let labels = ints(labels, &device).reshape([n, 1]);
+    let cross_entropy = log_softmax(logits.clone(), 1).gather(1, labels).neg() * column(&labelled);
+    let soft_cross_entropy = (log_softmax(logits.clone(), 1) * q.clone()).sum_dim(1).neg();
+    let l1 = (softmax(logits, 1) - q).abs().sum_dim(1) + outside;
+    let loss = cross_entropy.clone() * column(&weights.cross_entropy)
+        + soft_cross_entropy.clone() * column(&weights.soft_cross_entropy)
+        + l1.clone() * column(&weights.l1);
+    (loss.sum(), [cross_entropy, soft_cross_entropy, l1])
+}
+
+#[test]
+fn logits_beyond_the_range_of_exp_have_a_finite_loss() {
+    let mut logits = [1000.0, 0.0, -1000.0];
+    let weights = RowTerms { cross_entropy: 1.0, soft_cross_entropy: 0.0, l1: 0.0 };
+    let losses = row_loss(&mut logits, None, (&[0.0, 1.0, 0.0], 1.0), Some(1), Some(weights));
+    assert_eq!(losses, RowTerms { cross_entropy: 1000.0, soft_cross_entropy: 1000.0, l1: 2.0 });
+    assert_eq!(logits, [1.0, -1.0, 0.0]);
+}
+
+#[test]
+fn chunks_and_device_forms_agree_with_plain_autodiff() {
+    let device = Device::flex();
+    device.seed(11);
+    let normal = |shape: [usize; 2], std: f64| Tensor::<2>::random(shape, Distribution::Normal(0.0, std), &device);
+    let (n, t, d, r, v) = (13, 9, 24, 5, 101);
+    // All tokens, and a draft that has every third.
+    for ids in [None, Some((0..v as u32).step_by(3).collect::<Arc<[u32]>>())] {
+        let u = ids.as_ref().map_or(v, |ids| ids.len());
+        let label = |row: usize| match &ids {
+            Some(_) if row % 4 == 1 => None,
+            _ => Some((row * 7 % u) as u32),
+        };
+        let tracked = |x: Tensor<2>| Tensor::<2>::from_inner(x).require_grad();
+        let rows = VocabularyRows {
+            hidden_nd: tracked(normal([n, d], 1.0)),
+            markov: Some((tracked(normal([n, r], 1.0)), tracked(normal([u, r], 0.5)))),
+            head_vd: normal([u, d], 0.3),
+            vocabulary: ids.clone(),
+            teacher_td: normal([t, d], 1.0),
+            teacher_head_vd: normal([v, d], 0.3),
+            teacher_rows: (0..n).map(|row| row * 5 % t).collect(),
+            labels: (0..n).map(label).collect(),
+        };
+        let weights = VocabularyWeights {
+            cross_entropy: (0..n).map(|row| 0.01 * row as f32).collect(),
+            soft_cross_entropy: (0..n).map(|row| 0.05 + 0.003 * row as f32).collect(),
+            l1: (0..n).map(|row| 0.2 - 0.01 * row as f32).collect(),
+        };
+        let (expected, losses) = by_autodiff(&rows, &weights);
+        let gradients = expected.backward();
+        let close = |got: &[f32], expected: Vec<f32>, tolerance: f32| {
+            let scale = expected.iter().fold(1e-6_f32, |a, b| a.max(b.abs()));
+            let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= tolerance * scale, "{worst} of {scale}");
+        };
+        let [cross_entropy, soft_cross_entropy, l1] = losses.map(|loss| values(loss.inner()));
+        let (factors, w2) = rows.markov.clone().unwrap();
+        // All rows at once, and chunks of which the last is smaller.
+        for fused in [vocabulary_loss(&rows, Some(&weights)), in_chunks(&rows, Some(&weights), 5)] {
+            close(&fused.cross_entropy, cross_entropy.clone(), 1e-5);
+            close(&fused.soft_cross_entropy, soft_cross_entropy.clone(), 1e-5);
+            close(&fused.l1, l1.clone(), 1e-5);
+            let own = fused.surrogate.unwrap().backward();
+            for tensor in [&rows.hidden_nd, &factors, &w2] {
+                close(&values(tensor.grad(&own).unwrap()), values(tensor.grad(&gradients).unwrap()), 1e-5);
+            }
+        }
+        // The form for other devices, on the same numbers.
+        let plain = rows.plain();
+        let base = plain.hidden_nd.clone().matmul(plain.head_vd.clone().transpose());
+        let (factors, w2) = plain.markov.clone().unwrap();
+        let bias = factors.matmul(w2.transpose());
+        let teacher = plain.teacher_td.clone().matmul(plain.teacher_head_vd.clone().transpose());
+        let on_host =
+            plain.on_host(base.clone(), Some(bias.clone()), teacher.clone(), &rows.teacher_rows, Some(&weights));
+        let on_device = plain.on_device(base, Some(bias), teacher, rows.teacher_rows.clone(), Some(&weights));
+        let terms: [fn(&RowTerms) -> f32; 3] = [|row| row.cross_entropy, |row| row.soft_cross_entropy, |row| row.l1];
+        for term in terms {
+            let of = |rows: &[RowTerms]| rows.iter().map(term).collect::<Vec<f32>>();
+            close(&of(&on_host.0), of(&on_device.0), 1e-5);
+        }
+        close(&values(on_host.1.unwrap()), values(on_device.1.unwrap()), 1e-5);
+    }
+}

@@ -1,0 +1,32 @@
+//! Calling the binary.
+
+// Not every test needs all of it.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+pub fn deepspec(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_deepspec")).current_dir(workspace()).args(arguments).output().unwrap()
+}
+
+/// The user is to blame: exit code 2, and a message with these words.
+#[track_caller]
+pub fn refused(output: &Output, words: &[&str]) {
+    exits_with(output, 2, words);
+}
+
+/// No panic, this exit code, and a message with these words.
+#[track_caller]
+pub fn exits_with(output: &Output, code: i32, words: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    for word in words {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+}
