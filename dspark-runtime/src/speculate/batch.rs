@@ -213,6 +213,7 @@ mod tests {
             for (index, block) in together.iter().enumerate() {
                 let alone = &propose(&[index as u32], threshold)[0];
                 assert_eq!(block.tokens, alone.tokens, "{}", kind.name());
+                assert_eq!(block.distributions, alone.distributions, "{}", kind.name());
                 assert_eq!(block.confidences, alone.confidences, "{}", kind.name());
             }
             lengths.sort_unstable();
