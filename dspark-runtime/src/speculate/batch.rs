@@ -172,7 +172,12 @@ mod tests {
         let device = Device::flex();
         device.seed(5);
         let target = Target::random(config.clone(), &device);
-        Draft::new(DraftConfig::for_target(&config, &shape).unwrap(), &target)
+        let draft = Draft::new(DraftConfig::for_target(&config, &shape).unwrap(), &target);
+        // Large factors: confidences and biases then depend on the tokens before.
+        let mut parameters = draft.parameters.clone();
+        let head = parameters.markov_head.as_mut().unwrap();
+        head.markov_w1.weight = head.markov_w1.weight.clone().map(|weight| weight * 100.0);
+        draft.with_parameters(parameters)
     }
 
     /// Sequences stop at different slots; what a head remembers must stay with its sequence.
@@ -180,7 +185,7 @@ mod tests {
     fn drafting_together_is_drafting_alone() {
         for kind in MarkovHeadType::ALL {
             let draft = draft(kind);
-            let propose = |which: &[u32], survival: f64| {
+            let propose = |which: &[u32], confidence: f64| {
                 let mut contexts: Vec<DraftContext> = which
                     .iter()
                     .map(|&index| {
@@ -199,26 +204,28 @@ mod tests {
                     .zip(which)
                     .map(|((context, sampler), &anchor)| Block { context, anchor, sampler })
                     .collect();
-                let stopping = Stopping { slots: BLOCK, confidence: 0.0, survival, temperatures: &[] };
+                let stopping = Stopping { slots: BLOCK, confidence, survival: 0.0, temperatures: &[] };
                 propose_batch(&draft, &mut blocks, &stopping)
             };
             let all: Vec<u32> = (0..12).collect();
-            // Half of the sequences stop before their fourth slot at the latest.
-            let survival = |block: &Drafted| block.confidences[..3].iter().product();
-            let mut survivals: Vec<f64> = propose(&all, 0.0).iter().map(survival).collect();
-            survivals.sort_by(f64::total_cmp);
-            let threshold = survivals[all.len() / 2];
+            // One slot in six ends its block.
+            let mut confidences: Vec<f64> =
+                propose(&all, 0.0).into_iter().flat_map(|block| block.confidences).collect();
+            confidences.sort_by(f64::total_cmp);
+            let threshold = confidences[confidences.len() / 6];
             let together = propose(&all, threshold);
-            let mut lengths: Vec<usize> = together.iter().map(|block| block.tokens.len()).collect();
+            let lengths: Vec<usize> = together.iter().map(|block| block.tokens.len()).collect();
             for (index, block) in together.iter().enumerate() {
                 let alone = &propose(&[index as u32], threshold)[0];
                 assert_eq!(block.tokens, alone.tokens, "{}", kind.name());
                 assert_eq!(block.distributions, alone.distributions, "{}", kind.name());
                 assert_eq!(block.confidences, alone.confidences, "{}", kind.name());
             }
-            lengths.sort_unstable();
-            lengths.dedup();
-            assert!(lengths.len() >= 2, "{}: {lengths:?}", kind.name());
+            // Some stop within their block while others behind them go on for slots.
+            let overtaken = |(index, &length): (usize, &usize)| {
+                length >= 1 && lengths[index..].iter().any(|&other| other >= length + 2)
+            };
+            assert!(lengths.iter().enumerate().any(overtaken), "{}: {lengths:?}", kind.name());
         }
     }
 }
