@@ -4,15 +4,18 @@
     soak.py --port 8080 --pid PID --prompts gsm8k.jsonl --minutes 15 --clients 12
 
 Every client asks one request after the other: streamed or not, at temperature 0 or above, with and without seed, stop
-strings, log probabilities, several choices; some hang up in the middle. Every minute a line says how many requests were
-answered and how large the server is. Ends with status 1 if a request failed, or if the server grew by 2 % or more after
-the first minute. Needs nothing but Python.
+strings, log probabilities, several choices; some hang up in the middle. The server's resident memory is read every
+second; every minute a line says how many requests were answered, and the median and the peak of that minute's readings.
+A single reading says little, since a step's activations come and go. Ends with status 1 if a request failed, or if the
+median of any later minute is 2 % or more above that of the first minute after the first. Needs nothing but Python.
 """
 
 import argparse
 import http.client
+import itertools
 import json
 import random
+import statistics
 import sys
 import threading
 import time
@@ -112,40 +115,45 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--pid", type=int, required=True, help="the server's process, whose memory is watched")
     parser.add_argument("--prompts", required=True, help="JSON lines with `turns`, or `question`")
-    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--minutes", type=int, default=15, help="at least 3")
     parser.add_argument("--clients", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.minutes < 3:
+        parser.error("--minutes: expected at least 3, since the growth is that after the second")
     with open(arguments.prompts, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file if line.strip()]
     prompts = [row["turns"][0] if "turns" in row else row["question"] for row in rows]
     model = served_model(arguments.port)
-    totals, end = Totals(), time.monotonic() + 60 * arguments.minutes
+    totals, over = Totals(), threading.Event()
 
     def client(index: int) -> None:
         dice = random.Random(arguments.seed * 1000 + index)
-        while time.monotonic() < end:
+        while not over.is_set():
             ask(arguments.port, body(dice, prompts, model), dice.random() < 0.15, totals)
 
     threads = [threading.Thread(target=client, args=(index,)) for index in range(arguments.clients)]
-    started = time.monotonic()
     for thread in threads:
         thread.start()
-    first = largest = 0
-    while any(thread.is_alive() for thread in threads):
-        for thread in threads:
-            thread.join(60 / len(threads))
-        size = resident(arguments.pid)
-        minute = (time.monotonic() - started) / 60
-        first = first or size
-        largest = max(largest, size)
+    medians: list[float] = []
+    for minute in range(1, arguments.minutes + 1):
+        readings = []
+        for _ in range(60):
+            time.sleep(1)
+            readings.append(resident(arguments.pid))
+        medians.append(statistics.median(readings))
+        growth = f" ({100 * (medians[-1] / medians[1] - 1):+.2f} %)" if minute > 1 else ""
         print(
-            f"{minute:5.1f} min: {totals.answered} answered, {totals.hung_up} hung up, {len(totals.failures)} failed, "
-            f"{totals.tokens} tokens, {size / 2**20:.1f} MiB ({100 * (size / first - 1):+.2f} %)",
+            f"{minute:3} min: {totals.answered} answered, {totals.hung_up} hung up, {len(totals.failures)} failed, {totals.tokens} tokens, "
+            f"median {medians[-1] / 2**20:.1f} MiB{growth}, peak {max(readings) / 2**20:.1f} MiB",
             flush=True,
         )
-    growth = largest / first - 1
-    print(f"largest growth after the first minute: {100 * growth:.2f} %")
+    over.set()
+    for thread in threads:
+        thread.join()
+    growth = max(medians[2:]) / medians[1] - 1
+    print(f"in all: {totals.answered} answered, {totals.hung_up} hung up, {len(totals.failures)} failed, {totals.tokens} tokens")
+    print(f"largest growth of a minute's median over that of minute 2: {100 * growth:.2f} %")
     for reason in totals.failures[:10]:
         print(f"failed: {reason}")
     return int(bool(totals.failures) or growth >= 0.02)

@@ -10,6 +10,7 @@ mod run;
 mod setup;
 mod simulate;
 mod stages;
+mod sweep;
 mod train;
 
 use anyhow::Result;
@@ -29,6 +30,8 @@ pub struct Cli {
 enum Verb {
     /// Everything a recipe asks for, in order: data, train, export, evaluate; what is done already is skipped
     Run(run::Arguments),
+    /// Run recipes over a grid of settings, and compare what comes of them
+    Sweep(sweep::Arguments),
     /// Train a draft
     Train(train::Arguments),
     /// Measure a draft's accepted length and speed
@@ -57,6 +60,7 @@ impl Cli {
     pub fn run(self) -> Result<()> {
         match self.verb {
             Verb::Run(arguments) => run::run(&arguments),
+            Verb::Sweep(arguments) => sweep::run(&arguments),
             Verb::Train(arguments) => train::run(&arguments),
             Verb::Evaluate(arguments) => evaluate::run(&arguments),
             Verb::Calibrate(arguments) => calibrate::run(&arguments),

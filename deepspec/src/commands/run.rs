@@ -1,7 +1,7 @@
 //! `deepspec run`
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -39,11 +39,39 @@ struct DataResult {
     validation: usize,
 }
 
+/// What a run of a recipe came to.
+pub struct Outcome {
+    /// The training's report.
+    pub training: Value,
+    /// The evaluation's.
+    pub evaluation: EvaluationReport,
+    /// The folder of the exported draft.
+    pub exported: PathBuf,
+}
+
 /// Data, train, export, evaluate, report. What is evaluated is what was exported, in its number type.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let prepared = Prepared::load(&arguments.recipe)?;
-    let folder = prepared.recipe.output_dir();
-    // Unusable tasks are found before hours of training, not after.
+    let tasks = checked_tasks(&prepared)?;
+    if arguments.restart {
+        remove_run(&prepared.recipe.output_dir())?;
+    }
+    let Outcome { training, evaluation, exported } = execute(&prepared, &tasks, "evaluate")?;
+    let report = json!({"evaluation": evaluation, "training": training});
+    let report_path = prepared.recipe.output_dir().join("report.json");
+    write_file(&report_path, (serde_json::to_string_pretty(&report)? + "\n").as_bytes())?;
+
+    print(format_args!("\n{}", table(&evaluation)))?;
+    show_sample(&prepared, &Draft::load(&exported, &prepared.target)?, &tasks)?;
+    print(format_args!("report:     {}", report_path.display()))?;
+    Ok(print(format_args!("checkpoint: {}", exported.display()))?)
+}
+
+/// The recipe's tasks. Unusable ones are found before hours of training, not after.
+///
+/// # Errors
+/// When a task has no file, an unusable one, or the target has no chat template to ask with.
+pub fn checked_tasks(prepared: &Prepared) -> Result<Vec<Task>> {
     let tasks = prepared.tasks()?;
     for task in &tasks {
         read_evaluation_prompts(&task.path)?;
@@ -51,9 +79,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if !tasks.is_empty() && prepared.tokenizer.chat_template().is_none() {
         return Err(EvaluateError::NoTemplate.into());
     }
-    if arguments.restart {
-        remove_run(&folder)?;
-    }
+    Ok(tasks)
+}
+
+/// The stages of a run in the recipe's output folder; those done before with the same inputs are not done again. Evaluations
+/// under different names are remembered beside each other.
+///
+/// # Errors
+/// When a stage fails.
+pub fn execute(prepared: &Prepared, tasks: &[Task], evaluation: &str) -> Result<Outcome> {
+    let folder = prepared.recipe.output_dir();
     let stages = Stages::of_run(&folder);
     let training_digest = prepared.training_digest()?;
     let mut read = None;
@@ -66,7 +101,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Some(samples) => samples,
             None => prepared.samples()?,
         };
-        let report = train_prepared(&prepared, &samples, true)?;
+        let report = train_prepared(prepared, &samples, true)?;
         Ok((serde_json::to_value(&report)?, vec![report.checkpoint]))
     })?;
     let checkpoint = training["checkpoint"].as_str().context("the training stage recorded no checkpoint")?;
@@ -78,23 +113,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         trained.save(&exported, WeightDtype::Bf16, !without)?;
         Ok((Value::Null, vec![exported.clone()]))
     })?;
-    let draft = Draft::load(&exported, &prepared.target)?;
     let settings = serde_json::to_string(&prepared.recipe.evaluate)?;
-    let inputs = digest(&[&export_digest, &settings, &task_digest(&tasks)?]);
-    let evaluation: EvaluationReport = stages
-        .run("evaluate", &inputs, || Ok((evaluate_recipe(&prepared, &draft, &exported, &tasks)?, Vec::new())))?;
-    let report = json!({"evaluation": evaluation, "training": training});
-    let report_path = folder.join("report.json");
-    write_file(&report_path, (serde_json::to_string_pretty(&report)? + "\n").as_bytes())?;
-
-    print(format_args!("\n{}", table(&evaluation)))?;
-    show_sample(&prepared, &draft, &tasks)?;
-    print(format_args!("report:     {}", report_path.display()))?;
-    Ok(print(format_args!("checkpoint: {}", exported.display()))?)
+    let inputs = digest(&[&export_digest, &settings, &task_digest(tasks)?]);
+    let evaluation: EvaluationReport = stages.run(evaluation, &inputs, || {
+        let draft = Draft::load(&exported, &prepared.target)?;
+        Ok((evaluate_recipe(prepared, &draft, &exported, tasks)?, Vec::new()))
+    })?;
+    Ok(Outcome { training, evaluation, exported })
 }
 
 /// Removes what runs write into their folder, and nothing else that may be there.
-fn remove_run(folder: &Path) -> Result<()> {
+pub fn remove_run(folder: &Path) -> Result<()> {
     for name in ["checkpoints", "stages", "tensorboard", "draft", "metrics.jsonl", "report.json"] {
         let path = folder.join(name);
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };

@@ -31,16 +31,16 @@ const HASHED_ENDS: u64 = 1 << 20;
 #[derive(Debug, Args)]
 pub struct RecipeArguments {
     /// The recipe file
-    recipe: PathBuf,
+    pub recipe: PathBuf,
     /// Override a field of the recipe, `train.lr=3e-4`; may be given several times
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    set: Vec<String>,
+    pub set: Vec<String>,
     /// Stop at the first malformed line of the data (the recipe's `data.strict`)
     #[arg(long)]
-    strict: bool,
+    pub strict: bool,
     /// cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
-    device: DeviceChoice,
+    pub device: DeviceChoice,
 }
 
 /// A recipe with its target loaded.

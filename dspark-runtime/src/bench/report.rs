@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::load::Measured;
+use crate::engine::Phase;
 
 /// All repeats of one mode at one concurrency; every figure is the median over the repeats.
 #[derive(Clone, Debug)]
@@ -47,6 +48,10 @@ impl Run {
         let milliseconds = |share: f64, times: &dyn Fn(&Measured) -> &[Duration]| {
             self.median(|measured| quantile(times(measured), share).as_secs_f64() * 1e3)
         };
+        let phase = |phase: Phase| {
+            let seconds = self.median(|measured| measured.metrics.phases[phase as usize].as_secs_f64());
+            (phase.name().to_owned(), json!(seconds))
+        };
         json!({
             "mode": self.mode,
             "concurrency": self.concurrency,
@@ -61,6 +66,8 @@ impl Run {
             "itl_ms_p50": milliseconds(0.5, &|measured| &measured.between_tokens),
             "itl_ms_p99": milliseconds(0.99, &|measured| &measured.between_tokens),
             "host_share": self.median(Measured::host_share),
+            "prompt_tokens": self.median(|measured| measured.metrics.prompt_tokens as f64).round() as u64,
+            "phase_seconds": Phase::ALL.into_iter().map(phase).collect::<Map<String, Value>>(),
         })
     }
 }

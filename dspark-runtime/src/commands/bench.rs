@@ -121,7 +121,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             .map(|mode| Run { mode: mode.to_string(), concurrency, repeats: Vec::new() })
             .collect();
         for repeat in 0..arguments.repeats {
-            for (mode, run) in arguments.modes.iter().zip(&mut own) {
+            // There and back again: whatever comes first or last in a round of modes is not always the same one.
+            let mut order: Vec<_> = arguments.modes.iter().zip(&mut own).collect();
+            if repeat % 2 == 1 {
+                order.reverse();
+            }
+            for (mode, run) in order {
                 let measured = bench.measure(*mode, concurrency, &prompts)?;
                 let speed = measured.tokens_per_second();
                 eprintln!("{concurrency} clients, {mode}, run {}: {speed:.1} tokens/s", repeat + 1);
