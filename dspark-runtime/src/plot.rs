@@ -60,8 +60,9 @@ impl Chart<'_> {
         let largest = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
         let right = largest(&mut points().map(|point| x(point.0))).max(f64::MIN_POSITIVE);
         let top = largest(&mut points().map(|point| point.1)).max(f64::MIN_POSITIVE);
-        // Room above the lines for their names.
-        let top = 1.3 * top;
+        // Room above the lines for their names, a line of text each.
+        let names = (0.06 + 0.045 * self.lines.len() as f64).min(0.6);
+        let top = top / (1.0 - names);
         let mut chart = ChartBuilder::on(canvas)
             .caption(self.title, (FONT, 18))
             .margin(12)
@@ -69,10 +70,14 @@ impl Chart<'_> {
             .y_label_area_size(60)
             .build_cartesian_2d(0.0..right * 1.02, 0.0..top)?;
         let octave = |x: &f64| format!("{:.0}", x.exp2());
+        let whole = |x: &f64| format!("{x:.0}");
+        let few_whole_numbers = right < 16.0 && points().all(|point| point.0.fract() == 0.0);
         let mut mesh = chart.configure_mesh();
         mesh.x_desc(self.x_label).y_desc(self.y_label).light_line_style(WHITE).label_style((FONT, 13));
         if self.x_in_octaves {
             mesh.x_labels(right.ceil() as usize + 1).x_label_formatter(&octave);
+        } else if few_whole_numbers {
+            mesh.x_labels(right as usize + 1).x_label_formatter(&whole);
         }
         mesh.draw()?;
         for ((name, points), colour) in self.lines.iter().zip(COLOURS.iter().cycle()) {

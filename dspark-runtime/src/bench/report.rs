@@ -25,9 +25,9 @@ impl Run {
     }
 
     /// A figure over that of another run: the median over the repeats, each compared with the other's repeat that was
-    /// measured beside it.
-    pub fn ratio(&self, other: &Self, figure: impl Fn(&Measured) -> f64) -> f64 {
-        median(self.repeats.iter().zip(&other.repeats).map(|(own, other)| figure(own) / figure(other)).collect())
+    /// measured beside it, and between what it probably lies.
+    pub fn ratio(&self, other: &Self, figure: impl Fn(&Measured) -> f64) -> Ratio {
+        Ratio::of(self.repeats.iter().zip(&other.repeats).map(|(own, other)| figure(own) / figure(other)).collect())
     }
 
     /// Tokens per round with a draft; `None` when nothing was drafted.
@@ -72,6 +72,34 @@ impl Run {
     }
 }
 
+/// A ratio that was measured several times.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio {
+    /// The middle one.
+    pub median: f64,
+    /// Between these the true median lies with 95 % confidence, whatever the noise is distributed like (from order statistics,
+    /// as in the sign test); with fewer than six values these are the lowest and the highest.
+    pub between: (f64, f64),
+}
+
+impl Ratio {
+    fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let n = values.len();
+        // How many values on each side the median is beyond with a probability of at most 2.5 %.
+        let (mut outside, mut tail, mut next) = (0, 0.0, 0.5_f64.powi(n as i32));
+        while outside + 1 < n.div_ceil(2) && tail + next <= 0.025 {
+            tail += next;
+            next *= (n - outside) as f64 / (outside + 1) as f64;
+            outside += 1;
+        }
+        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+        let skipped = outside.saturating_sub(1);
+        let between = (at(skipped), at(n.saturating_sub(skipped + 1)));
+        Self { median: median(values), between }
+    }
+}
+
 /// The middle value, or the mean of the two middle ones; `NaN` of nothing.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -94,6 +122,19 @@ fn quantile(times: &[Duration], share: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ratio_lies_between_order_statistics() {
+        let of = |n: usize| Ratio::of((1..=n).rev().map(|value| value as f64).collect());
+        // The table of the sign test: which values enclose the median in 95 of 100 cases.
+        for (n, low, high) in
+            [(1, 1, 1), (5, 1, 5), (6, 1, 6), (8, 1, 8), (9, 2, 8), (15, 4, 12), (20, 6, 15), (25, 8, 18)]
+        {
+            assert_eq!(of(n).between, (low as f64, high as f64), "{n}");
+            assert_eq!(of(n).median, (n as f64 + 1.0) / 2.0);
+        }
+        assert!(Ratio::of(Vec::new()).median.is_nan());
+    }
 
     #[test]
     fn medians_and_quantiles() {

@@ -8,7 +8,7 @@ use serde_json::{Map, json};
 
 use super::engine::{calibration, speed_curve};
 use super::output::{count, print, temperature, weight_precision};
-use crate::bench::{Ceiling, Load, Measured, Run, read_prompts, run as run_load};
+use crate::bench::{Ceiling, Load, Measured, Ratio, Run, read_prompts, run as run_load};
 use crate::checkpoint::{WeightPrecision, resolve_model, write_file};
 use crate::device::DeviceChoice;
 use crate::engine::{Engine, EngineConfig, Request, Sampling};
@@ -211,23 +211,27 @@ impl Bench<'_> {
 
     fn report(&self, runs: &[Run]) -> Result<()> {
         print(
-            "mode           clients  tokens/s  to off  steady  per user  accepted  verified  first ms  p50 ms  p99 ms  host",
+            "mode           clients  tokens/s  to off (95 % between)  steady  per user  accepted  verified  first ms  p50 ms  p99 ms  host",
         )?;
         let against_off = |run: &Run, speed: fn(&Measured) -> f64| {
             let off = Mode::Off.to_string();
             let off = runs.iter().find(|other| other.mode == off && other.concurrency == run.concurrency)?;
             Some(run.ratio(off, speed))
         };
+        let mut rows = Vec::with_capacity(runs.len());
         for run in runs {
-            let row = run.to_json();
+            let mut row = run.to_json();
             let figure = |name: &str| row[name].as_f64().unwrap_or(f64::NAN);
             let to_off = against_off(run, Measured::tokens_per_second);
             print(format!(
-                "{:<13}  {:>7}  {:>8.1}  {:>6}  {:>6}  {:>8.1}  {:>8}  {:>8.2}  {:>8.0}  {:>6.1}  {:>6.1}  {:>4.1}%",
+                "{:<13}  {:>7}  {:>8.1}  {:>21}  {:>6}  {:>8.1}  {:>8}  {:>8.2}  {:>8.0}  {:>6.1}  {:>6.1}  {:>4.1}%",
                 run.mode,
                 run.concurrency,
                 figure("tokens_per_second"),
-                to_off.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}")),
+                to_off.map_or_else(
+                    || "-".to_owned(),
+                    |Ratio { median, between: (low, high) }| format!("{median:.3} ({low:.3}-{high:.3})")
+                ),
                 run.steady().map_or_else(|| "-".to_owned(), |speed| format!("{speed:.1}")),
                 figure("tokens_per_second_per_user"),
                 run.accepted_length().map_or_else(|| "-".to_owned(), |length| format!("{length:.3}")),
@@ -237,6 +241,10 @@ impl Bench<'_> {
                 figure("itl_ms_p99"),
                 figure("host_share") * 100.0,
             ))?;
+            if let Some(Ratio { median, between: (low, high) }) = to_off {
+                row["to_off"] = json!({"median": median, "low": low, "high": high});
+            }
+            rows.push(row);
         }
         let ceiling = self.ceiling(runs);
         if let Some(ceiling) = ceiling {
@@ -247,6 +255,7 @@ impl Bench<'_> {
             let scheduled = Mode::Scheduled.to_string();
             let reached = runs.iter().find(|run| run.mode == scheduled && run.concurrency == 1);
             if let Some(reached) = reached.and_then(|run| against_off(run, Measured::tokens_per_second_per_user)) {
+                let reached = reached.median;
                 print(format!("reached by `scheduled`: {reached:.3}, {:.2} of it", reached / speedup))?;
             }
         }
@@ -261,7 +270,7 @@ impl Bench<'_> {
             "dtype": self.arguments.weights.to_string(),
             "threads": rayon::current_num_threads(),
             "ceiling": ceiling.map(Ceiling::to_json),
-            "runs": runs.iter().map(Run::to_json).collect::<Vec<_>>(),
+            "runs": rows,
         });
         let text = serde_json::to_string_pretty(&report)? + "\n";
         write_file(path, text.as_bytes()).with_context(|| format!("{}", path.display()))
