@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::loss::Denominator;
+
 /// What one supervised slot contributes.
 #[derive(Clone, Copy, Debug)]
 pub struct SlotOutcome {
@@ -55,6 +57,8 @@ pub struct LossSums {
     pub blocks: u64,
     /// Samples.
     pub samples: u64,
+    /// Tokens of the longest one.
+    pub longest: usize,
     /// Positions that could have been anchors.
     pub candidates: u64,
 }
@@ -109,6 +113,7 @@ impl LossSums {
         self.tau += other.tau;
         self.blocks += other.blocks;
         self.samples += other.samples;
+        self.longest = self.longest.max(other.longest);
         self.candidates += other.candidates;
     }
 
@@ -118,11 +123,17 @@ impl LossSums {
         let (ce, soft_ce) = (mean(self.cross_entropy), mean(self.soft_cross_entropy));
         let (l1, confidence) = (mean(self.l1), mean(self.confidence));
         let blocks = self.blocks.max(1) as f64;
+        let terms = weights.cross_entropy * ce
+            + weights.soft_cross_entropy * soft_ce
+            + weights.l1 * l1
+            + weights.confidence * confidence;
+        // Of the terms as they are in the loss.
+        let share = match weights.denominator {
+            Denominator::SlotWeights => 1.0,
+            Denominator::Positions => self.weight / (self.samples.max(1) as f64 * self.longest.max(1) as f64),
+        };
         Metrics {
-            loss: weights.cross_entropy * ce
-                + weights.soft_cross_entropy * soft_ce
-                + weights.l1 * l1
-                + weights.confidence * confidence,
+            loss: terms * share,
             ce_loss: ce,
             soft_ce_loss: soft_ce,
             l1_loss: l1,

@@ -13,7 +13,14 @@ use crate::trainer::GradientSum;
 
 const BLOCK: usize = 4;
 const WEIGHTS: LossWeights =
-    LossWeights { cross_entropy: 0.1, soft_cross_entropy: 0.3, l1: 0.9, confidence: 0.7, decay: Some(4.0) };
+    LossWeights {
+        cross_entropy: 0.1,
+        soft_cross_entropy: 0.3,
+        l1: 0.9,
+        confidence: 0.7,
+        decay: Some(4.0),
+        denominator: Denominator::SlotWeights,
+    };
 
 /// Two samples of different length, and the blocks trained on each: `(anchor, supervised slots)`.
 const SAMPLES: [(usize, &[(usize, usize)]); 2] = [(9, &[(1, 4), (5, 3)]), (13, &[(3, 2), (6, 4), (8, 4)])];
@@ -23,7 +30,7 @@ fn ids(sample: usize) -> Vec<u32> {
 }
 
 fn blocks(sample: usize) -> SampleBlocks {
-    let (anchors, slots) = SAMPLES[sample].1.iter().copied().unzip();
+    let (anchors, slots) = SAMPLES[sample].1.iter().map(|&(anchor, slots)| (anchor, (0..slots).collect())).unzip();
     SampleBlocks { anchors, slots, candidates: 5 }
 }
 
