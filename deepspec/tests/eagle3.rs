@@ -92,11 +92,6 @@ fn an_eagle3_draft_goes_through_every_verb() {
     assert!(measured.status.success(), "{}", String::from_utf8_lossy(&measured.stderr));
 
     // What such drafts do not have is said.
-    let gguf = root.path().join("draft.gguf").display().to_string();
-    refused(
-        &deepspec(&[&["export", "--out", &gguf, "--layout", "gguf"][..], &models].concat()),
-        &["architectures", "GGUF"],
-    );
     refused(&deepspec(&[&["calibrate"][..], &models, &tasks].concat()), &["no confidence head"]);
     let threshold = [&["evaluate", "--confidence-threshold", "0.5"][..], &models, &tasks].concat();
     refused(&deepspec(&threshold), &["confidence"]);

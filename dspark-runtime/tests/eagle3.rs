@@ -8,6 +8,7 @@ use std::fs;
 
 use burn::tensor::Tensor;
 use dspark_runtime::checkpoint::WeightDtype;
+use dspark_runtime::checkpoint::gguf::BlockType;
 use dspark_runtime::model::{
     Draft, DraftConfig, DraftContext, DraftSample, DraftVocabulary, Eagle3Shape, LayerId, Target, TargetSegment,
 };
@@ -148,7 +149,8 @@ fn a_sequence_that_stops_leaves_the_others_alone() {
         for slot in 0..3 {
             let previous: Vec<u32> = going.iter().map(|&row| IDS[anchors[row] + slot]).collect();
             drafting.confidences(&previous);
-            let kept: Vec<usize> = (0..going.len()).filter(|&index| slot != 1 || Some(going[index]) != dropped).collect();
+            let kept: Vec<usize> =
+                (0..going.len()).filter(|&index| slot != 1 || Some(going[index]) != dropped).collect();
             going = kept.iter().map(|&index| going[index]).collect();
             last = drafting.logits(&kept).concat();
         }
@@ -237,6 +239,9 @@ fn what_does_not_fit_is_named() {
     fs::write(&path, config.to_string()).unwrap();
     let error = Draft::load(&folder, &common::target(3)).unwrap_err().to_string();
     assert!(error.contains("num_target_layers"), "{error}");
+    let gguf = root.path().join("draft.gguf");
+    let written = common::eagle3_draft(&target, SLOTS).write_gguf("draft", &[], BlockType::F32, true, &gguf);
+    assert!(written.unwrap_err().to_string().contains("architectures") && !gguf.exists());
     let shape = Eagle3Shape { ttt_length: 7, step_loss_decay: 0.8, target_layer_ids: vec![LayerId(0); 5] };
     assert!(DraftConfig::eagle3(target.config(), &shape).is_err());
 }

@@ -195,7 +195,9 @@ fn an_eagle3_draft_guesses_as_well_behind_a_beginning_that_was_kept() {
         let metrics = handle.metrics();
         (ids, [metrics.rounds, metrics.verified_tokens, metrics.accepted_tokens], metrics.cached_prompt_tokens)
     };
-    let requests: Vec<Request> = [40, 25, 40].map(|parted| request(&prompt(parted), 20, greedy())).to_vec();
+    let seeded = |seed| Sampling { seed: Some(seed), ..Sampling::default() };
+    let requests: Vec<Request> =
+        [(40, 1), (25, 2), (40, 3)].map(|(parted, seed)| request(&prompt(parted), 20, seeded(seed))).to_vec();
     let alone: Vec<_> = requests.iter().map(|request| rounds(std::slice::from_ref(request))).collect();
     let (ids, sums, cached) = rounds(&requests);
     assert_eq!(cached, 24 + 38);

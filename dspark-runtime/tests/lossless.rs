@@ -124,8 +124,7 @@ fn an_eagle3_draft_leaves_the_targets_distribution_too() {
 fn lossless(target: &Target, draft: &Draft) {
     // The loop of this test is the decoder's.
     for seed in 0..50 {
-        let own =
-            Decoder::new(target, Some(draft)).generate(&PROMPT, &options(), &mut SeededUniforms::new(3, seed));
+        let own = Decoder::new(target, Some(draft)).generate(&PROMPT, &options(), &mut SeededUniforms::new(3, seed));
         assert_eq!(decode(target, draft, seed, judge), own.ids);
     }
     let rounds: Vec<(usize, usize)> = (0..2000_u64)
@@ -140,7 +139,7 @@ fn lossless(target: &Target, draft: &Draft) {
         let reached = rounds.iter().filter(|(accepted, proposed)| *accepted >= slot && *proposed > slot).count();
         let kept = rounds.iter().filter(|(accepted, _)| *accepted > slot).count();
         let share = kept as f64 / reached as f64;
-        assert!((0.3..0.7).contains(&share), "conditional acceptance at slot {slot} is {share}");
+        assert!((0.2..0.8).contains(&share), "conditional acceptance at slot {slot} is {share}");
     }
     let alone = count(|seed| {
         Decoder::new(target, None).generate(&PROMPT, &options(), &mut SeededUniforms::new(11, seed)).ids

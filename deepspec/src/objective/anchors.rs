@@ -144,7 +144,8 @@ mod tests {
     #[test]
     fn the_reference_supervises_two_tokens_late() {
         let blocks = BlockChoice::Eagle3Reference.blocks(&MASK, &[], 3);
-        let mut labels: Vec<usize> = blocks.supervised().filter(|slot| slot.slot == 0).map(|slot| slot.label()).collect();
+        let mut labels: Vec<usize> =
+            blocks.supervised().filter(|slot| slot.slot == 0).map(|slot| slot.label()).collect();
         assert_eq!(labels, [3, 4, 5, 7, 8]);
         labels = blocks.supervised().map(|slot| slot.label()).collect();
         labels.sort_unstable();
@@ -152,6 +153,9 @@ mod tests {
         assert_eq!(labels, [3, 4, 5, 7, 8]);
         assert_eq!(blocks.slots[blocks.anchors.iter().position(|&anchor| anchor == 3).unwrap()], [0, 1]);
         // A hole does not end the block, and the last token counts nowhere.
-        assert_eq!(BlockChoice::Eagle3Reference.blocks(&[true, false, true, true], &[], 4).slots, [vec![0, 2], vec![1], vec![0]]);
+        assert_eq!(
+            BlockChoice::Eagle3Reference.blocks(&[true, false, true, true], &[], 4).slots,
+            [vec![0, 2], vec![1], vec![0]]
+        );
     }
 }

@@ -61,10 +61,7 @@ impl LossWeights {
 }
 
 /// What the loss of a global batch is divided by: its samples, each as its number of tokens and its blocks.
-pub fn global_weight<'a>(
-    batch: impl IntoIterator<Item = (usize, &'a SampleBlocks)>,
-    weights: &LossWeights,
-) -> f64 {
+pub fn global_weight<'a>(batch: impl IntoIterator<Item = (usize, &'a SampleBlocks)>, weights: &LossWeights) -> f64 {
     let (tokens, blocks): (Vec<usize>, Vec<&SampleBlocks>) = batch.into_iter().unzip();
     match weights.denominator {
         Denominator::SlotWeights => slot_weight_sum(blocks, weights),

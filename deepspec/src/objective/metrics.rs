@@ -53,7 +53,7 @@ pub struct LossSums {
     pub supervised: Vec<u64>,
     /// Sum over blocks of `1 + sum_j prod_{i<=j} acceptance_i`.
     pub tau: f64,
-    /// Blocks.
+    /// Blocks whose first slot is supervised.
     pub blocks: u64,
     /// Samples.
     pub samples: u64,
@@ -64,10 +64,11 @@ pub struct LossSums {
 }
 
 impl LossSums {
-    /// Adds one block: its supervised slots in order.
+    /// Adds one block: its supervised slots in order. What is expected of a block ends with the first slot that is not
+    /// supervised.
     pub fn add_block(&mut self, slots: &[SlotOutcome]) {
         let (mut survival, mut predicted, mut tau) = (1.0, 1.0, 1.0);
-        for outcome in slots {
+        for (index, outcome) in slots.iter().enumerate() {
             let acceptance = outcome.acceptance();
             if self.accepted.len() <= outcome.slot {
                 self.accepted.resize(outcome.slot + 1, 0.0);
@@ -79,7 +80,7 @@ impl LossSums {
             self.cross_entropy += outcome.weight * outcome.cross_entropy;
             self.soft_cross_entropy += outcome.weight * outcome.soft_cross_entropy;
             self.l1 += outcome.weight * outcome.l1;
-            survival *= acceptance;
+            survival *= if outcome.slot == index { acceptance } else { 0.0 };
             tau += survival;
             if let Some((loss, probability)) = outcome.confidence {
                 predicted *= probability;
@@ -89,8 +90,10 @@ impl LossSums {
                 self.confidence_cumprod_bias += outcome.weight * (predicted - survival);
             }
         }
-        self.tau += tau;
-        self.blocks += 1;
+        if slots.first().is_some_and(|outcome| outcome.slot == 0) {
+            self.tau += tau;
+            self.blocks += 1;
+        }
     }
 
     /// Adds another batch's sums.

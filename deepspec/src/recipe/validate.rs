@@ -87,7 +87,8 @@ fn check_model(model: &ModelSection, document: &Document) -> Result<(), Complain
     if document.has("model", "num_anchors") {
         at_least_one("model.num_anchors", model.num_anchors)?;
         if model.supervision == Supervision::Reference {
-            let reason = "cannot stand beside `model.supervision = \"reference\"`, which trains all blocks".to_owned();
+            let reason =
+                "cannot stand beside `model.supervision = \"reference\"`, which trains all blocks".to_owned();
             return Err(("model.num_anchors", reason));
         }
     }

@@ -17,7 +17,9 @@ use super::progress::Progress;
 use super::schedule::LearningRate;
 use crate::conversation::Sample;
 use crate::logging::RunLog;
-use crate::objective::{BlockChoice, LossSums, LossWeights, Metrics, MicroBatch, SampleBlocks, draft_loss, global_weight};
+use crate::objective::{
+    BlockChoice, LossSums, LossWeights, Metrics, MicroBatch, SampleBlocks, draft_loss, global_weight,
+};
 use crate::teacher::teach;
 
 /// Step number from which validation draws its anchors: one that no training step has.

@@ -279,11 +279,7 @@ impl Draft {
     }
 
     /// Adds features as the keys and values of every layer of a DSpark draft.
-    pub(super) fn extend_with_features(
-        &self,
-        contexts: &mut [(&mut DraftContext, usize)],
-        features_nf: Tensor<2>,
-    ) {
+    pub(super) fn extend_with_features(&self, contexts: &mut [(&mut DraftContext, usize)], features_nf: Tensor<2>) {
         let mut positions = Vec::new();
         for (context, count) in contexts.iter_mut() {
             let first = context.cache.len();

@@ -151,9 +151,10 @@ impl Drafting for Blocks<'_> {
 
     fn logits(&mut self, kept: &[usize]) -> Vec<&mut [f32]> {
         let went = self.going.len();
-        let inputs = self.inputs.take().and_then(|(hidden_gd, factors_gr)| {
-            self.draft.markov_step(&hidden_gd, factors_gr, &mut self.state)
-        });
+        let inputs = self
+            .inputs
+            .take()
+            .and_then(|(hidden_gd, factors_gr)| self.draft.markov_step(&hidden_gd, factors_gr, &mut self.state));
         let biases = match inputs {
             Some(inputs_gr) if !kept.is_empty() => self.draft.proposal_bias(rows(inputs_gr, kept, went)).map(host),
             _ => None,

@@ -84,7 +84,7 @@ pub fn eagle3_draft(target: &Target, ttt_length: usize) -> Draft {
     let target_layer_ids = (0..5).map(LayerId).collect();
     let shape = Eagle3Shape { ttt_length, step_loss_decay: 0.8, target_layer_ids };
     let draft = Draft::new(DraftConfig::eagle3(target.config(), &shape).unwrap(), target);
-    let parameters = fill(draft.parameters.clone(), 99, 0.25);
+    let parameters = fill(draft.parameters.clone(), 99, 0.4);
     draft.with_parameters(parameters)
 }
 
