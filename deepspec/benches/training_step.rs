@@ -5,7 +5,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
-use deepspec::objective::{LossWeights, MicroBatch, SampleBlocks, draft_loss, slot_weight_sum};
+use deepspec::objective::{BlockChoice, Denominator, LossWeights, MicroBatch, draft_loss, slot_weight_sum};
 use deepspec::trainer::{GradientSum, LearningRate, Optimizer, OptimizerSettings, anchor_randoms};
 use divan::Bencher;
 use dspark_runtime::checkpoint::JsonFields;
@@ -82,9 +82,16 @@ impl Step {
 
     fn run(&mut self) {
         let mask = vec![true; TOKENS];
-        let blocks = SampleBlocks::draw(&mask, &anchor_randoms(TOKENS, 0, self.step, 0), ANCHORS, BLOCK);
-        let weights =
-            LossWeights { cross_entropy: 0.1, soft_cross_entropy: 0.0, l1: 0.9, confidence: 1.0, decay: Some(4.0) };
+        let choice = BlockChoice::Drawn { count: ANCHORS, first: 0 };
+        let blocks = choice.blocks(&mask, &anchor_randoms(TOKENS, 0, self.step, 0), BLOCK);
+        let weights = LossWeights {
+            cross_entropy: 0.1,
+            soft_cross_entropy: 0.0,
+            l1: 0.9,
+            confidence: 1.0,
+            decay: Some(4.0),
+            denominator: Denominator::SlotWeights,
+        };
         let global = slot_weight_sum([&blocks], &weights);
         let batch = MicroBatch {
             ids: vec![&self.ids],

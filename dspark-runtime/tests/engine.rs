@@ -29,6 +29,13 @@ fn start(config: EngineConfig) -> (Engine, EngineHandle) {
     Engine::start(target, Some(draft), tokenizer(), config).unwrap()
 }
 
+/// The same with an Eagle3 draft.
+fn start_eagle3(config: EngineConfig) -> (Engine, EngineHandle) {
+    let target = common::deep_target(5);
+    let draft = common::eagle3_draft(&target, BLOCK).with_heads(DraftHeads::Int8);
+    Engine::start(target, Some(draft), tokenizer(), config).unwrap()
+}
+
 fn request(prompt: &[u32], max_new_tokens: usize, sampling: Sampling) -> Request {
     Request {
         prompt: prompt.to_vec(),
@@ -91,7 +98,10 @@ fn mixed(count: usize) -> Vec<Request> {
 }
 
 fn answers(config: EngineConfig, requests: &[Request]) -> (Vec<Vec<u32>>, EngineHandle) {
-    let (engine, handle) = start(config);
+    answers_of(start(config), requests)
+}
+
+fn answers_of((engine, handle): (Engine, EngineHandle), requests: &[Request]) -> (Vec<Vec<u32>>, EngineHandle) {
     let answers: Vec<Answer> = requests.iter().map(|request| handle.submit(request.clone()).unwrap()).collect();
     let ids = answers.into_iter().map(|answer| whole(answer).ids).collect();
     handle.shut_down(Duration::ZERO);
@@ -149,6 +159,54 @@ fn without_memory_for_all_requests_wait_or_start_again_and_none_is_lost() {
         assert_eq!(tight, alone, "{mode:?}");
         assert!(handle.metrics().preempted > 0 || handle.metrics().cached_tokens <= 192);
     }
+}
+
+#[test]
+fn texts_with_an_eagle3_draft_are_the_targets_own() {
+    let requests = mixed(24);
+    let alone = EngineConfig { mode: Mode::Off, max_running: 1, ..EngineConfig::default() };
+    let (alone, _) = answers_of(start_eagle3(alone), &requests);
+    for (mode, cache_tokens) in
+        [(Mode::Fixed(1), 65_536), (Mode::Fixed(7), 65_536), (Mode::Fixed(3), 192), (Mode::Scheduled, 65_536)]
+    {
+        let config = EngineConfig { mode, cache_tokens, curve: Some(curve()), ..EngineConfig::default() };
+        let (together, handle) = answers_of(start_eagle3(config), &requests);
+        assert_eq!(together, alone, "{mode:?}, room for {cache_tokens}");
+        if mode == Mode::Fixed(7) {
+            let share = handle.metrics().accepted_tokens as f64 / handle.metrics().verified_tokens as f64;
+            assert!((0.1..0.9).contains(&share), "the draft's share of kept tokens is {share}");
+        }
+    }
+}
+
+/// Wrong keys in a context would cost acceptance, and nothing else would tell.
+#[test]
+fn an_eagle3_draft_guesses_as_well_behind_a_beginning_that_was_kept() {
+    let prompt = |parted: usize| -> Vec<u32> {
+        (0..40).map(|at| if at < parted { (at * 5 % 7) as u32 } else { (at * 3 % 8) as u32 }).collect()
+    };
+    let rounds = |requests: &[Request]| {
+        let (engine, handle) = start_eagle3(EngineConfig { mode: Mode::Fixed(BLOCK), ..EngineConfig::default() });
+        // One after the other.
+        let ids: Vec<Vec<u32>> =
+            requests.iter().map(|request| whole(handle.submit(request.clone()).unwrap()).ids).collect();
+        handle.shut_down(Duration::ZERO);
+        engine.join();
+        let metrics = handle.metrics();
+        (ids, [metrics.rounds, metrics.verified_tokens, metrics.accepted_tokens], metrics.cached_prompt_tokens)
+    };
+    let seeded = |seed| Sampling { seed: Some(seed), ..Sampling::default() };
+    let requests: Vec<Request> =
+        [(40, 1), (25, 2), (40, 3)].map(|(parted, seed)| request(&prompt(parted), 20, seeded(seed))).to_vec();
+    let alone: Vec<_> = requests.iter().map(|request| rounds(std::slice::from_ref(request))).collect();
+    let (ids, sums, cached) = rounds(&requests);
+    assert_eq!(cached, 24 + 38);
+    for (index, (own, ..)) in alone.iter().enumerate() {
+        assert_eq!(&ids[index], &own[0]);
+    }
+    let expected = [0, 1, 2].map(|number| alone.iter().map(|(_, counts, _)| counts[number]).sum::<u64>());
+    assert_eq!(sums, expected);
+    assert!(sums[2] > 0);
 }
 
 #[test]

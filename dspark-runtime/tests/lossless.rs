@@ -43,16 +43,18 @@ fn decode(target: &Target, draft: &Draft, seed: u64, judge: Judge) -> Vec<u32> {
     };
     let (mut features, rows) = pass(&PROMPT, &mut cache);
     let mut ids = vec![rows.last().unwrap().sample(uniforms.next())];
+    let mut following = vec![PROMPT[1], PROMPT[2], ids[0]];
     while ids.len() < NEW_TOKENS {
         let anchor = ids[ids.len() - 1];
-        draft.extend_context(&mut context, features);
-        let proposal = propose(draft, &mut context, anchor, 1.0, &mut uniforms);
+        draft.extend_context(&mut context, features, &following);
+        let proposal = propose(draft, &mut context, anchor, 1.0, &[], &mut uniforms);
         let past = cache.len();
         let verify: Vec<u32> = std::iter::once(anchor).chain(proposal.tokens.iter().copied()).collect();
         let (new, rows) = pass(&verify, &mut cache);
         let verdict = judge(&proposal.tokens, &proposal.distributions, &rows, &mut uniforms);
         ids.extend(&proposal.tokens[..verdict.accepted]);
         ids.push(verdict.next);
+        following = ids[ids.len() - verdict.accepted - 1..].to_vec();
         cache.truncate(past + 1 + verdict.accepted);
         features = new.narrow(0, 0, 1 + verdict.accepted);
     }
@@ -110,17 +112,25 @@ fn count(run: impl Fn(u64) -> Vec<u32> + Sync) -> Counts {
 #[test]
 fn tokens_two_to_four_have_the_targets_distribution() {
     let target = common::target(5);
-    let draft = common::draft(&target, BLOCK);
+    lossless(&target, &common::draft(&target, BLOCK));
+}
+
+#[test]
+fn an_eagle3_draft_leaves_the_targets_distribution_too() {
+    let target = common::deep_target(5);
+    lossless(&target, &common::eagle3_draft(&target, BLOCK));
+}
+
+fn lossless(target: &Target, draft: &Draft) {
     // The loop of this test is the decoder's.
     for seed in 0..50 {
-        let own =
-            Decoder::new(&target, Some(&draft)).generate(&PROMPT, &options(), &mut SeededUniforms::new(3, seed));
-        assert_eq!(decode(&target, &draft, seed, judge), own.ids);
+        let own = Decoder::new(target, Some(draft)).generate(&PROMPT, &options(), &mut SeededUniforms::new(3, seed));
+        assert_eq!(decode(target, draft, seed, judge), own.ids);
     }
     let rounds: Vec<(usize, usize)> = (0..2000_u64)
         .into_par_iter()
         .flat_map_iter(|seed| {
-            let decoder = Decoder::new(&target, Some(&draft));
+            let decoder = Decoder::new(target, Some(draft));
             let generation = decoder.generate(&PROMPT, &options(), &mut SeededUniforms::new(4, seed));
             generation.rounds.into_iter().map(|round| (round.accepted, round.proposed))
         })
@@ -129,13 +139,13 @@ fn tokens_two_to_four_have_the_targets_distribution() {
         let reached = rounds.iter().filter(|(accepted, proposed)| *accepted >= slot && *proposed > slot).count();
         let kept = rounds.iter().filter(|(accepted, _)| *accepted > slot).count();
         let share = kept as f64 / reached as f64;
-        assert!((0.3..0.7).contains(&share), "conditional acceptance at slot {slot} is {share}");
+        assert!((0.2..0.8).contains(&share), "conditional acceptance at slot {slot} is {share}");
     }
     let alone = count(|seed| {
-        Decoder::new(&target, None).generate(&PROMPT, &options(), &mut SeededUniforms::new(11, seed)).ids
+        Decoder::new(target, None).generate(&PROMPT, &options(), &mut SeededUniforms::new(11, seed)).ids
     });
     let with_draft = count(|seed| {
-        let decoder = Decoder::new(&target, Some(&draft));
+        let decoder = Decoder::new(target, Some(draft));
         decoder.generate(&PROMPT, &options(), &mut SeededUniforms::new(12, seed)).ids
     });
     let same = deviation(&alone, &with_draft);
@@ -144,7 +154,7 @@ fn tokens_two_to_four_have_the_targets_distribution() {
     for (name, fault) in
         [("wrong ratio", wrong_ratio as Judge), ("no residual", no_residual), ("rescaled draft", rescaled_draft)]
     {
-        let faulty = deviation(&alone, &count(|seed| decode(&target, &draft, seed, fault)));
+        let faulty = deviation(&alone, &count(|seed| decode(target, draft, seed, fault)));
         println!("{name}: {faulty:.2} standard deviations");
         assert!(faulty > 6.0, "{name} goes unnoticed: {faulty} standard deviations");
     }
@@ -153,23 +163,27 @@ fn tokens_two_to_four_have_the_targets_distribution() {
 #[test]
 fn greedy_output_is_the_same_with_any_draft_and_any_threshold() {
     for seed in 0..20 {
-        let target = common::target(seed);
-        let greedy = |draft: Option<&Draft>, threshold: f64| {
+        let (target, deep) = (common::target(seed), common::deep_target(seed));
+        let greedy_of = |target: &Target, draft: Option<&Draft>, threshold: f64| {
             let options = GenerationOptions {
                 temperature: 0.0,
                 max_new_tokens: 40,
                 stop_token_ids: Vec::new(),
                 confidence_threshold: threshold,
             };
-            Decoder::new(&target, draft).generate(&PROMPT, &options, &mut SeededUniforms::new(0, 0)).ids
+            Decoder::new(target, draft).generate(&PROMPT, &options, &mut SeededUniforms::new(0, 0)).ids
         };
+        let greedy = |draft: Option<&Draft>, threshold: f64| greedy_of(&target, draft, threshold);
         let alone = greedy(None, 0.0);
+        let deep_alone = greedy_of(&deep, None, 0.0);
         assert_eq!(alone.len(), 40);
         for block in [1, 2, 5, 15] {
             let draft = common::draft(&target, block);
             for threshold in [0.0, 0.5, 2.0] {
                 assert_eq!(greedy(Some(&draft), threshold), alone, "block {block}, threshold {threshold}");
             }
+            let eagle3 = common::eagle3_draft(&deep, block);
+            assert_eq!(greedy_of(&deep, Some(&eagle3), 0.0), deep_alone, "Eagle3, {block} tokens");
         }
     }
 }

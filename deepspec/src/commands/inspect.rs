@@ -89,7 +89,7 @@ impl Findings {
     fn draft(&mut self, folder: &Path, config: &DraftConfig, target: Option<&Path>) {
         let ids: Vec<String> = config.target_layer_ids.iter().map(ToString::to_string).collect();
         let heads = match (config.markov_rank, config.enable_confidence_head) {
-            (0, false) => "none (a DFlash draft)".to_owned(),
+            (0, false) => format!("none (a {} draft)", config.drafter.name(config)),
             (rank, confidence) => {
                 let markov = if rank > 0 {
                     format!("{} Markov head of rank {rank}", config.markov_head_type.name())
@@ -100,14 +100,16 @@ impl Findings {
                 format!("{markov}, {confidence}")
             }
         };
-        self.fact("algorithm", if config.markov_rank > 0 { "DSpark" } else { "DFlash" });
+        self.fact("algorithm", config.drafter.name(config));
         self.fact("heads", heads);
         self.fact("block_size", config.block_size);
         self.fact("draft_layers", config.num_hidden_layers);
         self.fact("hidden_size", config.layer.hidden_size);
         self.fact("vocabulary", config.vocab_size);
         self.fact("draft_vocabulary", config.draft_vocab_size);
-        self.fact("mask_token", config.mask_token_id);
+        if config.fields().get("mask_token_id").is_some() {
+            self.fact("mask_token", config.mask_token_id);
+        }
         self.fact("attention_heads", config.layer.num_attention_heads);
         self.fact("key_value_heads", config.layer.num_key_value_heads);
         self.fact("head_width", config.layer.head_dim);

@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use clap::Args;
+use dspark_runtime::checkpoint::CheckpointError;
 use dspark_runtime::device::DeviceChoice;
-use dspark_runtime::model::{Draft, DraftConfig, DraftShape, DraftVocabulary, LayerId, Target};
+use dspark_runtime::model::{
+    DSpark, Draft, DraftConfig, DraftShape, DraftVocabulary, Drafter, Eagle3, Eagle3Shape, LayerId, Target,
+};
 use dspark_runtime::text::Tokenizer;
 use sha2::{Digest, Sha256};
 
@@ -17,8 +20,8 @@ use super::stages::hex;
 use crate::cards::{Card, Kind, dataset_folders};
 use crate::conversation::{ReadOptions, Sample, read_samples, split_validation};
 use crate::evaluation::Task;
-use crate::objective::LossWeights;
-use crate::recipe::{OptimizerKind, Recipe, Schedule};
+use crate::objective::{BlockChoice, Denominator, LossWeights};
+use crate::recipe::{Algorithm, OptimizerKind, Recipe, Schedule, Supervision};
 use crate::trainer::{LearningRate, OptimizerSettings, TrainSettings};
 
 /// Samples on which the initial norms of a draft are measured.
@@ -130,28 +133,17 @@ impl Prepared {
     pub fn fresh_draft(&self, samples: &[Sample]) -> Result<Draft> {
         let model = &self.recipe.model;
         let rows = self.target.config().vocab_size;
-        let mask_token_id = match model.mask_token_id.or_else(|| self.tokenizer.first_unused_row(rows)) {
-            Some(id) => id,
-            None => bail!(
-                "model.mask_token_id: every one of the target's {rows} embedding rows belongs to a token, so the recipe must \
-                 name a reserved special token that texts never contain; the tokenizer's special tokens are {}",
-                special_tokens(&self.tokenizer)
+        let config = match model.algorithm {
+            Algorithm::Dspark => self.dspark_config()?,
+            Algorithm::Eagle3 => DraftConfig::eagle3(
+                self.target.config(),
+                &Eagle3Shape {
+                    ttt_length: model.ttt_length,
+                    step_loss_decay: model.step_loss_decay,
+                    target_layer_ids: self.layer_ids(),
+                },
             ),
-        };
-        let config = DraftConfig::for_target(
-            self.target.config(),
-            &DraftShape {
-                block_size: model.block_size,
-                num_draft_layers: model.num_draft_layers,
-                target_layer_ids: model.target_layer_ids.iter().map(|&id| LayerId(id as i64)).collect(),
-                mask_token_id,
-                num_anchors: model.num_anchors,
-                markov_rank: model.markov_rank,
-                markov_head_type: model.markov_head_type.into(),
-                enable_confidence_head: model.enable_confidence_head,
-                confidence_head_with_markov: model.confidence_head_with_markov,
-            },
-        )
+        }
         .and_then(|config| {
             config.check_target(&self.target_folder, self.target.config())?;
             Ok(config)
@@ -171,10 +163,60 @@ impl Prepared {
         }
     }
 
+    fn layer_ids(&self) -> Vec<LayerId> {
+        self.recipe.model.target_layer_ids.iter().map(|&id| LayerId(id as i64)).collect()
+    }
+
+    /// The outer error: the recipe must name a mask token; the inner one: what it names does not fit the target.
+    fn dspark_config(&self) -> Result<Result<DraftConfig, CheckpointError>> {
+        let model = &self.recipe.model;
+        let rows = self.target.config().vocab_size;
+        let mask_token_id = match model.mask_token_id.or_else(|| self.tokenizer.first_unused_row(rows)) {
+            Some(id) => id,
+            None => bail!(
+                "model.mask_token_id: every one of the target's {rows} embedding rows belongs to a token, so the recipe must \
+                 name a reserved special token that texts never contain; the tokenizer's special tokens are {}",
+                special_tokens(&self.tokenizer)
+            ),
+        };
+        Ok(DraftConfig::for_target(
+            self.target.config(),
+            &DraftShape {
+                block_size: model.block_size,
+                num_draft_layers: model.num_draft_layers,
+                target_layer_ids: self.layer_ids(),
+                mask_token_id,
+                num_anchors: model.num_anchors,
+                markov_rank: model.markov_rank,
+                markov_head_type: model.markov_head_type.into(),
+                enable_confidence_head: model.enable_confidence_head,
+                confidence_head_with_markov: model.confidence_head_with_markov,
+            },
+        ))
+    }
+
     /// The trainer's settings.
     pub fn train_settings(&self, samples: usize) -> TrainSettings {
         let (train, model) = (&self.recipe.train, &self.recipe.model);
         let overshoot = train.schedule == Schedule::Reference;
+        // Left out of an Eagle3 recipe, they are as many as there can be.
+        let count = if model.num_anchors == 0 { usize::MAX } else { model.num_anchors };
+        let blocks = match (model.algorithm, model.supervision) {
+            (Algorithm::Dspark, _) => BlockChoice::Drawn { count, first: DSpark.lookahead() },
+            (Algorithm::Eagle3, Supervision::Predicted) => BlockChoice::Drawn { count, first: Eagle3.lookahead() },
+            (Algorithm::Eagle3, Supervision::Reference) => BlockChoice::Eagle3Reference,
+        };
+        let loss = match model.algorithm {
+            Algorithm::Eagle3 => LossWeights::eagle3(model.step_loss_decay),
+            Algorithm::Dspark => LossWeights {
+                cross_entropy: model.ce_loss_alpha,
+                soft_cross_entropy: model.soft_ce_loss_alpha,
+                l1: model.l1_loss_alpha,
+                confidence: if model.enable_confidence_head { model.confidence_head_alpha } else { 0.0 },
+                decay: model.loss_decay(),
+                denominator: Denominator::SlotWeights,
+            },
+        };
         TrainSettings {
             learning_rate: LearningRate::new(train.lr, train.total_steps(samples), train.warmup_ratio, overshoot),
             optimizer: OptimizerSettings {
@@ -185,17 +227,11 @@ impl Prepared {
                 max_grad_norm: train.max_grad_norm,
                 muon: train.optimizer == OptimizerKind::Muon,
             },
-            loss: LossWeights {
-                cross_entropy: model.ce_loss_alpha,
-                soft_cross_entropy: model.soft_ce_loss_alpha,
-                l1: model.l1_loss_alpha,
-                confidence: if model.enable_confidence_head { model.confidence_head_alpha } else { 0.0 },
-                decay: model.loss_decay(),
-            },
+            loss,
             global_batch_size: train.global_batch_size,
             micro_batch_size: train.micro_batch_size,
-            num_anchors: model.num_anchors,
-            block_size: model.block_size,
+            blocks,
+            block_size: model.slots(),
             seed: train.seed,
             checkpoint_every: train.checkpoint_every,
             keep_last: train.keep_last,

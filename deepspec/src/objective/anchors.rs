@@ -26,30 +26,62 @@ pub fn supervised_slots(loss_mask: &[bool], anchor: usize, block_size: usize) ->
     loss_mask[anchor + 1..].iter().take(block_size).take_while(|&&supervised| supervised).count()
 }
 
+/// Which blocks of a sample are trained, and which of their slots are supervised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockChoice {
+    /// Blocks at up to `count` anchors drawn among the candidates from position `first` on, each with its leading supervised
+    /// slots.
+    Drawn {
+        /// Anchors at most.
+        count: usize,
+        /// The first position that may be one: the drafter's lookahead.
+        first: usize,
+    },
+    /// What the reference supervises of Eagle3 drafts: blocks at all anchors from position 1 on. A slot counts where the token
+    /// two before the one that it predicts is supervised, unless the sample ends there; the slots before it do not matter.
+    Eagle3Reference,
+}
+
+impl BlockChoice {
+    /// The blocks of a sample; `random` as in [`choose_anchors`].
+    pub fn blocks(self, loss_mask: &[bool], random: &[f32], block_size: usize) -> SampleBlocks {
+        let Self::Drawn { count, first } = self else {
+            return SampleBlocks::eagle3_reference(loss_mask, block_size);
+        };
+        let mut candidates = anchor_candidates(loss_mask);
+        candidates.retain(|&candidate| candidate >= first);
+        let anchors = choose_anchors(&candidates, random, count);
+        let slots = anchors.iter().map(|&anchor| (0..supervised_slots(loss_mask, anchor, block_size)).collect());
+        SampleBlocks { slots: slots.collect(), anchors, candidates: candidates.len() }
+    }
+}
+
 /// The trained blocks of one sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SampleBlocks {
     /// Anchors, increasing.
     pub anchors: Vec<usize>,
-    /// Supervised leading slots per anchor, each at least 1.
-    pub slots: Vec<usize>,
+    /// Supervised slots per anchor, increasing, at least one each.
+    pub slots: Vec<Vec<usize>>,
     /// How many anchors could have been drawn.
     pub candidates: usize,
 }
 
 impl SampleBlocks {
-    /// Draws the anchors of a sample; see [`choose_anchors`].
-    pub fn draw(loss_mask: &[bool], random: &[f32], count: usize, block_size: usize) -> Self {
-        let candidates = anchor_candidates(loss_mask);
-        let anchors = choose_anchors(&candidates, random, count);
-        let slots = anchors.iter().map(|&anchor| supervised_slots(loss_mask, anchor, block_size)).collect();
-        Self { anchors, slots, candidates: candidates.len() }
+    fn eagle3_reference(loss_mask: &[bool], block_size: usize) -> Self {
+        let counted = &loss_mask[..loss_mask.len().saturating_sub(1)];
+        let supervised = |anchor: usize| -> Vec<usize> {
+            (0..block_size).filter(|slot| counted.get(anchor - 1 + slot) == Some(&true)).collect()
+        };
+        let blocks = (1..loss_mask.len()).map(|anchor| (anchor, supervised(anchor)));
+        let (anchors, slots): (Vec<usize>, Vec<Vec<usize>>) = blocks.filter(|(_, slots)| !slots.is_empty()).unzip();
+        Self { candidates: anchors.len(), anchors, slots }
     }
 
     /// Every supervised slot, block after block.
     pub fn supervised(&self) -> impl Iterator<Item = BlockSlots> {
         let blocks = self.anchors.iter().zip(&self.slots).enumerate();
-        blocks.flat_map(|(block, (&anchor, &slots))| (0..slots).map(move |slot| BlockSlots { block, anchor, slot }))
+        blocks.flat_map(|(block, (&anchor, slots))| slots.iter().map(move |&slot| BlockSlots { block, anchor, slot }))
     }
 }
 
@@ -101,8 +133,29 @@ mod tests {
         let random = [0.0, 0.9, 0.1, 0.0, 0.0, 0.5, 0.0];
         assert_eq!(choose_anchors(&[1, 2, 5], &random, 2), [2, 5]);
         assert_eq!(choose_anchors(&[1, 2, 5], &random, 9), [1, 2, 5]);
-        let blocks = SampleBlocks::draw(&MASK, &random, 2, 4);
+        let blocks = BlockChoice::Drawn { count: 2, first: 0 }.blocks(&MASK, &random, 4);
         let labels: Vec<usize> = blocks.supervised().map(|slot| slot.label()).collect();
         assert_eq!(labels, [3, 6]);
+        let later = BlockChoice::Drawn { count: 9, first: 2 }.blocks(&MASK, &random, 4);
+        assert_eq!((later.anchors, later.candidates), (vec![2, 5], 2));
+    }
+
+    /// The first two tokens of an answer are not predicted under loss, the two behind it are.
+    #[test]
+    fn the_reference_supervises_two_tokens_late() {
+        let blocks = BlockChoice::Eagle3Reference.blocks(&MASK, &[], 3);
+        let mut labels: Vec<usize> =
+            blocks.supervised().filter(|slot| slot.slot == 0).map(|slot| slot.label()).collect();
+        assert_eq!(labels, [3, 4, 5, 7, 8]);
+        labels = blocks.supervised().map(|slot| slot.label()).collect();
+        labels.sort_unstable();
+        labels.dedup();
+        assert_eq!(labels, [3, 4, 5, 7, 8]);
+        assert_eq!(blocks.slots[blocks.anchors.iter().position(|&anchor| anchor == 3).unwrap()], [0, 1]);
+        // A hole does not end the block, and the last token counts nowhere.
+        assert_eq!(
+            BlockChoice::Eagle3Reference.blocks(&[true, false, true, true], &[], 4).slots,
+            [vec![0, 2], vec![1], vec![0]]
+        );
     }
 }

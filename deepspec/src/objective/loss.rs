@@ -1,4 +1,4 @@
-//! The whole loss of a micro-batch: `0.1 CE + 0.9 L1 + 1.0 BCE` with decaying slot weights (paper, eq. 8-10), and where asked
+//! The whole loss of a micro-batch, of any drafter: `0.1 CE + 0.9 L1 + 1.0 BCE` with decaying slot weights (paper, eq. 8-10), and where asked
 //! for a cross-entropy against the teacher's distribution, which is the divergence from it but for a constant (Hinton et
 //! al., 2015).
 //!
@@ -15,6 +15,15 @@ use super::vocabulary::{VocabularyRows, VocabularyWeights, vocabulary_loss};
 /// Added to every denominator, as the reference does.
 pub(super) const DENOMINATOR_OFFSET: f64 = 1e-6;
 
+/// What weighted sums over slots are divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denominator {
+    /// The slots' weights.
+    SlotWeights,
+    /// Samples times tokens of the longest one, as the reference does for Eagle3 drafts.
+    Positions,
+}
+
 /// Factors of the loss terms and the decay of slot weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossWeights {
@@ -28,16 +37,39 @@ pub struct LossWeights {
     pub confidence: f64,
     /// Slot `j` weighs `exp(-j / decay)`; `None`: 1.
     pub decay: Option<f64>,
+    /// What the loss is divided by.
+    pub denominator: Denominator,
 }
 
 impl LossWeights {
+    /// An Eagle3 draft's: the cross-entropy against the teacher, slot `j` weighing `step_loss_decay^j`.
+    pub fn eagle3(step_loss_decay: f64) -> Self {
+        Self {
+            cross_entropy: 0.0,
+            soft_cross_entropy: 1.0,
+            l1: 0.0,
+            confidence: 0.0,
+            decay: (step_loss_decay < 1.0).then(|| -1.0 / step_loss_decay.ln()),
+            denominator: Denominator::Positions,
+        }
+    }
+
     /// The weight of a 0-based slot.
     pub fn slot(&self, slot: usize) -> f64 {
         self.decay.map_or(1.0, |decay| (-(slot as f64) / decay).exp())
     }
 }
 
-/// The sum of slot weights of some samples: what a global batch divides by.
+/// What the loss of a global batch is divided by: its samples, each as its number of tokens and its blocks.
+pub fn global_weight<'a>(batch: impl IntoIterator<Item = (usize, &'a SampleBlocks)>, weights: &LossWeights) -> f64 {
+    let (tokens, blocks): (Vec<usize>, Vec<&SampleBlocks>) = batch.into_iter().unzip();
+    match weights.denominator {
+        Denominator::SlotWeights => slot_weight_sum(blocks, weights),
+        Denominator::Positions => (tokens.len() * tokens.into_iter().max().unwrap_or(0)) as f64,
+    }
+}
+
+/// The sum of slot weights of some samples.
 pub fn slot_weight_sum<'a>(blocks: impl IntoIterator<Item = &'a SampleBlocks>, weights: &LossWeights) -> f64 {
     blocks.into_iter().flat_map(SampleBlocks::supervised).map(|slot| weights.slot(slot.slot)).sum()
 }
@@ -66,7 +98,7 @@ pub struct MicroBatchLoss {
     pub sums: LossSums,
 }
 
-/// Runs the draft over a micro-batch. `global_weight` is the [`slot_weight_sum`] of the whole global batch; with `train`
+/// Runs the draft over a micro-batch. `global_weight` is that of the whole global batch ([`global_weight`]); with `train`
 /// false only the sums are computed.
 pub fn draft_loss(
     draft: &Draft,
@@ -76,6 +108,7 @@ pub fn draft_loss(
     train: bool,
 ) -> MicroBatchLoss {
     let mut sums = LossSums { samples: batch.ids.len() as u64, ..LossSums::default() };
+    sums.longest = batch.ids.iter().map(|ids| ids.len()).max().unwrap_or(0);
     sums.candidates = batch.blocks.iter().map(|blocks| blocks.candidates as u64).sum();
     let Some(slots) = Slots::of(batch, draft.config().block_size) else {
         return MicroBatchLoss { surrogate: None, sums };
@@ -87,7 +120,7 @@ pub fn draft_loss(
         Tensor::from_data(TensorData::new(slots.block_rows.clone(), [slots.block_rows.len()]), &device);
     let hidden_nd = hidden_bd.select(0, indices);
     let factors_nr = draft.markov_factors(&slots.previous);
-    let lengths: Vec<usize> = batch.blocks.iter().flat_map(|blocks| blocks.slots.iter().copied()).collect();
+    let lengths: Vec<usize> = batch.blocks.iter().flat_map(|blocks| blocks.slots.iter().map(Vec::len)).collect();
     let markov = draft
         .parameters
         .markov_head
@@ -105,7 +138,7 @@ pub fn draft_loss(
         teacher_td: batch.last_hidden_sd.clone(),
         teacher_head_vd: batch.teacher_head_vd.clone(),
         teacher_rows: slots.teacher_rows.clone(),
-        labels: slots.labels.iter().map(|&label| draft_label(draft, label)).collect(),
+        labels: slots.labels.iter().map(|label| draft_label(draft, (*label)?)).collect(),
     };
     let row_weights = VocabularyWeights {
         cross_entropy: scaled(weights.cross_entropy),
@@ -133,7 +166,7 @@ pub fn draft_loss(
 
     let mut row = 0;
     for blocks in &batch.blocks {
-        for &count in &blocks.slots {
+        for count in blocks.slots.iter().map(Vec::len) {
             let outcomes: Vec<SlotOutcome> = (row..row + count)
                 .map(|row| SlotOutcome {
                     slot: slots.slot[row],
@@ -170,7 +203,8 @@ struct Slots<'a> {
     block_rows: Vec<i32>,
     slot: Vec<usize>,
     previous: Vec<u32>,
-    labels: Vec<u32>,
+    /// Of the reference's Eagle3 supervision, one lies behind the end.
+    labels: Vec<Option<u32>>,
     /// Row of the micro-batch's teacher hidden states.
     teacher_rows: Vec<usize>,
 }
@@ -198,7 +232,7 @@ impl<'a> Slots<'a> {
                 slots.block_rows.push(row as i32);
                 slots.slot.push(supervised.slot);
                 slots.previous.push(ids[supervised.previous()]);
-                slots.labels.push(ids[supervised.label()]);
+                slots.labels.push(ids.get(supervised.label()).copied());
                 slots.teacher_rows.push(first_token + supervised.previous());
             }
             first_token += ids.len();

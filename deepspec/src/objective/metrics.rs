@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::loss::Denominator;
+
 /// What one supervised slot contributes.
 #[derive(Clone, Copy, Debug)]
 pub struct SlotOutcome {
@@ -51,19 +53,22 @@ pub struct LossSums {
     pub supervised: Vec<u64>,
     /// Sum over blocks of `1 + sum_j prod_{i<=j} acceptance_i`.
     pub tau: f64,
-    /// Blocks.
+    /// Blocks whose first slot is supervised.
     pub blocks: u64,
     /// Samples.
     pub samples: u64,
+    /// Tokens of the longest one.
+    pub longest: usize,
     /// Positions that could have been anchors.
     pub candidates: u64,
 }
 
 impl LossSums {
-    /// Adds one block: its supervised slots in order.
+    /// Adds one block: its supervised slots in order. What is expected of a block ends with the first slot that is not
+    /// supervised.
     pub fn add_block(&mut self, slots: &[SlotOutcome]) {
         let (mut survival, mut predicted, mut tau) = (1.0, 1.0, 1.0);
-        for outcome in slots {
+        for (index, outcome) in slots.iter().enumerate() {
             let acceptance = outcome.acceptance();
             if self.accepted.len() <= outcome.slot {
                 self.accepted.resize(outcome.slot + 1, 0.0);
@@ -75,7 +80,7 @@ impl LossSums {
             self.cross_entropy += outcome.weight * outcome.cross_entropy;
             self.soft_cross_entropy += outcome.weight * outcome.soft_cross_entropy;
             self.l1 += outcome.weight * outcome.l1;
-            survival *= acceptance;
+            survival *= if outcome.slot == index { acceptance } else { 0.0 };
             tau += survival;
             if let Some((loss, probability)) = outcome.confidence {
                 predicted *= probability;
@@ -85,8 +90,10 @@ impl LossSums {
                 self.confidence_cumprod_bias += outcome.weight * (predicted - survival);
             }
         }
-        self.tau += tau;
-        self.blocks += 1;
+        if slots.first().is_some_and(|outcome| outcome.slot == 0) {
+            self.tau += tau;
+            self.blocks += 1;
+        }
     }
 
     /// Adds another batch's sums.
@@ -109,6 +116,7 @@ impl LossSums {
         self.tau += other.tau;
         self.blocks += other.blocks;
         self.samples += other.samples;
+        self.longest = self.longest.max(other.longest);
         self.candidates += other.candidates;
     }
 
@@ -118,11 +126,17 @@ impl LossSums {
         let (ce, soft_ce) = (mean(self.cross_entropy), mean(self.soft_cross_entropy));
         let (l1, confidence) = (mean(self.l1), mean(self.confidence));
         let blocks = self.blocks.max(1) as f64;
+        let terms = weights.cross_entropy * ce
+            + weights.soft_cross_entropy * soft_ce
+            + weights.l1 * l1
+            + weights.confidence * confidence;
+        // Of the terms as they are in the loss.
+        let share = match weights.denominator {
+            Denominator::SlotWeights => 1.0,
+            Denominator::Positions => self.weight / (self.samples.max(1) as f64 * self.longest.max(1) as f64),
+        };
         Metrics {
-            loss: weights.cross_entropy * ce
-                + weights.soft_cross_entropy * soft_ce
-                + weights.l1 * l1
-                + weights.confidence * confidence,
+            loss: terms * share,
             ce_loss: ce,
             soft_ce_loss: soft_ce,
             l1_loss: l1,

@@ -14,7 +14,7 @@ mod metrics;
 mod tests;
 mod vocabulary;
 
-pub use anchors::{BlockSlots, SampleBlocks, anchor_candidates, choose_anchors, supervised_slots};
-pub use loss::{LossWeights, MicroBatch, MicroBatchLoss, draft_loss, slot_weight_sum};
+pub use anchors::{BlockChoice, BlockSlots, SampleBlocks, anchor_candidates, choose_anchors, supervised_slots};
+pub use loss::{Denominator, LossWeights, MicroBatch, MicroBatchLoss, draft_loss, global_weight, slot_weight_sum};
 pub use metrics::{LossSums, Metrics};
 pub use vocabulary::{VocabularyLoss, VocabularyRows, VocabularyWeights, vocabulary_loss};

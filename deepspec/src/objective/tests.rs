@@ -12,8 +12,14 @@ use crate::testing::tiny_models;
 use crate::trainer::GradientSum;
 
 const BLOCK: usize = 4;
-const WEIGHTS: LossWeights =
-    LossWeights { cross_entropy: 0.1, soft_cross_entropy: 0.3, l1: 0.9, confidence: 0.7, decay: Some(4.0) };
+const WEIGHTS: LossWeights = LossWeights {
+    cross_entropy: 0.1,
+    soft_cross_entropy: 0.3,
+    l1: 0.9,
+    confidence: 0.7,
+    decay: Some(4.0),
+    denominator: Denominator::SlotWeights,
+};
 
 /// Two samples of different length, and the blocks trained on each: `(anchor, supervised slots)`.
 const SAMPLES: [(usize, &[(usize, usize)]); 2] = [(9, &[(1, 4), (5, 3)]), (13, &[(3, 2), (6, 4), (8, 4)])];
@@ -23,7 +29,7 @@ fn ids(sample: usize) -> Vec<u32> {
 }
 
 fn blocks(sample: usize) -> SampleBlocks {
-    let (anchors, slots) = SAMPLES[sample].1.iter().copied().unzip();
+    let (anchors, slots) = SAMPLES[sample].1.iter().map(|&(anchor, slots)| (anchor, (0..slots).collect())).unzip();
     SampleBlocks { anchors, slots, candidates: 5 }
 }
 
@@ -145,4 +151,8 @@ fn survival_is_a_product_and_the_anchors_own_token_counts() {
     // The product of the predictions against the product of the acceptances: 0.6 - 0.5, 0.3 - 0.25, 0.
     close(metrics.confidence_cumprod_bias, 0.15 / 3.0);
     assert_eq!(metrics.accept_rate, [0.25, 0.5]);
+    // Behind a hole nothing is expected, and a block whose first slot is not supervised is none.
+    sums.add_block(&[slot(0, 1.0, 0.6), slot(2, 0.0, 0.5)]);
+    sums.add_block(&[slot(1, 0.0, 0.6)]);
+    assert_eq!((sums.tau, sums.blocks, &sums.supervised), (4.25, 3, &vec![3, 2, 1]));
 }

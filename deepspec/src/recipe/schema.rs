@@ -34,6 +34,29 @@ pub struct Recipe {
 pub enum Algorithm {
     /// Semi-autoregressive block drafting with a Markov head and a confidence head.
     Dspark,
+    /// Token-by-token drafting with one layer that goes on from the target's features.
+    Eagle3,
+}
+
+impl Algorithm {
+    /// Its name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dspark => "dspark",
+            Self::Eagle3 => "eagle3",
+        }
+    }
+}
+
+/// Which slots of Eagle3 blocks are trained.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Supervision {
+    /// Those that predict supervised tokens.
+    #[default]
+    Predicted,
+    /// The reference's, which is two tokens late, for repeating its runs.
+    Reference,
 }
 
 /// How the logits of a draft position depend on the token drafted before it.
@@ -69,15 +92,18 @@ pub struct ModelSection {
     #[serde(default = "defaults::block_size")]
     pub block_size: usize,
     /// Decoder layers of the draft, at least 1.
+    #[serde(default = "defaults::one_layer")]
     pub num_draft_layers: usize,
     /// Target layers whose outputs the draft reads (0-based, strictly increasing, without the final layer).
     pub target_layer_ids: Vec<usize>,
     /// Token that stands in for positions still to be drafted; `None`: the first embedding row no token uses.
     #[serde(default)]
     pub mask_token_id: Option<u32>,
-    /// Blocks trained per sequence, at least 1.
+    /// Blocks trained per sequence, at least 1; left out of an Eagle3 recipe: as many as there can be.
+    #[serde(default)]
     pub num_anchors: usize,
-    /// Rank of the Markov head's bias, at least 1.
+    /// Rank of the Markov head's bias; 0: no head.
+    #[serde(default)]
     pub markov_rank: usize,
     /// Tokens that the draft can propose, the most frequent of the training data; absent: all.
     #[serde(default)]
@@ -109,9 +135,31 @@ pub struct ModelSection {
     /// Whether draft layers and `fc` start from the target's own layers instead of random weights.
     #[serde(default)]
     pub initialize_from_target: bool,
+    /// Slots that the training of an Eagle3 draft unrolls, and that it drafts per round, at least 1.
+    #[serde(default = "defaults::block_size")]
+    pub ttt_length: usize,
+    /// Slot `j` of an Eagle3 block weighs this to the power of `j`, in `(0, 1]`.
+    #[serde(default = "defaults::step_loss_decay")]
+    pub step_loss_decay: f64,
+    /// Which slots of Eagle3 blocks are trained.
+    #[serde(default)]
+    pub supervision: Supervision,
 }
 
 impl ModelSection {
+    /// Drafted positions per round.
+    pub fn slots(&self) -> usize {
+        match self.algorithm {
+            Algorithm::Dspark => self.block_size,
+            Algorithm::Eagle3 => self.ttt_length,
+        }
+    }
+
+    /// Whether the draft predicts its own acceptance.
+    pub fn has_confidence_head(&self) -> bool {
+        self.algorithm == Algorithm::Dspark && self.enable_confidence_head
+    }
+
     /// The loss decay, or `None` where every slot weighs the same.
     pub fn loss_decay(&self) -> Option<f64> {
         (self.loss_decay_gamma > 0.0).then_some(self.loss_decay_gamma)
@@ -328,6 +376,12 @@ mod defaults {
     }
     pub(super) fn block_size() -> usize {
         7
+    }
+    pub(super) fn one_layer() -> usize {
+        1
+    }
+    pub(super) fn step_loss_decay() -> f64 {
+        0.8
     }
     pub(super) fn loss_decay_gamma() -> f64 {
         4.0

@@ -40,6 +40,11 @@ impl Document {
         self.overridden.insert(key, argument.to_owned());
     }
 
+    /// Whether `section.key` is given.
+    pub(super) fn has(&self, section: &str, key: &str) -> bool {
+        self.table.get(section).is_some_and(|section| section.get(key).is_some())
+    }
+
     /// Where `key`, or the nearest table around it, was written.
     pub(super) fn place(&self, key: &str) -> Place {
         let mut key = key;

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::{Recipe, RecipeError, Schedule, Turns, resolve_input};
+use super::{Algorithm, Recipe, RecipeError, Schedule, Supervision, Turns, resolve_input};
 
 const README: &str = include_str!("../../../recipes/README.md");
 const QUICKSTART: &str = include_str!("../../../recipes/quickstart.toml");
 const SMOLLM2: &str = include_str!("../../../recipes/smollm2_135m_dspark.toml");
+
+const EAGLE3: &str = include_str!("../../../recipes/smollm2_135m_eagle3.toml");
 
 const SMALLEST: &str = r#"name = "smallest"
 target = "some/target"
@@ -58,6 +60,9 @@ fn defaults_are_the_published_settings() {
 fn shipped_recipes_are_valid() {
     let smollm2 = parse(SMOLLM2, &[]).unwrap();
     assert_eq!(smollm2.model.target_layer_ids, [1, 8, 15, 22, 27]);
+    let eagle3 = parse(EAGLE3, &[]).unwrap();
+    assert_eq!((eagle3.model.algorithm, eagle3.model.slots()), (Algorithm::Eagle3, 7));
+    assert_eq!((eagle3.train, eagle3.data), (smollm2.train, smollm2.data));
     let quickstart = parse(QUICKSTART, &[]).unwrap();
     let tasks: Vec<_> = quickstart.evaluate.tasks.iter().map(|task| task.name.as_str()).collect();
     assert_eq!(tasks, ["sums", "code", "chat"]);
@@ -71,7 +76,10 @@ fn shipped_recipes_are_valid() {
     names.sort();
     let count = names.len();
     names.dedup();
-    assert!(count >= 9 && names.len() == count, "{names:?}");
+    assert!(count >= 13 && names.len() == count, "{names:?}");
+    for size in ["4b", "8b", "14b"] {
+        assert!(names.contains(&format!("qwen3-{size}-eagle3")), "{names:?}");
+    }
 }
 
 #[test]
@@ -217,6 +225,33 @@ fn values_out_of_range_are_refused() {
     }
     assert!(error(&["data.format=text", "data.template_arguments.a=1"]).contains("uses no template"));
     assert!(error_after("steps = 10\n", "").contains("r.toml:8: `train` needs either `steps` or `epochs`"));
+}
+
+#[test]
+fn every_algorithm_has_fields_of_its_own() {
+    let eagle3 = SMALLEST
+        .replace("num_draft_layers = 2\n", "algorithm = \"eagle3\"\n")
+        .replace("num_anchors = 48\nmarkov_rank = 64\n", "ttt_length = 5\n");
+    let recipe = parse(&eagle3, &[]).unwrap();
+    assert_eq!((recipe.model.slots(), recipe.model.step_loss_decay), (5, 0.8));
+    assert_eq!(recipe.model.supervision, Supervision::Predicted);
+    assert!(!recipe.model.has_confidence_head());
+    for (overrides, expected) in [
+        (&["model.markov_rank=4"][..], "`model.markov_rank` has no meaning with `model.algorithm = \"eagle3\"`"),
+        (&["model.block_size=4"], "`model.block_size` has no meaning"),
+        (&["model.initialize_from_target=true"], "`model.initialize_from_target` has no meaning"),
+        (&["model.ttt_length=0"], "`model.ttt_length` must be at least 1, found 0"),
+        (&["model.num_anchors=0"], "`model.num_anchors` must be at least 1, found 0"),
+        (&["model.step_loss_decay=1.5"], "`model.step_loss_decay` must be above 0 and at most 1, found 1.5"),
+        (&["model.supervision=late"], "`model.supervision` must be one of \"predicted\", \"reference\""),
+        (&["model.num_anchors=9", "model.supervision=reference"], "cannot stand beside `model.supervision"),
+        (&["evaluate.confidence_threshold=0.3"], "Eagle3 drafts have none"),
+    ] {
+        let message = parse(&eagle3, overrides).unwrap_err().to_string();
+        assert!(message.contains(expected) && message.starts_with("--set "), "{message}\nshould contain\n{expected}");
+    }
+    assert!(error(&["model.ttt_length=4"]).contains("no meaning with `model.algorithm = \"dspark\"`"));
+    assert!(error(&["model.algorithm=eagle2"]).contains("must be one of \"dspark\", \"eagle3\""));
 }
 
 #[test]

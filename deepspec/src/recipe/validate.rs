@@ -2,9 +2,32 @@
 //! vocabulary) is checked where the target is known.
 
 use super::error::RecipeError;
-use super::schema::{DataSection, EvaluateSection, ModelSection, Recipe, TrainSection};
+use super::schema::{Algorithm, DataSection, EvaluateSection, ModelSection, Recipe, Supervision, TrainSection};
 use super::source::Document;
 use crate::conversation::Format;
+
+/// Keys of `[model]` that a DSpark recipe must give.
+const DSPARK_NEEDS: [&str; 3] = ["num_draft_layers", "num_anchors", "markov_rank"];
+
+/// Keys of `[model]` that mean something to DSpark drafts alone.
+const DSPARK_ALONE: [&str; 13] = [
+    "block_size",
+    "num_draft_layers",
+    "mask_token_id",
+    "markov_rank",
+    "markov_head_type",
+    "enable_confidence_head",
+    "confidence_head_with_markov",
+    "loss_decay_gamma",
+    "ce_loss_alpha",
+    "soft_ce_loss_alpha",
+    "l1_loss_alpha",
+    "confidence_head_alpha",
+    "initialize_from_target",
+];
+
+/// Keys of `[model]` that mean something to Eagle3 drafts alone.
+const EAGLE3_ALONE: [&str; 3] = ["ttt_length", "step_loss_decay", "supervision"];
 
 /// Reason a key's value cannot be used.
 type Complaint = (&'static str, String);
@@ -14,13 +37,31 @@ type Complaint = (&'static str, String);
 /// # Errors
 /// [`RecipeError::Invalid`] for the first value that cannot be used.
 pub(super) fn check(recipe: &Recipe, document: &Document) -> Result<(), RecipeError> {
+    check_algorithm(&recipe.model, document)?;
     check_name(recipe)
-        .and_then(|()| check_model(&recipe.model))
+        .and_then(|()| check_model(&recipe.model, document))
         .and_then(|()| check_train(&recipe.train))
         .and_then(|()| check_data(&recipe.data))
         .and_then(|()| check_evaluate(&recipe.evaluate))
         .and_then(|()| check_confidence(recipe))
         .map_err(|(key, reason)| RecipeError::Invalid { place: document.place(key), key: key.to_owned(), reason })
+}
+
+/// Every algorithm has keys of its own: none is missing, and none of another one is there.
+fn check_algorithm(model: &ModelSection, document: &Document) -> Result<(), RecipeError> {
+    let (needed, foreign) = match model.algorithm {
+        Algorithm::Dspark => (&DSPARK_NEEDS[..], &EAGLE3_ALONE[..]),
+        Algorithm::Eagle3 => (&[][..], &DSPARK_ALONE[..]),
+    };
+    if let Some(key) = needed.iter().find(|key| !document.has("model", key)) {
+        return Err(RecipeError::Missing { place: document.place("model"), key: format!("model.{key}") });
+    }
+    if let Some(key) = foreign.iter().find(|key| document.has("model", key)) {
+        let key = format!("model.{key}");
+        let reason = format!("has no meaning with `model.algorithm = {:?}`: leave it out", model.algorithm.name());
+        return Err(RecipeError::Invalid { place: document.place(&key), key, reason });
+    }
+    Ok(())
 }
 
 fn check_name(recipe: &Recipe) -> Result<(), Complaint> {
@@ -40,10 +81,22 @@ fn check_name(recipe: &Recipe) -> Result<(), Complaint> {
     Ok(())
 }
 
-fn check_model(model: &ModelSection) -> Result<(), Complaint> {
+fn check_model(model: &ModelSection, document: &Document) -> Result<(), Complaint> {
     at_least_one("model.block_size", model.block_size)?;
     at_least_one("model.num_draft_layers", model.num_draft_layers)?;
-    at_least_one("model.num_anchors", model.num_anchors)?;
+    if document.has("model", "num_anchors") {
+        at_least_one("model.num_anchors", model.num_anchors)?;
+        if model.supervision == Supervision::Reference {
+            let reason =
+                "cannot stand beside `model.supervision = \"reference\"`, which trains all blocks".to_owned();
+            return Err(("model.num_anchors", reason));
+        }
+    }
+    at_least_one("model.ttt_length", model.ttt_length)?;
+    if !(model.step_loss_decay > 0.0 && model.step_loss_decay <= 1.0) {
+        let reason = format!("must be above 0 and at most 1, found {}", model.step_loss_decay);
+        return Err(("model.step_loss_decay", reason));
+    }
     at_least_one("model.draft_vocab_size", model.draft_vocab_size.unwrap_or(1))?;
     let ids = &model.target_layer_ids;
     if ids.is_empty() {
@@ -146,8 +199,13 @@ fn check_evaluate(evaluate: &EvaluateSection) -> Result<(), Complaint> {
 
 fn check_confidence(recipe: &Recipe) -> Result<(), Complaint> {
     let threshold = recipe.evaluate.confidence_threshold;
-    if threshold > 0.0 && !recipe.model.enable_confidence_head {
-        let reason = format!("= {threshold} needs the head that `model.enable_confidence_head = false` leaves out");
+    if threshold > 0.0 && !recipe.model.has_confidence_head() {
+        let reason = match recipe.model.algorithm {
+            Algorithm::Dspark => {
+                format!("= {threshold} needs the head that `model.enable_confidence_head = false` leaves out")
+            }
+            Algorithm::Eagle3 => format!("= {threshold} needs a confidence head, and Eagle3 drafts have none"),
+        };
         return Err(("evaluate.confidence_threshold", reason));
     }
     Ok(())

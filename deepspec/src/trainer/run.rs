@@ -17,7 +17,9 @@ use super::progress::Progress;
 use super::schedule::LearningRate;
 use crate::conversation::Sample;
 use crate::logging::RunLog;
-use crate::objective::{LossSums, LossWeights, Metrics, MicroBatch, SampleBlocks, draft_loss, slot_weight_sum};
+use crate::objective::{
+    BlockChoice, LossSums, LossWeights, Metrics, MicroBatch, SampleBlocks, draft_loss, global_weight,
+};
 use crate::teacher::teach;
 
 /// Step number from which validation draws its anchors: one that no training step has.
@@ -37,7 +39,7 @@ pub struct TrainSettings {
     /// Samples per forward pass.
     pub micro_batch_size: usize,
     /// Blocks per sample.
-    pub num_anchors: usize,
+    pub blocks: BlockChoice,
     /// Slots per block.
     pub block_size: usize,
     /// Decides order and anchors.
@@ -139,7 +141,8 @@ pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
         // Samples of like length go together; the sum over micro-batches does not depend on the order.
         batch.sort_by_key(|drawn| std::cmp::Reverse(drawn.sample.token_ids.len()));
         tokens += batch.iter().map(|drawn| drawn.sample.token_ids.len() as u64).sum::<u64>();
-        let global_weight = slot_weight_sum(batch.iter().map(|drawn| &drawn.blocks), &settings.loss);
+        let of_batch = batch.iter().map(|drawn| (drawn.sample.token_ids.len(), &drawn.blocks));
+        let global_weight = global_weight(of_batch, &settings.loss);
         let trained = draft.with_parameters(parameters);
         let mut gradients = GradientSum::default();
         let mut sums = LossSums::default();
@@ -239,8 +242,7 @@ impl<'a> Drawn<'a> {
     fn new(samples: &'a [Sample], index: usize, settings: &TrainSettings, step: u64) -> Self {
         let sample = &samples[index];
         let random = anchor_randoms(sample.token_ids.len(), settings.seed, step, index);
-        let block_size = settings.block_size;
-        let blocks = SampleBlocks::draw(&sample.loss_mask, &random, settings.num_anchors, block_size);
+        let blocks = settings.blocks.blocks(&sample.loss_mask, &random, settings.block_size);
         Self { sample, blocks }
     }
 }

@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use super::*;
 use crate::conversation::Sample;
-use crate::objective::LossWeights;
-use crate::testing::{TINY_VOCABULARY as VOCABULARY, tiny_models as models};
+use crate::objective::{BlockChoice, Denominator, LossWeights};
+use crate::testing::{TINY_VOCABULARY as VOCABULARY, tiny_eagle3_models as eagle3_models, tiny_models as models};
 
 const TOKENS: usize = 24;
 
@@ -37,16 +37,32 @@ fn settings(steps: u64) -> TrainSettings {
             max_grad_norm: 1.0,
             muon: false,
         },
-        loss: LossWeights { cross_entropy: 0.1, soft_cross_entropy: 0.0, l1: 0.9, confidence: 1.0, decay: Some(4.0) },
+        loss: LossWeights {
+            cross_entropy: 0.1,
+            soft_cross_entropy: 0.0,
+            l1: 0.9,
+            confidence: 1.0,
+            decay: Some(4.0),
+            denominator: Denominator::SlotWeights,
+        },
         global_batch_size: 1,
         micro_batch_size: 1,
-        num_anchors: 3,
+        blocks: BlockChoice::Drawn { count: 3, first: 0 },
         block_size: 4,
         seed: 5,
         checkpoint_every: 1,
         keep_last: 9,
         validate_every: 0,
         log_every: 1,
+    }
+}
+
+/// Of an Eagle3 draft, with blocks at all anchors or at some.
+fn eagle3_settings(steps: u64, count: usize) -> TrainSettings {
+    TrainSettings {
+        loss: LossWeights::eagle3(0.8),
+        blocks: BlockChoice::Drawn { count, first: 1 },
+        ..settings(steps)
     }
 }
 
@@ -129,8 +145,7 @@ fn a_gradient_or_weight_that_is_not_finite_is_named() {
     let (target, mut draft) = models();
     let training = samples(4, |_| true);
     let root = tempfile::tempdir().unwrap();
-    let overflowing =
-        LossWeights { cross_entropy: 1e39, soft_cross_entropy: 0.0, l1: 0.9, confidence: 1.0, decay: None };
+    let overflowing = LossWeights { cross_entropy: 1e39, decay: None, ..settings(3).loss };
     let models = (target, draft.clone());
     let run = Run { models: &models, training: &training, validation: &[], folder: root.path() };
     not_finite(run.train(TrainSettings { loss: overflowing, ..settings(3) }, false), 1, "gradient norm", "none yet");
@@ -150,18 +165,26 @@ fn a_gradient_or_weight_that_is_not_finite_is_named() {
 
 #[test]
 fn a_run_continued_from_any_checkpoint_is_the_same_run() {
-    let models = models();
+    continued(&models(), settings(7));
+}
+
+#[test]
+fn so_is_a_continued_run_of_an_eagle3_draft() {
+    continued(&eagle3_models(), eagle3_settings(7, 5));
+}
+
+fn continued(models: &(Target, Draft), settings: TrainSettings) {
     let training = samples(6, |_| true);
     // Muon's momentum and AdamW's moments both have to come back.
-    let optimizer = OptimizerSettings { muon: true, ..settings(7).optimizer };
-    let settings = TrainSettings { global_batch_size: 2, optimizer, ..settings(7) };
+    let optimizer = OptimizerSettings { muon: true, ..settings.optimizer };
+    let settings = TrainSettings { global_batch_size: 2, optimizer, ..settings };
     let whole = tempfile::tempdir().unwrap();
-    let whole = Run { models: &models, training: &training, validation: &[], folder: whole.path() };
+    let whole = Run { models, training: &training, validation: &[], folder: whole.path() };
     whole.train(settings.clone(), false).unwrap();
     assert_eq!(whole.steps(), [1, 2, 3, 4, 5, 6, 7]);
     for step in [1, 4, 6] {
         let root = tempfile::tempdir().unwrap();
-        let run = Run { models: &models, training: &training, validation: &[], folder: root.path() };
+        let run = Run { models, training: &training, validation: &[], folder: root.path() };
         let (from, to) = (whole.checkpoints().path(step), run.checkpoints().path(step));
         fs::create_dir_all(&to).unwrap();
         for file in ["config.json", "model.safetensors", "optimizer.bpk", "state.json"] {
@@ -178,7 +201,18 @@ fn a_run_continued_from_any_checkpoint_is_the_same_run() {
 
 #[test]
 fn micro_batches_do_not_change_the_step() {
-    let models = models();
+    split(&models(), settings(4));
+}
+
+/// The reference divides the loss of an Eagle3 draft by the positions of each micro-batch.
+#[test]
+fn nor_does_an_eagle3_drafts_step_depend_on_them() {
+    split(&eagle3_models(), eagle3_settings(4, usize::MAX));
+    let reference = TrainSettings { blocks: BlockChoice::Eagle3Reference, ..eagle3_settings(4, 0) };
+    split(&eagle3_models(), reference);
+}
+
+fn split(models: &(Target, Draft), settings: TrainSettings) {
     // Different numbers of supervised slots, so that a mean of means would show.
     let mut training = samples(4, |_| true);
     for (index, sample) in training.iter_mut().enumerate() {
@@ -188,8 +222,8 @@ fn micro_batches_do_not_change_the_step() {
     }
     let last = |micro_batch_size: usize| {
         let root = tempfile::tempdir().unwrap();
-        let run = Run { models: &models, training: &training, validation: &[], folder: root.path() };
-        let settings = TrainSettings { global_batch_size: 4, micro_batch_size, ..settings(4) };
+        let run = Run { models, training: &training, validation: &[], folder: root.path() };
+        let settings = TrainSettings { global_batch_size: 4, micro_batch_size, ..settings.clone() };
         run.train(settings, false).unwrap().last.unwrap()
     };
     let (whole, split) = (last(4), last(1));
@@ -277,7 +311,7 @@ fn gradients_are_clipped_by_their_global_norm() {
     let optimizer = Optimizer::new(&settings(1).optimizer);
     // Two tensors of 32 values each, every gradient the same: the norm is 8 times that.
     for (each, clipped) in [(0.1, 0.8), (3.0, 1.0)] {
-        let sum = parameters.norm.weight.val().sum() + parameters.hidden_norm.weight.val().sum();
+        let sum = parameters.norm.weight.val().sum() + parameters.hidden_norm.as_ref().unwrap().weight.val().sum();
         let mut gradients = GradientSum::default();
         gradients.add((sum * each).backward(), &parameters);
         let (gradients, norm) = optimizer.clip(gradients, &parameters);

@@ -51,6 +51,8 @@ pub struct CacheMemory {
     kept: Vec<Kept>,
     /// Rows that a drafted block takes beyond its sequence, for as long as it is drafted.
     block: usize,
+    /// Tokens behind a token that its row of the draft's context depends on.
+    lookahead: usize,
 }
 
 impl CacheMemory {
@@ -64,7 +66,8 @@ impl CacheMemory {
             (numbers(config.num_hidden_layers, &config.layer), features, config.block_size)
         });
         let feature_share = features as f64 / (own + drafts) as f64;
-        Self { capacity, in_use: 0, waiting: 0, feature_share, kept: Vec::new(), block }
+        let lookahead = draft.map_or(0, |draft| draft.config().drafter.lookahead());
+        Self { capacity, in_use: 0, waiting: 0, feature_share, kept: Vec::new(), block, lookahead }
     }
 
     /// Tokens that may be held.
@@ -90,11 +93,12 @@ impl CacheMemory {
         if self.in_use + room > self.capacity {
             return None;
         }
-        // The last token's logits are wanted, so it always goes through the target.
+        // The last token's logits are wanted, so it always goes through the target. What a draft's rows depend on has to be
+        // the same, too, and the newest row has to be made anew.
         let longest = self
             .kept
             .iter()
-            .map(|kept| kept.common_prefix(ids).min(ids.len() - 1))
+            .map(|kept| kept.common_prefix(ids).min(ids.len() - 1).saturating_sub(self.lookahead))
             .enumerate()
             .max_by_key(|&(index, length)| (length, index))
             .filter(|&(_, length)| length >= SHORTEST_PREFIX);
@@ -256,16 +260,20 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::JsonFields;
-    use crate::model::{DraftConfig, DraftShape, LayerId, MarkovHeadType, TargetConfig};
+    use crate::model::{DraftConfig, DraftShape, Eagle3Shape, LayerId, MarkovHeadType, TargetConfig};
 
-    fn models() -> (Target, Draft) {
+    fn config(layers: usize) -> TargetConfig {
         let fields = json!({
             "architectures": ["Qwen3ForCausalLM"], "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1,
-            "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2, "vocab_size": 8,
+            "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": layers, "vocab_size": 8,
             "max_position_embeddings": 256, "tie_word_embeddings": true,
         });
         let Value::Object(fields) = fields else { unreachable!("an object was written") };
-        let config = TargetConfig::from_fields(JsonFields::new("config.json", fields)).unwrap();
+        TargetConfig::from_fields(JsonFields::new("config.json", fields)).unwrap()
+    }
+
+    fn models() -> (Target, Draft) {
+        let config = config(2);
         let shape = DraftShape {
             block_size: 3,
             num_draft_layers: 1,
@@ -317,6 +325,25 @@ mod tests {
             let expected: Vec<f32> = expected.map(|i| i as f32).collect();
             assert_eq!(waiting(&cache), expected, "{same} tokens alike");
             assert_eq!(cache.target.len(), cache.context.as_ref().unwrap().len() + expected.len());
+        }
+    }
+
+    /// The newest row of an Eagle3 draft's context has to be made anew, and rows depend on the token behind them.
+    #[test]
+    fn an_eagle3_draft_goes_on_a_token_earlier() {
+        let config = config(6);
+        let shape =
+            Eagle3Shape { ttt_length: 3, step_loss_decay: 0.8, target_layer_ids: (0..5).map(LayerId).collect() };
+        let draft = DraftConfig::eagle3(&config, &shape).unwrap();
+        let target = Target::random(config, &Device::flex());
+        let models = (target.clone(), Draft::new(draft, &target));
+        for (same, expected) in [(40, 38), (25, 24), (17, 16)] {
+            let mut memory = CacheMemory::new(1024, &models.0, Some(&models.1));
+            let (ids, cache) = finished(&mut memory, &models);
+            memory.keep(ids.clone(), cache);
+            let next: Vec<u32> = ids[..same].iter().copied().chain((same..40).map(|_| 7)).collect();
+            let cache = memory.admit(&next, &models.0, Some(&models.1)).unwrap();
+            assert_eq!(cache.target.len(), expected, "{same} tokens alike");
         }
     }
 

@@ -118,11 +118,13 @@ impl StepLoop {
             waiting > 0 && (waiting >= most || (drafting.is_some() && wants_block(sequence)))
         };
         let mut contexts: Vec<(&mut DraftContext, usize)> = Vec::new();
-        let mut features = Vec::new();
+        let (mut features, mut following) = (Vec::new(), Vec::new());
         for sequence in self.running.iter_mut().filter(|sequence| catches_up(sequence)) {
             let count = sequence.features_waiting();
             if let Some(SequenceCache { context: Some(context), waiting, .. }) = &mut sequence.cache {
                 features.append(waiting);
+                let next = context.len() + 1;
+                following.extend(&sequence.ids[next..next + count]);
                 contexts.push((context, count));
             }
         }
@@ -130,7 +132,7 @@ impl StepLoop {
             let started = Instant::now();
             let rounds = contexts.len() * (draft.config().block_size + 1);
             let rows: usize = contexts.iter().map(|(_, count)| count).sum();
-            draft.extend_contexts(&mut contexts, Tensor::cat(features, 0));
+            draft.extend_contexts(&mut contexts, Tensor::cat(features, 0), &following);
             if rows > rounds {
                 catching_up = started.elapsed();
             }

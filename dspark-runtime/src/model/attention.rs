@@ -1,7 +1,8 @@
 //! Grouped-query attention: over a growing cache when decoding, over context and blocks when training a draft.
 //!
 //! Legend: `n` rows (tokens), `d` hidden size, `h` query heads, `c` key and value heads, `g = h / c` query heads per
-//! key head, `w` head width, `t` keys, `a` anchors, `k` block size, `s` context tokens of one sample.
+//! key head, `w` head width, `t` keys, `a` anchors, `k` slots of a block that ask, `b` those asked, `s` context tokens of one
+//! sample.
 
 use burn::module::Module;
 use burn::tensor::activation::softmax;
@@ -46,14 +47,14 @@ impl KeysValues {
 }
 
 impl SelfAttention {
-    /// Random weights.
-    pub fn new(config: &LayerConfig, device: &Device) -> Self {
+    /// Random weights; `input` is the width of the rows that queries, keys and values are made of.
+    pub fn new(config: &LayerConfig, input: usize, device: &Device) -> Self {
         let (d, query, key) = (config.hidden_size, config.query_width(), config.key_value_width());
         let head_norm = || config.qk_norm.then(|| RmsNorm::new(config.head_dim, config.rms_norm_eps, device));
         Self {
-            q_proj: Linear::new(d, query, config.qkv_bias, device),
-            k_proj: Linear::new(d, key, config.qkv_bias, device),
-            v_proj: Linear::new(d, key, config.qkv_bias, device),
+            q_proj: Linear::new(input, query, config.qkv_bias, device),
+            k_proj: Linear::new(input, key, config.qkv_bias, device),
+            v_proj: Linear::new(input, key, config.qkv_bias, device),
             o_proj: Linear::new(query, d, config.output_bias, device),
             q_norm: head_norm(),
             k_norm: head_norm(),
@@ -159,8 +160,9 @@ pub fn block_context_mask(anchors: &[usize], s: usize, device: &Device) -> Tenso
 
 /// Attention of the blocks of one sample: each slot sees the context before its anchor and all slots of its own block.
 ///
-/// `queries [a * k, h, w]`, `context` of `s` rows, `block` of `a * k` rows, `mask [a, s]` as [`block_context_mask`]
-/// makes it -> `[a * k, h * w]`. The scores between different blocks are never computed.
+/// `queries [a * k, h, w]`, `context` of `s` rows, `block` of `a * b` rows (`b` is `k` where all slots of a block ask at
+/// once), `mask [a, s]` as [`block_context_mask`] makes it -> `[a * k, h * w]`. The scores between different blocks are never
+/// computed.
 pub fn attend_blocks(
     queries_nhw: Tensor<3>,
     context: &KeysValues,
@@ -169,13 +171,13 @@ pub fn attend_blocks(
 ) -> Tensor<2> {
     let [n, h, w] = queries_nhw.dims();
     let [a, s] = mask_as.dims();
-    let [_, c, _] = context.keys_ncw.dims();
-    let (g, k) = (h / c, n / a);
+    let [rows, c, _] = block.keys_ncw.dims();
+    let (g, k, b) = (h / c, n / a, rows / a);
     let scale = (w as f64).powf(-0.5);
 
     let queries_cagkw = queries_nhw.mul_scalar(scale).reshape([a, k, c, g, w]).permute([2, 0, 3, 1, 4]);
     let by_head = |x_ncw: &Tensor<3>| x_ncw.clone().swap_dims(0, 1);
-    let by_block = |x_ncw: &Tensor<3>| x_ncw.clone().reshape([a, k, c, w]).permute([2, 0, 1, 3]);
+    let by_block = |x_ncw: &Tensor<3>| x_ncw.clone().reshape([a, b, c, w]).permute([2, 0, 1, 3]);
 
     let rows_crw = queries_cagkw.clone().reshape([c, a * g * k, w]);
     let context_scores = rows_crw.matmul(by_head(&context.keys_ncw).swap_dims(1, 2)).reshape([c, a, g * k, s]);
@@ -186,7 +188,7 @@ pub fn attend_blocks(
 
     let weights = softmax(Tensor::cat(vec![context_scores, block_scores], 3), 3);
     let to_context = weights.clone().narrow(3, 0, s).reshape([c, a * g * k, s]);
-    let to_block = weights.narrow(3, s, k);
+    let to_block = weights.narrow(3, s, b);
     let from_context = to_context.matmul(by_head(&context.values_ncw)).reshape([c, a, g * k, w]);
     let attended = from_context + to_block.matmul(by_block(&block.values_ncw));
     attended.reshape([c, a, g, k, w]).permute([1, 3, 0, 2, 4]).reshape([n, h * w])

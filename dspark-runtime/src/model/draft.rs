@@ -1,4 +1,5 @@
-//! The DSpark draft (paper, section 3): a small decoder whose blocks attend to features of the target.
+//! The draft: a small decoder that goes on from features of the target, in the way of its [`Drafter`](super::Drafter). Here
+//! are also the passes of DSpark drafts (paper, section 3), whose blocks attend to features of the target.
 //!
 //! Legend: `n` block rows, `s` context rows, `f = m * d` width of the target's features, `d` hidden size, `k` block size,
 //! `a` anchors, `v` vocabulary.
@@ -11,6 +12,7 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use super::attention::{KvCache, attend_blocks, block_context_mask};
 use super::draft_config::DraftConfig;
 use super::draft_vocabulary::DraftVocabulary;
+use super::drafter::Drafting;
 use super::heads::{ConfidenceHead, MarkovHead, MarkovState};
 use super::int8_heads::Int8Heads;
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
@@ -24,8 +26,8 @@ use crate::kernels;
 pub struct DraftParameters {
     /// `[d, m * d]`, no bias
     pub fc: Linear,
-    /// Norm of the context feature.
-    pub hidden_norm: RmsNorm,
+    /// Norm of the context feature; absent in Eagle3 drafts, whose layer has one.
+    pub hidden_norm: Option<RmsNorm>,
     /// Draft layers.
     pub layers: Vec<DecoderLayer>,
     /// Final norm.
@@ -46,7 +48,7 @@ pub struct Draft {
     pub(super) lm_head: Linear,
     /// The tokens that rows of the head and of `W2` belong to, where these are not all.
     pub(super) vocabulary: Option<Arc<DraftVocabulary>>,
-    rotary: Rotary,
+    pub(super) rotary: Rotary,
     /// What proposals use in the place of the output head and `W2`, if anything.
     pub(super) int8: Option<Int8Heads>,
 }
@@ -63,7 +65,10 @@ pub struct DraftSample<'a> {
 /// The target's features so far, as every draft layer's keys and values.
 #[derive(Debug)]
 pub struct DraftContext {
-    cache: KvCache,
+    pub(super) cache: KvCache,
+    /// Of an Eagle3 draft: `fc` of the newest token's feature, `[1, d]`, from which the next block goes on. Lost when the
+    /// context is cut.
+    pub(super) newest: Option<Tensor<2>>,
 }
 
 impl DraftContext {
@@ -84,6 +89,9 @@ impl DraftContext {
 
     /// Forgets all tokens from `length` on.
     pub fn truncate(&mut self, length: usize) {
+        if length < self.cache.len() {
+            self.newest = None;
+        }
         self.cache.truncate(length);
     }
 
@@ -95,17 +103,9 @@ impl DraftContext {
     /// A context of its own with the first `length` tokens of this one and room for `capacity`.
     #[must_use]
     pub fn copy_prefix(&self, length: usize, capacity: usize) -> Self {
-        Self { cache: self.cache.copy_prefix(length, capacity) }
+        let newest = self.newest.clone().filter(|_| length >= self.cache.len());
+        Self { cache: self.cache.copy_prefix(length, capacity), newest }
     }
-}
-
-/// What one parallel pass over a block yields, before the Markov head.
-#[derive(Clone, Debug)]
-pub struct BlockOutput {
-    /// After the final norm, `[k, d]`.
-    pub hidden_kd: Tensor<2>,
-    /// `lm_head(hidden)` as proposals compute it, `[k, v]`.
-    pub base_logits_kv: Tensor<2>,
 }
 
 impl Draft {
@@ -170,7 +170,11 @@ impl Draft {
 
     /// The context feature: `hidden_norm(fc(features))`, `[s, f] -> [s, d]`
     pub fn context_feature(&self, features_sf: Tensor<2>) -> Tensor<2> {
-        self.parameters.hidden_norm.forward(self.parameters.fc.forward(features_sf))
+        let projected_sd = self.parameters.fc.forward(features_sf);
+        match &self.parameters.hidden_norm {
+            Some(norm) => norm.forward(projected_sd),
+            None => projected_sd,
+        }
     }
 
     /// The embedded block inputs: the anchor, then `k - 1` mask tokens. `[a] -> [a * k, d]`
@@ -184,14 +188,15 @@ impl Draft {
     }
 
     /// The training forward over several samples at once: the features of all their tokens, one sample after the other,
-    /// `[s, f]` -> hidden states of all block slots after the final norm, `[a * k, d]` over all samples.
+    /// `[s, f]` -> hidden states of all block slots after the final norm, `[a * k, d]` over all samples. Slots behind the end
+    /// of a sample have values that mean nothing.
     ///
-    /// Each sample has at least one anchor.
+    /// Each sample has at least one anchor, the first of them at least the drafter's [`lookahead`](super::Drafter::lookahead).
     pub fn forward_blocks(&self, features_sf: Tensor<2>, samples: &[DraftSample<'_>]) -> Tensor<2> {
-        self.forward_blocks_observed(features_sf, samples, |_, _| ())
+        self.config.drafter.forward_blocks(self, features_sf, samples)
     }
 
-    /// The same, handing the output of each layer `[a * k, d]` to `observe`.
+    /// The same of a DSpark draft, handing the output of each layer `[a * k, d]` to `observe`.
     pub fn forward_blocks_observed(
         &self,
         features_sf: Tensor<2>,
@@ -239,17 +244,42 @@ impl Draft {
     /// An empty context with room for `capacity` tokens.
     pub fn new_context(&self, capacity: usize) -> DraftContext {
         let layers = self.config.num_hidden_layers;
-        DraftContext { cache: KvCache::new(&self.config.layer, layers, capacity, &self.device()) }
+        DraftContext { cache: KvCache::new(&self.config.layer, layers, capacity, &self.device()), newest: None }
     }
 
-    /// Adds the target's features of newly committed tokens, `[n, f]`, behind the context.
-    pub fn extend_context(&self, context: &mut DraftContext, features_nf: Tensor<2>) {
+    /// Adds the target's features of newly committed tokens, `[n, f]`, behind the context. `following` are the tokens that
+    /// follow each of them in the sequence, `n` in all.
+    pub fn extend_context(&self, context: &mut DraftContext, features_nf: Tensor<2>, following: &[u32]) {
         let [n, _] = features_nf.dims();
-        self.extend_contexts(&mut [(context, n)], features_nf);
+        self.extend_contexts(&mut [(context, n)], features_nf, following);
     }
 
-    /// The same for several sequences: `n` rows in all, as many per context as stand beside it.
-    pub fn extend_contexts(&self, contexts: &mut [(&mut DraftContext, usize)], features_nf: Tensor<2>) {
+    /// The same for several sequences: `n` rows in all, as many per context as stand beside it, at least one.
+    pub fn extend_contexts(
+        &self,
+        contexts: &mut [(&mut DraftContext, usize)],
+        features_nf: Tensor<2>,
+        following: &[u32],
+    ) {
+        self.config.drafter.extend_contexts(self, contexts, features_nf, following);
+    }
+
+    /// Begins a block of up to `slots` tokens, at least one and at most the block size, behind the context of each sequence.
+    /// The anchor of each is the token that follows its context. The contexts are as they were when the blocks are dropped.
+    ///
+    /// # Panics
+    /// When a context of an Eagle3 draft was cut and not extended since.
+    pub fn begin<'a>(
+        &'a self,
+        contexts: Vec<&'a mut DraftContext>,
+        anchors: &[u32],
+        slots: usize,
+    ) -> Box<dyn Drafting + 'a> {
+        self.config.drafter.begin(self, contexts, anchors, slots)
+    }
+
+    /// Adds features as the keys and values of every layer of a DSpark draft.
+    pub(super) fn extend_with_features(&self, contexts: &mut [(&mut DraftContext, usize)], features_nf: Tensor<2>) {
         let mut positions = Vec::new();
         for (context, count) in contexts.iter_mut() {
             let first = context.cache.len();
@@ -271,16 +301,9 @@ impl Draft {
         }
     }
 
-    /// One parallel pass over the block that starts at the anchor; the anchor's position is the context's length. The
-    /// context stays as it was.
-    pub fn forward_block(&self, context: &mut DraftContext, anchor: u32) -> BlockOutput {
-        let hidden_kd = self.forward_contexts(&mut [context], &[anchor]);
-        BlockOutput { base_logits_kv: self.proposal_logits(hidden_kd.clone()), hidden_kd }
-    }
-
-    /// One parallel pass over the blocks of `b` sequences, each at its own anchor: hidden states of all slots after the
-    /// final norm, `[b * k, d]`. The contexts stay as they were.
-    pub fn forward_contexts(&self, contexts: &mut [&mut DraftContext], anchors: &[u32]) -> Tensor<2> {
+    /// One parallel pass of a DSpark draft over the blocks of `b` sequences, each at its own anchor, whose position is the
+    /// context's length: hidden states of all slots after the final norm, `[b * k, d]`. The contexts stay as they were.
+    pub(super) fn forward_contexts(&self, contexts: &mut [&mut DraftContext], anchors: &[u32]) -> Tensor<2> {
         let k = self.config.block_size;
         let mut positions = Vec::with_capacity(contexts.len() * k);
         for context in contexts.iter_mut() {
@@ -346,22 +369,11 @@ impl Draft {
 impl DraftParameters {
     /// Random parameters; nothing is allocated before the first use.
     pub fn new(config: &DraftConfig, device: &Device) -> Self {
-        let d = config.layer.hidden_size;
-        let norm = || RmsNorm::new(d, config.layer.rms_norm_eps, device);
-        let with_markov = config.confidence_head_with_markov && config.markov_rank > 0;
-        let confidence_width = d + if with_markov { config.markov_rank } else { 0 };
-        Self {
-            fc: Linear::new(config.feature_width(), d, false, device),
-            hidden_norm: norm(),
-            layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(&config.layer, device)).collect(),
-            norm: norm(),
-            markov_head: (config.markov_rank > 0).then(|| MarkovHead::new(config, device)),
-            confidence_head: config.enable_confidence_head.then(|| ConfidenceHead::new(confidence_width, device)),
-        }
+        config.drafter.parameters(config, device)
     }
 }
 
-fn ints(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
+pub(super) fn ints(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
     let count = values.len();
     Tensor::from_data(TensorData::new(values, [count]), device)
 }

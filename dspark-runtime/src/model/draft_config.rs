@@ -1,20 +1,21 @@
-//! The configuration of a draft: the target's fields and what DSpark adds to them.
+//! The configuration of a draft: the target's fields and what its drafter adds to them.
 
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::config::{Family, LayerConfig, TargetConfig, layer_config, layer_count};
+use super::drafter::{DRAFTERS, Drafter};
+use super::dspark::DSpark;
 use super::heads::MarkovHeadType;
 use super::target::LayerId;
 use crate::checkpoint::{CheckpointError, JsonFields, WeightDtype};
 
-/// Architecture name of DSpark drafts with Qwen3 layers, the only ones so far.
-const ARCHITECTURE: &str = "Qwen3DSparkModel";
-
 /// What a draft is, and which target it was made for.
 #[derive(Clone, Debug)]
 pub struct DraftConfig {
+    /// How it drafts.
+    pub drafter: &'static dyn Drafter,
     /// Sizes of each draft layer.
     pub layer: LayerConfig,
     /// Rows of the target's embedding, `v`.
@@ -25,7 +26,7 @@ pub struct DraftConfig {
     pub num_hidden_layers: usize,
     /// Drafted tokens per round, `k`.
     pub block_size: usize,
-    /// The token that stands in for positions still to be drafted.
+    /// The token that stands in for positions still to be drafted; of no meaning to Eagle3.
     pub mask_token_id: u32,
     /// Target layers whose outputs make the context feature, strictly increasing.
     pub target_layer_ids: Vec<LayerId>,
@@ -45,7 +46,26 @@ pub struct DraftConfig {
     fields: JsonFields,
 }
 
-/// What a recipe decides about a draft; everything else follows from the target.
+/// What drafters read of a configuration in their own ways; the fields are those of [`DraftConfig`].
+#[derive(Clone, Debug, Default)]
+pub struct DrafterFields {
+    /// Drafted tokens per round.
+    pub block_size: usize,
+    /// The stand-in token.
+    pub mask_token_id: u32,
+    /// Blocks per training sequence.
+    pub num_anchors: usize,
+    /// Rank of the Markov head; 0: none.
+    pub markov_rank: usize,
+    /// Kind of Markov head.
+    pub markov_head_type: MarkovHeadType,
+    /// Whether there is a confidence head.
+    pub enable_confidence_head: bool,
+    /// Whether it sees the Markov factors.
+    pub confidence_head_with_markov: bool,
+}
+
+/// What a recipe decides about a DSpark draft; everything else follows from the target.
 #[derive(Clone, Debug)]
 pub struct DraftShape {
     /// Drafted tokens per round.
@@ -69,14 +89,35 @@ pub struct DraftShape {
 }
 
 impl DraftConfig {
-    /// The configuration of a draft for a target.
-    ///
-    /// Every family gets Qwen3's layer (q/k norm); only a Qwen3 target hands on its attention bias, because the engines
-    /// know no other DSpark layer.
+    /// The configuration of a DSpark draft for a target.
     ///
     /// # Errors
     /// When the layer ids do not fit the target (see [`check_layer_ids`]) or the mask token is outside the vocabulary.
     pub fn for_target(target: &TargetConfig, shape: &DraftShape) -> Result<Self, CheckpointError> {
+        let own = json!({
+            "architectures": [DSpark.architecture()],
+            "block_size": shape.block_size,
+            "mask_token_id": shape.mask_token_id,
+            "num_anchors": shape.num_anchors,
+            "markov_rank": shape.markov_rank,
+            "markov_head_type": shape.markov_head_type.name(),
+            "enable_confidence_head": shape.enable_confidence_head,
+            "confidence_head_with_markov": shape.confidence_head_with_markov,
+            "sample_from_anchor": true,
+        });
+        Self::from_target(target, shape.num_draft_layers, &shape.target_layer_ids, own)
+    }
+
+    /// The configuration of a draft of `layers` layers with fields of its drafter's own.
+    ///
+    /// Every family gets Qwen3's layer (q/k norm); only a Qwen3 target hands on its attention bias, because the engines
+    /// know no other draft layer.
+    pub(super) fn from_target(
+        target: &TargetConfig,
+        layers: usize,
+        target_layer_ids: &[LayerId],
+        own: Value,
+    ) -> Result<Self, CheckpointError> {
         let mut fields = target.fields.as_map().clone();
         for field in ["mlp_bias", "pretraining_tp", "rope_interleaved", "is_llama_config", "transformers.js_config"] {
             fields.remove(field);
@@ -87,9 +128,8 @@ impl DraftConfig {
             fields.insert("use_sliding_window".into(), json!(false));
             fields.insert("sliding_window".into(), Value::Null);
         }
-        let layer_types = vec!["full_attention"; shape.num_draft_layers];
-        let own = json!({
-            "architectures": [ARCHITECTURE],
+        let layer_types = vec!["full_attention"; layers];
+        let common = json!({
             "model_type": Family::Qwen3.model_type(),
             "head_dim": target.layer.head_dim,
             "num_key_value_heads": target.layer.num_key_value_heads,
@@ -97,22 +137,16 @@ impl DraftConfig {
             "rms_norm_eps": target.layer.rms_norm_eps,
             "vocab_size": target.vocab_size,
             "max_position_embeddings": target.max_position_embeddings,
-            "num_hidden_layers": shape.num_draft_layers,
+            "num_hidden_layers": layers,
             "layer_types": layer_types,
             "tie_word_embeddings": false,
-            "block_size": shape.block_size,
-            "mask_token_id": shape.mask_token_id,
-            "target_layer_ids": shape.target_layer_ids.iter().map(|id| id.0).collect::<Vec<_>>(),
+            "target_layer_ids": target_layer_ids.iter().map(|id| id.0).collect::<Vec<_>>(),
             "num_target_layers": target.num_hidden_layers,
-            "num_anchors": shape.num_anchors,
-            "markov_rank": shape.markov_rank,
-            "markov_head_type": shape.markov_head_type.name(),
-            "enable_confidence_head": shape.enable_confidence_head,
-            "confidence_head_with_markov": shape.confidence_head_with_markov,
-            "sample_from_anchor": true,
         });
-        if let Value::Object(own) = own {
-            fields.extend(own);
+        for more in [common, own] {
+            if let Value::Object(more) = more {
+                fields.extend(more);
+            }
         }
         Self::from_fields(JsonFields::new(target.fields.path(), fields))
     }
@@ -127,51 +161,37 @@ impl DraftConfig {
 
     fn from_fields(fields: JsonFields) -> Result<Self, CheckpointError> {
         let architecture = fields.get("architectures").and_then(Value::as_array).and_then(|list| list.first());
-        if architecture.and_then(Value::as_str) != Some(ARCHITECTURE) {
-            return Err(fields.wrong("architectures", format!("[\"{ARCHITECTURE}\"]: a DSpark draft")));
-        }
-        if !fields.flag("sample_from_anchor", true)? {
-            let expected = "true: the anchor's own slot drafts the first token";
-            return Err(fields.wrong("sample_from_anchor", expected));
-        }
-        let markov_rank = fields.optional_size("markov_rank", 0)?.unwrap_or(0);
-        let head = fields.optional_text("markov_head_type")?.unwrap_or("vanilla");
-        let markov_head_type = match MarkovHeadType::ALL.into_iter().find(|kind| kind.name() == head) {
-            Some(kind) => kind,
-            None if markov_rank == 0 => MarkovHeadType::default(),
-            None => {
-                let known: Vec<&str> = MarkovHeadType::ALL.into_iter().map(MarkovHeadType::name).collect();
-                return Err(fields.wrong("markov_head_type", format!("one of \"{}\"", known.join("\", \""))));
-            }
+        let architecture = architecture.and_then(Value::as_str);
+        let Some(drafter) = DRAFTERS.into_iter().find(|drafter| Some(drafter.architecture()) == architecture) else {
+            let known = DRAFTERS.map(|drafter| format!("[\"{}\"]", drafter.architecture())).join(" or ");
+            return Err(fields.wrong("architectures", format!("{known}: a draft")));
         };
         let vocab_size = fields.size("vocab_size", 1)?;
         let draft_vocab_size = fields.optional_size("draft_vocab_size", 1)?.unwrap_or(vocab_size);
         if draft_vocab_size > vocab_size {
             return Err(fields.wrong("draft_vocab_size", format!("at most vocab_size {vocab_size}")));
         }
-        let mask_token_id = fields.size("mask_token_id", 0)?;
-        if mask_token_id >= vocab_size {
-            return Err(fields.wrong("mask_token_id", format!("a token id below vocab_size {vocab_size}")));
-        }
+        let own = drafter.read(&fields, vocab_size)?;
         let num_target_layers = fields.size("num_target_layers", 1)?;
         let target_layer_ids: Vec<LayerId> = fields.integers("target_layer_ids")?.into_iter().map(LayerId).collect();
         if let Err(expected) = check_layer_ids(&target_layer_ids, num_target_layers) {
             return Err(fields.wrong("target_layer_ids", expected));
         }
         Ok(Self {
+            drafter,
             layer: layer_config(&fields, Family::Qwen3)?,
             vocab_size,
             draft_vocab_size,
             num_hidden_layers: layer_count(&fields)?,
-            block_size: fields.size("block_size", 1)?,
-            mask_token_id: mask_token_id as u32,
+            block_size: own.block_size,
+            mask_token_id: own.mask_token_id,
             target_layer_ids,
             num_target_layers,
-            num_anchors: fields.optional_size("num_anchors", 0)?.unwrap_or(0),
-            markov_rank,
-            markov_head_type,
-            enable_confidence_head: fields.flag("enable_confidence_head", false)?,
-            confidence_head_with_markov: fields.flag("confidence_head_with_markov", false)?,
+            num_anchors: own.num_anchors,
+            markov_rank: own.markov_rank,
+            markov_head_type: own.markov_head_type,
+            enable_confidence_head: own.enable_confidence_head,
+            confidence_head_with_markov: own.confidence_head_with_markov,
             fields,
         })
     }

@@ -4,6 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::config::{Family, LayerConfig, RopeScaling, TargetConfig};
 use super::draft_config::DraftConfig;
+use super::drafter::Drafter;
+use super::dspark::DSpark;
 use super::heads::MarkovHeadType;
 use crate::checkpoint::gguf::{BlockType, GgufFile, GgufValue};
 use crate::checkpoint::{CheckpointError, JsonFields};
@@ -222,6 +224,9 @@ pub(super) fn draft_metadata(
 ) -> Result<Vec<(String, GgufValue)>, CheckpointError> {
     const ARCHITECTURE: &str = "dflash";
     let fields = config.fields();
+    if config.drafter.architecture() != DSpark.architecture() {
+        return Err(fields.wrong("architectures", "a DSpark draft: other drafts have no GGUF form here"));
+    }
     if config.markov_rank == 0 {
         let expected = "at least 1: llama.cpp takes a draft without Markov head for a DFlash draft, whose blocks begin \
                         after the anchor";

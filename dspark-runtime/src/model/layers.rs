@@ -120,8 +120,10 @@ impl Mlp {
 /// One decoder layer: attention and MLP, each behind a norm and around a residual.
 #[derive(Module, Debug)]
 pub struct DecoderLayer {
-    /// Norm before attention.
+    /// Norm before attention; in a layer that reads embeddings beside its rows, of the embeddings.
     pub input_layernorm: RmsNorm,
+    /// Norm of the rows in a layer that reads embeddings beside them (Eagle3); absent in others.
+    pub hidden_norm: Option<RmsNorm>,
     /// Attention; the caller decides what is attended to.
     pub self_attn: SelfAttention,
     /// Norm before the MLP.
@@ -136,15 +138,51 @@ impl DecoderLayer {
         let norm = || RmsNorm::new(config.hidden_size, config.rms_norm_eps, device);
         Self {
             input_layernorm: norm(),
-            self_attn: SelfAttention::new(config, device),
+            hidden_norm: None,
+            self_attn: SelfAttention::new(config, config.hidden_size, device),
             post_attention_layernorm: norm(),
             mlp: Mlp::new(config, device),
+        }
+    }
+
+    /// Random weights of a layer whose attention reads an embedding beside each row, at twice the width.
+    pub fn beside_embeddings(config: &LayerConfig, device: &Device) -> Self {
+        Self {
+            hidden_norm: Some(RmsNorm::new(config.hidden_size, config.rms_norm_eps, device)),
+            self_attn: SelfAttention::new(config, 2 * config.hidden_size, device),
+            ..Self::new(config, device)
         }
     }
 
     /// `h = x + attention(norm(x))`, then `h + mlp(norm(h))`; `attend` computes the attention from the normed rows.
     pub fn forward(&self, x_nd: Tensor<2>, attend: impl FnOnce(&SelfAttention, Tensor<2>) -> Tensor<2>) -> Tensor<2> {
         let attended_nd = attend(&self.self_attn, self.input_layernorm.forward(x_nd.clone()));
+        self.behind_attention(x_nd, attended_nd)
+    }
+
+    /// The same for a layer that reads embeddings beside its rows: `attend` gets what [`input_beside`](Self::input_beside)
+    /// makes of both.
+    pub fn forward_beside(
+        &self,
+        x_nd: Tensor<2>,
+        embedded_nd: Tensor<2>,
+        attend: impl FnOnce(&SelfAttention, Tensor<2>) -> Tensor<2>,
+    ) -> Tensor<2> {
+        let attended_nd = attend(&self.self_attn, self.input_beside(x_nd.clone(), embedded_nd));
+        self.behind_attention(x_nd, attended_nd)
+    }
+
+    /// What attention reads of rows and the embeddings beside them, `[n, d], [n, d] -> [n, 2d]`: the embeddings first, each
+    /// behind its norm.
+    pub fn input_beside(&self, x_nd: Tensor<2>, embedded_nd: Tensor<2>) -> Tensor<2> {
+        let x_nd = match &self.hidden_norm {
+            Some(norm) => norm.forward(x_nd),
+            None => x_nd,
+        };
+        Tensor::cat(vec![self.input_layernorm.forward(embedded_nd), x_nd], 1)
+    }
+
+    fn behind_attention(&self, x_nd: Tensor<2>, attended_nd: Tensor<2>) -> Tensor<2> {
         let h_nd = x_nd + attended_nd;
         let fed_nd = self.mlp.forward(self.post_attention_layernorm.forward(h_nd.clone()));
         h_nd + fed_nd

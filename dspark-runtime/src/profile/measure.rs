@@ -117,7 +117,7 @@ pub fn draft_seconds(draft: &Draft, sequences: usize, slots: usize, context: usi
     let mut pass = || {
         let features = Tensor::zeros([sequences, width], &draft.device());
         let mut extended: Vec<(&mut DraftContext, usize)> = contexts.iter_mut().map(|context| (context, 1)).collect();
-        draft.extend_contexts(&mut extended, features);
+        draft.extend_contexts(&mut extended, features, &vec![0; sequences]);
         let mut blocks: Vec<Block<'_>> = contexts
             .iter_mut()
             .zip(&mut samplers)

@@ -1,14 +1,12 @@
 //! Drafting for many sequences at once.
 //!
-//! Legend: `b` sequences, `k` block size, `g` sequences still going, `d` hidden size, `v` vocabulary.
+//! Legend: `b` sequences, `k` block size.
 
-use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::distribution::Distribution;
-use super::proposal::host;
 use super::sampler::Sampler;
-use crate::model::{Draft, DraftContext, MarkovState};
+use crate::model::{Draft, DraftContext};
 
 /// A sequence that wants a block.
 #[derive(Debug)]
@@ -47,8 +45,7 @@ pub struct Drafted {
     pub confidences: Vec<f64>,
 }
 
-/// Drafts a block for each sequence: one parallel pass, then slot by slot through the Markov head (paper, eq. 4), all
-/// sequences together.
+/// Drafts a block for each sequence, slot by slot, all sequences together (paper, eq. 4).
 pub fn propose_batch(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stopping<'_>) -> Vec<Drafted> {
     let (b, k) = (blocks.len(), draft.config().block_size);
     let slots = stopping.slots.min(k);
@@ -57,26 +54,19 @@ pub fn propose_batch(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stoppin
         return drafted;
     }
     let anchors: Vec<u32> = blocks.iter().map(|block| block.anchor).collect();
-    let mut contexts: Vec<&mut DraftContext> = blocks.iter_mut().map(|block| &mut *block.context).collect();
-    let hidden_nd = draft.forward_contexts(&mut contexts, &anchors);
-    let [_, d] = hidden_nd.dims();
-    let hidden_bkd = hidden_nd.reshape([b, k, d]);
-    // Later slots shape earlier ones inside the block, but only those that will be drafted go through the output head.
-    let base_nv = draft.proposal_logits(hidden_bkd.clone().narrow(1, 0, slots).reshape([b * slots, d]));
-    let [_, v] = base_nv.dims();
-    let mut base = host(base_nv);
+    // The anchor stands at the context's length; slot 0 is the token after it.
+    let firsts: Vec<u64> = blocks.iter().map(|block| block.context.len() as u64 + 1).collect();
+    let parts = blocks.iter_mut().map(|Block { context, sampler, .. }| (&mut **context, &mut **sampler));
+    let (contexts, mut samplers): (Vec<&mut DraftContext>, Vec<&mut Sampler>) = parts.unzip();
+    let mut drafting = draft.begin(contexts, &anchors, slots);
     let mut survivals = vec![1.0; b];
     let mut going: Vec<usize> = (0..b).collect();
-    // Of the sequences still going.
-    let mut state = MarkovState::default();
     for slot in 0..k.min(slots + 1) {
         let previous: Vec<u32> =
             going.iter().map(|&row| drafted[row].tokens.last().copied().unwrap_or(anchors[row])).collect();
-        let factors = draft.markov_factors(&previous);
-        let hidden_gd = rows(hidden_bkd.clone().narrow(1, slot, 1).reshape([b, d]), &going, b);
         let temperature = stopping.temperatures.get(slot).copied().unwrap_or(1.0);
-        let confidences: Vec<f64> = match draft.confidence_logits(hidden_gd.clone(), factors.clone()) {
-            Some(logits) => host(logits).iter().map(|&logit| sigmoid(f64::from(logit) / temperature)).collect(),
+        let confidences: Vec<f64> = match drafting.confidences(&previous) {
+            Some(logits) => logits.iter().map(|&logit| sigmoid(f64::from(logit) / temperature)).collect(),
             None => vec![1.0; going.len()],
         };
         let keep: Vec<bool> = going
@@ -92,34 +82,20 @@ pub fn propose_batch(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stoppin
             break;
         }
         let kept: Vec<usize> = (0..going.len()).filter(|&index| keep[index]).collect();
-        let biases = match draft.markov_step(&hidden_gd, factors, &mut state) {
-            Some(inputs) if !kept.is_empty() => draft.proposal_bias(rows(inputs, &kept, going.len())).map(host),
-            _ => None,
-        };
-        state = state.select(|state_gr| rows(state_gr, &kept, going.len()));
-        going = going.into_iter().zip(&keep).filter_map(|(row, keep)| keep.then_some(row)).collect();
+        going = kept.iter().map(|&index| going[index]).collect();
         if going.is_empty() {
             break;
         }
-        let mut place = vec![None; b];
-        going.iter().enumerate().for_each(|(index, &row)| place[row] = Some(index));
-        base.par_chunks_mut(slots * v).zip(blocks.par_iter_mut()).zip(drafted.par_iter_mut()).enumerate().for_each(
-            |(row, ((base, block), drafted))| {
-                let Some(index) = place[row] else { return };
-                let logits = &mut base[slot * v..(slot + 1) * v];
-                if let Some(biases) = &biases {
-                    logits
-                        .iter_mut()
-                        .zip(&biases[index * v..(index + 1) * v])
-                        .for_each(|(logit, bias)| *logit += bias);
-                }
-                let distribution = block.sampler.distribution(logits).over_all(draft.vocabulary());
-                // The anchor stands at the context's length; slot 0 is the token after it.
-                let position = (block.context.len() + 1 + slot) as u64;
-                drafted.tokens.push(block.sampler.sample(&distribution, position));
-                drafted.distributions.push(distribution);
-            },
-        );
+        let mut goes_on = vec![false; b];
+        going.iter().for_each(|&row| goes_on[row] = true);
+        let sequences = samplers.iter_mut().zip(&mut drafted).zip(&firsts).zip(&goes_on);
+        let sequences = sequences.filter(|(_, goes_on)| **goes_on).map(|(sequence, _)| sequence);
+        let work: Vec<_> = drafting.logits(&kept).into_iter().zip(sequences).collect();
+        work.into_par_iter().for_each(|(logits, ((sampler, drafted), first))| {
+            let distribution = sampler.distribution(logits).over_all(draft.vocabulary());
+            drafted.tokens.push(sampler.sample(&distribution, first + slot as u64));
+            drafted.distributions.push(distribution);
+        });
     }
     drafted
 }
@@ -128,19 +104,9 @@ fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// Some of `n` rows, without copying when they are all of them.
-fn rows(x_nd: Tensor<2>, which: &[usize], n: usize) -> Tensor<2> {
-    if which.len() == n {
-        return x_nd;
-    }
-    let indices: Vec<i32> = which.iter().map(|&row| row as i32).collect();
-    let indices: Tensor<1, Int> = Tensor::from_data(TensorData::new(indices, [which.len()]), &x_nd.device());
-    x_nd.select(0, indices)
-}
-
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, Distribution as Numbers};
+    use burn::tensor::{Device, Distribution as Numbers, Tensor};
     use serde_json::json;
 
     use super::*;
@@ -192,7 +158,7 @@ mod tests {
                         let mut context = draft.new_context(16);
                         draft.device().seed(u64::from(index));
                         let features = Tensor::random([5, 8], Numbers::Normal(0.0, 3.0), &draft.device());
-                        draft.extend_context(&mut context, features);
+                        draft.extend_context(&mut context, features, &[1, 2, 3, 4, index]);
                         context
                     })
                     .collect();

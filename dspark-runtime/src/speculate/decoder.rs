@@ -113,9 +113,12 @@ impl<'a> Decoder<'a> {
         match (self.draft, features_nf) {
             (Some(draft), Some(mut features_nf)) => {
                 let mut context = draft.new_context(room);
+                // The tokens that follow those of the features.
+                let mut following: Vec<u32> = prompt[1..].iter().copied().chain([anchor]).collect();
                 while generation.ids.len() < limit && !options.stop_token_ids.contains(&anchor) {
-                    draft.extend_context(&mut context, features_nf);
-                    let proposal = propose(draft, &mut context, anchor, options.temperature, uniforms);
+                    draft.extend_context(&mut context, features_nf, &following);
+                    let (temperature, stop) = (options.temperature, &options.stop_token_ids);
+                    let proposal = propose(draft, &mut context, anchor, temperature, stop, uniforms);
                     let verified = proposal.confident_prefix(options.confidence_threshold);
                     let drafted = &proposal.tokens[..verified];
                     let past = cache.len();
@@ -141,6 +144,7 @@ impl<'a> Decoder<'a> {
                         Some(features_nf) => features_nf.narrow(0, 0, 1 + verdict.accepted),
                         None => break,
                     };
+                    following = drafted[..verdict.accepted].iter().copied().chain([verdict.next]).collect();
                     generation.ids.extend(tokens);
                     generation.rounds.push(record);
                     anchor = verdict.next;

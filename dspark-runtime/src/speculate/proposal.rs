@@ -1,17 +1,17 @@
-//! Drafting a block: one parallel pass, then left to right through the Markov head.
+//! Drafting a block of one sequence, left to right.
 //!
-//! Legend: `k` block size, `d` hidden size, `r` Markov rank, `v` vocabulary.
+//! Legend: `n` drafted tokens, `d` hidden size.
 
 use burn::tensor::Tensor;
 
 use super::distribution::Distribution;
 use super::uniforms::Uniforms;
-use crate::model::{Draft, DraftContext, MarkovState};
+use crate::model::{Draft, DraftContext};
 
 /// A drafted block.
 #[derive(Clone, Debug)]
 pub struct Proposal {
-    /// The `k` drafted tokens.
+    /// The drafted tokens: as many as the block has, unless a stop token ended it.
     pub tokens: Vec<u32>,
     /// What each was sampled from.
     pub distributions: Vec<Distribution>,
@@ -19,8 +19,8 @@ pub struct Proposal {
     pub logits: Vec<Vec<f32>>,
     /// The confidence head's logit per slot; empty without a head.
     pub confidence_logits: Vec<f32>,
-    /// Hidden states of the slots after the final norm, `[k, d]`.
-    pub hidden_kd: Tensor<2>,
+    /// Hidden states of the slots, `[n, d]`: after the final norm (DSpark), before it (Eagle3).
+    pub hidden_nd: Tensor<2>,
 }
 
 impl Proposal {
@@ -31,47 +31,37 @@ impl Proposal {
     }
 }
 
-/// Drafts the block that follows `anchor`, whose position is the context's length.
+/// Drafts the block that follows `anchor`, whose position is the context's length. Drafters that draft token by token end it
+/// with a token of `stop`.
 ///
-/// Slot `j` is sampled from `softmax((U_j + W2 u_j) / temperature)`, where `u_j` is `W1[x_{j-1}]` (paper, eq. 4) or what other
-/// Markov heads make of it; `x_{-1}` is the anchor.
+/// Slot `j` of a DSpark draft is sampled from `softmax((U_j + W2 u_j) / temperature)`, where `u_j` is `W1[x_{j-1}]` (paper, eq. 4)
+/// or what other Markov heads make of it; `x_{-1}` is the anchor.
 pub fn propose(
     draft: &Draft,
     context: &mut DraftContext,
     anchor: u32,
     temperature: f64,
+    stop: &[u32],
     uniforms: &mut dyn Uniforms,
 ) -> Proposal {
-    let output = draft.forward_block(context, anchor);
-    let [k, v] = output.base_logits_kv.dims();
-    let base = host(output.base_logits_kv);
+    let k = draft.config().block_size;
+    let goes_on = draft.config().drafter.drafts_past_stop_tokens();
+    let mut drafting = draft.begin(vec![context], &[anchor], k);
     let mut tokens = Vec::with_capacity(k);
     let mut distributions = Vec::with_capacity(k);
     let mut logits = Vec::with_capacity(k);
+    let mut confidence_logits = Vec::new();
     let mut previous = anchor;
-    let mut state = MarkovState::default();
-    for (slot, base) in base.chunks(v).enumerate() {
-        let mut row = base.to_vec();
-        let hidden_1d = output.hidden_kd.clone().narrow(0, slot, 1);
-        let inputs_1r = draft.markov_step(&hidden_1d, draft.markov_factors(&[previous]), &mut state);
-        if let Some(bias_1v) = inputs_1r.and_then(|inputs_1r| draft.proposal_bias(inputs_1r)) {
-            row.iter_mut().zip(host(bias_1v)).for_each(|(logit, bias)| *logit += bias);
-        }
+    while tokens.len() < k && (goes_on || tokens.is_empty() || !stop.contains(&previous)) {
+        confidence_logits.extend(drafting.confidences(&[previous]).unwrap_or_default());
+        let row = drafting.logits(&[0]).concat();
         let distribution = Distribution::from_logits(&row, temperature).over_all(draft.vocabulary());
         previous = uniforms.draw(&distribution);
         tokens.push(previous);
         distributions.push(distribution);
         logits.push(row);
     }
-    let before: Vec<u32> = std::iter::once(anchor).chain(tokens.iter().copied()).take(k).collect();
-    let confidence = draft.confidence_logits(output.hidden_kd.clone(), draft.markov_factors(&before));
-    Proposal {
-        tokens,
-        distributions,
-        logits,
-        confidence_logits: confidence.map(host).unwrap_or_default(),
-        hidden_kd: output.hidden_kd,
-    }
+    Proposal { tokens, distributions, logits, confidence_logits, hidden_nd: drafting.hidden() }
 }
 
 /// A tensor's values on the host, row-major.

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use dspark_runtime::checkpoint::JsonFields;
-use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, MarkovHeadType, Target, TargetConfig};
+use dspark_runtime::model::{
+    Draft, DraftConfig, DraftShape, Eagle3Shape, LayerId, MarkovHeadType, Target, TargetConfig,
+};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -38,10 +40,19 @@ fn fill<M: Module>(module: M, seed: u64, largest: f32) -> M {
 }
 
 pub fn target(seed: u64) -> Target {
+    target_of(2, seed)
+}
+
+/// One that an Eagle3 draft can be made for.
+pub fn deep_target(seed: u64) -> Target {
+    target_of(6, seed)
+}
+
+fn target_of(layers: usize, seed: u64) -> Target {
     let device = Device::flex();
     let fields = json!({
         "architectures": ["Qwen3ForCausalLM"], "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2, "vocab_size": VOCABULARY,
+        "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": layers, "vocab_size": VOCABULARY,
         "rms_norm_eps": 1e-6, "max_position_embeddings": 64, "tie_word_embeddings": true,
     });
     let Value::Object(fields) = fields else { unreachable!() };
@@ -65,6 +76,15 @@ pub fn draft(target: &Target, block_size: usize) -> Draft {
     };
     let draft = Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), target);
     let parameters = fill(draft.parameters.clone(), 99, 0.25);
+    draft.with_parameters(parameters)
+}
+
+/// An Eagle3 draft for [`deep_target`].
+pub fn eagle3_draft(target: &Target, ttt_length: usize) -> Draft {
+    let target_layer_ids = (0..5).map(LayerId).collect();
+    let shape = Eagle3Shape { ttt_length, step_loss_decay: 0.8, target_layer_ids };
+    let draft = Draft::new(DraftConfig::eagle3(target.config(), &shape).unwrap(), target);
+    let parameters = fill(draft.parameters.clone(), 99, 0.4);
     draft.with_parameters(parameters)
 }
 

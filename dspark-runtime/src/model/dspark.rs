@@ -1,0 +1,184 @@
+//! The DSpark drafter (paper, section 3), and DFlash, which is the same without heads: one parallel pass over the block, then
+//! left to right through the Markov head. The passes themselves are in [`super::draft`].
+//!
+//! Legend: `b` sequences, `g` sequences still going, `k` block size, `d` hidden size, `r` Markov rank, `u` tokens that the
+//! draft can propose.
+
+use burn::tensor::{Device, Tensor};
+use rayon::prelude::*;
+
+use super::draft::{Draft, DraftContext, DraftParameters, DraftSample};
+use super::draft_config::{DraftConfig, DrafterFields};
+use super::drafter::{Drafter, Drafting, host, rows};
+use super::heads::{ConfidenceHead, MarkovHead, MarkovHeadType, MarkovState};
+use super::layers::{DecoderLayer, Linear, RmsNorm};
+use crate::checkpoint::{CheckpointError, JsonFields};
+
+/// Blocks in one pass, with a Markov and a confidence head or without.
+#[derive(Debug)]
+pub struct DSpark;
+
+impl Drafter for DSpark {
+    fn name(&self, config: &DraftConfig) -> &'static str {
+        if config.markov_rank > 0 { "DSpark" } else { "DFlash" }
+    }
+
+    fn architecture(&self) -> &'static str {
+        "Qwen3DSparkModel"
+    }
+
+    fn read(&self, fields: &JsonFields, vocab_size: usize) -> Result<DrafterFields, CheckpointError> {
+        if !fields.flag("sample_from_anchor", true)? {
+            let expected = "true: the anchor's own slot drafts the first token";
+            return Err(fields.wrong("sample_from_anchor", expected));
+        }
+        let markov_rank = fields.optional_size("markov_rank", 0)?.unwrap_or(0);
+        let head = fields.optional_text("markov_head_type")?.unwrap_or("vanilla");
+        let markov_head_type = match MarkovHeadType::ALL.into_iter().find(|kind| kind.name() == head) {
+            Some(kind) => kind,
+            None if markov_rank == 0 => MarkovHeadType::default(),
+            None => {
+                let known: Vec<&str> = MarkovHeadType::ALL.into_iter().map(MarkovHeadType::name).collect();
+                return Err(fields.wrong("markov_head_type", format!("one of \"{}\"", known.join("\", \""))));
+            }
+        };
+        let mask_token_id = fields.size("mask_token_id", 0)?;
+        if mask_token_id >= vocab_size {
+            return Err(fields.wrong("mask_token_id", format!("a token id below vocab_size {vocab_size}")));
+        }
+        Ok(DrafterFields {
+            block_size: fields.size("block_size", 1)?,
+            mask_token_id: mask_token_id as u32,
+            num_anchors: fields.optional_size("num_anchors", 0)?.unwrap_or(0),
+            markov_rank,
+            markov_head_type,
+            enable_confidence_head: fields.flag("enable_confidence_head", false)?,
+            confidence_head_with_markov: fields.flag("confidence_head_with_markov", false)?,
+        })
+    }
+
+    fn parameters(&self, config: &DraftConfig, device: &Device) -> DraftParameters {
+        let d = config.layer.hidden_size;
+        let norm = || RmsNorm::new(d, config.layer.rms_norm_eps, device);
+        let with_markov = config.confidence_head_with_markov && config.markov_rank > 0;
+        let confidence_width = d + if with_markov { config.markov_rank } else { 0 };
+        DraftParameters {
+            fc: Linear::new(config.feature_width(), d, false, device),
+            hidden_norm: Some(norm()),
+            layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(&config.layer, device)).collect(),
+            norm: norm(),
+            markov_head: (config.markov_rank > 0).then(|| MarkovHead::new(config, device)),
+            confidence_head: config.enable_confidence_head.then(|| ConfidenceHead::new(confidence_width, device)),
+        }
+    }
+
+    /// A token's row of the context is its feature.
+    fn lookahead(&self) -> usize {
+        0
+    }
+
+    fn drafts_past_stop_tokens(&self) -> bool {
+        true
+    }
+
+    fn forward_blocks(&self, draft: &Draft, features_sf: Tensor<2>, samples: &[DraftSample<'_>]) -> Tensor<2> {
+        draft.forward_blocks_observed(features_sf, samples, |_, _| ())
+    }
+
+    fn extend_contexts(
+        &self,
+        draft: &Draft,
+        contexts: &mut [(&mut DraftContext, usize)],
+        features_nf: Tensor<2>,
+        _following: &[u32],
+    ) {
+        draft.extend_with_features(contexts, features_nf);
+    }
+
+    fn begin<'a>(
+        &self,
+        draft: &'a Draft,
+        mut contexts: Vec<&'a mut DraftContext>,
+        anchors: &[u32],
+        slots: usize,
+    ) -> Box<dyn Drafting + 'a> {
+        let (b, k) = (contexts.len(), draft.config().block_size);
+        let hidden_nd = draft.forward_contexts(&mut contexts, anchors);
+        let [_, d] = hidden_nd.dims();
+        let hidden_bkd = hidden_nd.reshape([b, k, d]);
+        // Later slots shape earlier ones inside the block, but only those that will be drafted go through the output head.
+        let base_nu = draft.proposal_logits(hidden_bkd.clone().narrow(1, 0, slots).reshape([b * slots, d]));
+        let [_, u] = base_nu.dims();
+        Box::new(Blocks {
+            draft,
+            base: host(base_nu),
+            u,
+            hidden_bkd,
+            slots,
+            slot: 0,
+            going: (0..b).collect(),
+            state: MarkovState::default(),
+            inputs: None,
+        })
+    }
+}
+
+/// Blocks behind their parallel pass.
+struct Blocks<'a> {
+    draft: &'a Draft,
+    hidden_bkd: Tensor<3>,
+    /// `[b, slots, u]`
+    base: Vec<f32>,
+    u: usize,
+    slots: usize,
+    slot: usize,
+    going: Vec<usize>,
+    /// Of the sequences still going.
+    state: MarkovState,
+    /// Hidden states `[g, d]` and Markov factors `[g, r]` of the slot.
+    inputs: Option<(Tensor<2>, Option<Tensor<2>>)>,
+}
+
+impl Drafting for Blocks<'_> {
+    fn confidences(&mut self, previous: &[u32]) -> Option<Vec<f32>> {
+        let [b, _, d] = self.hidden_bkd.dims();
+        let factors_gr = self.draft.markov_factors(previous);
+        let hidden_gd = rows(self.hidden_bkd.clone().narrow(1, self.slot, 1).reshape([b, d]), &self.going, b);
+        let logits = self.draft.confidence_logits(hidden_gd.clone(), factors_gr.clone());
+        self.inputs = Some((hidden_gd, factors_gr));
+        logits.map(host)
+    }
+
+    fn logits(&mut self, kept: &[usize]) -> Vec<&mut [f32]> {
+        let went = self.going.len();
+        let inputs = self
+            .inputs
+            .take()
+            .and_then(|(hidden_gd, factors_gr)| self.draft.markov_step(&hidden_gd, factors_gr, &mut self.state));
+        let biases = match inputs {
+            Some(inputs_gr) if !kept.is_empty() => self.draft.proposal_bias(rows(inputs_gr, kept, went)).map(host),
+            _ => None,
+        };
+        self.state = std::mem::take(&mut self.state).select(|state_gr| rows(state_gr, kept, went));
+        self.going = kept.iter().map(|&index| self.going[index]).collect();
+        let (slot, slots, u) = (self.slot, self.slots, self.u);
+        self.slot += 1;
+        let mut going = self.going.iter().peekable();
+        let wanted = |(index, _): &(usize, &mut [f32])| {
+            index % slots == slot && going.next_if(|row| **row == index / slots).is_some()
+        };
+        let mut logits: Vec<&mut [f32]> =
+            self.base.chunks_mut(u).enumerate().filter(wanted).map(|(_, row)| row).collect();
+        if let Some(biases) = &biases {
+            logits.par_iter_mut().zip(biases.par_chunks(u)).for_each(|(logits, biases)| {
+                logits.iter_mut().zip(biases).for_each(|(logit, bias)| *logit += bias);
+            });
+        }
+        logits
+    }
+
+    fn hidden(&self) -> Tensor<2> {
+        let [b, _, d] = self.hidden_bkd.dims();
+        self.hidden_bkd.clone().narrow(1, 0, self.slot).reshape([b * self.slot, d])
+    }
+}

@@ -1,0 +1,331 @@
+//! The Eagle3 drafter (Li et al., 2025): one decoder layer that goes on from the target's features, token by token.
+//!
+//! Row `i` of its context has the feature of token `i`, and beside it the embedding of token `i + 1`. What the layer makes of a
+//! row predicts token `i + 2`, and stands in the place of a feature in the next row, whose token was drafted. So the block of
+//! an anchor `p` begins with row `p - 1`: slot `j` stands at position `p - 1 + j` and sees the rows of features before `p - 1`
+//! and the slots of its own block up to itself. That is how training unrolls it too (test-time training), at many anchors at
+//! once.
+//!
+//! Legend: `s` tokens of all samples, `a` anchors, `k` block size, `j` slots so far, `n` rows, `f` width of the target's
+//! features, `d` hidden size, `c` key and value heads, `w` head width, `g` sequences still going, `u` tokens that the draft can
+//! propose.
+
+use burn::tensor::{Device, Tensor};
+use serde_json::json;
+
+use super::attention::{KeysValues, attend_blocks, block_context_mask};
+use super::config::TargetConfig;
+use super::draft::{Draft, DraftContext, DraftParameters, DraftSample, ints};
+use super::draft_config::{DraftConfig, DrafterFields};
+use super::drafter::{Drafter, Drafting, host, rows};
+use super::layers::{DecoderLayer, Linear, RmsNorm};
+use super::target::LayerId;
+use crate::checkpoint::{CheckpointError, JsonFields};
+use crate::kernels;
+
+/// Target layers that a feature is made of.
+const CAPTURED_LAYERS: usize = 5;
+
+/// One layer that goes on from features, slot by slot.
+#[derive(Debug)]
+pub struct Eagle3;
+
+/// What a recipe decides about an Eagle3 draft; everything else follows from the target.
+#[derive(Clone, Debug)]
+pub struct Eagle3Shape {
+    /// Slots that training unrolls, which is how many tokens a round drafts.
+    pub ttt_length: usize,
+    /// Slot `j` of a block weighs this to the power of `j` in training; of no use when decoding.
+    pub step_loss_decay: f64,
+    /// Captured target layers: five, none of them the embedding.
+    pub target_layer_ids: Vec<LayerId>,
+}
+
+impl DraftConfig {
+    /// The configuration of an Eagle3 draft for a target.
+    ///
+    /// # Errors
+    /// When the layer ids do not fit the target, or a number is out of its range; the field is named.
+    pub fn eagle3(target: &TargetConfig, shape: &Eagle3Shape) -> Result<Self, CheckpointError> {
+        let own = json!({
+            "architectures": [Eagle3.architecture()],
+            "draft_num_hidden_layers": 1,
+            "ttt_length": shape.ttt_length,
+            "step_loss_decay": shape.step_loss_decay,
+        });
+        Self::from_target(target, 1, &shape.target_layer_ids, own)
+    }
+}
+
+impl Drafter for Eagle3 {
+    fn name(&self, _config: &DraftConfig) -> &'static str {
+        "Eagle3"
+    }
+
+    fn architecture(&self) -> &'static str {
+        "Qwen3Eagle3Model"
+    }
+
+    fn read(&self, fields: &JsonFields, _vocab_size: usize) -> Result<DrafterFields, CheckpointError> {
+        for field in ["num_hidden_layers", "draft_num_hidden_layers"] {
+            if fields.size(field, 1)? != 1 {
+                return Err(fields.wrong(field, "1: an Eagle3 draft of one layer"));
+            }
+        }
+        let ids = fields.integers("target_layer_ids")?;
+        if ids.len() != CAPTURED_LAYERS || ids.iter().any(|&id| id < 0) {
+            let expected = format!("{CAPTURED_LAYERS} layers of the target, none of them -1 (the embedding)");
+            return Err(fields.wrong("target_layer_ids", expected));
+        }
+        if let Some(decay) = fields.optional_float("step_loss_decay")?
+            && !(decay > 0.0 && decay <= 1.0)
+        {
+            return Err(fields.wrong("step_loss_decay", "a number above 0 and at most 1"));
+        }
+        Ok(DrafterFields { block_size: fields.size("ttt_length", 1)?, ..DrafterFields::default() })
+    }
+
+    fn parameters(&self, config: &DraftConfig, device: &Device) -> DraftParameters {
+        let d = config.layer.hidden_size;
+        DraftParameters {
+            fc: Linear::new(config.feature_width(), d, false, device),
+            hidden_norm: None,
+            layers: vec![DecoderLayer::beside_embeddings(&config.layer, device)],
+            norm: RmsNorm::new(d, config.layer.rms_norm_eps, device),
+            markov_head: None,
+            confidence_head: None,
+        }
+    }
+
+    /// A token's row of the context has the embedding of the next one.
+    fn lookahead(&self) -> usize {
+        1
+    }
+
+    fn drafts_past_stop_tokens(&self) -> bool {
+        false
+    }
+
+    fn forward_blocks(&self, draft: &Draft, features_sf: Tensor<2>, samples: &[DraftSample<'_>]) -> Tensor<2> {
+        draft.unroll_observed(features_sf, samples, |_, _| ())
+    }
+
+    fn extend_contexts(
+        &self,
+        draft: &Draft,
+        contexts: &mut [(&mut DraftContext, usize)],
+        features_nf: Tensor<2>,
+        following: &[u32],
+    ) {
+        let mut positions = Vec::new();
+        for (context, count) in contexts.iter_mut() {
+            let first = context.cache.len();
+            positions.extend(first..first + *count);
+            context.cache.reserve(*count);
+        }
+        let rotation = draft.rotary.at(&positions, &features_nf.device());
+        let hidden_nd = draft.parameters.fc.forward(features_nf);
+        let layer = draft.layer();
+        let keys_values =
+            layer.self_attn.keys_values(layer.input_beside(hidden_nd.clone(), draft.embedded(following)), &rotation);
+        // Only the last rows will be asked for more than keys and values.
+        let mut ends = Vec::with_capacity(contexts.len());
+        let mut first = 0;
+        for (context, count) in contexts.iter_mut() {
+            context.cache.write(0, keys_values.narrow(first, *count));
+            context.cache.advance(*count);
+            first += *count;
+            ends.push(first - 1..first);
+        }
+        let last = kernels::copied_rows(&hidden_nd, &ends);
+        for ((context, _), last_1d) in contexts.iter_mut().zip(last) {
+            context.newest = Some(last_1d);
+        }
+    }
+
+    fn begin<'a>(
+        &self,
+        draft: &'a Draft,
+        mut contexts: Vec<&'a mut DraftContext>,
+        anchors: &[u32],
+        slots: usize,
+    ) -> Box<dyn Drafting + 'a> {
+        let mut newest = Vec::with_capacity(contexts.len());
+        for context in &mut contexts {
+            context.cache.reserve(slots);
+            let last_1d = context.newest.clone();
+            newest.push(last_1d.unwrap_or_else(|| panic!("a context was not extended since it was truncated")));
+        }
+        Box::new(Blocks {
+            draft,
+            lengths: contexts.iter().map(|context| context.cache.len()).collect(),
+            going: (0..contexts.len()).collect(),
+            contexts,
+            hidden_gd: Tensor::cat(newest, 0),
+            previous: anchors.to_vec(),
+            hidden: Vec::new(),
+            logits: Vec::new(),
+        })
+    }
+}
+
+/// Blocks while they are drafted: their slots lie behind the contexts' own rows.
+struct Blocks<'a> {
+    draft: &'a Draft,
+    contexts: Vec<&'a mut DraftContext>,
+    /// Rows of the contexts themselves.
+    lengths: Vec<usize>,
+    going: Vec<usize>,
+    /// What stands in the place of features in the next slot.
+    hidden_gd: Tensor<2>,
+    /// The tokens before the next slot, of the sequences still going.
+    previous: Vec<u32>,
+    /// What each slot so far left.
+    hidden: Vec<Tensor<2>>,
+    /// Of the slot, `[g, u]`.
+    logits: Vec<f32>,
+}
+
+impl Drafting for Blocks<'_> {
+    fn confidences(&mut self, previous: &[u32]) -> Option<Vec<f32>> {
+        self.previous = previous.to_vec();
+        None
+    }
+
+    fn logits(&mut self, kept: &[usize]) -> Vec<&mut [f32]> {
+        if kept.is_empty() {
+            self.going.clear();
+            return Vec::new();
+        }
+        let went = self.going.len();
+        let slot = self.hidden.len();
+        self.going = kept.iter().map(|&index| self.going[index]).collect();
+        let previous: Vec<u32> = kept.iter().map(|&index| self.previous[index]).collect();
+        let hidden_gd = rows(self.hidden_gd.clone(), kept, went);
+        let positions: Vec<usize> = self.going.iter().map(|&row| self.lengths[row] - 1 + slot).collect();
+        let rotation = self.draft.rotary.at(&positions, &hidden_gd.device());
+        let (contexts, going) = (&mut self.contexts, &self.going);
+        kernels::keep_awake(&hidden_gd);
+        let out_gd =
+            self.draft.layer().forward_beside(hidden_gd, self.draft.embedded(&previous), |attention, input_ge| {
+                let (queries_ghw, new) = attention.project(input_ge, &rotation);
+                let mut attended = Vec::with_capacity(going.len());
+                for (index, (&row, &position)) in going.iter().zip(&positions).enumerate() {
+                    let cache = &mut contexts[row].cache;
+                    // The first slot is the context's last row.
+                    cache.truncate(position);
+                    let queries_1hw = queries_ghw.clone().narrow(0, index, 1);
+                    attended.push(cache.attend(0, queries_1hw, new.narrow(index, 1), true));
+                    cache.advance(1);
+                }
+                attention.output(Tensor::cat(attended, 0))
+            });
+        self.hidden_gd = out_gd.clone();
+        let logits_gu = self.draft.proposal_logits(self.draft.parameters.norm.forward(out_gd.clone()));
+        self.hidden.push(out_gd);
+        let [_, u] = logits_gu.dims();
+        self.logits = host(logits_gu);
+        self.logits.chunks_mut(u).collect()
+    }
+
+    fn hidden(&self) -> Tensor<2> {
+        Tensor::cat(self.hidden.clone(), 0)
+    }
+}
+
+impl Drop for Blocks<'_> {
+    /// The slots go, and the contexts are what they were.
+    fn drop(&mut self) {
+        for (context, &length) in self.contexts.iter_mut().zip(&self.lengths) {
+            context.cache.truncate(length);
+        }
+    }
+}
+
+impl Draft {
+    /// The training forward of an Eagle3 draft, as [`forward_blocks`](Self::forward_blocks), handing what each slot left,
+    /// before the final norm, `[a, d]`, to `observe`. No anchor is a sample's first token.
+    pub fn unroll_observed(
+        &self,
+        features_sf: Tensor<2>,
+        samples: &[DraftSample<'_>],
+        mut observe: impl FnMut(usize, &Tensor<2>),
+    ) -> Tensor<2> {
+        let device = features_sf.device();
+        let lifted = |x: Tensor<2>| if device.is_autodiff() { Tensor::from_inner(x) } else { x };
+        let layer = self.layer();
+        let hidden_sd = self.parameters.fc.forward(features_sf);
+        // Nothing sees the row of a sample's last token, nor a slot that lies behind it.
+        let token = |sample: &DraftSample<'_>, position: usize| sample.ids.get(position).copied().unwrap_or(0);
+        let following: Vec<u32> =
+            samples.iter().flat_map(|sample| (1..=sample.ids.len()).map(|next| token(sample, next))).collect();
+        let positions: Vec<usize> = samples.iter().flat_map(|sample| 0..sample.ids.len()).collect();
+        let input_se = layer.input_beside(hidden_sd.clone(), lifted(self.embedded(&following)));
+        let context = layer.self_attn.keys_values(input_se, &self.rotary.at(&positions, &device));
+
+        let firsts: Vec<Vec<usize>> =
+            samples.iter().map(|sample| sample.anchors.iter().map(|anchor| anchor - 1).collect()).collect();
+        let masks: Vec<_> = samples
+            .iter()
+            .zip(&firsts)
+            .map(|(sample, firsts)| block_context_mask(firsts, sample.ids.len(), &device))
+            .collect();
+        let mut offset = 0;
+        let mut first_rows = Vec::new();
+        for (sample, firsts) in samples.iter().zip(&firsts) {
+            first_rows.extend(firsts.iter().map(|first| (offset + first) as i32));
+            offset += sample.ids.len();
+        }
+        let mut hidden_ad = hidden_sd.select(0, ints(first_rows, &device));
+        let mut own: Vec<KeysValues> = Vec::new();
+        let mut normed = Vec::new();
+        for slot in 0..self.config().block_size {
+            let anchors =
+                || samples.iter().flat_map(|sample| sample.anchors.iter().map(move |anchor| (sample, anchor)));
+            let previous: Vec<u32> = anchors().map(|(sample, anchor)| token(sample, anchor + slot)).collect();
+            let positions: Vec<usize> = anchors().map(|(_, anchor)| anchor - 1 + slot).collect();
+            let rotation = self.rotary.at(&positions, &device);
+            hidden_ad = layer.forward_beside(hidden_ad, lifted(self.embedded(&previous)), |attention, input_ae| {
+                let (queries_ahw, new) = attention.project(input_ae, &rotation);
+                own.push(new);
+                let block = side_by_side(&own);
+                let (mut row, mut anchor) = (0, 0);
+                let mut attended = Vec::with_capacity(samples.len());
+                for (sample, mask_as) in samples.iter().zip(&masks) {
+                    let (s, a, j) = (sample.ids.len(), sample.anchors.len(), own.len());
+                    attended.push(attend_blocks(
+                        queries_ahw.clone().narrow(0, anchor, a),
+                        &context.narrow(row, s),
+                        &block.narrow(anchor * j, a * j),
+                        mask_as.clone(),
+                    ));
+                    (row, anchor) = (row + s, anchor + a);
+                }
+                attention.output(Tensor::cat(attended, 0))
+            });
+            observe(slot, &hidden_ad);
+            normed.push(self.parameters.norm.forward(hidden_ad.clone()));
+        }
+        let [a, d] = hidden_ad.dims();
+        let k = normed.len();
+        Tensor::stack::<3>(normed, 1).reshape([a * k, d])
+    }
+
+    fn layer(&self) -> &DecoderLayer {
+        &self.parameters.layers[0]
+    }
+
+    fn embedded(&self, ids: &[u32]) -> Tensor<2> {
+        self.embed_tokens.forward(ints(ids.iter().map(|&id| id as i32).collect(), &self.device()))
+    }
+}
+
+/// Keys and values of the slots so far, each `[a, c, w]`, anchor by anchor: `[a * j, c, w]`
+fn side_by_side(own: &[KeysValues]) -> KeysValues {
+    let stacked = |of: fn(&KeysValues) -> &Tensor<3>| {
+        let x_ajcw: Tensor<4> = Tensor::stack(own.iter().map(|slot| of(slot).clone()).collect(), 1);
+        let [a, j, c, w] = x_ajcw.dims();
+        x_ajcw.reshape([a * j, c, w])
+    };
+    KeysValues { keys_ncw: stacked(|own| &own.keys_ncw), values_ncw: stacked(|own| &own.values_ncw) }
+}
