@@ -4,19 +4,27 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{Family, LayerConfig, TargetConfig, layer_config, layer_count};
+use super::config::{Family, LayerConfig, TargetConfig, embedding_scale, layer_config, layer_count};
+use super::gemma4;
 use super::heads::MarkovHeadType;
 use super::target::LayerId;
 use crate::checkpoint::{CheckpointError, JsonFields, WeightDtype};
 
-/// Architecture name of DSpark drafts with Qwen3 layers, the only ones so far.
+/// Architecture name of DSpark drafts with Qwen3 layers.
 const ARCHITECTURE: &str = "Qwen3DSparkModel";
+
+/// Architecture name of DSpark drafts with Gemma 4's full layers.
+const GEMMA_ARCHITECTURE: &str = "Gemma4DSparkModel";
 
 /// What a draft is, and which target it was made for.
 #[derive(Clone, Debug)]
 pub struct DraftConfig {
     /// Sizes of each draft layer.
     pub layer: LayerConfig,
+    /// What embedded tokens are multiplied by, as in the target.
+    pub embedding_scale: f64,
+    /// How the target caps its logits; see [`TargetConfig::logit_softcap`].
+    pub logit_softcap: Option<f64>,
     /// Rows of the target's embedding, `v`.
     pub vocab_size: usize,
     /// Tokens that it can propose, `u`: rows of its output head and of `W2`.
@@ -71,8 +79,8 @@ pub struct DraftShape {
 impl DraftConfig {
     /// The configuration of a draft for a target.
     ///
-    /// Every family gets Qwen3's layer (q/k norm); only a Qwen3 target hands on its attention bias, because the engines
-    /// know no other DSpark layer.
+    /// Every family but Gemma 4, whose drafts have its full layers, gets Qwen3's layer (q/k norm); only a Qwen3 target hands on
+    /// its attention bias, because the engines know no other DSpark layer.
     ///
     /// # Errors
     /// When the layer ids do not fit the target (see [`check_layer_ids`]) or the mask token is outside the vocabulary.
@@ -81,7 +89,12 @@ impl DraftConfig {
         for field in ["mlp_bias", "pretraining_tp", "rope_interleaved", "is_llama_config", "transformers.js_config"] {
             fields.remove(field);
         }
-        if target.family != Family::Qwen3 {
+        let gemma = target.family == Family::Gemma4;
+        if gemma {
+            // What the reference tells about the model that was wrapped.
+            fields.insert("target_model_type".into(), json!("gemma4"));
+            fields.insert("target_text_model_type".into(), json!(Family::Gemma4.model_type()));
+        } else if target.family != Family::Qwen3 {
             fields.insert("attention_bias".into(), json!(false));
             // Of Qwen2: its window fields mean nothing while windows are off.
             fields.insert("use_sliding_window".into(), json!(false));
@@ -89,11 +102,8 @@ impl DraftConfig {
         }
         let layer_types = vec!["full_attention"; shape.num_draft_layers];
         let own = json!({
-            "architectures": [ARCHITECTURE],
-            "model_type": Family::Qwen3.model_type(),
-            "head_dim": target.layer.head_dim,
-            "num_key_value_heads": target.layer.num_key_value_heads,
-            "hidden_act": "silu",
+            "architectures": [if gemma { GEMMA_ARCHITECTURE } else { ARCHITECTURE }],
+            "model_type": if gemma { Family::Gemma4 } else { Family::Qwen3 }.model_type(),
             "rms_norm_eps": target.layer.rms_norm_eps,
             "vocab_size": target.vocab_size,
             "max_position_embeddings": target.max_position_embeddings,
@@ -114,6 +124,11 @@ impl DraftConfig {
         if let Value::Object(own) = own {
             fields.extend(own);
         }
+        if !gemma {
+            fields.insert("head_dim".into(), json!(target.layer.head_dim));
+            fields.insert("num_key_value_heads".into(), json!(target.layer.num_key_value_heads));
+            fields.insert("hidden_act".into(), json!("silu"));
+        }
         Self::from_fields(JsonFields::new(target.fields.path(), fields))
     }
 
@@ -127,9 +142,14 @@ impl DraftConfig {
 
     fn from_fields(fields: JsonFields) -> Result<Self, CheckpointError> {
         let architecture = fields.get("architectures").and_then(Value::as_array).and_then(|list| list.first());
-        if architecture.and_then(Value::as_str) != Some(ARCHITECTURE) {
-            return Err(fields.wrong("architectures", format!("[\"{ARCHITECTURE}\"]: a DSpark draft")));
-        }
+        let family = match architecture.and_then(Value::as_str) {
+            Some(ARCHITECTURE) => Family::Qwen3,
+            Some(GEMMA_ARCHITECTURE) => Family::Gemma4,
+            _ => {
+                let expected = format!("[\"{ARCHITECTURE}\"] or [\"{GEMMA_ARCHITECTURE}\"]: a DSpark draft");
+                return Err(fields.wrong("architectures", expected));
+            }
+        };
         if !fields.flag("sample_from_anchor", true)? {
             let expected = "true: the anchor's own slot drafts the first token";
             return Err(fields.wrong("sample_from_anchor", expected));
@@ -159,7 +179,9 @@ impl DraftConfig {
             return Err(fields.wrong("target_layer_ids", expected));
         }
         Ok(Self {
-            layer: layer_config(&fields, Family::Qwen3)?,
+            layer: draft_layer(&fields, family)?,
+            embedding_scale: embedding_scale(&fields, family)?,
+            logit_softcap: gemma4::logit_softcap(&fields, family)?,
             vocab_size,
             draft_vocab_size,
             num_hidden_layers: layer_count(&fields)?,
@@ -197,6 +219,10 @@ impl DraftConfig {
             if draft != target {
                 return differs(what, draft.to_string(), target.to_string());
             }
+        }
+        let cap = |cap: Option<f64>| cap.map_or_else(|| "none".to_owned(), |cap| cap.to_string());
+        if self.logit_softcap != target.logit_softcap {
+            return differs("final_logit_softcapping", cap(self.logit_softcap), cap(target.logit_softcap));
         }
         if let Err(expected) = check_layer_ids(&self.target_layer_ids, target.num_hidden_layers) {
             let ids: Vec<String> = self.target_layer_ids.iter().map(ToString::to_string).collect();
@@ -236,6 +262,18 @@ impl DraftConfig {
         fields.insert("dtype".into(), json!(name));
         fields
     }
+}
+
+/// The sizes of each draft layer: all are alike, and see all of their context.
+fn draft_layer(fields: &JsonFields, family: Family) -> Result<LayerConfig, CheckpointError> {
+    if family != Family::Gemma4 {
+        return layer_config(fields, family);
+    }
+    let mut layers = gemma4::layer_configs(fields, layer_count(fields)?)?;
+    if layers.iter().any(|layer| layer.window().is_some()) {
+        return Err(fields.wrong("layer_types", "a list of \"full_attention\": drafts have no sliding layers"));
+    }
+    Ok(layers.swap_remove(0))
 }
 
 /// Layer ids must be strictly increasing, at least -1, and stop before the target's last layer: training sees that layer

@@ -12,6 +12,7 @@ mod draft;
 mod draft_config;
 mod draft_files;
 mod draft_vocabulary;
+mod gemma4;
 mod gguf_config;
 mod gguf_files;
 mod heads;
@@ -25,7 +26,7 @@ mod target;
 pub use attention::{KvCache, block_context_mask};
 #[cfg(test)]
 pub(crate) use attention::{attend_composed, causal_mask};
-pub use config::{Family, LayerConfig, RopeScaling, TargetConfig};
+pub use config::{Activation, Family, GemmaLayer, LayerConfig, RopeScaling, TargetConfig};
 pub use draft::{BlockOutput, Draft, DraftContext, DraftParameters, DraftSample};
 pub use draft_config::{DraftConfig, DraftShape, check_layer_ids};
 pub use draft_files::VOCABULARY_TENSORS;
