@@ -134,6 +134,7 @@ pub fn draft_loss(
         hidden_nd: hidden_nd.clone(),
         markov,
         head_vd: draft.head_weight(),
+        softcap: draft.config().logit_softcap,
         vocabulary: draft.vocabulary().map(|vocabulary| vocabulary.ids().into()),
         teacher_td: batch.last_hidden_sd.clone(),
         teacher_head_vd: batch.teacher_head_vd.clone(),

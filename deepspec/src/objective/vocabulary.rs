@@ -19,7 +19,7 @@ use std::sync::Arc;
 use burn::backend::Flex;
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use dspark_runtime::kernels::simd;
+use dspark_runtime::kernels::{simd, soft_cap};
 use rayon::prelude::*;
 
 /// Logits held at once.
@@ -34,6 +34,8 @@ pub struct VocabularyRows {
     pub markov: Option<(Tensor<2>, Tensor<2>)>,
     /// The frozen output head, `[v, d]`, not tracked; of a draft with a vocabulary of its own, the rows of its tokens.
     pub head_vd: Tensor<2>,
+    /// How the teacher and the draft's output head cap their logits, as `c * tanh(x / c)`; the Markov head's bias comes on top.
+    pub softcap: Option<f64>,
     /// The teacher's ids of the draft's tokens, where these are not all.
     pub vocabulary: Option<Arc<[u32]>>,
     /// The teacher's hidden states after its final norm, `[t, d]`, not tracked.
@@ -89,14 +91,18 @@ fn in_chunks(rows: &VocabularyRows, weights: Option<&VocabularyWeights>, chunk: 
         let count = chunk.min(n - first);
         let part = plain.narrow(first, count);
         let chunk_weights = weights.map(|weights| weights.narrow(first, count));
-        let (losses, gradient_mv) = part.losses_and_gradient(chunk_weights.as_ref());
+        let (losses, gradient_mv, slope_mv) = part.losses_and_gradient(chunk_weights.as_ref());
         for row in losses {
             loss.cross_entropy.push(row.cross_entropy);
             loss.soft_cross_entropy.push(row.soft_cross_entropy);
             loss.l1.push(row.l1);
         }
         let Some(gradient_mv) = gradient_mv else { continue };
-        hidden_gradients.push(gradient_mv.clone().matmul(part.head_vd.clone()));
+        let base_gradient_mv = match slope_mv {
+            Some(slope_mv) => gradient_mv.clone() * slope_mv,
+            None => gradient_mv.clone(),
+        };
+        hidden_gradients.push(base_gradient_mv.matmul(part.head_vd.clone()));
         if let Some((factors_mr, w2_vr)) = &part.markov {
             factor_gradients.push(gradient_mv.clone().matmul(w2_vr.clone()));
             let own = gradient_mv.transpose().matmul(factors_mr.clone());
@@ -173,9 +179,16 @@ impl VocabularyRows {
         }
     }
 
-    /// The losses of each row, and the gradient of their weighted sum with respect to the logits, `[m, v]`.
-    fn losses_and_gradient(&self, weights: Option<&VocabularyWeights>) -> (Vec<RowTerms>, Option<Tensor<2>>) {
-        let base_mv = self.hidden_nd.clone().matmul(self.head_vd.clone().transpose());
+    /// The losses of each row, the gradient of their weighted sum with respect to the logits, `[m, v]`, and where these are
+    /// capped the slope of the cap at each.
+    fn losses_and_gradient(
+        &self,
+        weights: Option<&VocabularyWeights>,
+    ) -> (Vec<RowTerms>, Option<Tensor<2>>, Option<Tensor<2>>) {
+        let base_mv = self.capped(self.hidden_nd.clone().matmul(self.head_vd.clone().transpose()));
+        // d(c tanh(x / c)) / dx = 1 - tanh(x / c)^2
+        let slope_mv =
+            self.softcap.filter(|_| weights.is_some()).map(|cap| (base_mv.clone() / cap).square().neg() + 1.0);
         let bias_mv = self.markov.as_ref().map(|(factors, w2)| factors.clone().matmul(w2.clone().transpose()));
         // Slots of neighbouring blocks share teacher rows: each is computed once.
         let mut distinct = self.teacher_rows.clone();
@@ -190,11 +203,19 @@ impl VocabularyRows {
             .collect();
         let device = base_mv.device();
         let teacher_td = self.teacher_td.clone().select(0, ints(distinct, &device));
-        let teacher_tv = teacher_td.matmul(self.teacher_head_vd.clone().transpose());
-        if base_mv.clone().try_into_primitive::<Flex>().is_ok() {
+        let teacher_tv = self.capped(teacher_td.matmul(self.teacher_head_vd.clone().transpose()));
+        let (losses, gradient_mv) = if base_mv.clone().try_into_primitive::<Flex>().is_ok() {
             self.on_host(base_mv, bias_mv, teacher_tv, &local, weights)
         } else {
             self.on_device(base_mv, bias_mv, teacher_tv, local, weights)
+        };
+        (losses, gradient_mv, slope_mv)
+    }
+
+    fn capped(&self, logits: Tensor<2>) -> Tensor<2> {
+        match self.softcap {
+            Some(cap) => soft_cap(logits, cap),
+            None => logits,
         }
     }
 

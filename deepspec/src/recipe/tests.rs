@@ -67,6 +67,12 @@ fn shipped_recipes_are_valid() {
     let tasks: Vec<_> = quickstart.evaluate.tasks.iter().map(|task| task.name.as_str()).collect();
     assert_eq!(tasks, ["sums", "code", "chat"]);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes");
+    for kind in ["dspark", "dflash"] {
+        let gemma = Recipe::load(&folder.join(format!("gemma4_12b_{kind}.toml")), &[]).unwrap().model;
+        assert_eq!(gemma.target_layer_ids, [5, 17, 29, 41, 46]);
+        assert_eq!((gemma.mask_token_id, gemma.block_size, gemma.num_draft_layers), (Some(4), 7, 5));
+        assert_eq!((gemma.num_anchors, gemma.markov_rank), (512, if kind == "dspark" { 256 } else { 0 }));
+    }
     let mut names = Vec::new();
     for file in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
         if file.extension().is_some_and(|extension| extension == "toml") {
@@ -76,7 +82,7 @@ fn shipped_recipes_are_valid() {
     names.sort();
     let count = names.len();
     names.dedup();
-    assert!(count >= 13 && names.len() == count, "{names:?}");
+    assert!(count >= 15 && names.len() == count, "{names:?}");
     for size in ["4b", "8b", "14b"] {
         assert!(names.contains(&format!("qwen3-{size}-eagle3")), "{names:?}");
     }

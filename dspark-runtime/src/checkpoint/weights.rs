@@ -173,6 +173,22 @@ impl Weights {
         Ok(())
     }
 
+    /// The same files, tensors whose names begin with the first prefix having the second one there, and without those that
+    /// begin with any of `dropped`.
+    #[must_use]
+    pub fn renamed(mut self, (from, to): (&str, &str), dropped: &[&str]) -> Self {
+        let kept = |name: &String| !dropped.iter().any(|prefix| name.starts_with(prefix));
+        self.tensors = std::mem::take(&mut self.tensors)
+            .into_iter()
+            .filter(|(name, _)| kept(name))
+            .map(|(name, entry)| match name.strip_prefix(from) {
+                Some(rest) => (format!("{to}{rest}"), entry),
+                None => (name, entry),
+            })
+            .collect();
+        self
+    }
+
     /// The folder or GGUF file that was opened.
     pub fn folder(&self) -> &Path {
         &self.folder

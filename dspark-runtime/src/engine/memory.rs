@@ -59,7 +59,7 @@ impl CacheMemory {
     /// Memory for `capacity` tokens of sequences of these models.
     pub fn new(capacity: usize, target: &Target, draft: Option<&Draft>) -> Self {
         let numbers = |layers: usize, layer: &LayerConfig| layers * 2 * layer.key_value_width();
-        let own = numbers(target.config().num_hidden_layers, &target.config().layer);
+        let own = target.config().layers.iter().map(|layer| numbers(1, layer)).sum::<usize>();
         let (drafts, features, block) = draft.map_or((0, 0, 0), |draft| {
             let config = draft.config();
             let features = config.target_layer_ids.len() * config.layer.hidden_size;

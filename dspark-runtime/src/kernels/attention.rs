@@ -38,14 +38,14 @@ pub enum KeyLayout {
 
 /// Attention: `queries [n, h, w]`, `keys, values` as `layout` says -> `[n, h * w]`.
 ///
-/// Row `i` sees the first `visible(i)` keys, at least one. `None` when the tensors are not plain ones on the CPU: the caller
+/// Row `i` sees the keys `seen(i)`, at least one. `None` when the tensors are not plain ones on the CPU: the caller
 /// then composes tensor operations.
 pub fn attend(
     queries_nhw: &Tensor<3>,
     keys: &Tensor<3>,
     values: &Tensor<3>,
     layout: KeyLayout,
-    visible: impl Fn(usize) -> usize,
+    seen: impl Fn(usize) -> Range<usize>,
 ) -> Option<Tensor<2>> {
     let [n, h, w] = queries_nhw.dims();
     let (c, head, row) = match (layout, keys.dims()) {
@@ -59,9 +59,9 @@ pub fn attend(
         values: Heads { values: slice(&values), head, row },
         dims: [h, c, w],
     };
-    let visible: Vec<usize> = (0..n).map(visible).collect();
+    let seen: Vec<Range<usize>> = (0..n).map(seen).collect();
     let mut out = vec![0.0; n * h * w];
-    attention.attend(&visible, &mut out);
+    attention.attend(&seen, &mut out);
     Some(from_host(out, [n, h * w]))
 }
 
@@ -97,17 +97,17 @@ struct Tile<'a> {
 
 impl Attention<'_> {
     /// `out [n, h * w]`
-    fn attend(&self, visible: &[usize], out: &mut [f32]) {
+    fn attend(&self, seen: &[Range<usize>], out: &mut [f32]) {
         let [h, _, w] = self.dims;
         let tiles = self.tiles(out);
-        let products = h * w * visible.iter().sum::<usize>();
+        let products = h * w * seen.iter().map(Range::len).sum::<usize>();
         let threads = rayon::current_num_threads();
         if products < PARALLEL_PRODUCTS || threads == 1 {
-            tiles.into_iter().for_each(|tile| self.tile(tile, visible, false));
+            tiles.into_iter().for_each(|tile| self.tile(tile, seen, false));
         } else {
             // Too few tiles to keep all threads busy: their runs of keys are divided too.
             let divide = tiles.len() < 4 * threads;
-            tiles.into_par_iter().for_each(|tile| self.tile(tile, visible, divide));
+            tiles.into_par_iter().for_each(|tile| self.tile(tile, seen, divide));
         }
     }
 
@@ -129,20 +129,22 @@ impl Attention<'_> {
         tiles
     }
 
-    fn tile(&self, tile: Tile<'_>, visible: &[usize], divide: bool) {
+    fn tile(&self, tile: Tile<'_>, seen: &[Range<usize>], divide: bool) {
         let [h, c, w] = self.dims;
         let g = h / c;
         let queries = self.queries(tile.head, tile.tokens.clone());
-        let visible: Vec<usize> =
-            visible[tile.tokens].iter().flat_map(|&visible| std::iter::repeat_n(visible, g)).collect();
-        let most = visible.iter().copied().max().unwrap_or(0);
+        let seen: Vec<Range<usize>> =
+            seen[tile.tokens].iter().flat_map(|seen| std::iter::repeat_n(seen.clone(), g)).collect();
+        let least = seen.iter().map(|seen| seen.start).min().unwrap_or(0);
+        let most = seen.iter().map(|seen| seen.end).max().unwrap_or(0);
         let attend = |run: usize| {
             let first = run * RUN;
-            let visible: Vec<usize> = visible.iter().map(|visible| visible.saturating_sub(first).min(RUN)).collect();
+            let inside = |key: usize| key.saturating_sub(first).min(RUN);
+            let seen: Vec<Range<usize>> = seen.iter().map(|seen| inside(seen.start)..inside(seen.end)).collect();
             let (keys, values) = (self.keys.rows(tile.head, first), self.values.rows(tile.head, first));
-            Run { queries: &queries, visible: &visible, keys, values, width: w }.attend()
+            Run { queries: &queries, seen: &seen, keys, values, width: w }.attend()
         };
-        let runs = 0..most.div_ceil(RUN);
+        let runs = least / RUN..most.div_ceil(RUN);
         let attended = if divide {
             let runs: Vec<Attended> = runs.into_par_iter().map(attend).collect();
             runs.into_iter().reduce(|seen, later| seen.and(&later, w))

@@ -18,7 +18,7 @@ pub use attention::{KeyLayout, attend};
 pub use awake::keep_awake;
 pub use int8::Int8Matrix;
 pub use linear::{linear, linears, widened};
-pub use rows::{rms_norm, rotate, swiglu};
+pub use rows::{geglu, rms_norm, rotate, soft_cap, swiglu};
 
 use std::ops::Range;
 

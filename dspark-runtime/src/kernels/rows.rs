@@ -1,7 +1,10 @@
-//! Small operations on rows that would otherwise be many passes over memory: norms, rotation, the gate of the MLP.
+//! Small operations on rows that would otherwise be many passes over memory: norms, rotation, the gate of the MLP, the cap on
+//! logits.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
+use burn::tensor::activation::{gelu_approximate, silu};
+
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use rayon::prelude::*;
 
@@ -104,6 +107,51 @@ pub fn swiglu(gate_nf: Tensor<2>, up_nf: Tensor<2>) -> Tensor<2> {
     silu(gate_nf) * up_nf
 }
 
+/// `gelu(gate) * up`, with GELU's hyperbolic tangent form, `[n, f] -> [n, f]`
+pub fn geglu(gate_nf: Tensor<2>, up_nf: Tensor<2>) -> Tensor<2> {
+    if let (Some(gate), Some(up)) = (host(&gate_nf), host(&up_nf)) {
+        let mut out = slice(&gate).to_vec();
+        let (up, [_, f]) = (slice(&up), gate_nf.dims());
+        by_rows(&mut out, f, |first, gates| {
+            simd::vectorized(
+                #[inline(always)]
+                || {
+                    for (gate, up) in gates.iter_mut().zip(&up[first * f..]) {
+                        // x / 2 * (1 + tanh y) = x * sigmoid(2 y)
+                        let x = *gate;
+                        let y = FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * (x + 0.044_715 * x * x * x);
+                        *gate = x / (1.0 + simd::exp((-2.0 * y).min(80.0))) * up;
+                    }
+                },
+            );
+        });
+        return from_host(out, gate_nf.dims());
+    }
+    gelu_approximate(gate_nf) * up_nf
+}
+
+/// `cap * tanh(x / cap)`, `[n, v] -> [n, v]`; on the CPU to about `1e-7 cap`, because `tanh` is computed from `e^(-2|x|)`.
+pub fn soft_cap(x_nv: Tensor<2>, cap: f64) -> Tensor<2> {
+    if let Some(x) = host(&x_nv) {
+        let mut out = slice(&x).to_vec();
+        let [_, v] = x_nv.dims();
+        let cap = cap as f32;
+        by_rows(&mut out, v, |_, rows| {
+            simd::vectorized(
+                #[inline(always)]
+                || {
+                    for x in rows.iter_mut() {
+                        let small = simd::exp((*x / cap).abs() * -2.0);
+                        *x = (cap * (1.0 - small) / (1.0 + small)).copysign(*x);
+                    }
+                },
+            );
+        });
+        return from_host(out, x_nv.dims());
+    }
+    x_nv.div_scalar(cap).tanh().mul_scalar(cap)
+}
+
 #[cfg(test)]
 mod tests {
     use burn::tensor::{Device, Distribution};
@@ -130,6 +178,9 @@ mod tests {
             rotate(x.clone().autodiff(), &cos.clone().autodiff(), &sin.clone().autodiff()),
         );
         let (gate, up) = (x.clone().reshape([5, 42]) * 4.0, normal([5, 3, 14]).reshape([5, 42]));
-        close(swiglu(gate.clone(), up.clone()), swiglu(gate.autodiff(), up.autodiff()));
+        close(swiglu(gate.clone(), up.clone()), swiglu(gate.clone().autodiff(), up.clone().autodiff()));
+        let wide = gate.clone() * 2.0;
+        close(geglu(wide.clone(), up.clone()), geglu(wide.clone().autodiff(), up.autodiff()));
+        close(soft_cap(wide.clone(), 4.0), soft_cap(wide.autodiff(), 4.0));
     }
 }

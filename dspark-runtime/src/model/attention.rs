@@ -4,6 +4,8 @@
 //! key head, `w` head width, `t` keys, `a` anchors, `k` slots of a block that ask, `b` those asked, `s` context tokens of one
 //! sample.
 
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Device, Tensor, TensorData, s};
@@ -22,11 +24,18 @@ const MASKED: f32 = -1e30;
 pub struct SelfAttention {
     q_proj: Linear,
     k_proj: Linear,
-    v_proj: Linear,
+    /// Absent where values are what keys are before norm and rotation.
+    v_proj: Option<Linear>,
     o_proj: Linear,
     q_norm: Option<RmsNorm>,
     k_norm: Option<RmsNorm>,
     head_dim: usize,
+    /// Gemma 4's: values are normed, without a weight.
+    value_norm: bool,
+    eps: f64,
+    /// What queries are multiplied by, because scores are scaled by `w^(-1/2)` everywhere: `w^(1/2)` where a family does not
+    /// scale them.
+    query_factor: f64,
 }
 
 /// Keys and values, each `[n, c, w]`.
@@ -51,31 +60,61 @@ impl SelfAttention {
     pub fn new(config: &LayerConfig, input: usize, device: &Device) -> Self {
         let (d, query, key) = (config.hidden_size, config.query_width(), config.key_value_width());
         let head_norm = || config.qk_norm.then(|| RmsNorm::new(config.head_dim, config.rms_norm_eps, device));
+        let has_values = !config.gemma.is_some_and(|gemma| gemma.values_are_keys);
         Self {
             q_proj: Linear::new(input, query, config.qkv_bias, device),
             k_proj: Linear::new(input, key, config.qkv_bias, device),
-            v_proj: Linear::new(input, key, config.qkv_bias, device),
+            v_proj: has_values.then(|| Linear::new(input, key, config.qkv_bias, device)),
             o_proj: Linear::new(query, d, config.output_bias, device),
             q_norm: head_norm(),
             k_norm: head_norm(),
             head_dim: config.head_dim,
+            value_norm: config.gemma.is_some(),
+            eps: config.rms_norm_eps,
+            query_factor: if config.gemma.is_some() { (config.head_dim as f64).sqrt() } else { 1.0 },
         }
     }
 
     /// Queries (normed and turned), and what [`keys_values`](Self::keys_values) gives for the same rows:
     /// `[n, d] -> [n, h, w], 2 x [n, c, w]`
     pub fn project(&self, x_nd: Tensor<2>, rotation: &Rotation) -> (Tensor<3>, KeysValues) {
-        let [q_nq, k_nk, v_nk] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x_nd);
-        let queries_nhw = rotation.apply(self.heads(q_nq, self.q_norm.as_ref()));
-        let keys_ncw = rotation.apply(self.heads(k_nk, self.k_norm.as_ref()));
-        (queries_nhw, KeysValues { keys_ncw, values_ncw: self.heads(v_nk, None) })
+        let (q_nq, k_nk, v_nk) = match &self.v_proj {
+            Some(v_proj) => {
+                let [q_nq, k_nk, v_nk] = Linear::forward_all([&self.q_proj, &self.k_proj, v_proj], x_nd);
+                (q_nq, k_nk, v_nk)
+            }
+            None => {
+                let [q_nq, k_nk] = Linear::forward_all([&self.q_proj, &self.k_proj], x_nd);
+                (q_nq, k_nk.clone(), k_nk)
+            }
+        };
+        let mut queries_nhw = rotation.apply(self.heads(q_nq, self.q_norm.as_ref()));
+        if self.query_factor != 1.0 {
+            queries_nhw = queries_nhw.mul_scalar(self.query_factor);
+        }
+        (queries_nhw, self.normed_keys_values(k_nk, v_nk, rotation))
     }
 
     /// Keys (normed and turned) and values: `[n, d] -> 2 x [n, c, w]`
     pub fn keys_values(&self, x_nd: Tensor<2>, rotation: &Rotation) -> KeysValues {
-        let [k_nk, v_nk] = Linear::forward_all([&self.k_proj, &self.v_proj], x_nd);
+        let [k_nk, v_nk] = match &self.v_proj {
+            Some(v_proj) => Linear::forward_all([&self.k_proj, v_proj], x_nd),
+            None => {
+                let k_nk = self.k_proj.forward(x_nd);
+                [k_nk.clone(), k_nk]
+            }
+        };
+        self.normed_keys_values(k_nk, v_nk, rotation)
+    }
+
+    fn normed_keys_values(&self, k_nk: Tensor<2>, v_nk: Tensor<2>, rotation: &Rotation) -> KeysValues {
         let keys_ncw = rotation.apply(self.heads(k_nk, self.k_norm.as_ref()));
-        KeysValues { keys_ncw, values_ncw: self.heads(v_nk, None) }
+        let mut values_ncw = self.heads(v_nk, None);
+        if self.value_norm {
+            let ones = Tensor::ones([self.head_dim], &values_ncw.device());
+            values_ncw = kernels::rms_norm(values_ncw, ones, self.eps);
+        }
+        KeysValues { keys_ncw, values_ncw }
     }
 
     /// `[n, h * w] -> [n, d]`
@@ -107,14 +146,16 @@ impl SelfAttention {
     }
 }
 
-/// Causal attention of the rows of one whole sequence: `queries [n, h, w]` -> `[n, h * w]`.
-pub(super) fn attend_sequence(queries_nhw: Tensor<3>, new: KeysValues) -> Tensor<2> {
+/// Causal attention of the rows of one whole sequence, each of which sees at most `window` keys: `queries [n, h, w]` ->
+/// `[n, h * w]`.
+pub(super) fn attend_sequence(queries_nhw: Tensor<3>, new: KeysValues, window: Option<usize>) -> Tensor<2> {
     let KeysValues { keys_ncw, values_ncw } = new;
     let layout = KeyLayout::TokenFirst;
-    if let Some(attended) = kernels::attend(&queries_nhw, &keys_ncw, &values_ncw, layout, |row| row + 1) {
+    let seen = |row: usize| seen_keys(row, window);
+    if let Some(attended) = kernels::attend(&queries_nhw, &keys_ncw, &values_ncw, layout, seen) {
         return attended;
     }
-    let mask = causal_mask(queries_nhw.dims()[0], 0, &queries_nhw.device());
+    let mask = causal_mask(queries_nhw.dims()[0], 0, window, &queries_nhw.device());
     attend_composed(queries_nhw, keys_ncw.swap_dims(0, 1), values_ncw.swap_dims(0, 1), mask)
 }
 
@@ -141,13 +182,23 @@ pub(crate) fn attend_composed(
     attended.reshape([c, g, n, w]).permute([2, 0, 1, 3]).reshape([n, h * w])
 }
 
-/// The causal mask of `n` rows that continue `past` keys, `[n, past + n]`, true where a row must not look. One row needs
-/// none.
-pub(crate) fn causal_mask(n: usize, past: usize, device: &Device) -> Option<Tensor<2, Bool>> {
-    if n == 1 {
+/// The keys that the token at a position sees: those before it and its own, at most `window`.
+fn seen_keys(position: usize, window: Option<usize>) -> Range<usize> {
+    let end = position + 1;
+    window.map_or(0, |window| end.saturating_sub(window))..end
+}
+
+/// The causal mask of `n` rows that continue `past` keys and see at most `window` of them, `[n, past + n]`, true where a row
+/// must not look. One row that sees all needs none.
+pub(crate) fn causal_mask(n: usize, past: usize, window: Option<usize>, device: &Device) -> Option<Tensor<2, Bool>> {
+    if n == 1 && window.is_none_or(|window| window > past) {
         return None;
     }
-    let mask = (0..n).flat_map(|row| (0..past + n).map(move |key| key > past + row)).collect::<Vec<bool>>();
+    let row = |row: usize| {
+        let seen = seen_keys(past + row, window);
+        (0..past + n).map(move |key| !seen.contains(&key))
+    };
+    let mask = (0..n).flat_map(row).collect::<Vec<bool>>();
     Some(Tensor::from_data(TensorData::new(mask, [n, past + n]), device))
 }
 
@@ -201,6 +252,8 @@ pub fn attend_blocks(
 pub struct KvCache {
     /// Keys and values per layer, each `[c, capacity, w]`.
     layers: Vec<(Tensor<3>, Tensor<3>)>,
+    /// Keys that a row sees in each layer; `None`: all before it. All are kept, so that a sequence can be cut anywhere.
+    windows: Vec<Option<usize>>,
     length: usize,
     capacity: usize,
 }
@@ -208,9 +261,22 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache for `layers` layers with room for `capacity` tokens.
     pub fn new(config: &LayerConfig, layers: usize, capacity: usize, device: &Device) -> Self {
+        Self::for_layers(std::iter::repeat_n(config, layers), capacity, device)
+    }
+
+    /// The same for layers that differ.
+    pub fn for_layers<'a>(
+        layers: impl IntoIterator<Item = &'a LayerConfig>,
+        capacity: usize,
+        device: &Device,
+    ) -> Self {
         let capacity = capacity.max(1);
-        let buffer = || Tensor::zeros([config.num_key_value_heads, capacity, config.head_dim], device);
-        Self { layers: (0..layers).map(|_| (buffer(), buffer())).collect(), length: 0, capacity }
+        let layer = |config: &LayerConfig| {
+            let buffer = || Tensor::zeros([config.num_key_value_heads, capacity, config.head_dim], device);
+            ((buffer(), buffer()), config.window())
+        };
+        let (layers, windows) = layers.into_iter().map(layer).unzip();
+        Self { layers, windows, length: 0, capacity }
     }
 
     /// Tokens in the cache.
@@ -242,7 +308,7 @@ impl KvCache {
     pub fn copy_prefix(&self, length: usize, capacity: usize) -> Self {
         let length = length.min(self.length);
         let capacity = capacity.max(length).max(1);
-        Self { layers: self.copied_layers(length, capacity), length, capacity }
+        Self { layers: self.copied_layers(length, capacity), windows: self.windows.clone(), length, capacity }
     }
 
     fn copied_layers(&self, length: usize, capacity: usize) -> Vec<(Tensor<3>, Tensor<3>)> {
@@ -283,7 +349,8 @@ impl KvCache {
         debug_assert!(self.length <= self.capacity);
     }
 
-    /// Writes the new rows of one layer behind the sequence and attends to all of it: `[n, h, w] -> [n, h * w]`.
+    /// Writes the new rows of one layer behind the sequence and attends to all of it, causal rows to the layer's window:
+    /// `[n, h, w] -> [n, h * w]`.
     ///
     /// The rows become part of the sequence with [`advance`](Self::advance); without it they are overwritten by the next
     /// call, which is how a draft block is dropped after its round. Room must have been made by
@@ -300,11 +367,12 @@ impl KvCache {
         self.write(layer, new);
         let (keys, values) = &self.layers[layer];
         let visible = past + n;
-        let seen = |row: usize| if causal { past + row + 1 } else { visible };
+        let window = self.windows[layer];
+        let seen = |row: usize| if causal { seen_keys(past + row, window) } else { 0..visible };
         if let Some(attended) = kernels::attend(&queries_nhw, keys, values, KeyLayout::HeadFirst, seen) {
             return attended;
         }
-        let mask = if causal { causal_mask(queries_nhw.dims()[0], past, &queries_nhw.device()) } else { None };
+        let mask = if causal { causal_mask(n, past, window, &queries_nhw.device()) } else { None };
         attend_composed(queries_nhw, keys.clone().narrow(1, 0, visible), values.clone().narrow(1, 0, visible), mask)
     }
 

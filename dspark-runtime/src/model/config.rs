@@ -5,9 +5,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::gemma4;
 use super::gguf_config::config_fields;
 use crate::checkpoint::gguf::{GgufFile, is_gguf};
-use crate::checkpoint::{CheckpointError, JsonFields};
+use crate::checkpoint::{CheckpointError, JsonFields, Weights};
 
 /// More layers than any model has.
 const MOST_LAYERS: usize = 1024;
@@ -21,10 +22,12 @@ pub enum Family {
     Qwen2,
     /// Qwen3: RMS norms on the heads of q and k.
     Qwen3,
+    /// The text part of Gemma 4: layers of two kinds, some of which see a window of keys.
+    Gemma4,
 }
 
 impl Family {
-    const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
+    const ALL: [Self; 4] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Gemma4];
 
     /// The `model_type` of the configuration.
     pub fn model_type(self) -> &'static str {
@@ -32,6 +35,7 @@ impl Family {
             Self::Llama => "llama",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Gemma4 => "gemma4_text",
         }
     }
 
@@ -41,6 +45,7 @@ impl Family {
             Self::Llama => "LlamaForCausalLM",
             Self::Qwen2 => "Qwen2ForCausalLM",
             Self::Qwen3 => "Qwen3ForCausalLM",
+            Self::Gemma4 => "Gemma4ForCausalLM",
         }
     }
 }
@@ -72,6 +77,21 @@ pub enum RopeScaling {
         /// The context length of pre-training.
         original_max_position: usize,
     },
+    /// Gemma 4's: the first pairs of a head turn as they would without it, the others not at all.
+    Proportional {
+        /// Pairs that turn, at most half the head's width.
+        pairs: usize,
+    },
+}
+
+/// What the gate of an MLP goes through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`
+    #[default]
+    Silu,
+    /// GELU in its form with a hyperbolic tangent.
+    GeluTanh,
 }
 
 /// Sizes of the decoder layers that target and draft are made of.
@@ -101,6 +121,20 @@ pub struct LayerConfig {
     pub rope_theta: f64,
     /// Context stretching.
     pub rope_scaling: RopeScaling,
+    /// What the MLP's gate goes through.
+    pub activation: Activation,
+    /// What Gemma 4 adds; `None`: nothing of it.
+    pub gemma: Option<GemmaLayer>,
+}
+
+/// What Gemma 4's layers have that others lack: norms behind attention and MLP, a factor on the layer's output, values that
+/// are normed, and scores that are not scaled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GemmaLayer {
+    /// Keys that a token sees, its own included; `None`: all before it.
+    pub window: Option<usize>,
+    /// Whether values are what keys are before norm and rotation: there is no projection for values.
+    pub values_are_keys: bool,
 }
 
 impl LayerConfig {
@@ -113,6 +147,11 @@ impl LayerConfig {
     pub fn key_value_width(&self) -> usize {
         self.num_key_value_heads * self.head_dim
     }
+
+    /// Keys that a token sees, its own included; `None`: all before it.
+    pub fn window(&self) -> Option<usize> {
+        self.gemma.and_then(|gemma| gemma.window)
+    }
 }
 
 /// A target's configuration. [`fields`](Self::fields) keeps the file as it was read (of a GGUF file, what a `config.json`
@@ -121,8 +160,16 @@ impl LayerConfig {
 pub struct TargetConfig {
     /// The decoder family.
     pub family: Family,
-    /// Sizes of each layer.
+    /// Sizes of a layer that sees all tokens before: of each layer, where they do not differ.
     pub layer: LayerConfig,
+    /// Sizes of each layer, from the first to the last.
+    pub layers: Vec<LayerConfig>,
+    /// What embedded tokens are multiplied by; 1 in most families.
+    pub embedding_scale: f64,
+    /// The logits are `c * tanh(x / c)` of the output head's products `x`; `None`: these themselves.
+    pub logit_softcap: Option<f64>,
+    /// Whether the weight files hold more than a language model, its tensors under a name of their own.
+    pub(super) multimodal: bool,
     /// Rows of the embedding, `v`.
     pub vocab_size: usize,
     /// Number of decoder layers, `N`.
@@ -147,25 +194,58 @@ impl TargetConfig {
         Self::from_fields(JsonFields::read(&folder.join("config.json"))?)
     }
 
+    /// Opens the weights of this target, in which its tensors have the names that the family's text models give them,
+    /// whatever else the files hold.
+    ///
+    /// # Errors
+    /// As [`Weights::open`].
+    pub fn open_weights(&self, folder: &Path) -> Result<Weights, CheckpointError> {
+        let weights = Weights::open(folder)?;
+        Ok(if self.multimodal { weights.renamed(gemma4::TEXT_PREFIX, &gemma4::OTHER_PARTS) } else { weights })
+    }
+
     /// Reads a configuration that is already in memory.
     ///
     /// # Errors
     /// As [`read`](Self::read).
     pub fn from_fields(fields: JsonFields) -> Result<Self, CheckpointError> {
+        if let Some(text) = gemma4::text_fields(&fields)? {
+            return Ok(Self { multimodal: true, ..Self::from_fields(text)? });
+        }
         let family = family(&fields)?;
-        let layer = layer_config(&fields, family)?;
         let num_hidden_layers = layer_count(&fields)?;
-        refuse_unsupported(&fields, num_hidden_layers)?;
+        let layers = layer_configs(&fields, family, num_hidden_layers)?;
+        let gemma = family == Family::Gemma4;
         Ok(Self {
             family,
-            layer,
+            layer: layers.iter().find(|layer| layer.window().is_none()).unwrap_or(&layers[0]).clone(),
+            layers,
+            embedding_scale: embedding_scale(&fields, family)?,
+            logit_softcap: gemma4::logit_softcap(&fields, family)?,
+            multimodal: false,
             vocab_size: fields.size("vocab_size", 1)?,
             num_hidden_layers,
             max_position_embeddings: fields.optional_size("max_position_embeddings", 1)?.unwrap_or(2048),
-            tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
+            tie_word_embeddings: fields.flag("tie_word_embeddings", gemma)?,
             fields,
         })
     }
+}
+
+/// The sizes of each of `count` layers.
+fn layer_configs(fields: &JsonFields, family: Family, count: usize) -> Result<Vec<LayerConfig>, CheckpointError> {
+    match family {
+        Family::Gemma4 => gemma4::layer_configs(fields, count),
+        Family::Llama | Family::Qwen2 | Family::Qwen3 => {
+            refuse_unsupported(fields, count)?;
+            Ok(vec![layer_config(fields, family)?; count])
+        }
+    }
+}
+
+/// What embedded tokens are multiplied by; drafts share it with their targets.
+pub(super) fn embedding_scale(fields: &JsonFields, family: Family) -> Result<f64, CheckpointError> {
+    Ok(if family == Family::Gemma4 { (fields.size("hidden_size", 1)? as f64).sqrt() } else { 1.0 })
 }
 
 /// Layers; bounded, because a module of that many is made before any weight file is looked at.
@@ -186,7 +266,9 @@ fn family(fields: &JsonFields) -> Result<Family, CheckpointError> {
     }
     let name = fields.optional_text("model_type")?;
     let found = Family::ALL.into_iter().find(|family| Some(family.model_type()) == name);
-    found.ok_or_else(|| fields.wrong("model_type", "one of llama, qwen2, qwen3"))
+    found.ok_or_else(|| {
+        fields.wrong("model_type", format!("one of {}", Family::ALL.map(Family::model_type).join(", ")))
+    })
 }
 
 /// The sizes of a layer; shared with drafts, whose files repeat the target's fields.
@@ -229,6 +311,8 @@ pub(super) fn layer_config(fields: &JsonFields, family: Family) -> Result<LayerC
         qk_norm: family == Family::Qwen3,
         rope_theta,
         rope_scaling,
+        activation: Activation::Silu,
+        gemma: None,
     })
 }
 

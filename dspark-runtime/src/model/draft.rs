@@ -184,7 +184,11 @@ impl Draft {
             std::iter::once(anchor as i32).chain(std::iter::repeat_n(mask, self.config.block_size - 1))
         };
         let ids: Vec<i32> = anchor_ids.iter().flat_map(slots).collect();
-        self.embed_tokens.forward(ints(ids, &self.device()))
+        let embedded_nd = self.embed_tokens.forward(ints(ids, &self.device()));
+        match self.config.embedding_scale {
+            1.0 => embedded_nd,
+            scale => embedded_nd.mul_scalar(scale),
+        }
     }
 
     /// The training forward over several samples at once: the features of all their tokens, one sample after the other,
@@ -328,10 +332,18 @@ impl Draft {
         self.parameters.norm.forward(x_nd)
     }
 
-    /// `lm_head(hidden)`, `[n, d] -> [n, u]`, `u` being the tokens that it can propose: here and below `v` unless it has a
+    /// `lm_head(hidden)`, capped where the target's logits are, `[n, d] -> [n, u]`, `u` being the tokens that it can propose: here and below `v` unless it has a
     /// vocabulary of its own.
     pub fn base_logits(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
-        kernels::linear(hidden_nd, self.head_weight())
+        self.capped(kernels::linear(hidden_nd, self.head_weight()))
+    }
+
+    /// The products of the output head as the target caps them; the Markov head's bias comes on top.
+    pub(super) fn capped(&self, logits_nu: Tensor<2>) -> Tensor<2> {
+        match self.config.logit_softcap {
+            Some(cap) => kernels::soft_cap(logits_nu, cap),
+            None => logits_nu,
+        }
     }
 
     /// The frozen output head, `[u, d]`.

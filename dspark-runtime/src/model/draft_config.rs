@@ -4,12 +4,16 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{Family, LayerConfig, TargetConfig, layer_config, layer_count};
+use super::config::{Family, LayerConfig, TargetConfig, embedding_scale, layer_config, layer_count};
 use super::drafter::{DRAFTERS, Drafter};
 use super::dspark::DSpark;
+use super::gemma4;
 use super::heads::MarkovHeadType;
 use super::target::LayerId;
 use crate::checkpoint::{CheckpointError, JsonFields, WeightDtype};
+
+/// The families whose layers drafts have.
+const LAYER_FAMILIES: [Family; 2] = [Family::Qwen3, Family::Gemma4];
 
 /// What a draft is, and which target it was made for.
 #[derive(Clone, Debug)]
@@ -18,6 +22,10 @@ pub struct DraftConfig {
     pub drafter: &'static dyn Drafter,
     /// Sizes of each draft layer.
     pub layer: LayerConfig,
+    /// What embedded tokens are multiplied by, as in the target.
+    pub embedding_scale: f64,
+    /// How the target caps its logits; see [`TargetConfig::logit_softcap`].
+    pub logit_softcap: Option<f64>,
     /// Rows of the target's embedding, `v`.
     pub vocab_size: usize,
     /// Tokens that it can propose, `u`: rows of its output head and of `W2`.
@@ -95,7 +103,6 @@ impl DraftConfig {
     /// When the layer ids do not fit the target (see [`check_layer_ids`]) or the mask token is outside the vocabulary.
     pub fn for_target(target: &TargetConfig, shape: &DraftShape) -> Result<Self, CheckpointError> {
         let own = json!({
-            "architectures": [DSpark.architecture()],
             "block_size": shape.block_size,
             "mask_token_id": shape.mask_token_id,
             "num_anchors": shape.num_anchors,
@@ -105,15 +112,16 @@ impl DraftConfig {
             "confidence_head_with_markov": shape.confidence_head_with_markov,
             "sample_from_anchor": true,
         });
-        Self::from_target(target, shape.num_draft_layers, &shape.target_layer_ids, own)
+        Self::from_target(target, &DSpark, shape.num_draft_layers, &shape.target_layer_ids, own)
     }
 
     /// The configuration of a draft of `layers` layers with fields of its drafter's own.
     ///
-    /// Every family gets Qwen3's layer (q/k norm); only a Qwen3 target hands on its attention bias, because the engines
-    /// know no other draft layer.
+    /// Every family but Gemma 4, whose drafts have its full layers, gets Qwen3's layer (q/k norm); only a Qwen3 target hands on
+    /// its attention bias, because the engines know no other draft layer.
     pub(super) fn from_target(
         target: &TargetConfig,
+        drafter: &dyn Drafter,
         layers: usize,
         target_layer_ids: &[LayerId],
         own: Value,
@@ -122,7 +130,13 @@ impl DraftConfig {
         for field in ["mlp_bias", "pretraining_tp", "rope_interleaved", "is_llama_config", "transformers.js_config"] {
             fields.remove(field);
         }
-        if target.family != Family::Qwen3 {
+        let gemma = target.family == Family::Gemma4;
+        let family = if gemma { Family::Gemma4 } else { Family::Qwen3 };
+        if gemma {
+            // What the reference tells about the model that was wrapped.
+            fields.insert("target_model_type".into(), json!("gemma4"));
+            fields.insert("target_text_model_type".into(), json!(Family::Gemma4.model_type()));
+        } else if target.family != Family::Qwen3 {
             fields.insert("attention_bias".into(), json!(false));
             // Of Qwen2: its window fields mean nothing while windows are off.
             fields.insert("use_sliding_window".into(), json!(false));
@@ -130,10 +144,8 @@ impl DraftConfig {
         }
         let layer_types = vec!["full_attention"; layers];
         let common = json!({
-            "model_type": Family::Qwen3.model_type(),
-            "head_dim": target.layer.head_dim,
-            "num_key_value_heads": target.layer.num_key_value_heads,
-            "hidden_act": "silu",
+            "architectures": [drafter.architecture(family)],
+            "model_type": family.model_type(),
             "rms_norm_eps": target.layer.rms_norm_eps,
             "vocab_size": target.vocab_size,
             "max_position_embeddings": target.max_position_embeddings,
@@ -147,6 +159,11 @@ impl DraftConfig {
             if let Value::Object(more) = more {
                 fields.extend(more);
             }
+        }
+        if !gemma {
+            fields.insert("head_dim".into(), json!(target.layer.head_dim));
+            fields.insert("num_key_value_heads".into(), json!(target.layer.num_key_value_heads));
+            fields.insert("hidden_act".into(), json!("silu"));
         }
         Self::from_fields(JsonFields::new(target.fields.path(), fields))
     }
@@ -162,9 +179,13 @@ impl DraftConfig {
     fn from_fields(fields: JsonFields) -> Result<Self, CheckpointError> {
         let architecture = fields.get("architectures").and_then(Value::as_array).and_then(|list| list.first());
         let architecture = architecture.and_then(Value::as_str);
-        let Some(drafter) = DRAFTERS.into_iter().find(|drafter| Some(drafter.architecture()) == architecture) else {
-            let known = DRAFTERS.map(|drafter| format!("[\"{}\"]", drafter.architecture())).join(" or ");
-            return Err(fields.wrong("architectures", format!("{known}: a draft")));
+        let kinds = || DRAFTERS.into_iter().flat_map(|drafter| LAYER_FAMILIES.map(|family| (drafter, family)));
+        let Some((drafter, family)) =
+            kinds().find(|(drafter, family)| Some(drafter.architecture(*family)) == architecture)
+        else {
+            let known: Vec<String> =
+                kinds().map(|(drafter, family)| format!("[\"{}\"]", drafter.architecture(family))).collect();
+            return Err(fields.wrong("architectures", format!("{}: a draft", known.join(" or "))));
         };
         let vocab_size = fields.size("vocab_size", 1)?;
         let draft_vocab_size = fields.optional_size("draft_vocab_size", 1)?.unwrap_or(vocab_size);
@@ -179,7 +200,9 @@ impl DraftConfig {
         }
         Ok(Self {
             drafter,
-            layer: layer_config(&fields, Family::Qwen3)?,
+            layer: draft_layer(&fields, family)?,
+            embedding_scale: embedding_scale(&fields, family)?,
+            logit_softcap: gemma4::logit_softcap(&fields, family)?,
             vocab_size,
             draft_vocab_size,
             num_hidden_layers: layer_count(&fields)?,
@@ -217,6 +240,10 @@ impl DraftConfig {
             if draft != target {
                 return differs(what, draft.to_string(), target.to_string());
             }
+        }
+        let cap = |cap: Option<f64>| cap.map_or_else(|| "none".to_owned(), |cap| cap.to_string());
+        if self.logit_softcap != target.logit_softcap {
+            return differs("final_logit_softcapping", cap(self.logit_softcap), cap(target.logit_softcap));
         }
         if let Err(expected) = check_layer_ids(&self.target_layer_ids, target.num_hidden_layers) {
             let ids: Vec<String> = self.target_layer_ids.iter().map(ToString::to_string).collect();
@@ -256,6 +283,18 @@ impl DraftConfig {
         fields.insert("dtype".into(), json!(name));
         fields
     }
+}
+
+/// The sizes of each draft layer: all are alike, and see all of their context.
+fn draft_layer(fields: &JsonFields, family: Family) -> Result<LayerConfig, CheckpointError> {
+    if family != Family::Gemma4 {
+        return layer_config(fields, family);
+    }
+    let mut layers = gemma4::layer_configs(fields, layer_count(fields)?)?;
+    if layers.iter().any(|layer| layer.window().is_some()) {
+        return Err(fields.wrong("layer_types", "a list of \"full_attention\": drafts have no sliding layers"));
+    }
+    Ok(layers.swap_remove(0))
 }
 
 /// Layer ids must be strictly increasing, at least -1, and stop before the target's last layer: training sees that layer

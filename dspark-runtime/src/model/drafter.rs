@@ -11,6 +11,7 @@ use std::fmt;
 
 use burn::tensor::{Device, Tensor};
 
+use super::config::Family;
 use super::draft::{Draft, DraftContext, DraftParameters, DraftSample};
 use super::draft_config::{DraftConfig, DrafterFields};
 use super::dspark::DSpark;
@@ -25,8 +26,9 @@ pub trait Drafter: fmt::Debug + Send + Sync {
     /// The name of such a draft, for reports.
     fn name(&self, config: &DraftConfig) -> &'static str;
 
-    /// The entry of `architectures` that its configurations have.
-    fn architecture(&self) -> &'static str;
+    /// The entry of `architectures` that its configurations have, by the family of the draft's layers: Gemma 4 or, for all
+    /// others, Qwen3.
+    fn architecture(&self, family: Family) -> &'static str;
 
     /// Its own fields of a configuration; `vocab_size` is the target's.
     ///

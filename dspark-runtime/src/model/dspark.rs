@@ -7,6 +7,7 @@
 use burn::tensor::{Device, Tensor};
 use rayon::prelude::*;
 
+use super::config::Family;
 use super::draft::{Draft, DraftContext, DraftParameters, DraftSample};
 use super::draft_config::{DraftConfig, DrafterFields};
 use super::drafter::{Drafter, Drafting, host, rows};
@@ -23,8 +24,8 @@ impl Drafter for DSpark {
         if config.markov_rank > 0 { "DSpark" } else { "DFlash" }
     }
 
-    fn architecture(&self) -> &'static str {
-        "Qwen3DSparkModel"
+    fn architecture(&self, family: Family) -> &'static str {
+        if family == Family::Gemma4 { "Gemma4DSparkModel" } else { "Qwen3DSparkModel" }
     }
 
     fn read(&self, fields: &JsonFields, vocab_size: usize) -> Result<DrafterFields, CheckpointError> {

@@ -14,7 +14,7 @@ use burn::tensor::{Device, Tensor};
 use serde_json::json;
 
 use super::attention::{KeysValues, attend_blocks, block_context_mask};
-use super::config::TargetConfig;
+use super::config::{Family, TargetConfig};
 use super::draft::{Draft, DraftContext, DraftParameters, DraftSample, ints};
 use super::draft_config::{DraftConfig, DrafterFields};
 use super::drafter::{Drafter, Drafting, host, rows};
@@ -48,12 +48,11 @@ impl DraftConfig {
     /// When the layer ids do not fit the target, or a number is out of its range; the field is named.
     pub fn eagle3(target: &TargetConfig, shape: &Eagle3Shape) -> Result<Self, CheckpointError> {
         let own = json!({
-            "architectures": [Eagle3.architecture()],
             "draft_num_hidden_layers": 1,
             "ttt_length": shape.ttt_length,
             "step_loss_decay": shape.step_loss_decay,
         });
-        Self::from_target(target, 1, &shape.target_layer_ids, own)
+        Self::from_target(target, &Eagle3, 1, &shape.target_layer_ids, own)
     }
 }
 
@@ -62,8 +61,8 @@ impl Drafter for Eagle3 {
         "Eagle3"
     }
 
-    fn architecture(&self) -> &'static str {
-        "Qwen3Eagle3Model"
+    fn architecture(&self, family: Family) -> &'static str {
+        if family == Family::Gemma4 { "Gemma4Eagle3Model" } else { "Qwen3Eagle3Model" }
     }
 
     fn read(&self, fields: &JsonFields, _vocab_size: usize) -> Result<DrafterFields, CheckpointError> {

@@ -38,6 +38,9 @@ const KNOWN: [&str; 24] = [
     "tensor_data_layout",
 ];
 
+/// The families whose GGUF files are read and written.
+const GGUF_FAMILIES: [Family; 3] = [Family::Llama, Family::Qwen2, Family::Qwen3];
+
 /// A GGUF file's metadata as the fields of the `config.json` that describes the same model.
 ///
 /// # Errors
@@ -45,9 +48,8 @@ const KNOWN: [&str; 24] = [
 /// it is named.
 pub(super) fn config_fields(file: &GgufFile) -> Result<JsonFields, CheckpointError> {
     const ARCHITECTURE: &str = "general.architecture";
-    let families = [Family::Llama, Family::Qwen2, Family::Qwen3];
     let name = file.text(ARCHITECTURE)?;
-    let family = families.into_iter().find(|family| Some(family.model_type()) == name);
+    let family = GGUF_FAMILIES.into_iter().find(|family| Some(family.model_type()) == name);
     let family = family.ok_or_else(|| file.wrong(ARCHITECTURE, "one of llama, qwen2, qwen3"))?;
     let keys = Keys { file, architecture: family.model_type() };
     keys.refuse_unsupported()?;
@@ -204,6 +206,10 @@ pub(super) fn target_metadata(
     name: &str,
     block_type: BlockType,
 ) -> Result<Vec<(String, GgufValue)>, CheckpointError> {
+    if !GGUF_FAMILIES.contains(&config.family) {
+        let known = GGUF_FAMILIES.map(Family::model_type).join(", ");
+        return Err(config.fields.wrong("model_type", format!("one of {known}: no other is written to GGUF")));
+    }
     let architecture = config.family.model_type();
     let mut metadata = general(architecture, name, block_type);
     let sizes = (config.num_hidden_layers, config.max_position_embeddings);
@@ -224,7 +230,7 @@ pub(super) fn draft_metadata(
 ) -> Result<Vec<(String, GgufValue)>, CheckpointError> {
     const ARCHITECTURE: &str = "dflash";
     let fields = config.fields();
-    if config.drafter.architecture() != DSpark.architecture() {
+    if config.drafter.architecture(Family::Qwen3) != DSpark.architecture(Family::Qwen3) {
         return Err(fields.wrong("architectures", "a DSpark draft: other drafts have no GGUF form here"));
     }
     if config.markov_rank == 0 {
@@ -242,6 +248,9 @@ pub(super) fn draft_metadata(
     if config.enable_confidence_head && !config.confidence_head_with_markov {
         let expected = "true: llama.cpp's confidence head sees the Markov factors";
         return Err(fields.wrong("confidence_head_with_markov", expected));
+    }
+    if config.layer.gemma.is_some() {
+        return Err(fields.wrong("model_type", "\"qwen3\": llama.cpp knows no other layers in drafts"));
     }
     if config.layer.qkv_bias || config.layer.output_bias {
         return Err(fields.wrong("attention_bias", "false: llama.cpp's drafts have no biases"));
@@ -306,9 +315,9 @@ fn layer_metadata(
             metadata.push(("rope.scaling.type", "linear".into()));
             metadata.push(("rope.scaling.factor", GgufValue::Float(factor)));
         }
-        RopeScaling::Llama3 { .. } => {
+        RopeScaling::Llama3 { .. } | RopeScaling::Proportional { .. } => {
             let field = if fields.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
-            return Err(fields.wrong(field, "none or linear scaling: llama3's is not written to GGUF"));
+            return Err(fields.wrong(field, "none or linear scaling: no other is written to GGUF"));
         }
     }
     Ok(metadata.into_iter().map(|(key, value)| (format!("{architecture}.{key}"), value)).collect())

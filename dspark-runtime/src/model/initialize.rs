@@ -24,11 +24,15 @@ use super::layers::DecoderLayer;
 use super::target::{LayerId, Target, TargetSegment};
 use crate::checkpoint::with_stable_ids;
 
-/// The matrices behind each norm of a layer.
-const BEHIND: [(&str, &[&str]); 2] = [
-    ("input_layernorm.weight", &["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"]),
-    ("post_attention_layernorm.weight", &["mlp.gate_proj.weight", "mlp.up_proj.weight"]),
-];
+/// The matrices behind the norm before attention.
+const ATTENTION: (&str, [&str; 3]) =
+    ("input_layernorm.weight", ["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"]);
+
+/// The matrices behind the norm before the MLP, which is the first of these that a layer has.
+const MLP: ([&str; 2], [&str; 2]) = (
+    ["pre_feedforward_layernorm.weight", "post_attention_layernorm.weight"],
+    ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
+);
 
 impl Draft {
     /// The same draft with its parameters taken from the target, a better start than random ones.
@@ -37,9 +41,12 @@ impl Draft {
     /// q/k norms.
     pub fn initialized_from(&self, target: &Target, texts: &[&[u32]]) -> Self {
         let mut parameters = self.parameters.clone();
-        let (depth, available) = (parameters.layers.len(), target.layers().len());
-        let first = available.saturating_sub(depth);
-        let sources: Vec<usize> = (0..depth).map(|layer| (first + layer).min(available - 1)).collect();
+        let depth = parameters.layers.len();
+        // Of a target whose layers differ, those of the draft's kind.
+        let alike: Vec<usize> =
+            (0..target.layers().len()).filter(|&layer| target.config().layers[layer].window().is_none()).collect();
+        let first = alike.len().saturating_sub(depth);
+        let sources: Vec<usize> = (0..depth).map(|layer| alike[(first + layer).min(alike.len() - 1)]).collect();
         let inputs: Vec<LayerId> = sources.iter().map(|&source| LayerId(source as i64 - 1)).collect();
         let d = self.config().layer.hidden_size;
         let needs_norms = !target.config().layer.qk_norm;
@@ -74,7 +81,9 @@ impl Draft {
 fn folded_copy(layer: DecoderLayer, from: &DecoderLayer) -> DecoderLayer {
     let mut tensors = Tensors::default();
     from.visit(&mut tensors);
-    for (norm, matrices) in BEHIND {
+    let before_mlp = MLP.0.into_iter().find(|norm| tensors.by_name.contains_key(*norm));
+    let norms = [Some((ATTENTION.0, &ATTENTION.1[..])), before_mlp.map(|norm| (norm, &MLP.1[..]))];
+    for (norm, matrices) in norms.into_iter().flatten() {
         let Some((_, factors)) = tensors.by_name.get_mut(norm) else { continue };
         let columns = factors.len();
         let factors = std::mem::replace(factors, vec![1.0; columns]);

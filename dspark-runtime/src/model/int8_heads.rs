@@ -77,8 +77,10 @@ impl Draft {
 
     /// [`base_logits`](Self::base_logits) as proposals compute them, `[n, d] -> [n, v]`.
     pub fn proposal_logits(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
-        let quick = self.int8.as_ref().and_then(|heads| heads.head_vd.linear(&hidden_nd));
-        quick.unwrap_or_else(|| self.base_logits(hidden_nd))
+        match self.int8.as_ref().and_then(|heads| heads.head_vd.linear(&hidden_nd)) {
+            Some(logits_nv) => self.capped(logits_nv),
+            None => self.base_logits(hidden_nd),
+        }
     }
 
     /// The Markov head's bias on the logits as proposals compute it, from what [`markov_step`](Self::markov_step) gives,

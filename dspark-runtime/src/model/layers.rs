@@ -6,7 +6,7 @@ use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 
 use super::attention::SelfAttention;
-use super::config::LayerConfig;
+use super::config::{Activation, LayerConfig};
 use crate::kernels;
 
 /// Spread of freshly initialised weights, as the families' own configurations have it.
@@ -90,7 +90,7 @@ impl RmsNorm {
     }
 }
 
-/// The gated MLP: `down(silu(gate x) * up x)`.
+/// The gated MLP: `down(a(gate x) * up x)`, `a` being the activation.
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// `[f, d]`
@@ -99,6 +99,7 @@ pub struct Mlp {
     pub up_proj: Linear,
     /// `[d, f]`
     pub down_proj: Linear,
+    gelu: bool,
 }
 
 impl Mlp {
@@ -108,16 +109,19 @@ impl Mlp {
             gate_proj: Linear::new(d, f, bias, device),
             up_proj: Linear::new(d, f, bias, device),
             down_proj: Linear::new(f, d, bias, device),
+            gelu: config.activation == Activation::GeluTanh,
         }
     }
 
     fn forward(&self, x_nd: Tensor<2>) -> Tensor<2> {
         let [gate_nf, up_nf] = Linear::forward_all([&self.gate_proj, &self.up_proj], x_nd);
-        self.down_proj.forward(kernels::swiglu(gate_nf, up_nf))
+        let gated_nf = if self.gelu { kernels::geglu(gate_nf, up_nf) } else { kernels::swiglu(gate_nf, up_nf) };
+        self.down_proj.forward(gated_nf)
     }
 }
 
-/// One decoder layer: attention and MLP, each behind a norm and around a residual.
+/// One decoder layer: attention and MLP, each behind a norm and around a residual. Gemma 4's has norms on both sides of
+/// each, of which the second one has the name that others give to the norm before the MLP.
 #[derive(Module, Debug)]
 pub struct DecoderLayer {
     /// Norm before attention; in a layer that reads embeddings beside its rows, of the embeddings.
@@ -126,17 +130,27 @@ pub struct DecoderLayer {
     pub hidden_norm: Option<RmsNorm>,
     /// Attention; the caller decides what is attended to.
     pub self_attn: SelfAttention,
-    /// Norm before the MLP.
+    /// Norm before the MLP; Gemma 4: behind attention.
     pub post_attention_layernorm: RmsNorm,
     /// The gated MLP.
     pub mlp: Mlp,
+    /// Gemma 4's norm before the MLP.
+    pub pre_feedforward_layernorm: Option<RmsNorm>,
+    /// Gemma 4's norm behind the MLP.
+    pub post_feedforward_layernorm: Option<RmsNorm>,
+    /// Gemma 4's factor on the output, `[1]`. Nothing trains it.
+    pub layer_scalar: Option<Param<Tensor<1>>>,
 }
 
 impl DecoderLayer {
     /// Random weights.
     pub fn new(config: &LayerConfig, device: &Device) -> Self {
         let norm = || RmsNorm::new(config.hidden_size, config.rms_norm_eps, device);
+        let gemma = config.gemma.is_some();
         Self {
+            pre_feedforward_layernorm: gemma.then(norm),
+            post_feedforward_layernorm: gemma.then(norm),
+            layer_scalar: gemma.then(|| Initializer::Ones.init([1], device)),
             input_layernorm: norm(),
             hidden_norm: None,
             self_attn: SelfAttention::new(config, config.hidden_size, device),
@@ -154,7 +168,8 @@ impl DecoderLayer {
         }
     }
 
-    /// `h = x + attention(norm(x))`, then `h + mlp(norm(h))`; `attend` computes the attention from the normed rows.
+    /// `h = x + attention(norm(x))`, then `h + mlp(norm(h))`; `attend` computes the attention from the normed rows. Gemma 4:
+    /// `h = x + norm(attention(norm(x)))`, then `s * (h + norm(mlp(norm(h))))`.
     pub fn forward(&self, x_nd: Tensor<2>, attend: impl FnOnce(&SelfAttention, Tensor<2>) -> Tensor<2>) -> Tensor<2> {
         let attended_nd = attend(&self.self_attn, self.input_layernorm.forward(x_nd.clone()));
         self.behind_attention(x_nd, attended_nd)
@@ -183,6 +198,13 @@ impl DecoderLayer {
     }
 
     fn behind_attention(&self, x_nd: Tensor<2>, attended_nd: Tensor<2>) -> Tensor<2> {
+        if let (Some(before), Some(behind), Some(scalar)) =
+            (&self.pre_feedforward_layernorm, &self.post_feedforward_layernorm, &self.layer_scalar)
+        {
+            let h_nd = x_nd + self.post_attention_layernorm.forward(attended_nd);
+            let fed_nd = behind.forward(self.mlp.forward(before.forward(h_nd.clone())));
+            return (h_nd + fed_nd) * scalar.val().detach().unsqueeze::<2>();
+        }
         let h_nd = x_nd + attended_nd;
         let fed_nd = self.mlp.forward(self.post_attention_layernorm.forward(h_nd.clone()));
         h_nd + fed_nd

@@ -15,6 +15,7 @@ mod draft_vocabulary;
 mod drafter;
 mod dspark;
 mod eagle3;
+mod gemma4;
 mod gguf_config;
 mod gguf_files;
 mod heads;
@@ -28,7 +29,7 @@ mod target;
 pub use attention::{KvCache, block_context_mask};
 #[cfg(test)]
 pub(crate) use attention::{attend_composed, causal_mask};
-pub use config::{Family, LayerConfig, RopeScaling, TargetConfig};
+pub use config::{Activation, Family, GemmaLayer, LayerConfig, RopeScaling, TargetConfig};
 pub use draft::{Draft, DraftContext, DraftParameters, DraftSample};
 pub use draft_config::{DraftConfig, DraftShape, DrafterFields, check_layer_ids};
 pub use draft_files::VOCABULARY_TENSORS;

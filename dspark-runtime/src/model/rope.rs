@@ -9,8 +9,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::config::{LayerConfig, RopeScaling};
 use crate::kernels;
 
-/// The rotary frequencies of a model: pair `i` of a head turns by `position * theta^(-2i / head_dim)`.
-#[derive(Clone, Debug)]
+/// The rotary frequencies of a layer: pair `i` of a head turns by `position * theta^(-2i / head_dim)`.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rotary {
     frequencies: Vec<f32>,
 }
@@ -19,7 +19,10 @@ impl Rotary {
     /// The frequencies that the configuration asks for.
     pub fn new(config: &LayerConfig) -> Self {
         let base = |pair: usize| (1.0 / config.rope_theta.powf(2.0 * pair as f64 / config.head_dim as f64)) as f32;
-        let frequencies = (0..config.head_dim / 2).map(|pair| scaled(base(pair), config.rope_scaling));
+        let frequencies = (0..config.head_dim / 2).map(|pair| match config.rope_scaling {
+            RopeScaling::Proportional { pairs } if pair >= pairs => 0.0,
+            scaling => scaled(base(pair), scaling),
+        });
         Self { frequencies: frequencies.collect() }
     }
 
@@ -34,6 +37,39 @@ impl Rotary {
         let shape = [positions.len(), 1, self.frequencies.len()];
         let tensor = |values| Tensor::from_data(TensorData::new(values, shape), device);
         Rotation { cos_n1p: tensor(cos), sin_n1p: tensor(sin) }
+    }
+}
+
+/// The rotary frequencies of all layers of a model.
+#[derive(Clone, Debug)]
+pub(super) struct Rotaries {
+    /// Those that differ.
+    distinct: Vec<Rotary>,
+    /// Which of them each layer has.
+    of_layer: Vec<usize>,
+}
+
+impl Rotaries {
+    /// Those that the layers' configurations ask for.
+    pub fn new(layers: &[LayerConfig]) -> Self {
+        let mut distinct = Vec::new();
+        let of_layer = layers
+            .iter()
+            .map(|layer| {
+                let rotary = Rotary::new(layer);
+                distinct.iter().position(|known| *known == rotary).unwrap_or_else(|| {
+                    distinct.push(rotary);
+                    distinct.len() - 1
+                })
+            })
+            .collect();
+        Self { distinct, of_layer }
+    }
+
+    /// The rotation of rows by their positions, for each layer.
+    pub fn at(&self, positions: &[usize], device: &Device) -> Vec<Rotation> {
+        let distinct: Vec<Rotation> = self.distinct.iter().map(|rotary| rotary.at(positions, device)).collect();
+        self.of_layer.iter().map(|&index| distinct[index].clone()).collect()
     }
 }
 
@@ -53,7 +89,7 @@ impl Rotation {
 
 fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
     match scaling {
-        RopeScaling::None => frequency,
+        RopeScaling::None | RopeScaling::Proportional { .. } => frequency,
         RopeScaling::Linear { factor } => (f64::from(frequency) / factor) as f32,
         RopeScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_max_position } => {
             let frequency = f64::from(frequency);

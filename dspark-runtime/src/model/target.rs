@@ -1,4 +1,4 @@
-//! The target: a decoder-only language model of the Llama, Qwen2 or Qwen3 family.
+//! The target: a decoder-only language model of one of the families that [`Family`](super::Family) lists.
 //!
 //! Legend: `n` rows (the tokens of all segments), `d` hidden size, `v` vocabulary.
 
@@ -11,7 +11,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use super::attention::{KvCache, attend_sequence};
 use super::config::TargetConfig;
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
-use super::rope::Rotary;
+use super::rope::Rotaries;
 use crate::checkpoint::{
     CheckpointError, WeightDtype, WeightPrecision, Weights, WeightsToSave, load_module, parameter_shapes,
     with_stable_ids, write_file,
@@ -48,7 +48,7 @@ struct Decoder {
 pub struct Target {
     config: TargetConfig,
     weights: TargetParameters,
-    rotary: Rotary,
+    rotaries: Rotaries,
     device: Device,
 }
 
@@ -85,11 +85,11 @@ impl Target {
     /// As [`load`](Self::load).
     pub fn load_with(folder: &Path, precision: WeightPrecision, device: &Device) -> Result<Self, CheckpointError> {
         let config = TargetConfig::read(folder)?;
-        let weights = Weights::open(folder)?;
+        let weights = config.open_weights(folder)?;
         Self::from_weights(config, &weights, precision, device)
     }
 
-    /// Builds a target from a configuration and weight files.
+    /// Builds a target from a configuration and weight files, as [`TargetConfig::open_weights`] opens them.
     ///
     /// # Errors
     /// When a tensor is missing, has another shape, or has no place in the model.
@@ -113,13 +113,13 @@ impl Target {
                 others: unexpected.len() - 1,
             });
         }
-        Ok(Self { rotary: Rotary::new(&config.layer), config, weights: loaded, device: device.clone() })
+        Ok(Self { rotaries: Rotaries::new(&config.layers), config, weights: loaded, device: device.clone() })
     }
 
     /// A target with random weights, for training one or for tests.
     pub fn random(config: TargetConfig, device: &Device) -> Self {
         let weights = with_stable_ids(TargetParameters::new(&config, device));
-        Self { rotary: Rotary::new(&config.layer), config, weights, device: device.clone() }
+        Self { rotaries: Rotaries::new(&config.layers), config, weights, device: device.clone() }
     }
 
     /// The configuration.
@@ -163,7 +163,7 @@ impl Target {
 
     /// An empty cache with room for `capacity` tokens.
     pub fn new_cache(&self, capacity: usize) -> KvCache {
-        KvCache::new(&self.config.layer, self.config.num_hidden_layers, capacity, &self.device)
+        KvCache::for_layers(&self.config.layers, capacity, &self.device)
     }
 
     /// Runs all segments at once. Captured are the outputs of the layers in `capture`, in that order.
@@ -180,8 +180,11 @@ impl Target {
                 cache.reserve(segment.ids.len());
             }
         }
-        let rotation = self.rotary.at(&positions, &self.device);
+        let rotations = self.rotaries.at(&positions, &self.device);
         let mut x_nd = self.weights.model.embed_tokens.forward(self.ints(ids));
+        if self.config.embedding_scale != 1.0 {
+            x_nd = x_nd.mul_scalar(self.config.embedding_scale);
+        }
         kernels::keep_awake(&x_nd);
         let mut captured: Vec<Option<Tensor<2>>> = vec![None; capture.len()];
         let mut keep = |layer: i64, x_nd: &Tensor<2>| {
@@ -194,7 +197,7 @@ impl Target {
         keep(-1, &x_nd);
         for (index, layer) in self.weights.model.layers.iter().enumerate() {
             x_nd = layer.forward(x_nd, |attention, normed_nd| {
-                let (queries_nhw, new) = attention.project(normed_nd, &rotation);
+                let (queries_nhw, new) = attention.project(normed_nd, &rotations[index]);
                 let mut rows = Vec::with_capacity(segments.len());
                 let mut first = 0;
                 for segment in segments.iter_mut() {
@@ -203,7 +206,7 @@ impl Target {
                     first += count;
                     rows.push(match &mut segment.cache {
                         Some(cache) => cache.attend(index, queries_nhw, new, true),
-                        None => attend_sequence(queries_nhw, new),
+                        None => attend_sequence(queries_nhw, new, self.config.layers[index].window()),
                     });
                 }
                 attention.output(join(rows))
@@ -225,7 +228,11 @@ impl Target {
 
     /// Logits from hidden states after the final norm: `[n, d] -> [n, v]`
     pub fn logits(&self, last_hidden_nd: Tensor<2>) -> Tensor<2> {
-        kernels::linear(last_hidden_nd, self.head_weight())
+        let logits_nv = kernels::linear(last_hidden_nd, self.head_weight());
+        match self.config.logit_softcap {
+            Some(cap) => kernels::soft_cap(logits_nv, cap),
+            None => logits_nv,
+        }
     }
 
     /// The weights, to be trained or saved.
@@ -236,7 +243,7 @@ impl Target {
     /// The same target with other weights, on the device that they are on.
     pub fn with_parameters(&self, weights: TargetParameters) -> Self {
         let device = weights.model.embed_tokens.weight.val().device();
-        Self { config: self.config.clone(), weights, rotary: self.rotary.clone(), device }
+        Self { config: self.config.clone(), weights, rotaries: self.rotaries.clone(), device }
     }
 
     /// Writes `config.json` and `model.safetensors` into a folder that is not visible yet.
@@ -267,7 +274,7 @@ impl TargetParameters {
         let (v, d) = (config.vocab_size, config.layer.hidden_size);
         let model = Decoder {
             embed_tokens: Embedding::new(v, d, device),
-            layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(&config.layer, device)).collect(),
+            layers: config.layers.iter().map(|layer| DecoderLayer::new(layer, device)).collect(),
             norm: RmsNorm::new(d, config.layer.rms_norm_eps, device),
         };
         Self { model, lm_head: (!config.tie_word_embeddings).then(|| Linear::new(d, v, false, device)) }

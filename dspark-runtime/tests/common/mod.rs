@@ -35,7 +35,7 @@ impl ModuleMapper for Fill {
     }
 }
 
-fn fill<M: Module>(module: M, seed: u64, largest: f32) -> M {
+pub fn fill<M: Module>(module: M, seed: u64, largest: f32) -> M {
     module.map(&mut Fill { generator: ChaCha8Rng::seed_from_u64(seed), largest })
 }
 

@@ -8,9 +8,13 @@ fn by_autodiff(rows: &VocabularyRows, weights: &VocabularyWeights) -> (Tensor<1>
     let n = rows.labels.len();
     let constant = |x: Tensor<2>| Tensor::<2>::from_inner(x);
     let (factors, w2) = rows.markov.clone().unwrap();
-    let logits =
-        rows.hidden_nd.clone().matmul(constant(rows.head_vd.clone()).transpose()) + factors.matmul(w2.transpose());
-    let teacher = rows.teacher_td.clone().matmul(rows.teacher_head_vd.clone().transpose());
+    let capped = |x: Tensor<2>| match rows.softcap {
+        Some(cap) => (x / cap).tanh() * cap,
+        None => x,
+    };
+    let base = capped(rows.hidden_nd.clone().matmul(constant(rows.head_vd.clone()).transpose()));
+    let logits = base + factors.matmul(w2.transpose());
+    let teacher = capped(rows.teacher_td.clone().matmul(rows.teacher_head_vd.clone().transpose()));
     let teacher = teacher.select(0, ints(rows.teacher_rows.clone(), &device.clone().inner()));
     let all = softmax(teacher, 1);
     let column = |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [n, 1]), &device);
@@ -48,8 +52,9 @@ fn chunks_and_device_forms_agree_with_plain_autodiff() {
     device.seed(11);
     let normal = |shape: [usize; 2], std: f64| Tensor::<2>::random(shape, Distribution::Normal(0.0, std), &device);
     let (n, t, d, r, v) = (13, 9, 24, 5, 101);
-    // All tokens, and a draft that has every third.
-    for ids in [None, Some((0..v as u32).step_by(3).collect::<Arc<[u32]>>())] {
+    // All tokens, and a draft that has every third; logits as they are, and capped where most of them are.
+    let some = || Some((0..v as u32).step_by(3).collect::<Arc<[u32]>>());
+    for (ids, softcap) in [(None, None), (some(), None), (None, Some(1.5)), (some(), Some(1.5))] {
         let u = ids.as_ref().map_or(v, |ids| ids.len());
         let label = |row: usize| match &ids {
             Some(_) if row % 4 == 1 => None,
@@ -60,6 +65,7 @@ fn chunks_and_device_forms_agree_with_plain_autodiff() {
             hidden_nd: tracked(normal([n, d], 1.0)),
             markov: Some((tracked(normal([n, r], 1.0)), tracked(normal([u, r], 0.5)))),
             head_vd: normal([u, d], 0.3),
+            softcap,
             vocabulary: ids.clone(),
             teacher_td: normal([t, d], 1.0),
             teacher_head_vd: normal([v, d], 0.3),

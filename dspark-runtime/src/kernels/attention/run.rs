@@ -3,6 +3,7 @@
 //! Legend: `r` rows, `w` head width, `p` head width rounded up to whole vectors.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -17,8 +18,8 @@ pub const RUN: usize = 256;
 pub struct Run<'a> {
     /// In blocks of [`ROWS`] rows (the last one filled up), `[blocks, w, ROWS]`, already scaled.
     pub queries: &'a [f32],
-    /// The first keys of the run that each row sees, at most [`RUN`].
-    pub visible: &'a [usize],
+    /// The keys of the run that each row sees, below [`RUN`]; empty where it sees none of them.
+    pub seen: &'a [Range<usize>],
     /// Rows of `w`.
     pub keys: Rows<'a>,
     /// Rows of `w`.
@@ -64,21 +65,23 @@ impl WithSimd for InScratch<'_> {
 impl Run<'_> {
     #[inline(always)]
     fn attend_with<S: Simd>(self, simd: S, scratch: &mut Scratch) -> Attended {
-        let (rows, w) = (self.visible.len(), self.width);
+        let (rows, w) = (self.seen.len(), self.width);
         let columns = panel_columns::<S>();
         let padded = w.next_multiple_of(LANES);
-        let seen: Vec<usize> =
-            self.visible.chunks(ROWS).map(|visible| visible.iter().copied().max().unwrap_or(0)).collect();
-        let most = seen.iter().copied().max().unwrap_or(0);
+        // Of each block of rows, where the keys end that one of them sees.
+        let ends: Vec<usize> =
+            self.seen.chunks(ROWS).map(|seen| seen.iter().map(|seen| seen.end).max().unwrap_or(0)).collect();
+        let most = ends.iter().copied().max().unwrap_or(0);
+        let least = self.seen.iter().map(|seen| seen.start).min().unwrap_or(0);
         let (panel, scores) = scratch.room((columns * w).max(RUN * padded), rows * RUN);
 
-        for first in (0..most).step_by(columns) {
+        for first in (least / columns * columns..most).step_by(columns) {
             let keys = Rows { values: &self.keys.values[first * self.keys.stride..], ..self.keys };
             // What is wanted next comes while this is turned and multiplied.
             prefetch_rows(self.keys, first + columns, columns, w);
             prefetch_rows(self.values, first, columns, w);
             pack_turned(keys, (most - first).min(columns), w, columns, panel);
-            for (block, _) in seen.iter().enumerate().filter(|(_, seen)| **seen > first) {
+            for (block, _) in ends.iter().enumerate().filter(|(_, end)| **end > first) {
                 let count = ROWS.min(rows - block * ROWS);
                 let left = Left { values: &self.queries[block * ROWS * w..], row: 1, step: ROWS };
                 let right = Rows { values: panel, stride: columns };
@@ -88,22 +91,23 @@ impl Run<'_> {
 
         let mut maxima = Vec::with_capacity(rows);
         let mut sums = Vec::with_capacity(rows);
-        for (row, (&visible, scores)) in self.visible.iter().zip(scores.chunks_mut(RUN)).enumerate() {
-            let (maximum, sum) = weights(&mut scores[..visible]);
-            scores[visible..seen[row / ROWS]].fill(0.0);
+        for (row, (seen, scores)) in self.seen.iter().zip(scores.chunks_mut(RUN)).enumerate() {
+            let (maximum, sum) = weights(&mut scores[seen.clone()]);
+            scores[..seen.start].fill(0.0);
+            scores[seen.end..ends[row / ROWS]].fill(0.0);
             maxima.push(maximum);
             sums.push(sum);
         }
 
         let mut weighted = vec![0.0; rows * padded];
         // One block reads the values once: as they lie.
-        let packed = seen.len() > 1 || w % S::F32_LANES != 0;
+        let packed = ends.len() > 1 || w % S::F32_LANES != 0;
         if packed {
             pack::<S>(self.values, most, w, columns, panel);
         }
         for first in (0..w).step_by(columns) {
             let columns = panel_width::<S>(first, w, columns);
-            for (block, &seen) in seen.iter().enumerate().filter(|(_, seen)| **seen > 0) {
+            for (block, &end) in ends.iter().enumerate().filter(|(_, end)| **end > 0) {
                 let count = ROWS.min(rows - block * ROWS);
                 let left = Left { values: &scores[block * ROWS * RUN..], row: RUN, step: 1 };
                 let out = &mut weighted[block * ROWS * padded + first..];
@@ -111,7 +115,7 @@ impl Run<'_> {
                     true => Rows { values: &panel[first * most..], stride: columns },
                     false => Rows { values: &self.values.values[first..], ..self.values },
                 };
-                product(simd, (count, seen, columns), left, right, out, padded);
+                product(simd, (count, end, columns), left, right, out, padded);
             }
         }
         Attended { maxima, sums, weighted }
@@ -169,6 +173,10 @@ impl Attended {
                 let rows = self.weighted.chunks_mut(padded).zip(later.weighted.chunks(padded)).enumerate();
                 for (row, (weighted, later_weighted)) in rows {
                     let maximum = self.maxima[row].max(later.maxima[row]);
+                    if maximum == f32::NEG_INFINITY {
+                        // A window that begins in a later run still.
+                        continue;
+                    }
                     let (keep, add) = (simd::exp(self.maxima[row] - maximum), simd::exp(later.maxima[row] - maximum));
                     self.maxima[row] = maximum;
                     self.sums[row] = self.sums[row] * keep + later.sums[row] * add;

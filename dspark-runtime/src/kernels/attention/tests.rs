@@ -1,4 +1,4 @@
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Distribution, Tensor, s};
 
 use super::*;
 use crate::model::{attend_composed, causal_mask};
@@ -31,8 +31,8 @@ fn it_agrees_with_composed_operations_in_both_layouts() {
             let (used_keys, used_values) = (keys.clone().narrow(1, 0, t), values.clone().narrow(1, 0, t));
             let by_token = |x: &Tensor<3>| x.clone().swap_dims(0, 1);
             for causal in [true, false] {
-                let visible = |row: usize| if causal { past + row + 1 } else { t };
-                let mask = if causal { causal_mask(n, past, &Device::flex()) } else { None };
+                let visible = |row: usize| if causal { 0..past + row + 1 } else { 0..t };
+                let mask = if causal { causal_mask(n, past, None, &Device::flex()) } else { None };
                 let composed = attend_composed(queries.clone(), used_keys.clone(), used_values.clone(), mask);
                 let cached = attend(&queries, &keys, &values, KeyLayout::HeadFirst, visible).unwrap();
                 close(
@@ -48,19 +48,60 @@ fn it_agrees_with_composed_operations_in_both_layouts() {
     }
 }
 
+/// The keys that the row at a position sees through a window.
+fn in_window(position: usize, window: usize) -> Range<usize> {
+    (position + 1).saturating_sub(window)..position + 1
+}
+
+#[test]
+fn windows_agree_with_composed_operations() {
+    Device::flex().seed(15);
+    // Windows within a run, of a run, and over several; rows whose windows begin in different runs.
+    for [h, c, w] in SHAPES {
+        for [n, past] in LENGTHS {
+            for window in [1, 16, 256, 300] {
+                let t = past + n;
+                let (queries, keys, values) = (normal([n, h, w]), normal([c, t, w]), normal([c, t, w]));
+                let mask = causal_mask(n, past, Some(window), &Device::flex());
+                let composed = attend_composed(queries.clone(), keys.clone(), values.clone(), mask);
+                let seen = |row: usize| in_window(past + row, window);
+                let fused = attend(&queries, &keys, &values, KeyLayout::HeadFirst, seen).unwrap();
+                close(fused, composed, &format!("{h}/{c} heads of {w}, {n} rows after {past}, window {window}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_outside_the_window_are_not_looked_at() {
+    Device::flex().seed(16);
+    let (queries, keys) = (normal([9, 3, 32]), normal([3, 700, 32]));
+    let window = 40;
+    let seen = |row: usize| in_window(691 + row, window);
+    let of = |keys: &Tensor<3>| attend(&queries, keys, keys, KeyLayout::HeadFirst, seen).unwrap().into_data();
+    // The first row's window begins at 652.
+    let others = keys.clone().slice_assign(s![.., 0..652, ..], normal([3, 652, 32]) * 50.0);
+    of(&others).assert_eq(&of(&keys), true);
+    let inside = keys.clone().slice_assign(s![.., 652..653, ..], normal([3, 1, 32]));
+    assert_ne!(of(&inside), of(&keys));
+}
+
 #[test]
 fn a_rows_result_does_not_depend_on_the_rows_that_go_through_with_it() {
     Device::flex().seed(12);
     let (n, past) = (150, 470);
     for [h, c, w] in SHAPES {
-        let (queries, keys, values) = (normal([n, h, w]), normal([c, past + n, w]), normal([c, past + n, w]));
-        let part = |first: usize, count: usize| {
-            let queries = queries.clone().narrow(0, first, count);
-            attend(&queries, &keys, &values, KeyLayout::HeadFirst, |row| past + first + row + 1).unwrap()
-        };
-        let all = part(0, n);
-        for (first, count) in [(0, 1), (149, 1), (0, 33), (7, 90), (40, 41), (60, 90)] {
-            part(first, count).into_data().assert_eq(&all.clone().narrow(0, first, count).into_data(), true);
+        for window in [usize::MAX, 1, 16, 100, 256, 300] {
+            let (queries, keys, values) = (normal([n, h, w]), normal([c, past + n, w]), normal([c, past + n, w]));
+            let part = |first: usize, count: usize| {
+                let queries = queries.clone().narrow(0, first, count);
+                let seen = |row: usize| in_window(past + first + row, window);
+                attend(&queries, &keys, &values, KeyLayout::HeadFirst, seen).unwrap()
+            };
+            let all = part(0, n);
+            for (first, count) in [(0, 1), (149, 1), (0, 33), (7, 90), (40, 41), (60, 90)] {
+                part(first, count).into_data().assert_eq(&all.clone().narrow(0, first, count).into_data(), true);
+            }
         }
     }
 }
@@ -71,7 +112,7 @@ fn it_does_not_depend_on_the_number_of_threads() {
     let (queries, keys, values) = (normal([5, 6, 48]), normal([2, 900, 48]), normal([2, 900, 48]));
     let with_threads = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| attend(&queries, &keys, &values, KeyLayout::HeadFirst, |row| 895 + row + 1).unwrap())
+        pool.install(|| attend(&queries, &keys, &values, KeyLayout::HeadFirst, |row| 0..895 + row + 1).unwrap())
     };
     let one = with_threads(1).into_data();
     for threads in [2, 3] {
@@ -82,5 +123,5 @@ fn it_does_not_depend_on_the_number_of_threads() {
 #[test]
 fn tensors_under_autodiff_are_left_to_composed_operations() {
     let x = normal([4, 2, 8]).autodiff();
-    assert!(attend(&x, &x, &x, KeyLayout::TokenFirst, |row| row + 1).is_none());
+    assert!(attend(&x, &x, &x, KeyLayout::TokenFirst, |row| 0..row + 1).is_none());
 }

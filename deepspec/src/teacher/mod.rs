@@ -1,6 +1,10 @@
-//! The target as a teacher: hidden states, online, without gradients.
+//! The target as a teacher: hidden states, online or from a cache on disk, without gradients.
 //!
 //! Legend: `s` tokens of all samples, `f` width of the captured features, `d` hidden size.
+
+mod cache;
+
+pub use cache::{CachedSample, TargetCache};
 
 use burn::tensor::Tensor;
 use dspark_runtime::model::{LayerId, Target, TargetSegment};
