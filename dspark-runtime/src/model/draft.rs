@@ -183,7 +183,11 @@ impl Draft {
         let slots = |&anchor: &u32| {
             std::iter::once(anchor as i32).chain(std::iter::repeat_n(mask, self.config.block_size - 1))
         };
-        let ids: Vec<i32> = anchor_ids.iter().flat_map(slots).collect();
+        self.embedded(anchor_ids.iter().flat_map(slots).collect())
+    }
+
+    /// Embedded tokens, as large as the target has them: `[n] -> [n, d]`
+    pub(super) fn embedded(&self, ids: Vec<i32>) -> Tensor<2> {
         let embedded_nd = self.embed_tokens.forward(ints(ids, &self.device()));
         match self.config.embedding_scale {
             1.0 => embedded_nd,

@@ -125,8 +125,9 @@ impl Drafter for Eagle3 {
         let rotation = draft.rotary.at(&positions, &features_nf.device());
         let hidden_nd = draft.parameters.fc.forward(features_nf);
         let layer = draft.layer();
-        let keys_values =
-            layer.self_attn.keys_values(layer.input_beside(hidden_nd.clone(), draft.embedded(following)), &rotation);
+        let keys_values = layer
+            .self_attn
+            .keys_values(layer.input_beside(hidden_nd.clone(), draft.embedded(signed(following))), &rotation);
         // Only the last rows will be asked for more than keys and values.
         let mut ends = Vec::with_capacity(contexts.len());
         let mut first = 0;
@@ -205,8 +206,10 @@ impl Drafting for Blocks<'_> {
         let rotation = self.draft.rotary.at(&positions, &hidden_gd.device());
         let (contexts, going) = (&mut self.contexts, &self.going);
         kernels::keep_awake(&hidden_gd);
-        let out_gd =
-            self.draft.layer().forward_beside(hidden_gd, self.draft.embedded(&previous), |attention, input_ge| {
+        let out_gd = self.draft.layer().forward_beside(
+            hidden_gd,
+            self.draft.embedded(signed(&previous)),
+            |attention, input_ge| {
                 let (queries_ghw, new) = attention.project(input_ge, &rotation);
                 let mut attended = Vec::with_capacity(going.len());
                 for (index, (&row, &position)) in going.iter().zip(&positions).enumerate() {
@@ -218,7 +221,8 @@ impl Drafting for Blocks<'_> {
                     cache.advance(1);
                 }
                 attention.output(Tensor::cat(attended, 0))
-            });
+            },
+        );
         self.hidden_gd = out_gd.clone();
         let logits_gu = self.draft.proposal_logits(self.draft.parameters.norm.forward(out_gd.clone()));
         self.hidden.push(out_gd);
@@ -259,7 +263,7 @@ impl Draft {
         let following: Vec<u32> =
             samples.iter().flat_map(|sample| (1..=sample.ids.len()).map(|next| token(sample, next))).collect();
         let positions: Vec<usize> = samples.iter().flat_map(|sample| 0..sample.ids.len()).collect();
-        let input_se = layer.input_beside(hidden_sd.clone(), lifted(self.embedded(&following)));
+        let input_se = layer.input_beside(hidden_sd.clone(), lifted(self.embedded(signed(&following))));
         let context = layer.self_attn.keys_values(input_se, &self.rotary.at(&positions, &device));
 
         let firsts: Vec<Vec<usize>> =
@@ -284,24 +288,25 @@ impl Draft {
             let previous: Vec<u32> = anchors().map(|(sample, anchor)| token(sample, anchor + slot)).collect();
             let positions: Vec<usize> = anchors().map(|(_, anchor)| anchor - 1 + slot).collect();
             let rotation = self.rotary.at(&positions, &device);
-            hidden_ad = layer.forward_beside(hidden_ad, lifted(self.embedded(&previous)), |attention, input_ae| {
-                let (queries_ahw, new) = attention.project(input_ae, &rotation);
-                own.push(new);
-                let block = side_by_side(&own);
-                let (mut row, mut anchor) = (0, 0);
-                let mut attended = Vec::with_capacity(samples.len());
-                for (sample, mask_as) in samples.iter().zip(&masks) {
-                    let (s, a, j) = (sample.ids.len(), sample.anchors.len(), own.len());
-                    attended.push(attend_blocks(
-                        queries_ahw.clone().narrow(0, anchor, a),
-                        &context.narrow(row, s),
-                        &block.narrow(anchor * j, a * j),
-                        mask_as.clone(),
-                    ));
-                    (row, anchor) = (row + s, anchor + a);
-                }
-                attention.output(Tensor::cat(attended, 0))
-            });
+            hidden_ad =
+                layer.forward_beside(hidden_ad, lifted(self.embedded(signed(&previous))), |attention, input_ae| {
+                    let (queries_ahw, new) = attention.project(input_ae, &rotation);
+                    own.push(new);
+                    let block = side_by_side(&own);
+                    let (mut row, mut anchor) = (0, 0);
+                    let mut attended = Vec::with_capacity(samples.len());
+                    for (sample, mask_as) in samples.iter().zip(&masks) {
+                        let (s, a, j) = (sample.ids.len(), sample.anchors.len(), own.len());
+                        attended.push(attend_blocks(
+                            queries_ahw.clone().narrow(0, anchor, a),
+                            &context.narrow(row, s),
+                            &block.narrow(anchor * j, a * j),
+                            mask_as.clone(),
+                        ));
+                        (row, anchor) = (row + s, anchor + a);
+                    }
+                    attention.output(Tensor::cat(attended, 0))
+                });
             observe(slot, &hidden_ad);
             normed.push(self.parameters.norm.forward(hidden_ad.clone()));
         }
@@ -313,10 +318,11 @@ impl Draft {
     fn layer(&self) -> &DecoderLayer {
         &self.parameters.layers[0]
     }
+}
 
-    fn embedded(&self, ids: &[u32]) -> Tensor<2> {
-        self.embed_tokens.forward(ints(ids.iter().map(|&id| id as i32).collect(), &self.device()))
-    }
+/// Token ids as tables take them.
+fn signed(ids: &[u32]) -> Vec<i32> {
+    ids.iter().map(|&id| id as i32).collect()
 }
 
 /// Keys and values of the slots so far, each `[a, c, w]`, anchor by anchor: `[a * j, c, w]`
