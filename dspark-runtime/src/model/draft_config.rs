@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::{Family, LayerConfig, TargetConfig, layer_config, layer_count};
 use super::heads::MarkovHeadType;
+use super::speculators_layout::{from_speculators, is_speculators};
 use super::target::LayerId;
 use crate::checkpoint::{CheckpointError, JsonFields, WeightDtype};
 
@@ -114,15 +115,42 @@ impl DraftConfig {
         if let Value::Object(own) = own {
             fields.extend(own);
         }
+        // The reference says nothing of heads that are not there.
+        if shape.markov_rank == 0 {
+            fields.remove("markov_head_type");
+        }
+        if !shape.enable_confidence_head {
+            fields.remove("confidence_head_with_markov");
+        }
         Self::from_fields(JsonFields::new(target.fields.path(), fields))
     }
 
-    /// Reads `config.json` of a draft folder.
+    /// Reads `config.json` of a draft folder, in this project's layout or that of the `speculators` package.
     ///
     /// # Errors
     /// When a field is missing or asks for something that is not supported; it is named.
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
-        Self::from_fields(JsonFields::read(&folder.join("config.json"))?)
+        Self::read_layouts(folder, None)
+    }
+
+    /// The same where the target is known: drafts of the `speculators` package do not say how many layers it has.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_for(folder: &Path, target: &TargetConfig) -> Result<Self, CheckpointError> {
+        Self::read_layouts(folder, Some(target.num_hidden_layers))
+    }
+
+    fn read_layouts(folder: &Path, target_layers: Option<usize>) -> Result<Self, CheckpointError> {
+        Self::from_fields(Self::native_fields(JsonFields::read(&folder.join("config.json"))?, target_layers)?)
+    }
+
+    /// The fields of a `config.json` in this project's layout, whichever it is in.
+    ///
+    /// # Errors
+    /// When the other layout holds what this project has no words for.
+    pub fn native_fields(fields: JsonFields, target_layers: Option<usize>) -> Result<JsonFields, CheckpointError> {
+        if is_speculators(&fields) { from_speculators(&fields, target_layers) } else { Ok(fields) }
     }
 
     fn from_fields(fields: JsonFields) -> Result<Self, CheckpointError> {
@@ -208,6 +236,16 @@ impl DraftConfig {
             return differs("block_size", self.block_size.to_string(), context);
         }
         Ok(())
+    }
+
+    /// The same draft, trained with so many blocks per sequence.
+    #[must_use]
+    pub fn with_num_anchors(mut self, num_anchors: usize) -> Self {
+        let mut fields = self.fields.as_map().clone();
+        fields.insert("num_anchors".into(), json!(num_anchors));
+        self.fields = JsonFields::new(self.fields.path(), fields);
+        self.num_anchors = num_anchors;
+        self
     }
 
     /// The same draft, able to propose so many tokens.
