@@ -2,6 +2,7 @@
 
 mod calibrate;
 mod data_files;
+mod draft_folder;
 mod evaluate;
 mod export;
 mod inspect;
@@ -10,6 +11,8 @@ mod run;
 mod setup;
 mod simulate;
 mod stages;
+mod start;
+mod tables;
 mod train;
 
 use anyhow::Result;
