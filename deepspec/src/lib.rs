@@ -4,11 +4,13 @@ pub mod calibration;
 pub mod cards;
 pub mod commands;
 pub mod conversation;
+pub mod engines;
 pub mod evaluation;
 pub mod logging;
 pub mod objective;
 pub mod quickstart;
 pub mod recipe;
+pub mod replay;
 pub mod simulation;
 pub mod teacher;
 #[cfg(test)]

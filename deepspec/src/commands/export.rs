@@ -8,14 +8,16 @@ use dspark_runtime::checkpoint::WeightDtype;
 use dspark_runtime::checkpoint::gguf::BlockType;
 use dspark_runtime::commands::{count, print};
 use dspark_runtime::device::DeviceChoice;
-use dspark_runtime::model::{Draft, DraftConfig, Target, write_target_gguf};
+use dspark_runtime::model::{Draft, DraftConfig, Target, Verifier, write_target_gguf};
 use dspark_runtime::text::Tokenizer;
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use super::data_files::data_files;
+use super::draft_folder::{FolderOptions, prompt_limits, write_draft_folder};
 use super::setup::{load_target, most_frequent};
 use crate::cards::dataset_folders;
 use crate::conversation::{Format, ReadOptions, read_samples};
+use crate::replay::{default_prompts, file_prompts};
 
 /// Arguments of `deepspec export`.
 #[derive(Debug, Args)]
@@ -30,8 +32,8 @@ pub struct Arguments {
     /// What to write: the folder, replaced if it is a draft; with `--layout gguf` the file
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
-    /// What the checkpoint is for: `deepspec`, a folder as this project and the reference have it, or `gguf`, a file for
-    /// llama.cpp
+    /// What the checkpoint is for: `deepspec`, a folder as this project and the reference have it, `speculators`, a folder
+    /// for that package and vLLM, or `gguf`, a file for llama.cpp
     #[arg(long, value_enum, default_value = "deepspec")]
     layout: Layout,
     /// Write the target too, with tokeniser and chat template (`--layout gguf`)
@@ -50,6 +52,14 @@ pub struct Arguments {
     /// Conversations, as `data.train` of a recipe names them
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "draft_vocab_size")]
     vocabulary_data: Vec<PathBuf>,
+    /// The target's name, for programs that load it by the draft's (`--layout speculators`; default: `--target` where that
+    /// is a Hugging Face name, else none)
+    #[arg(long, value_name = "NAME")]
+    verifier: Option<String>,
+    /// Prompts of the replay bundle, a file as `deepspec evaluate` takes it, of which the first eight count (default: three
+    /// of our own)
+    #[arg(long, value_name = "FILE")]
+    replay_prompts: Option<PathBuf>,
     /// cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
@@ -58,6 +68,7 @@ pub struct Arguments {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Layout {
     Deepspec,
+    Speculators,
     Gguf,
 }
 
@@ -97,7 +108,7 @@ impl DtypeArgument {
 /// Reads the draft, checks it against the target and writes it.
 pub fn run(arguments: &Arguments) -> Result<()> {
     match arguments.layout {
-        Layout::Deepspec => write_folder(arguments),
+        Layout::Deepspec | Layout::Speculators => write_folder(arguments),
         Layout::Gguf => write_gguf(arguments),
     }
 }
@@ -107,6 +118,9 @@ fn write_folder(arguments: &Arguments) -> Result<()> {
     if arguments.target_out.is_some() {
         bail!("--target-out: only with --layout gguf; other engines read the target's own folder");
     }
+    if arguments.verifier.is_some() && arguments.layout != Layout::Speculators {
+        bail!("--verifier: only with --layout speculators; other layouts do not name the target");
+    }
     if arguments.out.exists() && DraftConfig::read(&arguments.out).is_err() {
         bail!("--out {}: exists and is not a draft; choose another folder", arguments.out.display());
     }
@@ -115,8 +129,24 @@ fn write_folder(arguments: &Arguments) -> Result<()> {
     if let Some(size) = arguments.draft_vocab_size {
         draft = with_fewer_tokens(draft, size, arguments, &target, &tokenizer)?;
     }
-    draft.save(&arguments.out, dtype, !arguments.without_embeddings)?;
+    let limits = prompt_limits(&target);
+    let prompts = match &arguments.replay_prompts {
+        Some(file) => file_prompts(file, &tokenizer, limits).context("--replay-prompts")?,
+        None => default_prompts(&tokenizer, limits).context("the replay bundle's own prompts")?,
+    };
+    let speculators = (arguments.layout == Layout::Speculators).then(|| verifier(arguments, &target));
+    let options = FolderOptions { dtype, with_embeddings: !arguments.without_embeddings, speculators };
+    write_draft_folder(&draft, &arguments.out, &options, &target, tokenizer.stop_token_ids(), &prompts)?;
     Ok(print(format_args!("wrote {}", arguments.out.display()))?)
+}
+
+/// The target as the `speculators` layout names it. A folder on this machine is no name for others.
+fn verifier(arguments: &Arguments, target: &Target) -> Verifier {
+    let is_name = !Path::new(&arguments.target).exists();
+    let named = arguments.verifier.clone().or_else(|| is_name.then(|| arguments.target.clone()));
+    let architectures = target.config().fields.get("architectures").and_then(Value::as_array);
+    let architectures = architectures.into_iter().flatten().filter_map(Value::as_str);
+    Verifier { name_or_path: named, architectures: architectures.map(str::to_owned).collect() }
 }
 
 /// The draft with the tokens alone that the data have most of.
@@ -148,6 +178,12 @@ fn with_fewer_tokens(
 
 fn write_gguf(arguments: &Arguments) -> Result<()> {
     let Arguments { out, target_out, .. } = arguments;
+    if arguments.verifier.is_some() {
+        bail!("--verifier: only with --layout speculators; other layouts do not name the target");
+    }
+    if arguments.replay_prompts.is_some() {
+        bail!("--replay-prompts: not with --layout gguf; a file carries no replay bundle");
+    }
     if arguments.draft_vocab_size.is_some() {
         bail!("--draft-vocab-size: only with --layout deepspec; llama.cpp's drafts propose every token");
     }

@@ -1,15 +1,22 @@
 //! `deepspec inspect`
 
+mod judged;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use burn::tensor::Device;
 use clap::Args;
-use dspark_runtime::checkpoint::{CheckpointError, Weights, parameter_shapes, resolve_model};
-use dspark_runtime::commands::print;
-use dspark_runtime::model::{Draft, DraftConfig, DraftParameters, TargetConfig, VOCABULARY_TENSORS};
+use dspark_runtime::checkpoint::{CheckpointError, JsonFields, Weights, parameter_shapes, resolve_model};
+use dspark_runtime::commands::{print, share};
+use dspark_runtime::model::{
+    Draft, DraftConfig, DraftParameters, TargetConfig, VERIFIER_TENSORS, VOCABULARY_TENSORS, is_speculators,
+};
 use serde::Serialize;
 use serde_json::{Map, Value};
+
+use crate::engines::Verdict;
+use crate::replay::Difference;
 
 /// Tables that a draft may leave to its target.
 const SHARED: [&str; 2] = ["embed_tokens.weight", "lm_head.weight"];
@@ -22,6 +29,12 @@ pub struct Arguments {
     /// Check a draft against this target too
     #[arg(long, value_name = "DIR")]
     target: Option<String>,
+    /// Compute again what the draft's replay bundle holds, and name the first place where something else comes out
+    #[arg(long, requires = "target")]
+    replay: bool,
+    /// How far numbers of a replay may be off, of their size and that of their row
+    #[arg(long, value_name = "SHARE", default_value_t = 1e-3, requires = "replay", value_parser = share)]
+    tolerance: f64,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -34,18 +47,38 @@ struct Findings {
     facts: Map<String, Value>,
     /// What is wrong, each a sentence.
     problems: Vec<String>,
+    /// What is not wrong and may surprise.
+    warnings: Vec<String>,
+    /// What engines would do with it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    engines: Vec<Verdict>,
+    /// Where a replay was not the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replay_difference: Option<Difference>,
 }
 
 /// Prints the findings; an error when anything is wrong.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let target = arguments.target.as_deref().map(resolve_model).transpose()?;
-    let findings = inspect(&arguments.folder, target.as_deref());
+    let mut findings = inspect(&arguments.folder, target.as_deref());
+    match (&arguments.target, arguments.replay) {
+        (Some(target), true) => findings.replay(&arguments.folder, target, arguments.tolerance as f32),
+        _ => findings.has_replay(&arguments.folder),
+    }
     if arguments.json {
         print(serde_json::to_string_pretty(&findings)?)?;
     } else {
         for (name, value) in &findings.facts {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             print(format_args!("{:<24} {value}", name.replace('_', " ")))?;
+        }
+        if !findings.engines.is_empty() {
+            print("")?;
+            judged::lines(&findings.engines).iter().try_for_each(print)?;
+            print("")?;
+        }
+        for warning in &findings.warnings {
+            print(format_args!("MIND: {warning}"))?;
         }
         for problem in &findings.problems {
             print(format_args!("WRONG: {problem}"))?;
@@ -62,15 +95,39 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 fn inspect(folder: &Path, target: Option<&Path>) -> Findings {
     let mut findings = Findings::default();
-    match DraftConfig::read(folder) {
-        Ok(config) => findings.draft(folder, &config, target),
+    match read_config(folder, target) {
+        Ok(config) => {
+            findings.draft(folder, &config, target);
+            findings.engines(folder, target);
+        }
+        Err(not_read) if is_foreign(folder) => findings.foreign(folder, &not_read, target),
         // A folder that is no draft may be a target.
         Err(not_a_draft) => match TargetConfig::read(folder) {
             Ok(config) if !looks_like_draft(&config) => findings.target(folder, &config),
-            _ => findings.problems.push(not_a_draft.to_string()),
+            _ => {
+                findings.problems.push(not_a_draft.to_string());
+                findings.engines(folder, target);
+            }
         },
     }
     findings
+}
+
+/// A draft's configuration; a target that is known fills in what other layouts leave out.
+fn read_config(folder: &Path, target: Option<&Path>) -> Result<DraftConfig, CheckpointError> {
+    match target.and_then(|target| TargetConfig::read(target).ok()) {
+        Some(target) => DraftConfig::read_for(folder, &target),
+        None => DraftConfig::read(folder),
+    }
+}
+
+/// Whether somebody else's programs write such drafts, so that not reading one is no fault of it.
+fn is_foreign(folder: &Path) -> bool {
+    JsonFields::read(&folder.join("config.json")).is_ok_and(|fields| {
+        let names = fields.get("architectures").and_then(Value::as_array);
+        let name = names.and_then(|names| names.first()).and_then(Value::as_str).unwrap_or_default();
+        is_speculators(&fields) || name.contains("DFlash") || name.starts_with("DSpark")
+    })
 }
 
 fn looks_like_draft(config: &TargetConfig) -> bool {
@@ -125,9 +182,14 @@ impl Findings {
         let tables = [config.vocab_size, config.draft_vocab_size].map(|rows| [rows, config.layer.hidden_size]);
         let reduced = config.draft_vocab_size < config.vocab_size;
         // Looked at on their own, below.
-        let apart: &[&str] = if reduced { &VOCABULARY_TENSORS } else { &[] };
-        self.weights(folder, expected, &[(SHARED[0], tables[0]), (SHARED[1], tables[1])], apart);
-        if let Err(error) = Draft::read_vocabulary(folder, config) {
+        let vocabulary: &[&str] = if reduced { &VOCABULARY_TENSORS } else { &[] };
+        let apart = [vocabulary, &VERIFIER_TENSORS].concat();
+        self.weights(folder, expected, &[(SHARED[0], tables[0]), (SHARED[1], tables[1])], &apart);
+        // Files that cannot be opened have been named by now.
+        if reduced
+            && Weights::open(folder).is_ok()
+            && let Err(error) = Draft::read_vocabulary(folder, config)
+        {
             self.problem(&error);
         }
         if let Some(target) = target {
@@ -173,7 +235,10 @@ impl Findings {
             optional.iter().map(|(name, _)| *name).filter(|name| weights.shape(name).is_some()).collect();
         if !optional.is_empty() {
             self.fact("embedding_and_head", if present.is_empty() { "left to the target" } else { "in the file" });
-            if present.len() == 1 {
+            // A head of fewer rows is the draft's own; the embedding is the target's.
+            let reduced_head = present == [SHARED[1]]
+                && optional.first().map(|table| table.1) != optional.last().map(|table| table.1);
+            if present.len() == 1 && !reduced_head {
                 self.problems.push(format!(
                     "{} holds `{}` but not the other table: both or neither",
                     folder.display(),

@@ -2,6 +2,7 @@
 
 mod calibrate;
 mod data_files;
+mod draft_folder;
 mod evaluate;
 mod export;
 mod inspect;
@@ -10,7 +11,9 @@ mod run;
 mod setup;
 mod simulate;
 mod stages;
+mod start;
 mod sweep;
+mod tables;
 mod train;
 
 use anyhow::Result;

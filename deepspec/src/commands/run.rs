@@ -13,11 +13,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::draft_folder::{FolderOptions, prompt_limits, write_draft_folder};
 use super::setup::{Prepared, RecipeArguments, hash_file};
 use super::stages::{Stages, digest, hex};
 use super::train::train_prepared;
 use crate::conversation::read_evaluation_prompts;
 use crate::evaluation::{EvaluateError, EvaluationOptions, EvaluationReport, Models, Task, evaluate, table};
+use crate::replay::task_prompts;
 
 /// Longest sample answer shown at the end, tokens.
 const SAMPLE_TOKENS: usize = 160;
@@ -107,10 +109,15 @@ pub fn execute(prepared: &Prepared, tasks: &[Task], evaluation: &str) -> Result<
     let checkpoint = training["checkpoint"].as_str().context("the training stage recorded no checkpoint")?;
     let exported = folder.join("draft");
     let without = prepared.recipe.output.without_embeddings;
-    let export_digest = digest(&[&training_digest, checkpoint, if without { "without" } else { "with" }]);
+    let tables = if without { "without" } else { "with" };
+    let export_digest = digest(&[&training_digest, checkpoint, tables, "replay", &task_digest(&tasks)?]);
     stages.run("export", &export_digest, || {
         let trained = Draft::load(Path::new(checkpoint), &prepared.target)?;
-        trained.save(&exported, WeightDtype::Bf16, !without)?;
+        let limits = prompt_limits(&prepared.target);
+        let prompts = task_prompts(&tasks, &prepared.tokenizer, &prepared.recipe.data.template_arguments, limits)?;
+        let options = FolderOptions { dtype: WeightDtype::Bf16, with_embeddings: !without, speculators: None };
+        let stop = prepared.tokenizer.stop_token_ids();
+        write_draft_folder(&trained, &exported, &options, &prepared.target, stop, &prompts)?;
         Ok((Value::Null, vec![exported.clone()]))
     })?;
     let settings = serde_json::to_string(&prepared.recipe.evaluate)?;

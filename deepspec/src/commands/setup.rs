@@ -252,29 +252,12 @@ impl Prepared {
         for file in recipe.data.train.iter().chain(&recipe.data.validation) {
             hash_file(&mut hash, file)?;
         }
-        for file in self.target_files()? {
+        let start = self.recipe.train.from.as_deref().map(model_files).transpose()?.unwrap_or_default();
+        for file in model_files(&self.target_folder)?.into_iter().chain(start) {
             let weights = file.extension().is_some_and(|extension| extension == "safetensors" || extension == "gguf");
             if weights { hash_ends(&mut hash, &file)? } else { hash_file(&mut hash, &file)? }
         }
         Ok(hex(hash))
-    }
-
-    /// Everything that target and tokeniser are read from: a GGUF file, or files of a folder.
-    fn target_files(&self) -> Result<Vec<PathBuf>> {
-        if self.target_folder.is_file() {
-            return Ok(vec![self.target_folder.clone()]);
-        }
-        let wanted = |path: &PathBuf| {
-            let extension = path.extension().and_then(|extension| extension.to_str());
-            matches!(extension, Some("json" | "jinja" | "safetensors"))
-        };
-        let entries = std::fs::read_dir(&self.target_folder).and_then(|entries| {
-            entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<PathBuf>>>()
-        });
-        let entries = entries.with_context(|| self.target_folder.display().to_string())?;
-        let mut files: Vec<PathBuf> = entries.into_iter().filter(wanted).collect();
-        files.sort();
-        Ok(files)
     }
 
     /// The recipe's evaluation tasks with their files.
@@ -291,6 +274,24 @@ impl Prepared {
         };
         self.recipe.evaluate.tasks.iter().map(of).collect()
     }
+}
+
+/// Everything that a model and its tokeniser are read from: a GGUF file, or files of a folder.
+fn model_files(model: &Path) -> Result<Vec<PathBuf>> {
+    if model.is_file() {
+        return Ok(vec![model.to_owned()]);
+    }
+    let wanted = |path: &PathBuf| {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        matches!(extension, Some("json" | "jinja" | "safetensors"))
+    };
+    let entries = std::fs::read_dir(model).and_then(|entries| {
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<PathBuf>>>()
+    });
+    let entries = entries.with_context(|| model.display().to_string())?;
+    let mut files: Vec<PathBuf> = entries.into_iter().filter(wanted).collect();
+    files.sort();
+    Ok(files)
 }
 
 /// Loads a target and its tokeniser from a folder or a GGUF file, or, with the `hub` feature, by its Hugging Face name.

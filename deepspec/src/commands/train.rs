@@ -1,10 +1,12 @@
 //! `deepspec train`
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use burn_train::Interrupter;
 use clap::Args;
+use dspark_runtime::checkpoint::expand_home;
 use dspark_runtime::commands::print;
 
 use super::setup::{Prepared, RecipeArguments, Samples};
@@ -18,6 +20,10 @@ pub struct Arguments {
     /// Continue from the newest checkpoint of the run
     #[arg(long)]
     resume: bool,
+    /// Start from this draft instead of a fresh one, a checkpoint of this project or a published one (the recipe's
+    /// `train.from`)
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
     /// Print the report as JSON on standard output
     #[arg(long)]
     json: bool,
@@ -25,7 +31,10 @@ pub struct Arguments {
 
 /// Trains and says where the checkpoint is.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let prepared = Prepared::load(&arguments.recipe)?;
+    let mut prepared = Prepared::load(&arguments.recipe)?;
+    if let Some(from) = &arguments.from {
+        prepared.recipe.train.from = Some(expand_home(from));
+    }
     let samples = prepared.samples()?;
     let report = train_prepared(&prepared, &samples, arguments.resume)?;
     if arguments.json { Ok(print(serde_json::to_string_pretty(&report)?)?) } else { print_report(&report) }
@@ -35,7 +44,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 pub fn train_prepared(prepared: &Prepared, samples: &Samples, resume: bool) -> Result<TrainReport> {
     let job = TrainJob {
         target: &prepared.target,
-        draft: prepared.fresh_draft(&samples.training)?,
+        draft: prepared.starting_draft(&samples.training)?,
         training: &samples.training,
         validation: &samples.validation,
         settings: prepared.train_settings(samples.training.len()),

@@ -26,5 +26,6 @@ pub(super) fn resolve(recipe: &mut Recipe, folder: &Path) {
     for path in inputs.chain(tasks) {
         *path = resolve_input(path, folder);
     }
+    recipe.train.from = recipe.train.from.take().map(|from| resolve_input(&from, folder));
     recipe.output.dir = recipe.output.dir.take().map(|dir| expand_home(&dir));
 }

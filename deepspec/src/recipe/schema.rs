@@ -191,6 +191,9 @@ pub enum Schedule {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSection {
+    /// A draft to start from, of the shape that `[model]` describes; `None`: a fresh one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
     /// Peak learning rate.
     pub lr: f64,
     /// Optimiser steps; exactly one of `steps` and `epochs` is given.

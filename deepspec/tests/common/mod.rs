@@ -3,6 +3,8 @@
 // Not every test needs all of it.
 #![allow(dead_code)]
 
+pub mod drafts;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

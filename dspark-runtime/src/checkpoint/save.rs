@@ -26,6 +26,7 @@ pub enum WeightDtype {
 pub struct WeightsToSave {
     tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
     integers: BTreeMap<String, Vec<i64>>,
+    flags: BTreeMap<String, Vec<bool>>,
 }
 
 impl WeightsToSave {
@@ -47,6 +48,11 @@ impl WeightsToSave {
     /// Adds a list of whole numbers, which is written as I64.
     pub fn add_integers(&mut self, name: &str, values: Vec<i64>) {
         self.integers.insert(name.to_owned(), values);
+    }
+
+    /// Adds a list of yes and no, which is written as BOOL.
+    pub fn add_flags(&mut self, name: &str, values: Vec<bool>) {
+        self.flags.insert(name.to_owned(), values);
     }
 
     /// Names, shapes and values, by name.
@@ -76,6 +82,9 @@ impl WeightsToSave {
             .collect();
         encoded.extend(self.integers.iter().map(|(name, values)| {
             (name, vec![values.len()], Dtype::I64, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        }));
+        encoded.extend(self.flags.iter().map(|(name, values)| {
+            (name, vec![values.len()], Dtype::BOOL, values.iter().map(|value| u8::from(*value)).collect())
         }));
         let fail = |reason: String| CheckpointError::Invalid { path: path.to_owned(), reason };
         let mut views = Vec::with_capacity(encoded.len());

@@ -148,6 +148,12 @@ impl Draft {
         self
     }
 
+    /// The same draft, said to be trained with so many blocks per sequence.
+    #[must_use]
+    pub fn with_num_anchors(self, num_anchors: usize) -> Self {
+        Self { config: self.config.with_num_anchors(num_anchors), ..self }
+    }
+
     /// The tokens that it can propose; `None`: all of the target's.
     pub fn vocabulary(&self) -> Option<&DraftVocabulary> {
         self.vocabulary.as_deref()

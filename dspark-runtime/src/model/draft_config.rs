@@ -9,6 +9,7 @@ use super::drafter::{DRAFTERS, Drafter};
 use super::dspark::DSpark;
 use super::gemma4;
 use super::heads::MarkovHeadType;
+use super::speculators_layout::{from_speculators, is_speculators};
 use super::target::LayerId;
 use crate::checkpoint::{CheckpointError, JsonFields, WeightDtype};
 
@@ -102,16 +103,21 @@ impl DraftConfig {
     /// # Errors
     /// When the layer ids do not fit the target (see [`check_layer_ids`]) or the mask token is outside the vocabulary.
     pub fn for_target(target: &TargetConfig, shape: &DraftShape) -> Result<Self, CheckpointError> {
-        let own = json!({
+        let mut own = json!({
             "block_size": shape.block_size,
             "mask_token_id": shape.mask_token_id,
             "num_anchors": shape.num_anchors,
             "markov_rank": shape.markov_rank,
-            "markov_head_type": shape.markov_head_type.name(),
             "enable_confidence_head": shape.enable_confidence_head,
-            "confidence_head_with_markov": shape.confidence_head_with_markov,
             "sample_from_anchor": true,
         });
+        // The reference says nothing of heads that are not there.
+        if shape.markov_rank > 0 {
+            own["markov_head_type"] = json!(shape.markov_head_type.name());
+        }
+        if shape.enable_confidence_head {
+            own["confidence_head_with_markov"] = json!(shape.confidence_head_with_markov);
+        }
         Self::from_target(target, &DSpark, shape.num_draft_layers, &shape.target_layer_ids, own)
     }
 
@@ -168,12 +174,32 @@ impl DraftConfig {
         Self::from_fields(JsonFields::new(target.fields.path(), fields))
     }
 
-    /// Reads `config.json` of a draft folder.
+    /// Reads `config.json` of a draft folder, in this project's layout or that of the `speculators` package.
     ///
     /// # Errors
     /// When a field is missing or asks for something that is not supported; it is named.
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
-        Self::from_fields(JsonFields::read(&folder.join("config.json"))?)
+        Self::read_layouts(folder, None)
+    }
+
+    /// The same where the target is known: drafts of the `speculators` package do not say how many layers it has.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_for(folder: &Path, target: &TargetConfig) -> Result<Self, CheckpointError> {
+        Self::read_layouts(folder, Some(target.num_hidden_layers))
+    }
+
+    fn read_layouts(folder: &Path, target_layers: Option<usize>) -> Result<Self, CheckpointError> {
+        Self::from_fields(Self::native_fields(JsonFields::read(&folder.join("config.json"))?, target_layers)?)
+    }
+
+    /// The fields of a `config.json` in this project's layout, whichever it is in.
+    ///
+    /// # Errors
+    /// When the other layout holds what this project has no words for.
+    pub fn native_fields(fields: JsonFields, target_layers: Option<usize>) -> Result<JsonFields, CheckpointError> {
+        if is_speculators(&fields) { from_speculators(&fields, target_layers) } else { Ok(fields) }
     }
 
     fn from_fields(fields: JsonFields) -> Result<Self, CheckpointError> {
@@ -255,6 +281,16 @@ impl DraftConfig {
             return differs("block_size", self.block_size.to_string(), context);
         }
         Ok(())
+    }
+
+    /// The same draft, trained with so many blocks per sequence.
+    #[must_use]
+    pub fn with_num_anchors(mut self, num_anchors: usize) -> Self {
+        let mut fields = self.fields.as_map().clone();
+        fields.insert("num_anchors".into(), json!(num_anchors));
+        self.fields = JsonFields::new(self.fields.path(), fields);
+        self.num_anchors = num_anchors;
+        self
     }
 
     /// The same draft, able to propose so many tokens.

@@ -5,9 +5,13 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
+use super::config::Family;
 use super::draft::{Draft, DraftParameters};
 use super::draft_config::DraftConfig;
 use super::draft_vocabulary::DraftVocabulary;
+use super::drafter::Drafter;
+use super::dspark::DSpark;
+use super::speculators_layout::{Verifier, to_speculators};
 use super::target::Target;
 use crate::checkpoint::{
     AtomicDirectory, CheckpointError, WeightDtype, WeightPrecision, Weights, WeightsToSave, load_module, write_file,
@@ -19,6 +23,9 @@ const SHARED: [&str; 2] = ["embed_tokens.weight", "lm_head.weight"];
 /// Where a draft with a vocabulary of its own says which tokens it has, and what other programs write beside it, which says
 /// the same once more and is not read.
 pub const VOCABULARY_TENSORS: [&str; 2] = ["d2t", "t2d"];
+
+/// What drafts of the `speculators` package may hold of their target; not read.
+pub const VERIFIER_TENSORS: [&str; 2] = ["verifier_norm.weight", "verifier_lm_head.weight"];
 
 impl Draft {
     /// Loads a draft folder for a target, its own weights in f32.
@@ -37,13 +44,16 @@ impl Draft {
     /// # Errors
     /// When the draft was made for another target, or its weights do not fit its configuration.
     pub fn load_with(folder: &Path, precision: WeightPrecision, target: &Target) -> Result<Self, CheckpointError> {
-        let config = DraftConfig::read(folder)?;
+        let config = DraftConfig::read_for(folder, target.config())?;
         config.check_target(folder, target.config())?;
         let weights = Weights::open(folder)?;
         let (parameters, used) =
             load_module(DraftParameters::new(&config, target.device()), &weights, precision, target.device())?;
         let reduced = config.draft_vocab_size < config.vocab_size;
-        let known = |name: &str| SHARED.contains(&name) || (reduced && VOCABULARY_TENSORS.contains(&name));
+        let known = |name: &str| {
+            let vocabulary = reduced && VOCABULARY_TENSORS.contains(&name);
+            vocabulary || SHARED.contains(&name) || VERIFIER_TENSORS.contains(&name)
+        };
         let unexpected: Vec<&str> = weights.names().filter(|name| !used.contains(*name) && !known(name)).collect();
         if let Some(name) = unexpected.first() {
             return Err(CheckpointError::UnexpectedTensor {
@@ -93,6 +103,37 @@ impl Draft {
         dtype: WeightDtype,
         with_embeddings: bool,
     ) -> Result<(), CheckpointError> {
+        self.write_files(folder, dtype, with_embeddings, None)
+    }
+
+    /// The same as the `speculators` package has it.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save), and for drafts that the package's DSpark model is not: Eagle3's, and those of Gemma 4's layers.
+    pub fn write_speculators_into(
+        &self,
+        folder: &Path,
+        dtype: WeightDtype,
+        with_embeddings: bool,
+        verifier: &Verifier,
+    ) -> Result<(), CheckpointError> {
+        let config = self.config();
+        if config.drafter.architecture(Family::Qwen3) != DSpark.architecture(Family::Qwen3)
+            || config.layer.gemma.is_some()
+        {
+            let expected = "[\"Qwen3DSparkModel\"]: no other drafts are written in the speculators layout";
+            return Err(config.fields().wrong("architectures", expected));
+        }
+        self.write_files(folder, dtype, with_embeddings, Some(verifier))
+    }
+
+    fn write_files(
+        &self,
+        folder: &Path,
+        dtype: WeightDtype,
+        with_embeddings: bool,
+        verifier: Option<&Verifier>,
+    ) -> Result<(), CheckpointError> {
         let mut weights = WeightsToSave::new();
         weights.add_module(&self.parameters);
         if with_embeddings {
@@ -101,12 +142,19 @@ impl Draft {
         }
         if let Some(vocabulary) = &self.vocabulary {
             weights.add_integers(VOCABULARY_TENSORS[0], vocabulary.offsets());
+            if verifier.is_some() {
+                weights.add_flags(VOCABULARY_TENSORS[1], vocabulary.flags());
+                // The package makes a full head of the target's, but not a reduced one.
+                weights.add(SHARED[1], &self.lm_head.weight.val());
+            }
         }
         if let Some((name, value)) = weights.first_not_finite() {
             return Err(CheckpointError::NotFinite { path: folder.to_owned(), name: name.to_owned(), value });
         }
         weights.write(&folder.join("model.safetensors"), dtype)?;
-        let config = serde_json::to_string_pretty(&self.config().to_json(dtype)).unwrap_or_default() + "\n";
+        let native = self.config().to_json(dtype);
+        let config = verifier.map_or(native.clone(), |verifier| to_speculators(&native, verifier));
+        let config = serde_json::to_string_pretty(&config).unwrap_or_default() + "\n";
         write_file(&folder.join("config.json"), config.as_bytes())
     }
 }

@@ -56,6 +56,11 @@ impl DraftVocabulary {
         self.ids.iter().enumerate().map(|(index, &id)| i64::from(id) - index as i64).collect()
     }
 
+    /// Per token of the target, whether the draft has it.
+    pub fn flags(&self) -> Vec<bool> {
+        (0..self.full as u32).map(|id| self.index(id).is_some()).collect()
+    }
+
     /// The target's ids of the draft's tokens, increasing.
     pub fn ids(&self) -> &[u32] {
         &self.ids

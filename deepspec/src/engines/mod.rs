@@ -1,0 +1,70 @@
+//! Whether engines take a draft, and what to change where they do not.
+//!
+//! A draft that an engine refuses is a nuisance; one that it reads otherwise than it was trained decodes right answers
+//! slowly, and nothing says why. So the table has a word for that. What engines do was read in their sources: vLLM 0.33
+//! (`qwen3_dspark.py`, `speculators/algos.py`), SGLang 0.5.23 (`models/dspark.py`, `dspark_config.py`), TensorRT-LLM's
+//! main branch of summer 2026 (`modeling_dspark.py`), speculators 0.9.0 and llama.cpp as llama-cpp-python 0.3.36 has it.
+
+mod facts;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+use serde::Serialize;
+
+pub use facts::{DraftFacts, Layout};
+pub use rules::verdicts;
+
+/// What an engine does with a draft. Of several reasons the one with the later answer decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// Loads it and computes what it was trained for.
+    Takes,
+    /// The same under a condition.
+    WithCare,
+    /// Loads it and computes something else, without an error.
+    Misreads,
+    /// Does not load it.
+    Refuses,
+}
+
+impl Answer {
+    /// In a table.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Takes => "takes it",
+            Self::WithCare => "takes it, but",
+            Self::Misreads => "MISREADS IT",
+            Self::Refuses => "refuses it",
+        }
+    }
+}
+
+/// One row of the table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// The engine.
+    pub engine: &'static str,
+    /// What it does.
+    pub verdict: Answer,
+    /// Why; empty where it simply takes the draft.
+    pub reasons: Vec<String>,
+    /// What to change, in the order of the reasons; not every reason has one.
+    pub fix: Vec<String>,
+}
+
+impl Verdict {
+    fn new(engine: &'static str) -> Self {
+        Self { engine, verdict: Answer::Takes, reasons: Vec::new(), fix: Vec::new() }
+    }
+
+    fn add(&mut self, answer: Answer, reason: impl Into<String>, fix: impl Into<String>) {
+        let fix = fix.into();
+        self.verdict = self.verdict.max(answer);
+        self.reasons.push(reason.into());
+        if !fix.is_empty() && !self.fix.contains(&fix) {
+            self.fix.push(fix);
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The table, on configurations alone.
+
+use std::collections::BTreeMap;
+
+use dspark_runtime::checkpoint::JsonFields;
+use serde_json::{Value, json};
+
+use super::{Answer, DraftFacts, Verdict, verdicts};
+
+/// What a case is called, fields that differ, tensors with their types, and the answers.
+type Row = (&'static str, Vec<(&'static str, Value)>, Tensors, &'static str);
+type Tensors = &'static [(&'static str, &'static str)];
+
+const BOTH: Tensors = &[("embed_tokens.weight", "BF16"), ("lm_head.weight", "BF16")];
+const EMBEDDING: Tensors = &[("embed_tokens.weight", "BF16")];
+const HEAD: Tensors = &[("lm_head.weight", "BF16")];
+const MAPS: Tensors = &[("d2t", "I64"), ("t2d", "BOOL"), ("lm_head.weight", "BF16")];
+
+const ENGINES: [&str; 5] = ["vLLM", "SGLang", "TensorRT-LLM", "speculators", "llama.cpp"];
+
+fn native() -> Value {
+    json!({
+        "architectures": ["Qwen3DSparkModel"], "model_type": "qwen3", "vocab_size": 100, "block_size": 7,
+        "mask_token_id": 99, "target_layer_ids": [1, 3], "markov_rank": 8, "markov_head_type": "vanilla",
+        "enable_confidence_head": true, "confidence_head_with_markov": true, "sample_from_anchor": true,
+        "tie_word_embeddings": false,
+    })
+}
+
+fn speculators() -> Value {
+    json!({
+        "speculators_model_type": "dspark", "transformer_layer_config": {"model_type": "qwen3", "vocab_size": 100},
+        "draft_vocab_size": 100, "block_size": 7, "mask_token_id": 99, "aux_hidden_state_layer_ids": [2, 4],
+        "markov_rank": 8, "markov_head_type": "vanilla", "sample_from_anchor": true,
+        "speculators_config": {"verifier": {"name_or_path": "owner/name", "architectures": []}},
+    })
+}
+
+fn facts(config: Value, tensors: &[(&str, &str)]) -> Option<DraftFacts> {
+    let Value::Object(fields) = config else { unreachable!() };
+    let tensors: BTreeMap<String, String> =
+        tensors.iter().map(|(name, dtype)| ((*name).to_owned(), (*dtype).to_owned())).collect();
+    DraftFacts::of(&JsonFields::new("config.json", fields), tensors)
+}
+
+fn table(config: Value, tensors: &[(&str, &str)]) -> Vec<Verdict> {
+    verdicts(&facts(config, tensors).unwrap())
+}
+
+/// The answers in the order of [`ENGINES`]: takes, with care, misreads, refuses.
+fn answers(table: &[Verdict]) -> String {
+    assert_eq!(table.iter().map(|row| row.engine).collect::<Vec<_>>(), ENGINES);
+    let letter = |row: &Verdict| match row.verdict {
+        Answer::Takes => 'T',
+        Answer::WithCare => 'C',
+        Answer::Misreads => 'M',
+        Answer::Refuses => 'R',
+    };
+    table.iter().map(letter).collect()
+}
+
+fn edited(mut config: Value, edits: &[(&str, Value)]) -> Value {
+    for (name, value) in edits {
+        match value {
+            Value::Null => drop(config.as_object_mut().unwrap().remove(*name)),
+            value => config[name] = value.clone(),
+        }
+    }
+    config
+}
+
+#[test]
+fn each_engine_answers_for_itself() {
+    let cases: Vec<Row> = vec![
+        ("as we write it", vec![], &[], "TTCRR"),
+        ("with both tables", vec![], BOTH, "TTCRR"),
+        ("with one of them", vec![], EMBEDDING, "CTCRR"),
+        ("said to be tied", vec![("tie_word_embeddings", json!(true))], BOTH, "CTCRR"),
+        ("a gated head", vec![("markov_head_type", json!("gated"))], &[], "RTRRR"),
+        ("an unnamed head", vec![("markov_head_type", Value::Null)], &[], "TRCRR"),
+        ("no Markov head", vec![("markov_rank", json!(0))], &[], "RRCRR"),
+        ("no confidence head", vec![("enable_confidence_head", json!(false))], &[], "CCCRR"),
+        ("layer -1", vec![("target_layer_ids", json!([-1, 3]))], &[], "RRRRR"),
+        ("fewer tokens, no head", vec![("draft_vocab_size", json!(50))], &[], "RRRRR"),
+        ("fewer tokens", vec![("draft_vocab_size", json!(50))], HEAD, "TRRRR"),
+        ("the other convention", vec![("sample_from_anchor", json!(false))], &[], "TTMRR"),
+        (
+            "the same, said to TensorRT-LLM too",
+            vec![("sample_from_anchor", json!(false)), ("shift_label", json!(false))],
+            &[],
+            "TTCRR",
+        ),
+        (
+            "the same, in a word of old",
+            vec![("sample_from_anchor", Value::Null), ("dspark_bonus_anchor", json!(true))],
+            &[],
+            "MMMRR",
+        ),
+        ("eight bits", vec![], &[("fc.weight", "F8_E4M3")], "RRRRR"),
+        ("biases", vec![("attention_bias", json!(true))], &[], "RRRRR"),
+        ("no mask", vec![("mask_token_id", Value::Null)], &[], "RRRRR"),
+        ("a mask too far", vec![("mask_token_id", json!(100))], &[], "RRRRR"),
+        ("Gemma's layers", vec![("architectures", json!(["Gemma4DSparkModel"]))], &[], "TRCRR"),
+        ("no layers", vec![("target_layer_ids", Value::Null)], &[], "RRRRR"),
+        (
+            "DFlash by its own name",
+            vec![
+                ("architectures", json!(["DFlashDraftModel"])),
+                ("markov_rank", json!(0)),
+                ("sample_from_anchor", Value::Null),
+            ],
+            &[],
+            "TTTCR",
+        ),
+        ("ours under that name", vec![("architectures", json!(["DFlashDraftModel"]))], &[], "MMMMR"),
+    ];
+    for (name, edits, tensors, expected) in cases {
+        let table = table(edited(native(), &edits), tensors);
+        assert_eq!(answers(&table), expected, "{name}: {table:#?}");
+        for row in &table {
+            assert_eq!(row.reasons.is_empty(), row.verdict == Answer::Takes, "{name}: {row:?}");
+        }
+    }
+}
+
+#[test]
+fn the_speculators_layout_is_for_vllm_and_its_package() {
+    let no_name = json!({"verifier": {"name_or_path": null, "architectures": []}});
+    let fewer = ("draft_vocab_size", json!(50));
+    let cases: Vec<Row> = vec![
+        ("as we write it", vec![], &[], "CRRTR"),
+        ("the target unnamed", vec![("speculators_config", no_name.clone())], &[], "CRRMR"),
+        ("unnamed, with tables", vec![("speculators_config", no_name)], BOTH, "CRRTR"),
+        ("fewer tokens", vec![fewer.clone()], MAPS, "CRRTR"),
+        ("fewer tokens, no map", vec![fewer], HEAD, "CRRRR"),
+        ("the other convention", vec![("sample_from_anchor", json!(false))], &[], "TRRTR"),
+        ("no word on the convention", vec![("sample_from_anchor", Value::Null)], &[], "MRRTR"),
+        ("rnn", vec![("markov_head_type", json!("rnn"))], &[], "RRRTR"),
+    ];
+    for (name, edits, tensors, expected) in cases {
+        let config = edited(speculators(), &edits);
+        let table = table(edited(config, &[("enable_confidence_head", json!(true))]), tensors);
+        assert_eq!(answers(&table), expected, "{name}: {table:#?}");
+    }
+}
+
+#[test]
+fn fields_are_found_wherever_they_lie() {
+    let nested = json!({
+        "architectures": ["DSparkDraftModel"], "model_type": "qwen3", "vocab_size": 100, "block_size": 9,
+        "dflash_config": {"target_layer_ids": [1, 3], "mask_token_id": 5, "markov_rank": 4, "block_size": 7},
+    });
+    let facts = facts(nested, &[]).unwrap();
+    assert_eq!((facts.block_size, facts.mask_token_id, facts.markov_rank), (Some(7), Some(5), 4));
+    assert!(facts.drafts_from_anchor());
+    let layers = super::tests::facts(speculators(), &[]).unwrap().target_layer_ids;
+    assert_eq!(layers, Some(vec![1, 3]));
+}
+
+#[test]
+fn other_models_are_not_judged() {
+    for config in [
+        json!({"architectures": ["Qwen3ForCausalLM"]}),
+        json!({"speculators_model_type": "eagle3", "transformer_layer_config": {}}),
+        json!({}),
+    ] {
+        assert!(facts(config, &[]).is_none());
+    }
+}

@@ -1,0 +1,216 @@
+//! Replay bundles: what a draft computes on a few prompts, step by step, shipped with it.
+//!
+//! Whoever builds a draft into another engine sees a low accepted length when something is wrong, and nothing else. A bundle
+//! holds the numbers of every stage in the order in which they are computed, so that the first stage that differs says
+//! what is wrong: the wrong target layers, the other way of reading a block, a head that was left out. `deepspec inspect
+//! DIR --replay` is such a comparison with what this project computes. `checkpoints/replay.md` describes the files.
+//!
+//! Legend: `n` tokens of a prompt, `c` context rows of the block, `m` captured target layers, `d` hidden size, `f = m * d`,
+//! `k` block size, `l` draft layers, `u` tokens that the draft can propose, `w` columns of its logits that are kept.
+
+mod compare;
+mod files;
+mod prompts;
+mod record;
+
+use dspark_runtime::checkpoint::JsonFields;
+use dspark_runtime::model::DraftConfig;
+use serde::{Deserialize, Serialize};
+
+pub use compare::{Difference, first_difference};
+pub use files::{FOLDER, read_replay, write_replay};
+pub use prompts::{ReplayPrompt, default_prompts, file_prompts, task_prompts};
+pub use record::record;
+
+/// Whether there are bundles of such drafts: their stages are those of a block that is drafted in one pass. Eagle3 drafts carry
+/// none.
+pub fn describes(config: &DraftConfig) -> bool {
+    config.drafter.lookahead() == 0
+}
+
+/// A whole bundle.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Replay {
+    /// How the draft is to be read.
+    pub convention: Convention,
+    /// One per prompt; at least one.
+    pub cases: Vec<Case>,
+}
+
+/// What decides how blocks are made and read. Weights of the right shapes work under a wrong one, badly.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Convention {
+    /// Whether the anchor's own slot drafts the first token.
+    pub sample_from_anchor: bool,
+    /// Slots of a block.
+    pub block_size: usize,
+    /// What stands in the slots behind the anchor.
+    pub mask_token_id: u32,
+    /// Captured target layers: id `i` is the output of decoder layer `i`, counted from 0.
+    pub target_layer_ids: Vec<i64>,
+    /// Decoder layers of the target.
+    pub num_target_layers: usize,
+    /// Width of the target's hidden states.
+    pub hidden_size: usize,
+    /// Tokens of the target.
+    pub vocab_size: usize,
+    /// Tokens that the draft can propose.
+    pub draft_vocab_size: usize,
+    /// Rank of the Markov head; 0: none.
+    pub markov_rank: usize,
+    /// Kind of Markov head; of no meaning without one.
+    pub markov_head_type: String,
+    /// Whether there is a confidence head.
+    pub enable_confidence_head: bool,
+    /// Whether it sees the Markov factors.
+    pub confidence_head_with_markov: bool,
+}
+
+impl Convention {
+    /// What a draft's configuration says.
+    pub fn of(config: &DraftConfig) -> Self {
+        Self {
+            sample_from_anchor: true,
+            block_size: config.block_size,
+            mask_token_id: config.mask_token_id,
+            target_layer_ids: config.target_layer_ids.iter().map(|id| id.0).collect(),
+            num_target_layers: config.num_target_layers,
+            hidden_size: config.layer.hidden_size,
+            vocab_size: config.vocab_size,
+            draft_vocab_size: config.draft_vocab_size,
+            markov_rank: config.markov_rank,
+            markov_head_type: config.markov_head_type.name().to_owned(),
+            enable_confidence_head: config.enable_confidence_head,
+            confidence_head_with_markov: config.confidence_head_with_markov,
+        }
+    }
+
+    /// The first field that `config.json`, in this project's terms, states otherwise: its name, what the bundle says, what
+    /// the file says. The file may be one that is refused as a whole.
+    pub fn first_other(&self, config: &JsonFields) -> Option<(String, String, String)> {
+        let Ok(serde_json::Value::Object(own)) = serde_json::to_value(self) else { return None };
+        own.into_iter().find_map(|(name, expected)| {
+            let found = config.get(&name)?;
+            (*found != expected).then(|| (name, expected.to_string(), found.to_string()))
+        })
+    }
+}
+
+/// One prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Case {
+    /// Where the prompt is from.
+    pub source: String,
+    /// The text that was tokenised.
+    pub text: String,
+    /// Its tokens, `[n]`.
+    pub token_ids: Vec<u32>,
+    /// Position of the block's anchor in the prompt, `c`: so many rows are its context.
+    pub anchor_position: usize,
+    /// Greedy tokens of the block, `[k]`.
+    pub drafted: Vec<u32>,
+    /// The columns of logits that are kept, `[w]`, increasing: as the draft counts its tokens.
+    pub columns: Vec<u32>,
+    /// What every stage yields; stages that the draft does not have are left out.
+    pub stages: Vec<(Stage, Rows)>,
+    /// Greedy decoding of the whole prompt, round by round.
+    pub rounds: Vec<Round>,
+}
+
+impl Case {
+    /// The numbers of one stage.
+    pub fn stage(&self, stage: Stage) -> Option<&Rows> {
+        self.stages.iter().find(|(own, _)| *own == stage).map(|(_, rows)| rows)
+    }
+
+    /// Numbers kept.
+    pub fn numbers(&self) -> usize {
+        self.stages.iter().map(|(_, rows)| rows.values.len()).sum()
+    }
+}
+
+/// One round of greedy decoding.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Round {
+    /// Position of the anchor in the sequence.
+    pub position: usize,
+    /// The last committed token.
+    pub anchor: u32,
+    /// The drafted tokens, `[k]`.
+    pub drafted: Vec<u32>,
+    /// What the confidence head says of each; empty without one.
+    pub confidence_logits: Vec<f32>,
+    /// How many the target accepts.
+    pub accepted: usize,
+    /// The target's token behind them.
+    pub next: u32,
+    /// Per drafted token, how far its logit is above the second: below the noise of an engine's number type, the other
+    /// token is as right.
+    pub draft_margins: Vec<f32>,
+    /// The same of the target, after the anchor and after each drafted token.
+    pub target_margins: Vec<f32>,
+}
+
+/// Stages of a block, in the order in which they are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The target's captured hidden states of the block's context, `[c, f]`.
+    Features,
+    /// The same of the prompt's last token, `[1, f]`.
+    LastFeatures,
+    /// `hidden_norm(fc(features))`, `[c, d]`.
+    Context,
+    /// The output of every draft layer, `[l, k, d]`.
+    Layers,
+    /// After the final norm, `[k, d]`.
+    Hidden,
+    /// `lm_head(hidden)`, kept columns, `[k, w]`.
+    BaseLogits,
+    /// `ln(sum(exp(base logits)))` over all columns, `[k]`.
+    BaseLogSumExp,
+    /// Base logits and Markov bias, left to right behind the greedy tokens, kept columns, `[k, w]`.
+    BiasedLogits,
+    /// What the confidence head says of each slot, `[k]`.
+    ConfidenceLogits,
+}
+
+impl Stage {
+    /// All of them, in order.
+    pub const ALL: [Self; 9] = [
+        Self::Features,
+        Self::LastFeatures,
+        Self::Context,
+        Self::Layers,
+        Self::Hidden,
+        Self::BaseLogits,
+        Self::BaseLogSumExp,
+        Self::BiasedLogits,
+        Self::ConfidenceLogits,
+    ];
+
+    /// Its name in files and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Features => "features",
+            Self::LastFeatures => "last_features",
+            Self::Context => "context",
+            Self::Layers => "layers",
+            Self::Hidden => "hidden",
+            Self::BaseLogits => "base_logits",
+            Self::BaseLogSumExp => "base_logsumexp",
+            Self::BiasedLogits => "biased_logits",
+            Self::ConfidenceLogits => "confidence_logits",
+        }
+    }
+}
+
+/// The numbers of a stage, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rows {
+    /// Their shape.
+    pub shape: Vec<usize>,
+    /// As many as the shape says.
+    pub values: Vec<f32>,
+}

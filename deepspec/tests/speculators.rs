@@ -1,0 +1,121 @@
+//! `deepspec export --layout speculators`, and reading such drafts. That the package itself computes the same is shown by
+//! `benchmarks/speculators_peer.py`.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dspark_runtime::checkpoint::WeightDtype;
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use common::drafts::{TARGET, edit_json, edit_tensors, read_json, save, shape};
+use common::{deepspec, refused};
+
+fn export(root: &Path, draft: &Path, name: &str, more: &[&str]) -> PathBuf {
+    let out = root.join(name);
+    let arguments =
+        ["export", "--draft", draft.to_str().unwrap(), "--target", TARGET, "--out", out.to_str().unwrap()];
+    let output = deepspec(&[&arguments[..], more].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    out
+}
+
+/// What evaluating gives that does not depend on time.
+fn figures(draft: &Path) -> Value {
+    let task = "datasets/quickstart/sums.evaluate.jsonl";
+    let arguments = ["evaluate", "--target", TARGET, "--draft", draft.to_str().unwrap(), "--task", task];
+    let small = ["--samples", "2", "--max-new-tokens", "12", "--temperature", "0", "--no-plain", "--json", "-"];
+    let output = deepspec(&[&arguments[..], &small].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let task = &report["tasks"][0];
+    json!([task["rounds"], task["new_tokens"], task["accepted_length"], task["conditional_acceptance"]])
+}
+
+#[test]
+fn the_layout_is_what_the_package_reads_and_comes_back_whole() {
+    let root = tempfile::tempdir().unwrap();
+    let draft = save(&root.path().join("draft"), &shape(), WeightDtype::F32, false);
+    let options = ["--layout", "speculators", "--dtype", "f32", "--verifier", "owner/name"];
+    let out = export(root.path(), &draft, "out", &options);
+    let config = read_json(&out.join("config.json"));
+    for (field, value) in [
+        ("speculators_model_type", json!("dspark")),
+        ("aux_hidden_state_layer_ids", json!([1, 3])),
+        ("draft_vocab_size", json!(1552)),
+        ("sample_from_anchor", json!(true)),
+        ("block_size", json!(4)),
+        ("tie_word_embeddings", json!(false)),
+    ] {
+        assert_eq!(config[field], value, "{field}");
+    }
+    assert_eq!(config["speculators_config"]["verifier"]["name_or_path"], "owner/name");
+    assert_eq!(config["speculators_config"]["verifier"]["architectures"], json!(["Qwen3ForCausalLM"]));
+    assert_eq!(config["speculators_config"]["proposal_methods"][0]["speculative_tokens"], 4);
+    assert_eq!(config["transformer_layer_config"]["num_hidden_layers"], 2);
+    assert!(config.get("target_layer_ids").is_none() && config.get("hidden_size").is_none());
+
+    // The same numbers, and the same configuration after a way back.
+    assert_eq!(figures(&out), figures(&draft));
+    let back = export(root.path(), &out, "back", &["--dtype", "f32", "--without-embeddings"]);
+    assert!(fs::read(back.join("model.safetensors")).unwrap() == fs::read(draft.join("model.safetensors")).unwrap());
+    let (ours, before) = (read_json(&back.join("config.json")), read_json(&draft.join("config.json")));
+    for (field, value) in before.as_object().unwrap() {
+        assert_eq!(&ours[field], value, "{field}");
+    }
+    let seen = deepspec(&["inspect", out.to_str().unwrap(), "--target", TARGET]);
+    let text = String::from_utf8_lossy(&seen.stdout);
+    assert!(seen.status.success() && text.contains("nothing wrong") && text.contains("speculators"), "{text}");
+}
+
+#[test]
+fn a_draft_of_some_tokens_brings_maps_and_its_head() {
+    let root = tempfile::tempdir().unwrap();
+    let draft = save(&root.path().join("draft"), &shape(), WeightDtype::F32, false);
+    let fewer = ["--draft-vocab-size", "300", "--vocabulary-data", "datasets/quickstart/sums.train.jsonl"];
+    let layout = ["--layout", "speculators", "--without-embeddings"];
+    let out = export(root.path(), &draft, "out", &[&layout[..], &fewer].concat());
+    edit_tensors(&out.join("model.safetensors"), |all| {
+        assert_eq!((all["d2t"].0, all["t2d"].0), (Dtype::I64, Dtype::BOOL));
+        assert_eq!((all["t2d"].2.len(), all["t2d"].2.iter().filter(|flag| **flag == 1).count()), (1552, 300));
+        let offsets: Vec<i64> =
+            all["d2t"].2.chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect();
+        let tokens = offsets.iter().enumerate().map(|(index, offset)| index + *offset as usize);
+        assert!(tokens.into_iter().all(|token| all["t2d"].2[token] == 1));
+        assert_eq!(all["lm_head.weight"].1, [300, 192]);
+        assert!(!all.contains_key("embed_tokens.weight"));
+    });
+    let seen = deepspec(&["inspect", out.to_str().unwrap(), "--target", TARGET, "--replay"]);
+    let text = String::from_utf8_lossy(&seen.stdout);
+    assert!(seen.status.success(), "{text}");
+}
+
+/// The package does not write how many layers the target has.
+#[test]
+fn a_draft_of_the_package_is_read_for_its_target() {
+    let root = tempfile::tempdir().unwrap();
+    let draft = save(&root.path().join("draft"), &shape(), WeightDtype::F32, false);
+    let out = export(root.path(), &draft, "out", &["--layout", "speculators"]);
+    edit_json(&out.join("config.json"), |config| {
+        let fields = config.as_object_mut().unwrap();
+        ["num_target_layers", "num_anchors"].iter().for_each(|name| drop(fields.remove(*name)));
+    });
+    edit_tensors(&out.join("model.safetensors"), |all| {
+        let norm = all["norm.weight"].clone();
+        all.insert("verifier_norm.weight".into(), norm);
+    });
+    let seen = deepspec(&["inspect", out.to_str().unwrap(), "--target", TARGET, "--replay"]);
+    assert!(seen.status.success(), "{}", String::from_utf8_lossy(&seen.stdout));
+    // Alone it is described, not refused.
+    let seen = deepspec(&["inspect", out.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&seen.stdout);
+    assert!(seen.status.success() && text.contains("MIND: ") && text.contains("num_target_layers"), "{text}");
+    // The other convention is no draft for here, whoever wrote it.
+    edit_json(&out.join("config.json"), |config| config["sample_from_anchor"] = json!(false));
+    let again = root.path().join("again");
+    let arguments =
+        ["export", "--draft", out.to_str().unwrap(), "--target", TARGET, "--out", again.to_str().unwrap()];
+    refused(&deepspec(&arguments), &["config.json", "`sample_from_anchor`"]);
+}
