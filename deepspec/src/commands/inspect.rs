@@ -146,7 +146,7 @@ impl Findings {
     fn draft(&mut self, folder: &Path, config: &DraftConfig, target: Option<&Path>) {
         let ids: Vec<String> = config.target_layer_ids.iter().map(ToString::to_string).collect();
         let heads = match (config.markov_rank, config.enable_confidence_head) {
-            (0, false) => format!("none (a {} draft)", config.drafter.name(config)),
+            (0, false) => format!("none ({})", config.drafter.name(config)),
             (rank, confidence) => {
                 let markov = if rank > 0 {
                     format!("{} Markov head of rank {rank}", config.markov_head_type.name())
