@@ -12,6 +12,7 @@ mod draft;
 mod draft_config;
 mod draft_files;
 mod draft_vocabulary;
+mod feed_forward;
 mod gemma4;
 mod gguf_config;
 mod gguf_files;
@@ -20,17 +21,19 @@ mod initialize;
 mod int8_heads;
 mod layers;
 mod perplexity;
+mod qwen3_moe;
 mod rope;
 mod target;
 
 pub use attention::{KvCache, block_context_mask};
 #[cfg(test)]
 pub(crate) use attention::{attend_composed, causal_mask};
-pub use config::{Activation, Family, GemmaLayer, LayerConfig, RopeScaling, TargetConfig};
+pub use config::{Activation, ExpertsConfig, Family, GemmaLayer, LayerConfig, RopeScaling, TargetConfig};
 pub use draft::{BlockOutput, Draft, DraftContext, DraftParameters, DraftSample};
 pub use draft_config::{DraftConfig, DraftShape, check_layer_ids};
 pub use draft_files::VOCABULARY_TENSORS;
 pub use draft_vocabulary::DraftVocabulary;
+pub use feed_forward::{Experts, FeedForward, Mlp};
 pub use gguf_files::write_target_gguf;
 pub use heads::{ConfidenceHead, MarkovHead, MarkovHeadType, MarkovState};
 pub use int8_heads::{DraftHeads, UnknownDraftHeads};
