@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use burn_train::Interrupter;
-use dspark_runtime::model::{Draft, DraftParameters, Target};
+use dspark_runtime::model::{Draft, DraftParameters, FeedForward, Target};
 use serde_json::Value;
 
 use super::*;
@@ -348,8 +348,13 @@ fn muon_takes_the_matrices_between_hidden_states_and_leaves_the_rest_to_adamw() 
     for head in heads {
         assert_eq!(update(&adamw, head), update(&muon, head));
     }
-    let matrices: [fn(&DraftParameters) -> Tensor<2>; 2] =
-        [|parameters| parameters.fc.weight.val(), |parameters| parameters.layers[0].mlp.down_proj.weight.val()];
+    let matrices: [fn(&DraftParameters) -> Tensor<2>; 2] = [
+        |parameters| parameters.fc.weight.val(),
+        |parameters| match &parameters.layers[0].mlp {
+            FeedForward::Dense(mlp) => mlp.down_proj.weight.val(),
+            FeedForward::Experts(_) => unreachable!("drafts have no experts"),
+        },
+    ];
     for matrix in matrices {
         let [rows, columns] = matrix(&before).dims();
         let (short, long) = (rows.min(columns) as f64, rows.max(columns) as f64);

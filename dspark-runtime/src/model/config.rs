@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::gemma4;
 use super::gguf_config::config_fields;
+use super::qwen3_moe;
 use crate::checkpoint::gguf::{GgufFile, is_gguf};
 use crate::checkpoint::{CheckpointError, JsonFields, Weights};
 
@@ -22,12 +23,14 @@ pub enum Family {
     Qwen2,
     /// Qwen3: RMS norms on the heads of q and k.
     Qwen3,
+    /// Qwen3 with mixtures of experts in the place of MLPs.
+    Qwen3Moe,
     /// The text part of Gemma 4: layers of two kinds, some of which see a window of keys.
     Gemma4,
 }
 
 impl Family {
-    const ALL: [Self; 4] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Gemma4];
+    const ALL: [Self; 5] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Qwen3Moe, Self::Gemma4];
 
     /// The `model_type` of the configuration.
     pub fn model_type(self) -> &'static str {
@@ -35,6 +38,7 @@ impl Family {
             Self::Llama => "llama",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Qwen3Moe => "qwen3_moe",
             Self::Gemma4 => "gemma4_text",
         }
     }
@@ -45,6 +49,7 @@ impl Family {
             Self::Llama => "LlamaForCausalLM",
             Self::Qwen2 => "Qwen2ForCausalLM",
             Self::Qwen3 => "Qwen3ForCausalLM",
+            Self::Qwen3Moe => "Qwen3MoeForCausalLM",
             Self::Gemma4 => "Gemma4ForCausalLM",
         }
     }
@@ -125,6 +130,21 @@ pub struct LayerConfig {
     pub activation: Activation,
     /// What Gemma 4 adds; `None`: nothing of it.
     pub gemma: Option<GemmaLayer>,
+    /// Experts in the place of the MLP.
+    pub experts: Option<ExpertsConfig>,
+}
+
+/// A mixture of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertsConfig {
+    /// Experts.
+    pub count: usize,
+    /// Experts that each token takes, at most all.
+    pub per_token: usize,
+    /// Width inside each.
+    pub width: usize,
+    /// Whether the weights of those that are taken add up to 1.
+    pub normalize: bool,
 }
 
 /// What Gemma 4's layers have that others lack: norms behind attention and MLP, a factor on the layer's output, values that
@@ -236,8 +256,12 @@ impl TargetConfig {
 fn layer_configs(fields: &JsonFields, family: Family, count: usize) -> Result<Vec<LayerConfig>, CheckpointError> {
     match family {
         Family::Gemma4 => gemma4::layer_configs(fields, count),
+        Family::Qwen3Moe => qwen3_moe::layer_configs(fields, count),
         Family::Llama | Family::Qwen2 | Family::Qwen3 => {
             refuse_unsupported(fields, count)?;
+            if fields.get("num_experts").is_some() {
+                return Err(fields.wrong("num_experts", "nothing (not supported)"));
+            }
             Ok(vec![layer_config(fields, family)?; count])
         }
     }
@@ -308,11 +332,12 @@ pub(super) fn layer_config(fields: &JsonFields, family: Family) -> Result<LayerC
         qkv_bias: attention_bias || family == Family::Qwen2,
         output_bias: attention_bias && family != Family::Qwen2,
         mlp_bias: fields.flag("mlp_bias", false)?,
-        qk_norm: family == Family::Qwen3,
+        qk_norm: matches!(family, Family::Qwen3 | Family::Qwen3Moe),
         rope_theta,
         rope_scaling,
         activation: Activation::Silu,
         gemma: None,
+        experts: None,
     })
 }
 
@@ -362,7 +387,7 @@ fn rope(fields: &JsonFields) -> Result<(f64, RopeScaling), CheckpointError> {
 }
 
 /// Settings that would change the result and are not computed here.
-fn refuse_unsupported(fields: &JsonFields, num_hidden_layers: usize) -> Result<(), CheckpointError> {
+pub(super) fn refuse_unsupported(fields: &JsonFields, num_hidden_layers: usize) -> Result<(), CheckpointError> {
     let activation = fields.optional_text("hidden_act")?.unwrap_or("silu");
     if activation != "silu" {
         return Err(fields.wrong("hidden_act", "\"silu\""));
@@ -383,7 +408,7 @@ fn refuse_unsupported(fields: &JsonFields, num_hidden_layers: usize) -> Result<(
             return Err(fields.wrong(field, format!("{neutral} (scaling is not supported)")));
         }
     }
-    for field in ["quantization_config", "final_logit_softcapping", "attn_logit_softcapping", "num_experts"] {
+    for field in ["quantization_config", "final_logit_softcapping", "attn_logit_softcapping"] {
         if fields.get(field).is_some() {
             return Err(fields.wrong(field, "nothing (not supported)"));
         }

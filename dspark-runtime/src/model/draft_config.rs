@@ -9,6 +9,7 @@ use super::drafter::{DRAFTERS, Drafter};
 use super::dspark::DSpark;
 use super::gemma4;
 use super::heads::MarkovHeadType;
+use super::qwen3_moe;
 use super::speculators_layout::{from_speculators, is_speculators};
 use super::target::LayerId;
 use crate::checkpoint::{CheckpointError, JsonFields, WeightDtype};
@@ -136,13 +137,16 @@ impl DraftConfig {
         for field in ["mlp_bias", "pretraining_tp", "rope_interleaved", "is_llama_config", "transformers.js_config"] {
             fields.remove(field);
         }
+        for field in qwen3_moe::FIELDS.into_iter().filter(|_| target.family == Family::Qwen3Moe) {
+            fields.remove(field);
+        }
         let gemma = target.family == Family::Gemma4;
         let family = if gemma { Family::Gemma4 } else { Family::Qwen3 };
         if gemma {
             // What the reference tells about the model that was wrapped.
             fields.insert("target_model_type".into(), json!("gemma4"));
             fields.insert("target_text_model_type".into(), json!(Family::Gemma4.model_type()));
-        } else if target.family != Family::Qwen3 {
+        } else if !matches!(target.family, Family::Qwen3 | Family::Qwen3Moe) {
             fields.insert("attention_bias".into(), json!(false));
             // Of Qwen2: its window fields mean nothing while windows are off.
             fields.insert("use_sliding_window".into(), json!(false));

@@ -146,6 +146,7 @@ fn layer(
         rope_scaling,
         activation: Activation::GeluTanh,
         gemma: Some(gemma),
+        experts: None,
     })
 }
 

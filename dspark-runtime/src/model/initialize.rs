@@ -160,11 +160,23 @@ mod tests {
             }
         }
         Device::flex().seed(21);
-        let fields = json!({
+        let mut fields = json!({
             "architectures": [architecture], "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
             "num_key_value_heads": 2, "head_dim": 8, "num_hidden_layers": 4, "vocab_size": 40,
             "max_position_embeddings": 64, "tie_word_embeddings": true,
         });
+        if architecture.starts_with("Gemma4") {
+            let own = json!({
+                "global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": true, "sliding_window": 4,
+                "layer_types": ["full_attention", "sliding_attention", "full_attention", "full_attention"],
+                "hidden_size_per_layer_input": 0, "rms_norm_eps": 1e-6,
+                "rope_parameters": {
+                    "full_attention": {"rope_theta": 1e6, "rope_type": "proportional", "partial_rotary_factor": 0.5},
+                    "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+                },
+            });
+            own.as_object().unwrap().iter().for_each(|(field, value)| fields[field] = value.clone());
+        }
         let Value::Object(fields) = fields else { unreachable!("an object was written") };
         let config = TargetConfig::from_fields(JsonFields::new("config.json", fields)).unwrap();
         let shape = DraftShape {
@@ -191,7 +203,13 @@ mod tests {
 
     #[test]
     fn the_first_draft_layer_sees_the_context_as_its_original_does() {
-        let (target, draft) = models("Qwen3ForCausalLM", 2);
+        for architecture in ["Qwen3ForCausalLM", "Gemma4ForCausalLM"] {
+            sees_the_context(architecture);
+        }
+    }
+
+    fn sees_the_context(architecture: &str) {
+        let (target, draft) = models(architecture, 2);
         let draft = draft.initialized_from(&target, &[]);
         let captured = [LayerId(0), LayerId(1)];
         let features = |layers: &[LayerId]| {
@@ -212,10 +230,18 @@ mod tests {
         // The MLP of the last layer, behind its norm.
         let (copied, original) = (&draft.parameters.layers[1], &target.layers()[3]);
         let x = Tensor::<2>::random([5, 32], Distribution::Normal(0.0, 3.0), target.device());
-        let behind =
-            |layer: &DecoderLayer| layer.mlp.gate_proj.forward(layer.post_attention_layernorm.forward(x.clone()));
+        let behind = |layer: &DecoderLayer| {
+            let norm = layer.pre_feedforward_layernorm.as_ref().unwrap_or(&layer.post_attention_layernorm);
+            layer.mlp.forward(norm.forward(x.clone()))
+        };
         let off: f32 = (behind(copied) - behind(original)).abs().max().into_scalar();
         assert!(off < 1e-4, "off by {off}");
+        let scalar =
+            |layer: &DecoderLayer| layer.layer_scalar.as_ref().map(|scalar| scalar.val().into_scalar::<f32>());
+        assert_eq!(
+            (scalar(copied), scalar(original).is_some()),
+            (scalar(original), architecture.starts_with("Gemma"))
+        );
     }
 
     #[test]

@@ -6,7 +6,8 @@ use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 
 use super::attention::SelfAttention;
-use super::config::{Activation, LayerConfig};
+use super::config::LayerConfig;
+use super::feed_forward::FeedForward;
 use crate::kernels;
 
 /// Spread of freshly initialised weights, as the families' own configurations have it.
@@ -90,36 +91,6 @@ impl RmsNorm {
     }
 }
 
-/// The gated MLP: `down(a(gate x) * up x)`, `a` being the activation.
-#[derive(Module, Debug)]
-pub struct Mlp {
-    /// `[f, d]`
-    pub gate_proj: Linear,
-    /// `[f, d]`
-    pub up_proj: Linear,
-    /// `[d, f]`
-    pub down_proj: Linear,
-    gelu: bool,
-}
-
-impl Mlp {
-    fn new(config: &LayerConfig, device: &Device) -> Self {
-        let (d, f, bias) = (config.hidden_size, config.intermediate_size, config.mlp_bias);
-        Self {
-            gate_proj: Linear::new(d, f, bias, device),
-            up_proj: Linear::new(d, f, bias, device),
-            down_proj: Linear::new(f, d, bias, device),
-            gelu: config.activation == Activation::GeluTanh,
-        }
-    }
-
-    fn forward(&self, x_nd: Tensor<2>) -> Tensor<2> {
-        let [gate_nf, up_nf] = Linear::forward_all([&self.gate_proj, &self.up_proj], x_nd);
-        let gated_nf = if self.gelu { kernels::geglu(gate_nf, up_nf) } else { kernels::swiglu(gate_nf, up_nf) };
-        self.down_proj.forward(gated_nf)
-    }
-}
-
 /// One decoder layer: attention and MLP, each behind a norm and around a residual. Gemma 4's has norms on both sides of
 /// each, of which the second one has the name that others give to the norm before the MLP.
 #[derive(Module, Debug)]
@@ -132,8 +103,8 @@ pub struct DecoderLayer {
     pub self_attn: SelfAttention,
     /// Norm before the MLP; Gemma 4: behind attention.
     pub post_attention_layernorm: RmsNorm,
-    /// The gated MLP.
-    pub mlp: Mlp,
+    /// The gated MLP, or many of them.
+    pub mlp: FeedForward,
     /// Gemma 4's norm before the MLP.
     pub pre_feedforward_layernorm: Option<RmsNorm>,
     /// Gemma 4's norm behind the MLP.
@@ -155,7 +126,7 @@ impl DecoderLayer {
             hidden_norm: None,
             self_attn: SelfAttention::new(config, config.hidden_size, device),
             post_attention_layernorm: norm(),
-            mlp: Mlp::new(config, device),
+            mlp: FeedForward::new(config, device),
         }
     }
 
