@@ -115,8 +115,8 @@ fn a_changed_weight_is_found_at_the_stage_that_it_changes() {
     for (tensor, stage, place) in [
         ("fc.weight", "context", "position 0"),
         ("hidden_norm.weight", "context", "position 0"),
-        ("layers.0.self_attn.k_proj.weight", "layers", "draft layer 0, slot 0"),
-        ("layers.1.mlp.up_proj.weight", "layers", "draft layer 1, slot 0"),
+        ("layers.0.self_attn.o_proj.weight", "layers", "draft layer 0, slot 0"),
+        ("layers.1.mlp.down_proj.weight", "layers", "draft layer 1, slot 0"),
         ("norm.weight", "hidden", "slot 0"),
         ("markov_head.markov_w2.weight", "biased_logits", "slot 0"),
         ("confidence_head.proj.bias", "confidence_logits", "slot 0"),
@@ -124,7 +124,7 @@ fn a_changed_weight_is_found_at_the_stage_that_it_changes() {
         let spoiled = root.path().join("spoiled");
         copy(&out, &spoiled);
         edit_values(&spoiled.join("model.safetensors"), tensor, |index, value| {
-            value * 1.2 + 0.1 * (index % 3) as f32
+            value * 1.2 + 0.1 * (index % 3 + 1) as f32
         });
         let (prompt, found, at) = differs(&spoiled);
         assert_eq!((prompt, found.as_str()), (json!(0), stage), "{tensor}: {at}");
