@@ -105,6 +105,7 @@ fn chosen(scores: &[f32], count: usize, normalize: bool) -> Vec<(usize, f32)> {
 }
 
 /// Either of the two. On disk both are called `mlp`, so it adds nothing to the paths of parameters, as a derived enum would.
+#[expect(clippy::large_enum_variant, reason = "one per layer, beside weights of megabytes")]
 #[derive(Clone, Debug)]
 pub enum FeedForward {
     /// One for all tokens.
