@@ -184,7 +184,8 @@ impl Findings {
         // Looked at on their own, below.
         let vocabulary: &[&str] = if reduced { &VOCABULARY_TENSORS } else { &[] };
         let apart = [vocabulary, &VERIFIER_TENSORS].concat();
-        self.weights(folder, expected, &[(SHARED[0], tables[0]), (SHARED[1], tables[1])], &apart);
+        let optional = [(SHARED[0], tables[0]), (SHARED[1], tables[1])];
+        self.weights(folder, Weights::open(folder), expected, &optional, &apart);
         // Files that cannot be opened have been named by now.
         if reduced
             && Weights::open(folder).is_ok()
@@ -215,7 +216,7 @@ impl Findings {
         let expected = dspark_runtime::model::target_shapes(config);
         let count: usize = expected.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         self.fact("parameters", count);
-        self.weights(folder, expected, &[], &[]);
+        self.weights(folder, config.open_weights(folder), expected, &[], &[]);
     }
 
     /// Compares names, shapes and values with what the configuration asks for.
@@ -223,11 +224,12 @@ impl Findings {
     fn weights(
         &mut self,
         folder: &Path,
+        weights: Result<Weights, CheckpointError>,
         expected: Vec<(String, Vec<usize>)>,
         optional: &[(&str, [usize; 2])],
         apart: &[&str],
     ) {
-        let weights = match Weights::open(folder) {
+        let weights = match weights {
             Ok(weights) => weights,
             Err(error) => return self.problem(&error),
         };

@@ -110,11 +110,11 @@ pub fn execute(prepared: &Prepared, tasks: &[Task], evaluation: &str) -> Result<
     let exported = folder.join("draft");
     let without = prepared.recipe.output.without_embeddings;
     let tables = if without { "without" } else { "with" };
-    let export_digest = digest(&[&training_digest, checkpoint, tables, "replay", &task_digest(&tasks)?]);
+    let export_digest = digest(&[&training_digest, checkpoint, tables, "replay", &task_digest(tasks)?]);
     stages.run("export", &export_digest, || {
         let trained = Draft::load(Path::new(checkpoint), &prepared.target)?;
         let limits = prompt_limits(&prepared.target);
-        let prompts = task_prompts(&tasks, &prepared.tokenizer, &prepared.recipe.data.template_arguments, limits)?;
+        let prompts = task_prompts(tasks, &prepared.tokenizer, &prepared.recipe.data.template_arguments, limits)?;
         let options = FolderOptions { dtype: WeightDtype::Bf16, with_embeddings: !without, speculators: None };
         let stop = prepared.tokenizer.stop_token_ids();
         write_draft_folder(&trained, &exported, &options, &prepared.target, stop, &prompts)?;
