@@ -198,7 +198,7 @@ fn every_fault_is_named() {
             assert!(problems.iter().any(|problem| problem.contains(word)), "{name}: `{word}` is not in {problems:?}");
         }
         let related = |problem: &&str| words.iter().any(|word| problem.contains(word));
-        assert!(problems.iter().all(|problem| related(&problem)), "{name}: {problems:?}");
+        assert!(problems.iter().all(related), "{name}: {problems:?}");
     }
 }
 
