@@ -6,6 +6,7 @@
 
 use burn::tensor::Tensor;
 
+use crate::kernels;
 use crate::model::{Draft, DraftContext, KvCache, LayerConfig, Target};
 
 /// Tokens by which caches grow at least.
@@ -239,8 +240,11 @@ fn first_rows(parts: &[Tensor<2>], count: usize) -> Vec<Tensor<2>> {
     let mut first = Vec::new();
     for part in parts {
         let rows = part.dims()[0].min(left);
-        if rows > 0 {
-            first.push(part.clone().narrow(0, 0, rows));
+        if rows == part.dims()[0] {
+            first.push(part.clone());
+        } else if rows > 0 {
+            // A view of some rows would keep the memory of all of them, and only these are counted.
+            first.extend(kernels::copied_rows(part, std::slice::from_ref(&(0..rows))));
         }
         left -= rows;
     }
