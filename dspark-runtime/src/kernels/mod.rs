@@ -23,7 +23,7 @@ pub use rows::{geglu, rms_norm, rotate, soft_cap, swiglu};
 use std::ops::Range;
 
 use burn::backend::Flex;
-use burn::tensor::{DType, Device, Element, Int, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Element, Int, Shape, Tensor, TensorData};
 use burn_flex::FlexTensor;
 use pulp::bytemuck::Pod;
 
@@ -45,19 +45,6 @@ fn host_as<const D: usize>(x: &Tensor<D>, dtype: DType) -> Option<FlexTensor> {
 fn from_host<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
     let data = TensorData::new(values, Shape::from(shape));
     Tensor::from_primitive::<Flex>(FlexTensor::from_data(data))
-}
-
-/// Zeros whose memory is there. The system promises zeros and gives pages when they are first written: a cache of such
-/// buffers, of which many are never written to the end, would grow for as long as the memory of others is used again.
-pub fn present_zeros<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
-    if host(&Tensor::<1>::zeros([1], device)).is_none() {
-        return Tensor::zeros(shape, device);
-    }
-    let count = shape.iter().product();
-    let mut values = Vec::with_capacity(count);
-    // Not a zero that the compiler knows: it would ask the system for the promise.
-    values.resize(count, std::hint::black_box(0.0_f32));
-    from_host(values, shape)
 }
 
 /// Parts of a matrix's rows, none of them empty, each with memory of its own: views would keep the whole matrix.

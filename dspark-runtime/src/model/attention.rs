@@ -272,7 +272,7 @@ impl KvCache {
     ) -> Self {
         let capacity = capacity.max(1);
         let layer = |config: &LayerConfig| {
-            let buffer = || kernels::present_zeros([config.num_key_value_heads, capacity, config.head_dim], device);
+            let buffer = || Tensor::zeros([config.num_key_value_heads, capacity, config.head_dim], device);
             ((buffer(), buffer()), config.window())
         };
         let (layers, windows) = layers.into_iter().map(layer).unzip();
@@ -314,7 +314,7 @@ impl KvCache {
     fn copied_layers(&self, length: usize, capacity: usize) -> Vec<(Tensor<3>, Tensor<3>)> {
         let copy = |buffer: &Tensor<3>| {
             let [c, _, w] = buffer.dims();
-            let grown = kernels::present_zeros([c, capacity, w], &buffer.device());
+            let grown = Tensor::zeros([c, capacity, w], &buffer.device());
             match length {
                 0 => grown,
                 length => grown.slice_assign(s![.., 0..length, ..], buffer.clone().narrow(1, 0, length)),
