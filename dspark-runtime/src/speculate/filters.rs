@@ -27,16 +27,23 @@ impl Distribution {
             return Self::Dense(probabilities);
         }
         let largest = probabilities.iter().copied().fold(0.0, f32::max);
+        let share_of =
+            |tokens: &[u32]| tokens.iter().map(|&token| f64::from(probabilities[token as usize])).sum::<f64>();
+        let whole: f64 = probabilities.iter().map(|&p| f64::from(p)).sum();
         let mut kept: Vec<u32> = Vec::new();
-        // Sorting a whole vocabulary is what costs. The unlikely rest is looked at only when the likely tokens are too few.
+        // Sorting a whole vocabulary is what costs. The unlikely rest is looked at only when the likely tokens are too few:
+        // fewer than `top_k`, whose sum is what `top_p` is a share of, or less than `top_p` of everything.
         let mut floor = largest * 1e-3;
         loop {
             kept.clear();
             kept.extend((0..probabilities.len() as u32).filter(|&token| probabilities[token as usize] >= floor));
-            let share: f64 = kept.iter().map(|&token| f64::from(probabilities[token as usize])).sum();
-            let enough = (filters.top_k > 0 && kept.len() >= filters.top_k)
-                || share >= filters.top_p
-                || f64::from(floor) <= filters.min_p * f64::from(largest);
+            let above_min_p = f64::from(floor) <= filters.min_p * f64::from(largest);
+            let enough = match (filters.top_k, filters.top_p < 1.0) {
+                (0, true) => share_of(&kept) >= filters.top_p * whole,
+                (0, false) => above_min_p,
+                (top_k, true) => kept.len() >= top_k,
+                (top_k, false) => kept.len() >= top_k || above_min_p,
+            };
             if enough || floor == 0.0 {
                 break;
             }
@@ -50,21 +57,18 @@ impl Distribution {
             kept.truncate(filters.top_k);
         }
         kept.sort_unstable_by(by_likelihood);
-        let total: f64 = match filters.top_k {
-            0 => probabilities.iter().map(|&p| f64::from(p)).sum(),
-            _ => kept.iter().map(|&token| f64::from(probabilities[token as usize])).sum(),
-        };
         if filters.top_p < 1.0 {
+            let total = if filters.top_k == 0 { whole } else { share_of(&kept) };
             let mut share = 0.0;
             let reached = kept.iter().position(|&token| {
-                share += f64::from(probabilities[token as usize]) / total;
-                share >= filters.top_p
+                share += f64::from(probabilities[token as usize]);
+                share >= filters.top_p * total
             });
             kept.truncate(reached.map_or(kept.len(), |last| last + 1));
         }
         let least = filters.min_p * f64::from(largest);
         kept.retain(|&token| f64::from(probabilities[token as usize]) >= least);
-        let mass: f64 = kept.iter().map(|&token| f64::from(probabilities[token as usize])).sum();
+        let mass = share_of(&kept);
         let values: Vec<(u32, f32)> =
             kept.iter().map(|&token| (token, (f64::from(probabilities[token as usize]) / mass) as f32)).collect();
         probabilities.fill(0.0);
@@ -91,7 +95,7 @@ mod tests {
         let mass = |order: &[usize]| order.iter().map(|&token| f64::from(probabilities[token])).sum::<f64>();
         let total = mass(&order);
         if filters.top_p < 1.0 {
-            let count = (1..=order.len()).find(|&n| mass(&order[..n]) / total >= filters.top_p);
+            let count = (1..=order.len()).find(|&n| mass(&order[..n]) >= filters.top_p * total);
             order.truncate(count.unwrap_or(order.len()));
         }
         let least = filters.min_p * f64::from(probabilities[order[0]]);
@@ -118,6 +122,14 @@ mod tests {
                 prop_assert!((filtered.probability(token as u32) - expected).abs() < 1e-5, "token {token}");
             }
         }
+    }
+
+    /// Tokens far below the likely ones still count among `top_k`, so in the sum that `top_p` is a share of.
+    #[test]
+    fn the_share_is_of_all_top_k_tokens() {
+        let unlikely = Distribution::Dense(vec![0.79985, 0.19995, 0.0001, 0.0001]);
+        let filtered = unlikely.filtered(&Filters { top_k: 4, top_p: 0.8, min_p: 0.0 });
+        assert!(filtered.probability(1) > 0.19, "{filtered:?}");
     }
 
     #[test]
