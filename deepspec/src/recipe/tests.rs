@@ -82,9 +82,17 @@ fn shipped_recipes_are_valid() {
     names.sort();
     let count = names.len();
     names.dedup();
-    assert!(count >= 15 && names.len() == count, "{names:?}");
-    for size in ["4b", "8b", "14b"] {
-        assert!(names.contains(&format!("qwen3-{size}-eagle3")), "{names:?}");
+    assert_eq!(names.len(), count, "two recipes of one name: {names:?}");
+    // The twelve published settings, and all drafters for the two targets that fit a CPU.
+    for target in ["qwen3-4b", "qwen3-8b", "qwen3-14b", "gemma4-12b", "smollm2-135m", "quickstart"] {
+        for drafter in ["dspark", "dflash", "eagle3"] {
+            let name = if (target, drafter) == ("quickstart", "dspark") {
+                target.into()
+            } else {
+                format!("{target}-{drafter}")
+            };
+            assert!(names.contains(&name), "{name} is not among {names:?}");
+        }
     }
 }
 
