@@ -129,6 +129,7 @@ fn a_trace_is_calibrated_and_simulated() {
     refused(&simulate(&["--modes", "fixed:0"]), &["fixed:0", "expected `off`"]);
     refused(&deepspec(&["calibrate", "--trace", &sts, "--out", &out]), &["sts.json", "line 1"]);
     refused(&deepspec(&["calibrate", "--trace", &trace]), &["--out"]);
+    refused(&deepspec(&["calibrate", "--trace", &trace, "--out", &sts]), &["--out", "expected a folder"]);
 }
 
 #[test]

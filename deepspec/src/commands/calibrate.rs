@@ -69,6 +69,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let Some(folder) = arguments.out.as_deref().or(arguments.draft.as_deref()) else {
         bail!("--out DIR: where to write the table, or --draft DIR, beside which it goes");
     };
+    // Before minutes of decoding, not after.
+    if folder.exists() && !folder.is_dir() {
+        bail!("--out {}: expected a folder (for {} and {DIAGRAM}), found a file", folder.display(), StsTable::FILE);
+    }
     let rounds = match (&arguments.trace, &arguments.target, &arguments.draft) {
         (Some(trace), _, _) => read_trace(trace)?,
         (None, Some(target), Some(draft)) => decode(arguments, target, draft)?,
