@@ -174,6 +174,10 @@ impl CacheMemory {
         }
         ids.truncate(length);
         cache.truncate(length);
+        // Kept for long: hundreds of rows in a tensor each would lie all over memory.
+        if cache.waiting.len() > 1 {
+            cache.waiting = vec![Tensor::cat(std::mem::take(&mut cache.waiting), 0)];
+        }
         cache.waiting_tokens = self.waiting_tokens(&cache);
         self.kept.push(Kept { ids, cache });
         self.evict_for(0);
