@@ -27,42 +27,57 @@ const PARALLEL_PRODUCTS: usize = 1 << 16;
 /// Query rows of one key head that go through its keys together.
 const TILE: usize = 96;
 
-/// How keys and values lie in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyLayout {
-    /// A cache, `[c, capacity, w]`, of which the first keys are used.
-    HeadFirst,
+/// Keys and values, and how they lie in memory.
+#[derive(Clone, Copy, Debug)]
+pub enum Keys<'a> {
+    /// Matrices of a cache, `[m, c, capacity, w]`, of which the first keys are used.
+    Cache {
+        /// All of them.
+        buffer_mctw: &'a Tensor<4>,
+        /// Which one has the keys.
+        keys: usize,
+        /// Which one has the values.
+        values: usize,
+    },
     /// As they were computed, `[n, c, w]`.
-    TokenFirst,
+    Rows {
+        /// The keys.
+        keys_ncw: &'a Tensor<3>,
+        /// The values.
+        values_ncw: &'a Tensor<3>,
+    },
 }
 
-/// Attention: `queries [n, h, w]`, `keys, values` as `layout` says -> `[n, h * w]`.
+/// Attention: `queries [n, h, w]` to some keys -> `[n, h * w]`.
 ///
 /// Row `i` sees the keys `seen(i)`, at least one. `None` when the tensors are not plain ones on the CPU: the caller
 /// then composes tensor operations.
-pub fn attend(
-    queries_nhw: &Tensor<3>,
-    keys: &Tensor<3>,
-    values: &Tensor<3>,
-    layout: KeyLayout,
-    seen: impl Fn(usize) -> Range<usize>,
-) -> Option<Tensor<2>> {
+pub fn attend(queries_nhw: &Tensor<3>, keys: &Keys<'_>, seen: impl Fn(usize) -> Range<usize>) -> Option<Tensor<2>> {
     let [n, h, w] = queries_nhw.dims();
-    let (c, head, row) = match (layout, keys.dims()) {
-        (KeyLayout::HeadFirst, [c, capacity, _]) => (c, capacity * w, w),
-        (KeyLayout::TokenFirst, [_, c, _]) => (c, w, c * w),
-    };
-    let (queries, keys, values) = (host(queries_nhw)?, host(keys)?, host(values)?);
-    let attention = Attention {
-        queries: slice(&queries),
-        keys: Heads { values: slice(&keys), head, row },
-        values: Heads { values: slice(&values), head, row },
-        dims: [h, c, w],
-    };
+    let queries = host(queries_nhw)?;
     let seen: Vec<Range<usize>> = (0..n).map(seen).collect();
-    let mut out = vec![0.0; n * h * w];
-    attention.attend(&seen, &mut out);
-    Some(from_host(out, [n, h * w]))
+    let attended = |c: usize, keys: Heads<'_>, values: Heads<'_>| {
+        let mut out = vec![0.0; n * h * w];
+        Attention { queries: slice(&queries), keys, values, dims: [h, c, w] }.attend(&seen, &mut out);
+        Some(from_host(out, [n, h * w]))
+    };
+    match keys {
+        Keys::Cache { buffer_mctw, keys, values } => {
+            let [_, c, capacity, _] = buffer_mctw.dims();
+            let buffer = host(buffer_mctw)?;
+            let heads = |index: usize| {
+                let values = &slice(&buffer)[index * c * capacity * w..][..c * capacity * w];
+                Heads { values, head: capacity * w, row: w }
+            };
+            attended(c, heads(*keys), heads(*values))
+        }
+        Keys::Rows { keys_ncw, values_ncw } => {
+            let [_, c, _] = keys_ncw.dims();
+            let (keys, values) = (host(keys_ncw)?, host(values_ncw)?);
+            let heads = |values| Heads { values, head: w, row: c * w };
+            attended(c, heads(slice(&keys)), heads(slice(&values)))
+        }
+    }
 }
 
 /// Keys or values of all heads: rows of `w` floats, `row` apart within a head; heads begin `head` apart.

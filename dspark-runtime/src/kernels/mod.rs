@@ -14,7 +14,7 @@ pub mod simd;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
-pub use attention::{KeyLayout, attend};
+pub use attention::{Keys, attend};
 pub use awake::keep_awake;
 pub use int8::Int8Matrix;
 pub use linear::{linear, linears, widened};

@@ -1,4 +1,5 @@
-//! Grouped-query attention: over a growing cache when decoding, over context and blocks when training a draft.
+//! Grouped-query attention: over whole sequences, and over context and blocks when training a draft. `kv_cache` has that over a
+//! growing cache.
 //!
 //! Legend: `n` rows (tokens), `d` hidden size, `h` query heads, `c` key and value heads, `g = h / c` query heads per
 //! key head, `w` head width, `t` keys, `a` anchors, `k` slots of a block that ask, `b` those asked, `s` context tokens of one
@@ -8,12 +9,12 @@ use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Device, Tensor, TensorData, s};
+use burn::tensor::{Bool, Device, Tensor, TensorData};
 
 use super::config::LayerConfig;
 use super::layers::{Linear, RmsNorm};
 use super::rope::Rotation;
-use crate::kernels::{self, KeyLayout};
+use crate::kernels::{self, Keys};
 
 /// Stands for minus infinity in masked scores: its exponential is exactly 0 next to any real score, and a row in which
 /// everything is masked stays finite.
@@ -150,9 +151,8 @@ impl SelfAttention {
 /// `[n, h * w]`.
 pub(super) fn attend_sequence(queries_nhw: Tensor<3>, new: KeysValues, window: Option<usize>) -> Tensor<2> {
     let KeysValues { keys_ncw, values_ncw } = new;
-    let layout = KeyLayout::TokenFirst;
-    let seen = |row: usize| seen_keys(row, window);
-    if let Some(attended) = kernels::attend(&queries_nhw, &keys_ncw, &values_ncw, layout, seen) {
+    let keys = Keys::Rows { keys_ncw: &keys_ncw, values_ncw: &values_ncw };
+    if let Some(attended) = kernels::attend(&queries_nhw, &keys, |row| seen_keys(row, window)) {
         return attended;
     }
     let mask = causal_mask(queries_nhw.dims()[0], 0, window, &queries_nhw.device());
@@ -183,7 +183,7 @@ pub(crate) fn attend_composed(
 }
 
 /// The keys that the token at a position sees: those before it and its own, at most `window`.
-fn seen_keys(position: usize, window: Option<usize>) -> Range<usize> {
+pub(super) fn seen_keys(position: usize, window: Option<usize>) -> Range<usize> {
     let end = position + 1;
     window.map_or(0, |window| end.saturating_sub(window))..end
 }
@@ -243,145 +243,4 @@ pub fn attend_blocks(
     let from_context = to_context.matmul(by_head(&context.values_ncw)).reshape([c, a, g * k, w]);
     let attended = from_context + to_block.matmul(by_block(&block.values_ncw));
     attended.reshape([c, a, g, k, w]).permute([1, 3, 0, 2, 4]).reshape([n, h * w])
-}
-
-/// Keys and values of one sequence, for every layer of a model.
-///
-/// Rows are written in place, so appending one token costs the same at any length; the buffers double when full.
-#[derive(Debug)]
-pub struct KvCache {
-    /// Keys and values per layer, each `[c, capacity, w]`.
-    layers: Vec<(Tensor<3>, Tensor<3>)>,
-    /// Keys that a row sees in each layer; `None`: all before it. All are kept, so that a sequence can be cut anywhere.
-    windows: Vec<Option<usize>>,
-    length: usize,
-    capacity: usize,
-}
-
-impl KvCache {
-    /// An empty cache for `layers` layers with room for `capacity` tokens.
-    pub fn new(config: &LayerConfig, layers: usize, capacity: usize, device: &Device) -> Self {
-        Self::for_layers(std::iter::repeat_n(config, layers), capacity, device)
-    }
-
-    /// The same for layers that differ.
-    pub fn for_layers<'a>(
-        layers: impl IntoIterator<Item = &'a LayerConfig>,
-        capacity: usize,
-        device: &Device,
-    ) -> Self {
-        let capacity = capacity.max(1);
-        let layer = |config: &LayerConfig| {
-            let buffer = || Tensor::zeros([config.num_key_value_heads, capacity, config.head_dim], device);
-            ((buffer(), buffer()), config.window())
-        };
-        let (layers, windows) = layers.into_iter().map(layer).unzip();
-        Self { layers, windows, length: 0, capacity }
-    }
-
-    /// Tokens in the cache.
-    pub fn len(&self) -> usize {
-        self.length
-    }
-
-    /// Whether no token was cached yet.
-    pub fn is_empty(&self) -> bool {
-        self.length == 0
-    }
-
-    /// Tokens that it has room for.
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    /// Makes room for exactly `capacity` tokens, at least those it holds.
-    pub fn resize(&mut self, capacity: usize) {
-        let capacity = capacity.max(self.length).max(1);
-        if capacity != self.capacity {
-            self.layers = self.copied_layers(self.length, capacity);
-            self.capacity = capacity;
-        }
-    }
-
-    /// A cache of its own with the first `length` tokens of this one and room for `capacity`.
-    #[must_use]
-    pub fn copy_prefix(&self, length: usize, capacity: usize) -> Self {
-        let length = length.min(self.length);
-        let capacity = capacity.max(length).max(1);
-        Self { layers: self.copied_layers(length, capacity), windows: self.windows.clone(), length, capacity }
-    }
-
-    fn copied_layers(&self, length: usize, capacity: usize) -> Vec<(Tensor<3>, Tensor<3>)> {
-        let copy = |buffer: &Tensor<3>| {
-            let [c, _, w] = buffer.dims();
-            let grown = Tensor::zeros([c, capacity, w], &buffer.device());
-            match length {
-                0 => grown,
-                length => grown.slice_assign(s![.., 0..length, ..], buffer.clone().narrow(1, 0, length)),
-            }
-        };
-        self.layers.iter().map(|(keys, values)| (copy(keys), copy(values))).collect()
-    }
-
-    /// Takes over `length` tokens whose keys and values are zeros, for timing passes behind a long sequence.
-    pub fn fill_with_zeros(&mut self, length: usize) {
-        self.reserve(length.saturating_sub(self.length));
-        self.length = length;
-    }
-
-    /// Forgets all tokens from `length` on.
-    pub fn truncate(&mut self, length: usize) {
-        self.length = self.length.min(length);
-    }
-
-    /// Makes room for `count` more tokens.
-    pub(super) fn reserve(&mut self, count: usize) {
-        let needed = self.length + count;
-        if needed <= self.capacity {
-            return;
-        }
-        self.resize(needed.next_power_of_two());
-    }
-
-    /// Counts rows written by [`attend`](Self::attend) as part of the sequence.
-    pub(super) fn advance(&mut self, count: usize) {
-        self.length += count;
-        debug_assert!(self.length <= self.capacity);
-    }
-
-    /// Writes the new rows of one layer behind the sequence and attends to all of it, causal rows to the layer's window:
-    /// `[n, h, w] -> [n, h * w]`.
-    ///
-    /// The rows become part of the sequence with [`advance`](Self::advance); without it they are overwritten by the next
-    /// call, which is how a draft block is dropped after its round. Room must have been made by
-    /// [`reserve`](Self::reserve).
-    pub(super) fn attend(
-        &mut self,
-        layer: usize,
-        queries_nhw: Tensor<3>,
-        new: KeysValues,
-        causal: bool,
-    ) -> Tensor<2> {
-        let past = self.length;
-        let [n, _, _] = new.keys_ncw.dims();
-        self.write(layer, new);
-        let (keys, values) = &self.layers[layer];
-        let visible = past + n;
-        let window = self.windows[layer];
-        let seen = |row: usize| if causal { seen_keys(past + row, window) } else { 0..visible };
-        if let Some(attended) = kernels::attend(&queries_nhw, keys, values, KeyLayout::HeadFirst, seen) {
-            return attended;
-        }
-        let mask = if causal { causal_mask(n, past, window, &queries_nhw.device()) } else { None };
-        attend_composed(queries_nhw, keys.clone().narrow(1, 0, visible), values.clone().narrow(1, 0, visible), mask)
-    }
-
-    /// Writes rows behind the sequence without attending to them.
-    pub(super) fn write(&mut self, layer: usize, new: KeysValues) {
-        let past = self.length;
-        let [n, _, _] = new.keys_ncw.dims();
-        let (keys, values) = &mut self.layers[layer];
-        keys.inplace(|keys| keys.slice_assign(s![.., past..past + n, ..], new.keys_ncw.swap_dims(0, 1)));
-        values.inplace(|values| values.slice_assign(s![.., past..past + n, ..], new.values_ncw.swap_dims(0, 1)));
-    }
 }

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
-use super::attention::{KvCache, attend_blocks, block_context_mask};
+use super::attention::{attend_blocks, block_context_mask};
 use super::draft_config::DraftConfig;
 use super::draft_vocabulary::DraftVocabulary;
 use super::drafter::Drafting;
 use super::heads::{ConfidenceHead, MarkovHead, MarkovState};
 use super::int8_heads::Int8Heads;
+use super::kv_cache::KvCache;
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotary;
 use super::target::Target;

@@ -22,6 +22,7 @@ mod gguf_files;
 mod heads;
 mod initialize;
 mod int8_heads;
+mod kv_cache;
 mod layers;
 mod perplexity;
 mod qwen3_moe;
@@ -29,7 +30,7 @@ mod rope;
 mod speculators_layout;
 mod target;
 
-pub use attention::{KvCache, block_context_mask};
+pub use attention::block_context_mask;
 #[cfg(test)]
 pub(crate) use attention::{attend_composed, causal_mask};
 pub use config::{Activation, ExpertsConfig, Family, GemmaLayer, LayerConfig, RopeScaling, TargetConfig};
@@ -44,6 +45,7 @@ pub use feed_forward::{Experts, FeedForward, Mlp};
 pub use gguf_files::write_target_gguf;
 pub use heads::{ConfidenceHead, MarkovHead, MarkovHeadType, MarkovState};
 pub use int8_heads::{DraftHeads, UnknownDraftHeads};
+pub use kv_cache::KvCache;
 pub use layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 pub use rope::Rotary;
 pub use speculators_layout::{Verifier, is_speculators};

@@ -8,8 +8,9 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use super::attention::{KvCache, attend_sequence};
+use super::attention::attend_sequence;
 use super::config::TargetConfig;
+use super::kv_cache::KvCache;
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotaries;
 use crate::checkpoint::{

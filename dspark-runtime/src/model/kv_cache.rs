@@ -1,0 +1,179 @@
+//! Keys and values of a sequence, kept while it grows.
+//!
+//! Legend: `n` rows (tokens), `h` query heads, `c` key and value heads, `w` head width, `l` layers of one shape.
+
+use burn::tensor::{Device, Tensor, s};
+
+use super::attention::{KeysValues, attend_composed, causal_mask, seen_keys};
+use super::config::LayerConfig;
+use crate::kernels::{self, Keys};
+
+/// Keys and values of one sequence, for every layer of a model.
+///
+/// All layers of one shape (in most models: all) lie in one buffer. Many small ones of all lengths, each living as long as its
+/// sequence, would leave the allocator full of holes; a large one goes back whole. Rows are written in place, so appending one
+/// token costs the same at any length; the buffers double when full.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Per shape, keys and values of its layers in turn, `[2 l, c, capacity, w]`.
+    buffers: Vec<Tensor<4>>,
+    layers: Vec<Layer>,
+    length: usize,
+    capacity: usize,
+}
+
+/// Where a layer's keys and values lie.
+#[derive(Clone, Copy, Debug)]
+struct Layer {
+    buffer: usize,
+    /// Of the keys; the values are behind them.
+    index: usize,
+    /// Keys that a row sees; `None`: all before it. All are kept, so that a sequence can be cut anywhere.
+    window: Option<usize>,
+}
+
+impl KvCache {
+    /// An empty cache for `layers` layers with room for `capacity` tokens.
+    pub fn new(config: &LayerConfig, layers: usize, capacity: usize, device: &Device) -> Self {
+        Self::for_layers(std::iter::repeat_n(config, layers), capacity, device)
+    }
+
+    /// The same for layers that differ.
+    pub fn for_layers<'a>(
+        layers: impl IntoIterator<Item = &'a LayerConfig>,
+        capacity: usize,
+        device: &Device,
+    ) -> Self {
+        let capacity = capacity.max(1);
+        // Heads, width and matrices of each buffer.
+        let mut shapes: Vec<([usize; 2], usize)> = Vec::new();
+        let place = |config: &LayerConfig| {
+            let shape = [config.num_key_value_heads, config.head_dim];
+            let buffer = shapes.iter().position(|(known, _)| *known == shape).unwrap_or_else(|| {
+                shapes.push((shape, 0));
+                shapes.len() - 1
+            });
+            let index = shapes[buffer].1;
+            shapes[buffer].1 += 2;
+            Layer { buffer, index, window: config.window() }
+        };
+        let layers = layers.into_iter().map(place).collect();
+        let buffers = shapes.iter().map(|&([c, w], count)| Tensor::zeros([count, c, capacity, w], device)).collect();
+        Self { buffers, layers, length: 0, capacity }
+    }
+
+    /// Tokens in the cache.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether no token was cached yet.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Tokens that it has room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Makes room for exactly `capacity` tokens, at least those it holds.
+    pub fn resize(&mut self, capacity: usize) {
+        let capacity = capacity.max(self.length).max(1);
+        if capacity != self.capacity {
+            self.buffers = self.copied(self.length, capacity);
+            self.capacity = capacity;
+        }
+    }
+
+    /// A cache of its own with the first `length` tokens of this one and room for `capacity`.
+    #[must_use]
+    pub fn copy_prefix(&self, length: usize, capacity: usize) -> Self {
+        let length = length.min(self.length);
+        let capacity = capacity.max(length).max(1);
+        Self { buffers: self.copied(length, capacity), layers: self.layers.clone(), length, capacity }
+    }
+
+    fn copied(&self, length: usize, capacity: usize) -> Vec<Tensor<4>> {
+        let copy = |buffer: &Tensor<4>| {
+            let [m, c, _, w] = buffer.dims();
+            let grown = Tensor::zeros([m, c, capacity, w], &buffer.device());
+            match length {
+                0 => grown,
+                length => grown.slice_assign(s![.., .., 0..length, ..], buffer.clone().narrow(2, 0, length)),
+            }
+        };
+        self.buffers.iter().map(copy).collect()
+    }
+
+    /// Takes over `length` tokens whose keys and values are zeros, for timing passes behind a long sequence.
+    pub fn fill_with_zeros(&mut self, length: usize) {
+        self.reserve(length.saturating_sub(self.length));
+        self.length = length;
+    }
+
+    /// Forgets all tokens from `length` on.
+    pub fn truncate(&mut self, length: usize) {
+        self.length = self.length.min(length);
+    }
+
+    /// Makes room for `count` more tokens.
+    pub(super) fn reserve(&mut self, count: usize) {
+        let needed = self.length + count;
+        if needed <= self.capacity {
+            return;
+        }
+        self.resize(needed.next_power_of_two());
+    }
+
+    /// Counts rows written by [`attend`](Self::attend) as part of the sequence.
+    pub(super) fn advance(&mut self, count: usize) {
+        self.length += count;
+        debug_assert!(self.length <= self.capacity);
+    }
+
+    /// Writes the new rows of one layer behind the sequence and attends to all of it, causal rows to the layer's window:
+    /// `[n, h, w] -> [n, h * w]`.
+    ///
+    /// The rows become part of the sequence with [`advance`](Self::advance); without it they are overwritten by the next
+    /// call, which is how a draft block is dropped after its round. Room must have been made by
+    /// [`reserve`](Self::reserve).
+    pub(super) fn attend(
+        &mut self,
+        layer: usize,
+        queries_nhw: Tensor<3>,
+        new: KeysValues,
+        causal: bool,
+    ) -> Tensor<2> {
+        let past = self.length;
+        let [n, _, _] = new.keys_ncw.dims();
+        self.write(layer, new);
+        let Layer { buffer, index, window } = self.layers[layer];
+        let buffer = &self.buffers[buffer];
+        let visible = past + n;
+        let seen = |row: usize| if causal { seen_keys(past + row, window) } else { 0..visible };
+        let keys = Keys::Cache { buffer_mctw: buffer, keys: index, values: index + 1 };
+        if let Some(attended) = kernels::attend(&queries_nhw, &keys, seen) {
+            return attended;
+        }
+        let mask = if causal { causal_mask(n, past, window, &queries_nhw.device()) } else { None };
+        let [_, c, _, w] = buffer.dims();
+        let rows = |index: usize| {
+            let rows = buffer.clone().slice(s![index..index + 1, .., 0..visible, ..]);
+            rows.reshape([c, visible, w])
+        };
+        attend_composed(queries_nhw, rows(index), rows(index + 1), mask)
+    }
+
+    /// Writes rows behind the sequence without attending to them.
+    pub(super) fn write(&mut self, layer: usize, new: KeysValues) {
+        let past = self.length;
+        let [n, c, w] = new.keys_ncw.dims();
+        let Layer { buffer, index, .. } = self.layers[layer];
+        for (index, rows_ncw) in [(index, new.keys_ncw), (index + 1, new.values_ncw)] {
+            let rows = rows_ncw.swap_dims(0, 1).reshape([1, c, n, w]);
+            self.buffers[buffer]
+                .inplace(|buffer| buffer.slice_assign(s![index..index + 1, .., past..past + n, ..], rows));
+        }
+    }
+}
