@@ -4,13 +4,15 @@
 //! that wait for a draft's context count as the tokens whose keys and values would take as much; nobody is preempted for
 //! their sake, but what finished sequences left makes way for them.
 
-use burn::tensor::Tensor;
-
-use crate::kernels;
+use super::waiting::WaitingFeatures;
 use crate::model::{Draft, DraftContext, KvCache, LayerConfig, Target};
 
 /// Tokens by which caches grow at least.
 const PAGE: usize = 64;
+
+/// Tokens of an answer that there is room for from the start where memory allows: growing copies the whole cache, which takes
+/// as long as a step.
+const ANSWER: usize = 256;
 
 /// A shared beginning shorter than this is not worth keeping track of.
 const SHORTEST_PREFIX: usize = 16;
@@ -22,8 +24,8 @@ pub struct SequenceCache {
     pub target: KvCache,
     /// The draft's; it may lag behind the target's, never run ahead.
     pub context: Option<DraftContext>,
-    /// Features of the tokens that the context lacks, in order, `[n, f]` each: they are taken in when a draft is wanted.
-    pub waiting: Vec<Tensor<2>>,
+    /// Features of the tokens that the context lacks: they are taken in when a draft is wanted.
+    pub waiting: WaitingFeatures,
     /// Tokens that there is room for, as counted.
     room: usize,
     /// What `waiting` counts for, tokens, as of the last step.
@@ -88,12 +90,21 @@ impl CacheMemory {
     }
 
     /// A cache for a sequence of these tokens that has room for all of them, with the longest beginning that an earlier
-    /// sequence left behind; `None` when there is no memory for it even without what finished sequences left.
-    pub fn admit(&mut self, ids: &[u32], target: &Target, draft: Option<&Draft>) -> Option<SequenceCache> {
-        let room = self.pages(ids.len());
-        if self.in_use + room > self.capacity {
+    /// sequence left behind; `None` when there is no memory for it even without what finished sequences left. The sequence
+    /// ends at `limit` tokens.
+    pub fn admit(
+        &mut self,
+        ids: &[u32],
+        limit: usize,
+        target: &Target,
+        draft: Option<&Draft>,
+    ) -> Option<SequenceCache> {
+        let needed = self.pages(ids.len());
+        if self.in_use + needed > self.capacity {
             return None;
         }
+        let generous = self.generous(ids.len(), limit);
+        let room = if self.leaves_half(self.in_use + generous) { generous } else { needed };
         // The last token's logits are wanted, so it always goes through the target. What a draft's rows depend on has to be
         // the same, too, and the newest row has to be made anew.
         let longest = self
@@ -104,11 +115,20 @@ impl CacheMemory {
             .max_by_key(|&(index, length)| (length, index))
             .filter(|&(_, length)| length >= SHORTEST_PREFIX);
         let Some((index, length)) = longest else {
+            if let Some(cache) = self.reuse(room) {
+                return Some(cache);
+            }
             self.evict_for(room);
             self.in_use += room;
             let context = draft.map(|draft| draft.new_context(room));
             let target = target.new_cache(room);
-            return Some(SequenceCache { target, context, waiting: Vec::new(), room, waiting_tokens: 0 });
+            return Some(SequenceCache {
+                target,
+                context,
+                waiting: WaitingFeatures::default(),
+                room,
+                waiting_tokens: 0,
+            });
         };
         let goes_on = length + 1 >= self.kept[index].ids.len();
         if !goes_on && self.held() + room <= self.capacity {
@@ -123,7 +143,8 @@ impl CacheMemory {
         let Kept { mut cache, .. } = self.kept.remove(index);
         cache.truncate(length);
         // Its buffers may be larger than needed: they stay where that takes memory from nobody who is being answered.
-        let room = if self.in_use + cache.room <= self.capacity { cache.room.max(room) } else { room };
+        let stays = cache.room >= needed && self.in_use + cache.room <= self.capacity;
+        let room = if stays { cache.room } else { room };
         self.evict_for(room);
         if cache.room != room {
             cache.resize(room);
@@ -134,21 +155,37 @@ impl CacheMemory {
         Some(cache)
     }
 
-    /// Room for `length` tokens, to be asked for before every step; `false` when there is no memory.
-    pub fn grow(&mut self, cache: &mut SequenceCache, length: usize) -> bool {
+    /// The buffers of the oldest finished sequence that are about as large, where one has to go anyway: pages that are there
+    /// need not be cleared again.
+    fn reuse(&mut self, room: usize) -> Option<SequenceCache> {
+        if self.held() + room <= self.capacity {
+            return None;
+        }
+        let most = (2 * room).min(self.capacity - self.in_use);
+        let index = self.kept.iter().position(|kept| (room..=most).contains(&kept.cache.room))?;
+        let mut cache = self.kept.remove(index).cache;
+        cache.truncate(0);
+        cache.waiting_tokens = 0;
+        self.evict_for(cache.room);
+        self.in_use += cache.room;
+        Some(cache)
+    }
+
+    /// Room for `length` tokens, to be asked for before every step; `false` when there is no memory. The sequence ends at
+    /// `limit` tokens.
+    pub fn grow(&mut self, cache: &mut SequenceCache, length: usize, limit: usize) -> bool {
         self.count_waiting(cache);
         let needed = self.pages(length);
         if needed <= cache.room {
             return true;
         }
-        // A quarter more, so that a long answer is not copied once per page; but never at the price of somebody else's.
-        let generous = self.pages(length + length / 4);
-        let fits = |room: usize| self.held() - cache.room + room <= self.capacity;
-        let room = if fits(generous) { generous } else { needed };
-        if self.in_use - cache.room + room > self.capacity {
+        let others = self.in_use - cache.room;
+        let generous = self.generous(length, limit);
+        let room = if self.leaves_half(others + generous) { generous } else { needed };
+        if others + room > self.capacity {
             return false;
         }
-        self.in_use -= cache.room;
+        self.in_use = others;
         self.evict_for(room);
         cache.resize(room);
         self.in_use += room;
@@ -167,17 +204,14 @@ impl CacheMemory {
         self.waiting -= cache.waiting_tokens;
         let mut length = cache.target.len().min(ids.len());
         if let Some(context) = &cache.context {
-            length = length.min(context.len() + cache.rows_waiting());
+            length = length.min(context.len() + cache.waiting.rows());
         }
         if length < SHORTEST_PREFIX {
             return;
         }
         ids.truncate(length);
         cache.truncate(length);
-        // Kept for long: hundreds of rows in a tensor each would lie all over memory.
-        if cache.waiting.len() > 1 {
-            cache.waiting = vec![Tensor::cat(std::mem::take(&mut cache.waiting), 0)];
-        }
+        cache.waiting.join();
         cache.waiting_tokens = self.waiting_tokens(&cache);
         self.kept.push(Kept { ids, cache });
         self.evict_for(0);
@@ -192,7 +226,7 @@ impl CacheMemory {
     }
 
     fn waiting_tokens(&self, cache: &SequenceCache) -> usize {
-        (cache.rows_waiting() as f64 * self.feature_share).ceil() as usize
+        (cache.waiting.rows() as f64 * self.feature_share).ceil() as usize
     }
 
     /// Drops what finished sequences left, oldest first, until `room` more tokens fit.
@@ -202,30 +236,36 @@ impl CacheMemory {
         }
     }
 
+    /// Room for twice the tokens or a usual answer, so that a long one is not copied once per page.
+    fn generous(&self, length: usize, limit: usize) -> usize {
+        self.pages((2 * length).max(length + ANSWER).min(limit).max(length))
+    }
+
+    /// Whether others could still begin beside so much in use. What finished sequences left makes way for room that is not
+    /// needed yet; sequences that run or wait do not.
+    fn leaves_half(&self, in_use: usize) -> bool {
+        in_use <= self.capacity / 2
+    }
+
     fn pages(&self, length: usize) -> usize {
         (length + self.block + 1).next_multiple_of(PAGE)
     }
 }
 
 impl SequenceCache {
-    /// Rows of `waiting`.
-    pub fn rows_waiting(&self) -> usize {
-        self.waiting.iter().map(|part| part.dims()[0]).sum()
-    }
-
     /// Forgets all tokens from `length` on.
     fn truncate(&mut self, length: usize) {
         self.target.truncate(length);
         if let Some(context) = &mut self.context {
             context.truncate(length);
-            self.waiting = first_rows(&self.waiting, length - context.len());
+            self.waiting = self.waiting.first(length - context.len());
         }
     }
 
     /// A cache of its own with the first `length` tokens of this one and room for `room`.
     fn copy_prefix(&self, length: usize, room: usize) -> Self {
         let context = self.context.as_ref().map(|context| context.copy_prefix(length.min(context.len()), room));
-        let waiting = first_rows(&self.waiting, length - context.as_ref().map_or(length, DraftContext::len));
+        let waiting = self.waiting.first(length - context.as_ref().map_or(length, DraftContext::len));
         Self { target: self.target.copy_prefix(length, room), context, waiting, room, waiting_tokens: 0 }
     }
 
@@ -238,23 +278,6 @@ impl SequenceCache {
     }
 }
 
-/// The first `count` rows of some parts.
-fn first_rows(parts: &[Tensor<2>], count: usize) -> Vec<Tensor<2>> {
-    let mut left = count;
-    let mut first = Vec::new();
-    for part in parts {
-        let rows = part.dims()[0].min(left);
-        if rows == part.dims()[0] {
-            first.push(part.clone());
-        } else if rows > 0 {
-            // A view of some rows would keep the memory of all of them, and only these are counted.
-            first.extend(kernels::copied_rows(part, std::slice::from_ref(&(0..rows))));
-        }
-        left -= rows;
-    }
-    first
-}
-
 impl Kept {
     fn common_prefix(&self, ids: &[u32]) -> usize {
         self.ids.iter().zip(ids).take_while(|(own, other)| own == other).count()
@@ -263,7 +286,7 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
+    use burn::tensor::{Device, Tensor};
     use serde_json::{Value, json};
 
     use super::*;
@@ -302,7 +325,7 @@ mod tests {
     /// Forty tokens: the context holds the first 20, the features of the others wait; those of token `i` are all `i`.
     fn finished(memory: &mut CacheMemory, (target, draft): &(Target, Draft)) -> (Vec<u32>, SequenceCache) {
         let ids: Vec<u32> = (0..40).map(|i| i % 7).collect();
-        let mut cache = memory.admit(&ids, target, Some(draft)).unwrap();
+        let mut cache = memory.admit(&ids, 1000, target, Some(draft)).unwrap();
         cache.target.fill_with_zeros(40);
         cache.context.as_mut().unwrap().fill_with_zeros(20);
         for part in [20..23, 23..40] {
@@ -314,8 +337,8 @@ mod tests {
     }
 
     fn waiting(cache: &SequenceCache) -> Vec<f32> {
-        let rows = |part: &Tensor<2>| part.clone().narrow(1, 0, 1).try_into_vec_as::<f32>().unwrap();
-        cache.waiting.iter().flat_map(rows).collect()
+        let rows = |part: Tensor<2>| part.narrow(1, 0, 1).try_into_vec_as::<f32>().unwrap();
+        cache.waiting.clone().take().into_iter().flat_map(rows).collect()
     }
 
     #[test]
@@ -329,7 +352,7 @@ mod tests {
             let next: Vec<u32> =
                 ids[..same].iter().copied().chain((same..45).map(|_| 7)).take(same.max(41)).collect();
             let next = if same == 40 { &next[..40] } else { &next[..] };
-            let cache = memory.admit(next, &models.0, Some(&models.1)).unwrap();
+            let cache = memory.admit(next, 1000, &models.0, Some(&models.1)).unwrap();
             let expected: Vec<f32> = expected.map(|i| i as f32).collect();
             assert_eq!(waiting(&cache), expected, "{same} tokens alike");
             assert_eq!(cache.target.len(), cache.context.as_ref().unwrap().len() + expected.len());
@@ -350,9 +373,58 @@ mod tests {
             let (ids, cache) = finished(&mut memory, &models);
             memory.keep(ids.clone(), cache);
             let next: Vec<u32> = ids[..same].iter().copied().chain((same..40).map(|_| 7)).collect();
-            let cache = memory.admit(&next, &models.0, Some(&models.1)).unwrap();
+            let cache = memory.admit(&next, 1000, &models.0, Some(&models.1)).unwrap();
             assert_eq!(cache.target.len(), expected, "{same} tokens alike");
         }
+    }
+
+    /// 64 tokens are a page; a block takes four rows.
+    #[test]
+    fn there_is_room_for_an_answer_where_that_leaves_room_for_others() {
+        let (target, draft) = models();
+        let ids: Vec<u32> = (0..40).map(|i| i % 7).collect();
+        // (capacity, limit, room from the start, room at 200 tokens)
+        let cases = [
+            (2048, 1000, 320, 320),
+            (2048, 50, 64, 256),
+            (2048, 123, 128, 256),
+            (640, 1000, 320, 320),
+            (600, 1000, 64, 256),
+            (1024, 10_000, 320, 320),
+        ];
+        for (capacity, limit, first, later) in cases {
+            let mut memory = CacheMemory::new(capacity, &target, Some(&draft));
+            let mut cache = memory.admit(&ids, limit, &target, Some(&draft)).unwrap();
+            assert_eq!((cache.room, cache.target.capacity()), (first, first), "{capacity} {limit}");
+            assert!(memory.grow(&mut cache, 200, limit.max(200)));
+            assert_eq!((cache.room, memory.in_use), (later, later), "{capacity} {limit}");
+        }
+        let mut memory = CacheMemory::new(4096, &target, Some(&draft));
+        let mut cache = memory.admit(&ids, 5000, &target, Some(&draft)).unwrap();
+        assert!(memory.grow(&mut cache, 800, 5000));
+        assert_eq!(cache.room, 1664, "twice what is there");
+    }
+
+    #[test]
+    fn what_has_to_go_lends_its_buffers() {
+        let models = models();
+        let mut memory = CacheMemory::new(640, &models.0, Some(&models.1));
+        let (ids, mut cache) = finished(&mut memory, &models);
+        assert!(memory.grow(&mut cache, 330, 1000));
+        assert_eq!(cache.room, 384);
+        memory.keep(ids, cache);
+        let others: Vec<u32> = (0..40).map(|i| (3 * i + 2) % 7).collect();
+        // Too large for so small a sequence, and there is room beside it.
+        let small = memory.admit(&others, 50, &models.0, Some(&models.1)).unwrap();
+        assert_eq!((small.room, memory.kept.len()), (64, 1));
+        memory.release(small);
+        // A fresh one would have room for 320.
+        let large = memory.admit(&others, 1000, &models.0, Some(&models.1)).unwrap();
+        assert_eq!((large.room, large.target.capacity(), memory.kept.len()), (384, 384, 0));
+        assert_eq!((large.target.len(), large.context.as_ref().unwrap().len(), large.waiting.rows()), (0, 0, 0));
+        assert_eq!((memory.in_use, memory.held()), (384, 384));
+        memory.release(large);
+        assert_eq!((memory.in_use, memory.waiting, memory.held()), (0, 0, 0));
     }
 
     #[test]
@@ -367,16 +439,16 @@ mod tests {
         assert_eq!(memory.held(), 64 + share(20));
         // Room for the next is there, but not beside what waits.
         let other: Vec<u32> = (0..30).map(|i| (i + 3) % 7).collect();
-        let mut cache = memory.admit(&other, &models.0, Some(&models.1)).unwrap();
+        let mut cache = memory.admit(&other, 1000, &models.0, Some(&models.1)).unwrap();
         assert_eq!(memory.held(), 64, "what was kept is gone");
         // Of a sequence that runs they are counted before every step, and never stand in its way.
         cache.waiting.push(Tensor::zeros([30, 8], &Device::flex()));
-        assert!(memory.grow(&mut cache, 31));
+        assert!(memory.grow(&mut cache, 31, 1000));
         assert_eq!(memory.held(), 64 + share(30));
-        assert!(memory.grow(&mut cache, 124));
+        assert!(memory.grow(&mut cache, 124, 1000));
         assert_eq!(memory.held(), 128 + share(30));
-        cache.waiting.clear();
-        assert!(memory.grow(&mut cache, 124));
+        cache.waiting.take();
+        assert!(memory.grow(&mut cache, 124, 1000));
         assert_eq!(memory.held(), 128);
         memory.release(cache);
         assert_eq!((memory.held(), memory.waiting), (0, 0));

@@ -94,8 +94,8 @@ impl StepLoop {
         let mut index = 0;
         while index < self.running.len() {
             let sequence = &mut self.running[index];
-            let length = sequence.ids.len();
-            let fits = sequence.cache.as_mut().is_some_and(|cache| self.memory.grow(cache, length));
+            let (length, limit) = (sequence.ids.len(), sequence.limit);
+            let fits = sequence.cache.as_mut().is_some_and(|cache| self.memory.grow(cache, length, limit));
             if fits {
                 index += 1;
             } else {
@@ -122,7 +122,7 @@ impl StepLoop {
         for sequence in self.running.iter_mut().filter(|sequence| catches_up(sequence)) {
             let count = sequence.features_waiting();
             if let Some(SequenceCache { context: Some(context), waiting, .. }) = &mut sequence.cache {
-                features.append(waiting);
+                features.append(&mut waiting.take());
                 let next = context.len() + 1;
                 following.extend(&sequence.ids[next..next + count]);
                 contexts.push((context, count));

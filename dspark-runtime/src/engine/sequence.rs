@@ -74,7 +74,7 @@ impl Sequence {
 
     /// Tokens whose features the draft's context lacks.
     pub fn features_waiting(&self) -> usize {
-        self.cache.as_ref().map_or(0, SequenceCache::rows_waiting)
+        self.cache.as_ref().map_or(0, |cache| cache.waiting.rows())
     }
 }
 

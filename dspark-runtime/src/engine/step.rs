@@ -149,7 +149,9 @@ impl StepLoop {
     fn admit(&mut self) {
         while self.running.len() < self.config.max_running {
             let Some(next) = self.waiting.front_mut() else { return };
-            let Some(cache) = self.memory.admit(&next.ids, &self.target, self.draft.as_ref()) else { return };
+            let Some(cache) = self.memory.admit(&next.ids, next.limit, &self.target, self.draft.as_ref()) else {
+                return;
+            };
             let Some(mut next) = self.waiting.pop_front() else { return };
             let found = cache.target.len();
             if !next.admitted_before {
