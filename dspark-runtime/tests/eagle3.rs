@@ -219,7 +219,6 @@ fn what_does_not_fit_is_named() {
     let config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     for (field, value) in [
         ("architectures", json!(["LlamaForCausalLMEagle3"])),
-        ("target_layer_ids", json!([0, 1, 2, 3])),
         ("target_layer_ids", json!([-1, 0, 1, 2, 3])),
         ("target_layer_ids", json!([0, 1, 2, 3, 5])),
         ("target_layer_ids", json!([0, 1, 1, 2, 3])),
@@ -236,6 +235,12 @@ fn what_does_not_fit_is_named() {
         let error = Draft::load(&folder, &target).unwrap_err().to_string();
         assert!(error.contains(field) && error.contains("config.json"), "{field} = {value}: {error}");
     }
+    // Fewer layers are fine, but not with weights for five.
+    let mut fewer = config.clone();
+    fewer["target_layer_ids"] = json!([0, 1, 2, 3]);
+    fs::write(&path, fewer.to_string()).unwrap();
+    let error = Draft::load(&folder, &target).unwrap_err().to_string();
+    assert!(error.contains("fc.weight") && error.contains("[16, 64]"), "{error}");
     fs::write(&path, config.to_string()).unwrap();
     let error = Draft::load(&folder, &common::target(3)).unwrap_err().to_string();
     assert!(error.contains("num_target_layers"), "{error}");
