@@ -50,12 +50,20 @@ impl Point {
         (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
     }
 
-    /// The mean over the tasks of conditional acceptance at every slot that any of them verified: `(slot from 1, share)`.
     fn acceptance_by_slot(&self) -> Vec<(f64, f64)> {
-        let slots = self.evaluation.tasks.iter().map(|task| task.conditional_acceptance.len()).max().unwrap_or(0);
-        let at = |slot: usize| self.mean(|task| task.conditional_acceptance.get(slot).copied().flatten());
-        (0..slots).filter_map(|slot| at(slot).map(|share| (slot as f64 + 1.0, share))).collect()
+        let tasks = self.evaluation.tasks.iter().map(|task| task.conditional_acceptance.as_slice());
+        along_the_block(&tasks.collect::<Vec<_>>())
     }
+}
+
+/// The mean over the tasks of conditional acceptance, slot by slot: `(slot from 1, share)`. It ends where the first task has
+/// nothing to say: a mean of those that get further would rise for no other reason.
+fn along_the_block(tasks: &[&[Option<f64>]]) -> Vec<(f64, f64)> {
+    let at = |slot: usize| -> Option<f64> {
+        let shares: Option<Vec<f64>> = tasks.iter().map(|shares| shares.get(slot).copied().flatten()).collect();
+        shares.filter(|shares| !shares.is_empty()).map(|shares| shares.iter().sum::<f64>() / shares.len() as f64)
+    };
+    (0..).map_while(|slot| at(slot).map(|share| (slot as f64 + 1.0, share))).collect()
 }
 
 impl SweepReport {
@@ -171,3 +179,16 @@ impl SweepReport {
 
 /// A figure of a task.
 type Figure = fn(&TaskReport) -> Option<f64>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_ends_where_a_task_drops_out() {
+        let (far, near) = ([Some(0.5), Some(1.0), Some(0.75)], [Some(0.25), Some(0.0), None]);
+        assert_eq!(along_the_block(&[&far, &near]), [(1.0, 0.375), (2.0, 0.5)]);
+        assert_eq!(along_the_block(&[&far]).len(), 3);
+        assert_eq!(along_the_block(&[]), []);
+    }
+}
