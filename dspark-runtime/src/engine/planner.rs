@@ -118,14 +118,15 @@ impl Planner {
         }
     }
 
-    /// Whether drafts may be wanted as long as so many requests run.
-    pub fn may_pay(&self, requests: usize) -> bool {
+    /// Whether drafts may be wanted in one of the next steps as long as so many requests run.
+    pub fn may_draft(&self, requests: usize) -> bool {
         match (self.schedule.mode(), &self.curve) {
             (Mode::Off, _) | (Mode::Scheduled, None) => false,
             (Mode::Fixed(_) | Mode::Threshold(_), _) => true,
             (Mode::Scheduled, Some(curve)) => {
                 let limit = curve.max_batch_tokens();
-                curve.price(requests.max(1), self.block, limit, self.schedule.experience()).is_finite()
+                let price = curve.price(requests.max(1), self.block, limit, self.schedule.experience());
+                price.is_finite() && !self.schedule.waits()
             }
         }
     }
@@ -180,13 +181,25 @@ impl Planner {
         pace.timed = pace.timed.saturating_add(1);
     }
 
+    /// A step that drafts had contexts to bring up to date first, which took so long: to be told before
+    /// [`drafted`](Self::drafted).
+    pub fn caught_up(&mut self, time: Duration) {
+        let plain = self.plain_seconds(self.requests.len());
+        self.schedule.prepared(plain.map_or(0.0, |plain| time.as_secs_f64() / plain));
+    }
+
+    /// What a plain step of so many requests takes here and now; `None` before one was timed.
+    fn plain_seconds(&self, requests: usize) -> Option<f64> {
+        let pace = self.paces.get(&like_numbers(requests))?;
+        Some(pace.mean * self.curve.as_ref()?.plain_seconds_between(requests))
+    }
+
     /// A step that drafted is over: tokens committed over all requests that drafted, and what all of it took. Not to be
     /// told of steps in which prompts took part.
     pub fn drafted(&mut self, committed: usize, time: Duration) {
         self.since_plain += 1;
         let requests = self.requests.len();
-        if let (Some(curve), Some(pace)) = (&self.curve, self.paces.get(&like_numbers(requests))) {
-            let plain = pace.mean * curve.plain_seconds_between(requests);
+        if let Some(plain) = self.plain_seconds(requests) {
             self.schedule.drafted(requests, round_gain(requests, committed, time.as_secs_f64(), plain));
         }
     }
@@ -287,6 +300,30 @@ mod tests {
     }
 
     #[test]
+    fn contexts_that_catch_up_put_the_next_try_off() {
+        let second_try = |catching_up: u64| {
+            let mut planner = planner(Mode::Scheduled);
+            let mut tries = Vec::new();
+            for step in 0..400 {
+                if planner.drafting([1]).is_some() {
+                    planner.lengths([&drafted(&[0.9, 0.9, 0.9])]);
+                    planner.caught_up(Duration::from_millis(if tries.is_empty() { catching_up } else { 0 }));
+                    planner.drafted(1, Duration::from_millis(20));
+                    tries.push(step);
+                } else {
+                    planner.decoded_plainly(1, Duration::from_millis(10));
+                }
+                // Nothing is laid up for a draft that was given up.
+                assert_eq!(planner.may_draft(1), !planner.schedule.waits());
+            }
+            tries.windows(2).find(|pair| pair[1] > pair[0] + 1).map(|pair| pair[1] - pair[0] - 1)
+        };
+        // Three rounds lost a step each, of 10 ms; so did the context, in 15 ms, one and a half.
+        assert_eq!(second_try(0), Some(192));
+        assert_eq!(second_try(15), Some(288));
+    }
+
+    #[test]
     fn blocks_are_drafted_as_far_as_they_were_verified_and_one_further() {
         let mut planner = planner(Mode::Scheduled);
         plain(&mut planner, TIMED as usize);
@@ -298,7 +335,7 @@ mod tests {
             planner.lengths([&drafted(&confidences)]);
             planner.drafted(drafting.slots + 1, Duration::from_millis(11));
         }
-        assert_eq!(slots[0], 2);
+        assert_eq!(slots[0], 1);
         assert!(slots.windows(2).all(|pair| pair[1] <= pair[0] + 1), "{slots:?}");
         assert_eq!(slots.last(), Some(&7), "{slots:?}");
     }
@@ -310,11 +347,11 @@ mod tests {
             StepCost::Probes { batch_tokens: vec![1, 2], steps_per_second: vec![100.0, 60.0], per_request: None };
         let mut planner = Planner::new(Mode::Scheduled, Some(SpsTable::new(cost, 64, None, None)), None, 1);
         plain(&mut planner, TIMED as usize);
-        assert!(planner.may_pay(1) && planner.drafting([1]).is_some());
+        assert!(planner.may_draft(1) && planner.drafting([1]).is_some());
         (0..8).for_each(|_| planner.judged(1, 0));
-        assert!(!planner.may_pay(1) && planner.drafting([1]).is_none());
+        assert!(!planner.may_draft(1) && planner.drafting([1]).is_none());
         (0..40).for_each(|_| planner.judged(1, 1));
-        assert!(planner.may_pay(1) && planner.drafting([1]).is_some());
+        assert!(planner.may_draft(1) && planner.drafting([1]).is_some());
     }
 
     #[test]
@@ -325,7 +362,7 @@ mod tests {
             let calibration = StsTable { acceptance: vec![acceptance], ..StsTable::identity(1) };
             let table = SpsTable::new(cost.clone(), 64, None, None);
             let mut planner = Planner::new(Mode::Scheduled, Some(table), Some(calibration), 1);
-            assert_eq!(planner.may_pay(1), pays);
+            assert_eq!(planner.may_draft(1), pays);
             plain(&mut planner, TIMED as usize);
             assert_eq!(planner.drafting([1]).is_some(), pays);
         }

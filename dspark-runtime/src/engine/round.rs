@@ -21,8 +21,8 @@ use crate::speculate::{Block, Distribution, Drafted, RoundRecord, Stopping, Verd
 /// more cheaply than one at a time.
 const FEATURES_WAITING: usize = 64;
 
-/// Rows that may wait while drafting cannot pay, by what can be hoped to be accepted: most sequences end before they have as many, and
-/// cost nothing then.
+/// Rows that may wait while nothing is drafted, because it cannot pay by what can be hoped to be accepted or did not when it
+/// was tried: most sequences end before they have as many, and cost nothing then.
 const FEATURES_SHELVED: usize = 512;
 
 /// Rows of a prompt in one step when no answer is being decoded beside it.
@@ -70,6 +70,7 @@ impl StepLoop {
             }
         }
         if drafting && decoding {
+            self.planner.caught_up(catching_up);
             let of_rounds = verdicts.iter().zip(&in_round).filter(|(_, in_round)| **in_round);
             let committed = of_rounds.filter_map(|(own, _)| Some(own.as_ref()?.record.committed)).sum();
             self.planner.drafted(committed, time);
@@ -112,7 +113,7 @@ impl StepLoop {
         let Some(draft) = &self.draft else { return (false, drafted, catching_up) };
         let wanting = self.running.iter().filter(|sequence| wants_block(sequence)).map(|sequence| sequence.id);
         let drafting = self.planner.drafting(wanting);
-        let most = if self.planner.may_pay(self.running.len()) { FEATURES_WAITING } else { FEATURES_SHELVED };
+        let most = if self.planner.may_draft(self.running.len()) { FEATURES_WAITING } else { FEATURES_SHELVED };
         let catches_up = |sequence: &Sequence| {
             let waiting = sequence.features_waiting();
             waiting > 0 && (waiting >= most || (drafting.is_some() && wants_block(sequence)))

@@ -9,6 +9,7 @@ mod attention;
 mod awake;
 mod int8;
 mod linear;
+mod mapped;
 mod rows;
 pub mod simd;
 #[cfg(target_arch = "x86_64")]
@@ -18,6 +19,7 @@ pub use attention::{Keys, attend};
 pub use awake::keep_awake;
 pub use int8::Int8Matrix;
 pub use linear::{linear, linears, widened};
+pub use mapped::mapped_zeros;
 pub use rows::{geglu, rms_norm, rotate, soft_cap, swiglu};
 
 use std::ops::Range;

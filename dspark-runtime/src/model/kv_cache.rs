@@ -10,8 +10,8 @@ use crate::kernels::{self, Keys};
 
 /// Keys and values of one sequence, for every layer of a model.
 ///
-/// All layers of one shape (in most models: all) lie in one buffer. Many small ones of all lengths, each living as long as its
-/// sequence, would leave the allocator full of holes; a large one goes back whole. Rows are written in place, so appending one
+/// All layers of one shape (in most models: all) lie in one buffer, in pages of its own. Many small ones of all lengths, each
+/// living as long as its sequence, would leave the allocator full of holes; a large one goes back whole. Rows are written in place, so appending one
 /// token costs the same at any length; the buffers double when full.
 #[derive(Debug)]
 pub struct KvCache {
@@ -58,7 +58,8 @@ impl KvCache {
             Layer { buffer, index, window: config.window() }
         };
         let layers = layers.into_iter().map(place).collect();
-        let buffers = shapes.iter().map(|&([c, w], count)| Tensor::zeros([count, c, capacity, w], device)).collect();
+        let buffers =
+            shapes.iter().map(|&([c, w], count)| kernels::mapped_zeros([count, c, capacity, w], device)).collect();
         Self { buffers, layers, length: 0, capacity }
     }
 
@@ -97,7 +98,7 @@ impl KvCache {
     fn copied(&self, length: usize, capacity: usize) -> Vec<Tensor<4>> {
         let copy = |buffer: &Tensor<4>| {
             let [m, c, _, w] = buffer.dims();
-            let grown = Tensor::zeros([m, c, capacity, w], &buffer.device());
+            let grown = kernels::mapped_zeros([m, c, capacity, w], &buffer.device());
             match length {
                 0 => grown,
                 length => grown.slice_assign(s![.., .., 0..length, ..], buffer.clone().narrow(2, 0, length)),

@@ -15,6 +15,9 @@
 //! own what is known. What drafting costs falls with the load, though, so an account that was emptied at a high load is
 //! given another chance when the price has fallen by a third.
 //!
+//! What else a try costs, contexts that have to catch up before they can be drafted behind, says nothing about whether
+//! drafting pays and leaves the account alone; it was lost all the same, and the wait is for it too.
+//!
 //! It is asked before a block is drafted and told about rounds that are over, so nothing that is decided on is ever looked
 //! at.
 
@@ -35,7 +38,7 @@ pub struct BreakEvenSettings {
 
 impl Default for BreakEvenSettings {
     fn default() -> Self {
-        Self { stake: 2.0, retry_stake: 1.5, reserve: 6.0, patience: 48.0, longest_wait: 4096.0 }
+        Self { stake: 2.0, retry_stake: 1.5, reserve: 6.0, patience: 64.0, longest_wait: 4096.0 }
     }
 }
 
@@ -104,6 +107,18 @@ impl BreakEven {
         }
     }
 
+    /// Whether drafting failed and is not tried again yet, at the price of the last round.
+    pub fn waits(&self) -> bool {
+        self.waiting > 0
+    }
+
+    /// A round with drafts took that many plain steps for what is not part of any later one.
+    pub fn prepared(&mut self, steps: f64) {
+        if self.waiting == 0 && steps.is_finite() {
+            self.lost += steps;
+        }
+    }
+
     /// A plain round is over.
     pub fn plain(&mut self) {
         if self.waiting == 1 {
@@ -149,7 +164,7 @@ mod tests {
         let begins = |at: &usize| *at == 0 || drafted[*at] > drafted[*at - 1] + 1;
         let tries: Vec<usize> = (0..drafted.len()).filter(begins).map(|at| drafted[at]).collect();
         // Three rounds are lost at first and two each time after that.
-        assert_eq!(tries, [0, 3 + 144, 149 + 192, 343 + 384, 729 + 768, 1499 + 1536, 3037 + 3072]);
+        assert_eq!(tries, [0, 3 + 192, 197 + 256, 455 + 512, 969 + 1024, 1995 + 2048, 4045 + 4096]);
         assert_eq!(lost, -15.0);
     }
 
@@ -160,11 +175,24 @@ mod tests {
         guard.drafted(32, -1.0);
         assert!(!guard.drafts(1.0));
         // The wait is for one step lost.
-        for _ in 0..48 {
+        for _ in 0..64 {
             assert!(!guard.drafts(1.0));
             guard.plain();
         }
         assert!(guard.drafts(1.0));
+    }
+
+    #[test]
+    fn what_a_try_costs_besides_makes_the_wait_longer_and_not_the_try_shorter() {
+        let waits = |besides: f64| {
+            let mut guard = BreakEven::new(BreakEvenSettings::default());
+            guard.prepared(besides);
+            let (drafted, _) = run(&mut guard, 400, 1.0, || -1.0);
+            (drafted.iter().take_while(|round| **round < 10).count(), drafted[3] - drafted[2] - 1)
+        };
+        assert_eq!(waits(0.0), (3, 192));
+        assert_eq!(waits(1.5), (3, 288));
+        assert_eq!(waits(f64::NAN), (3, 192));
     }
 
     #[test]
@@ -179,8 +207,8 @@ mod tests {
         assert_eq!(run(&mut guard, 300, 0.5, useful).0.len(), 300);
         assert_eq!(run(&mut guard, 20, 0.5, || -0.5).0.len(), 13);
         // 6.5 steps were lost; 7 rounds of the wait are over. Then it pays again, and from then on it drafts.
-        let (drafted, _) = run(&mut guard, 400, 0.5, || 0.5);
-        assert_eq!(drafted, (305..400).collect::<Vec<_>>());
+        let (drafted, _) = run(&mut guard, 600, 0.5, || 0.5);
+        assert_eq!(drafted, (409..600).collect::<Vec<_>>());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::mode::Mode;
 use super::prefix::SpeedCurve;
 use super::sps_table::SpsTable;
 
-/// Slots that are drafted while nothing is known about how far it pays.
+/// Slots that may be drafted while there are no confidences old enough to say how many.
 const FIRST_SLOTS: usize = 2;
 
 /// Decides, round by round, whether to draft and how much to verify. In `scheduled` mode the guard may choose plain rounds;
@@ -33,8 +33,8 @@ impl Schedule {
             guard: BreakEven::new(BreakEvenSettings::default()),
             asynchronous: Asynchronous::default(),
             experience: Experience::default(),
-            slots: FIRST_SLOTS,
-            longest: FIRST_SLOTS - 1,
+            slots: 1,
+            longest: 0,
         }
     }
 
@@ -59,6 +59,8 @@ impl Schedule {
             Mode::Scheduled => {
                 let drafts = self.guard.drafts(price);
                 if !drafts {
+                    // A try begins with one slot: it is the cheapest way to learn whether the first token is accepted.
+                    self.longest = 0;
                     self.guard.plain();
                     self.experience.plain();
                     self.asynchronous.pass();
@@ -125,6 +127,16 @@ impl Schedule {
     /// Tells how many drafted tokens of one request were verified in a round, and how many of them accepted.
     pub fn judged(&mut self, verified: usize, accepted: usize) {
         self.experience.judged(verified, accepted);
+    }
+
+    /// Whether drafting failed and is not tried again yet.
+    pub fn waits(&self) -> bool {
+        self.mode == Mode::Scheduled && self.guard.waits()
+    }
+
+    /// Tells what a round with drafts took besides, in plain steps: see [`BreakEven::prepared`].
+    pub fn prepared(&mut self, steps: f64) {
+        self.guard.prepared(steps);
     }
 
     /// Tells how a round of so many requests with drafts went: see [`round_gain`].
