@@ -8,7 +8,7 @@ use serde_json::{Map, json};
 
 use super::engine::{calibration, speed_curve};
 use super::output::{count, print, temperature, weight_precision};
-use crate::bench::{Ceiling, Load, Measured, Ratio, Run, read_prompts, run as run_load};
+use crate::bench::{Ceiling, Load, Measured, Ratio, Run, median, read_prompts, run as run_load};
 use crate::checkpoint::{WeightPrecision, resolve_model, write_file};
 use crate::device::DeviceChoice;
 use crate::engine::{Engine, EngineConfig, Request, Sampling};
@@ -17,6 +17,9 @@ use crate::plot::Chart;
 use crate::profile::{ProfileOptions, draft_seconds, verify_seconds};
 use crate::schedule::{Mode, SpsTable, StsTable};
 use crate::text::Tokenizer;
+
+/// How often every length is timed for the ceiling, at least.
+const CEILING_ROUNDS: usize = 9;
 
 /// Arguments of `dspark bench`.
 #[derive(Debug, Args)]
@@ -290,12 +293,22 @@ impl Bench<'_> {
         };
         let run = runs.iter().filter(fixed).max_by_key(length)?;
         let rounds: Vec<(usize, usize)> = run.repeats.iter().flat_map(|measured| measured.rounds.clone()).collect();
+        let block = draft.config().block_size;
         let context = ProfileOptions::default().context;
-        let repeats = self.arguments.repeats.max(5);
+        // All lengths in turn, again and again: a machine whose speed changes from one second to the next changes it for all.
+        let (mut verify, mut drafting) = (vec![Vec::new(); block + 1], vec![Vec::new(); block]);
+        for _ in 0..self.arguments.repeats.max(CEILING_ROUNDS) {
+            for (index, seconds) in verify.iter_mut().enumerate() {
+                seconds.push(verify_seconds(&self.target, Some(draft), index + 1, context, 1));
+            }
+            for (index, seconds) in drafting.iter_mut().enumerate() {
+                seconds.push(draft_seconds(draft, 1, index + 1, context, 1));
+            }
+        }
         Ceiling::new(
             &rounds,
-            |tokens| verify_seconds(&self.target, Some(draft), tokens, context, repeats),
-            |tokens| draft_seconds(draft, 1, tokens, context, repeats),
+            |tokens| median(verify[tokens - 1].clone()),
+            |slots| median(drafting[slots - 1].clone()),
         )
     }
 }

@@ -39,6 +39,11 @@ impl Experience {
         Self { positions: acceptance.iter().map(position).collect() }
     }
 
+    /// Whether it has seen anything.
+    pub fn is_empty(&self) -> bool {
+        self.positions.is_empty()
+    }
+
     /// A round of one request is over: so many drafted tokens were verified, and so many of them accepted.
     pub fn judged(&mut self, verified: usize, accepted: usize) {
         let untried = Position { acceptance: 1.0, outcomes: 0 };

@@ -8,9 +8,6 @@ use super::mode::Mode;
 use super::prefix::SpeedCurve;
 use super::sps_table::SpsTable;
 
-/// Slots that may be drafted while there are no confidences old enough to say how many.
-const FIRST_SLOTS: usize = 2;
-
 /// Decides, round by round, whether to draft and how much to verify. In `scheduled` mode the guard may choose plain rounds;
 /// the other modes do what they are told.
 #[derive(Clone, Debug)]
@@ -21,8 +18,9 @@ pub struct Schedule {
     experience: Experience,
     /// Slots of the last round with drafts.
     slots: usize,
-    /// How many of them were verified at most; where rounds before verified more, it falls by one a round.
-    longest: usize,
+    /// How many of them were verified at most; where rounds before verified more, it falls by one a round. `None` at the
+    /// beginning of a try.
+    longest: Option<usize>,
 }
 
 impl Schedule {
@@ -34,7 +32,7 @@ impl Schedule {
             asynchronous: Asynchronous::default(),
             experience: Experience::default(),
             slots: 1,
-            longest: 0,
+            longest: None,
         }
     }
 
@@ -59,8 +57,7 @@ impl Schedule {
             Mode::Scheduled => {
                 let drafts = self.guard.drafts(price);
                 if !drafts {
-                    // A try begins with one slot: it is the cheapest way to learn whether the first token is accepted.
-                    self.longest = 0;
+                    self.longest = None;
                     self.guard.plain();
                     self.experience.plain();
                     self.asynchronous.pass();
@@ -71,7 +68,9 @@ impl Schedule {
     }
 
     /// How many slots of a block of `block_size` the next round drafts: as far as any block was verified in the last rounds
-    /// and one further, and not more than may be verified over all requests by confidences that are two rounds old.
+    /// and one further, and not more than may be verified over all requests by confidences that are two rounds old. A try
+    /// begins with what pays best if acceptance is as it was; where nothing is known of that, with one slot, the cheapest
+    /// way to learn something.
     ///
     /// What is not drafted cannot be verified, so this must not look at the round's own drafts, and does not.
     pub fn slots(&mut self, requests: &[u64], block_size: usize, table: &SpsTable, batch_limit: usize) -> usize {
@@ -82,8 +81,13 @@ impl Schedule {
             Mode::Scheduled => {
                 let curve = table.curve(requests.len(), self.slots);
                 let capacity = self.asynchronous.capacity(requests, &curve, batch_limit);
+                let first = || match self.experience.is_empty() {
+                    true => 1,
+                    false => table.best_length(requests.len(), block_size, batch_limit, &self.experience),
+                };
+                let wanted = self.longest.map_or_else(first, |longest| longest + 1);
                 // At least one, so that there are new confidences to decide by: a block has one more than it has tokens.
-                (self.longest + 1).min(capacity.unwrap_or(FIRST_SLOTS)).clamp(1, block_size.max(1))
+                wanted.min(capacity.unwrap_or(wanted)).clamp(1, block_size.max(1))
             }
         };
         self.slots = slots;
@@ -116,7 +120,7 @@ impl Schedule {
         }
         trim(lengths, batch_limit.saturating_sub(confidences.requests()));
         let longest = lengths.iter().copied().max().unwrap_or(0);
-        self.longest = longest.max(self.longest.saturating_sub(1));
+        self.longest = Some(longest.max(self.longest.map_or(0, |before| before.saturating_sub(1))));
     }
 
     /// What drafted tokens have been worth so far, for [`SpsTable::price`](super::SpsTable::price).

@@ -228,11 +228,27 @@ impl SpsTable {
     /// What a round with one drafted token per request costs more than a plain one, in plain steps. Infinite where a round of no length would pay, by what can be hoped to be accepted.
     pub fn price(&self, requests: usize, block_size: usize, batch_limit: usize, experience: &Experience) -> f64 {
         let plain = self.plain_seconds(requests);
-        let cost =
-            |length: usize| 1.0 / self.curve(requests, length).steps_per_second(requests * (1 + length)) / plain;
-        let fits = |length: &usize| requests * (1 + length) <= batch_limit;
-        let pays = (1..=block_size).take_while(fits).any(|length| experience.tokens(length) > cost(length));
+        let cost = |length: usize| self.round_seconds(requests, length) / plain;
+        let mut lengths = lengths(requests, block_size, batch_limit);
+        let pays = lengths.any(|length| experience.tokens(length) > cost(length));
         if pays { cost(1) - 1.0 } else { f64::INFINITY }
+    }
+
+    /// How many tokens to draft per request, at least one, so that rounds commit most per second if acceptance is as it was.
+    pub fn best_length(
+        &self,
+        requests: usize,
+        block_size: usize,
+        batch_limit: usize,
+        experience: &Experience,
+    ) -> usize {
+        let speed = |length: usize| experience.tokens(length) / self.round_seconds(requests, length);
+        lengths(requests, block_size, batch_limit).max_by(|a, b| speed(*a).total_cmp(&speed(*b))).unwrap_or(1)
+    }
+
+    /// A round that drafts and verifies so many tokens per request.
+    fn round_seconds(&self, requests: usize, length: usize) -> f64 {
+        1.0 / self.curve(requests, length).steps_per_second(requests * (1 + length))
     }
 
     /// The table as its file holds it.
@@ -270,6 +286,11 @@ impl SpsTable {
         }
         fields
     }
+}
+
+/// Drafted tokens per request with which a step stays within its limit.
+fn lengths(requests: usize, block_size: usize, batch_limit: usize) -> impl Iterator<Item = usize> {
+    (1..=block_size).take_while(move |length| requests * (1 + length) <= batch_limit)
 }
 
 /// The speed of one step, drafting included, by the tokens that go through the target in it.
