@@ -81,13 +81,13 @@ impl Schedule {
             Mode::Scheduled => {
                 let curve = table.curve(requests.len(), self.slots);
                 let capacity = self.asynchronous.capacity(requests, &curve, batch_limit);
-                let first = || match self.experience.is_empty() {
-                    true => 1,
-                    false => table.best_length(requests.len(), block_size, batch_limit, &self.experience),
+                let wanted = match self.longest {
+                    Some(longest) => (longest + 1).min(capacity.unwrap_or(self.slots + 1)),
+                    None if self.experience.is_empty() => 1,
+                    None => table.best_length(requests.len(), block_size, batch_limit, &self.experience),
                 };
-                let wanted = self.longest.map_or_else(first, |longest| longest + 1);
                 // At least one, so that there are new confidences to decide by: a block has one more than it has tokens.
-                wanted.min(capacity.unwrap_or(wanted)).clamp(1, block_size.max(1))
+                wanted.clamp(1, block_size.max(1))
             }
         };
         self.slots = slots;
