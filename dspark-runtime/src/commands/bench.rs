@@ -18,9 +18,6 @@ use crate::profile::{ProfileOptions, draft_seconds, verify_seconds};
 use crate::schedule::{Mode, SpsTable, StsTable};
 use crate::text::Tokenizer;
 
-/// How often every length is timed for the ceiling, at least.
-const CEILING_ROUNDS: usize = 9;
-
 /// Arguments of `dspark bench`.
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -117,6 +114,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let bench = Bench { arguments, target, draft, tokenizer, curve, calibration };
     let prompts = bench.prompts()?;
     let mut runs = Vec::new();
+    let mut probes = Probes::default();
+    let lowest = arguments.concurrency.iter().copied().min();
     for &concurrency in &arguments.concurrency {
         let mut own: Vec<Run> = arguments
             .modes
@@ -134,11 +133,23 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 let speed = measured.tokens_per_second();
                 eprintln!("{concurrency} clients, {mode}, run {}: {speed:.1} tokens/s", repeat + 1);
                 run.repeats.push(measured);
+                if Some(concurrency) == lowest {
+                    bench.probe(&mut probes);
+                }
             }
         }
         runs.extend(own);
     }
-    bench.report(&runs)
+    bench.report(&runs, &probes)
+}
+
+/// Seconds of passes for one client, timed beside the runs: a machine whose speed changes by the second changes it for both.
+#[derive(Debug, Default)]
+struct Probes {
+    /// Of one token more each.
+    verify: Vec<Vec<f64>>,
+    /// Of one slot more each.
+    draft: Vec<Vec<f64>>,
 }
 
 struct Bench<'a> {
@@ -212,7 +223,22 @@ impl Bench<'_> {
         measured
     }
 
-    fn report(&self, runs: &[Run]) -> Result<()> {
+    /// Times every length once more, if a ceiling is wanted.
+    fn probe(&self, probes: &mut Probes) {
+        let fixed = self.arguments.modes.iter().any(|mode| matches!(mode, Mode::Fixed(_)));
+        let Some(draft) = self.draft.as_ref().filter(|_| fixed) else { return };
+        let (block, context) = (draft.config().block_size, ProfileOptions::default().context);
+        probes.verify.resize(block + 1, Vec::new());
+        probes.draft.resize(block, Vec::new());
+        for (index, seconds) in probes.verify.iter_mut().enumerate() {
+            seconds.push(verify_seconds(&self.target, Some(draft), index + 1, context, 1));
+        }
+        for (index, seconds) in probes.draft.iter_mut().enumerate() {
+            seconds.push(draft_seconds(draft, 1, index + 1, context, 1));
+        }
+    }
+
+    fn report(&self, runs: &[Run], probes: &Probes) -> Result<()> {
         print(
             "mode           clients  tokens/s  to off (95 % between)  steady  per user  accepted  verified  first ms  p50 ms  p99 ms  host",
         )?;
@@ -249,7 +275,7 @@ impl Bench<'_> {
             }
             rows.push(row);
         }
-        let ceiling = self.ceiling(runs);
+        let ceiling = self.ceiling(runs, probes);
         if let Some(ceiling) = ceiling {
             let Ceiling { length, speedup } = ceiling;
             print(format!(
@@ -279,9 +305,8 @@ impl Bench<'_> {
         write_file(path, text.as_bytes()).with_context(|| format!("{}", path.display()))
     }
 
-    /// From the rounds of the longest fixed mode at the lowest concurrency, and passes timed now.
-    fn ceiling(&self, runs: &[Run]) -> Option<Ceiling> {
-        let draft = self.draft.as_ref()?;
+    /// From the rounds of the longest fixed mode at the lowest concurrency, and the passes timed beside them.
+    fn ceiling(&self, runs: &[Run], probes: &Probes) -> Option<Ceiling> {
         let lowest = runs.iter().map(|run| run.concurrency).min()?;
         let fixed = |run: &&Run| {
             let mode: Option<Mode> = run.mode.parse().ok();
@@ -293,22 +318,10 @@ impl Bench<'_> {
         };
         let run = runs.iter().filter(fixed).max_by_key(length)?;
         let rounds: Vec<(usize, usize)> = run.repeats.iter().flat_map(|measured| measured.rounds.clone()).collect();
-        let block = draft.config().block_size;
-        let context = ProfileOptions::default().context;
-        // All lengths in turn, again and again: a machine whose speed changes from one second to the next changes it for all.
-        let (mut verify, mut drafting) = (vec![Vec::new(); block + 1], vec![Vec::new(); block]);
-        for _ in 0..self.arguments.repeats.max(CEILING_ROUNDS) {
-            for (index, seconds) in verify.iter_mut().enumerate() {
-                seconds.push(verify_seconds(&self.target, Some(draft), index + 1, context, 1));
-            }
-            for (index, seconds) in drafting.iter_mut().enumerate() {
-                seconds.push(draft_seconds(draft, 1, index + 1, context, 1));
-            }
-        }
         Ceiling::new(
             &rounds,
-            |tokens| median(verify[tokens - 1].clone()),
-            |slots| median(drafting[slots - 1].clone()),
+            |tokens| median(probes.verify[tokens - 1].clone()),
+            |slots| median(probes.draft[slots - 1].clone()),
         )
     }
 }
