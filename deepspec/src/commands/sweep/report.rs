@@ -51,9 +51,24 @@ impl Point {
     }
 
     fn acceptance_by_slot(&self) -> Vec<(f64, f64)> {
-        let tasks = self.evaluation.tasks.iter().map(|task| task.conditional_acceptance.as_slice());
-        along_the_block(&tasks.collect::<Vec<_>>())
+        let tasks: Vec<Vec<Option<f64>>> = self
+            .evaluation
+            .tasks
+            .iter()
+            .map(|task| of_many_rounds(&task.conditional_acceptance, &task.survival, task.rounds))
+            .collect();
+        along_the_block(&tasks.iter().map(Vec::as_slice).collect::<Vec<_>>())
     }
+}
+
+/// Rounds below which a share is not drawn: one of two accepted says nothing.
+const ENOUGH: f64 = 20.0;
+
+/// Conditional acceptance of the slots before which at least [`ENOUGH`] of so many rounds had accepted everything.
+fn of_many_rounds(conditional: &[Option<f64>], survival: &[Option<f64>], rounds: u64) -> Vec<Option<f64>> {
+    let before = std::iter::once(Some(1.0)).chain(survival.iter().copied());
+    let enough = |share: Option<f64>| share.is_some_and(|share| share * rounds as f64 >= ENOUGH);
+    conditional.iter().zip(before).map(|(own, before)| own.filter(|_| enough(before))).collect()
 }
 
 /// The mean over the tasks of conditional acceptance, slot by slot: `(slot from 1, share)`. It ends where the first task has
@@ -190,5 +205,14 @@ mod tests {
         assert_eq!(along_the_block(&[&far, &near]), [(1.0, 0.375), (2.0, 0.5)]);
         assert_eq!(along_the_block(&[&far]).len(), 3);
         assert_eq!(along_the_block(&[]), []);
+    }
+
+    #[test]
+    fn a_share_of_a_few_rounds_is_not_drawn() {
+        let (conditional, survival) = ([Some(0.5), Some(0.4), Some(1.0)], [Some(0.5), Some(0.2), Some(0.2)]);
+        assert_eq!(of_many_rounds(&conditional, &survival, 100), conditional);
+        assert_eq!(of_many_rounds(&conditional, &survival, 99), [Some(0.5), Some(0.4), None]);
+        assert_eq!(of_many_rounds(&conditional, &survival, 19), [None, None, None]);
+        assert_eq!(of_many_rounds(&[None], &[None], 100), [None]);
     }
 }
