@@ -11,8 +11,8 @@ use crate::kernels::{self, Keys};
 /// Keys and values of one sequence, for every layer of a model.
 ///
 /// All layers of one shape (in most models: all) lie in one buffer, in pages of its own. Many small ones of all lengths, each
-/// living as long as its sequence, would leave the allocator full of holes; a large one goes back whole. Rows are written in place, so appending one
-/// token costs the same at any length; the buffers double when full.
+/// living as long as its sequence, would leave the allocator full of holes; a large one goes back whole. Rows are written in
+/// place, so appending one token costs the same at any length; the buffers double when full.
 #[derive(Debug)]
 pub struct KvCache {
     /// Per shape, keys and values of its layers in turn, `[2 l, c, capacity, w]`.

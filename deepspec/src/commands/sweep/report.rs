@@ -130,8 +130,8 @@ impl SweepReport {
         lines.join("\n")
     }
 
-    /// Writes the pictures that these points allow, and says where: conditional acceptance by slot always, accepted length
-    /// and verify rate against the first varied setting that is a number.
+    /// Writes the pictures that these points allow, and says where: conditional acceptance by slot always, as far as enough
+    /// rounds got, accepted length and verify rate against the first varied setting that is a number.
     ///
     /// # Errors
     /// When a file cannot be written.
