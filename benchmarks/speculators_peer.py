@@ -4,8 +4,8 @@
     python benchmarks/speculators_peer.py DRAFT --target DIR [--tolerance 1e-4]
 
 DRAFT is what `deepspec export --layout speculators` wrote. The package's own model code computes the block: its attention
-mask, its layers, its head, its Markov bias and its confidence head, in float32 on the CPU. What is fed to it is the bundle's
-features and tokens. Exits with 1 when a number is off by more than the tolerance (of its size and that of its row).
+mask, its layers, its head, its Markov bias and its confidence head, in float32 on the CPU; of an Eagle3 draft its unrolled steps.
+What is fed to it is the bundle's features and tokens. Exits with 1 when a number is off by more than the tolerance (of its size and that of its row).
 """
 
 import argparse
@@ -63,6 +63,37 @@ def block(model, features, token_ids, anchor_position, drafted):
     return found
 
 
+def unrolled(model, features, token_ids, anchor_position, drafted):
+    """The same of an Eagle3 draft: its row before the anchor, step by step."""
+    row, steps = anchor_position - 1, len(drafted)
+    # The token of a row is the one behind its feature's; step j of a row reads the token j further on.
+    ids = token_ids[1 : anchor_position + 1] + drafted[:-1]
+    length = len(ids)
+    hidden_states = torch.zeros(1, length, features.shape[1])
+    hidden_states[0, : features.shape[0]] = features
+    seen = {"hidden": [], "logits": [], "layers": []}
+    hooks = [
+        model.norm.register_forward_hook(lambda _, __, out: seen["hidden"].append(out[0, row])),
+        model.lm_head.register_forward_hook(lambda _, __, out: seen["logits"].append(out[0, row])),
+        model.layers[0].register_forward_hook(
+            lambda _, __, out: seen["layers"].append((out[0] if isinstance(out, tuple) else out)[0, row])
+        ),
+    ]
+    with torch.no_grad():
+        model(
+            hidden_states,
+            torch.tensor([ids]),
+            torch.zeros(1, length, dtype=torch.long),
+            ttt_steps=steps,
+        )
+        found = {name: torch.stack(rows) for name, rows in seen.items()}
+        found["context"] = model.fc(features)
+    for hook in hooks:
+        hook.remove()
+    found["layers"] = found["layers"].unsqueeze(0)
+    return found
+
+
 def off(expected, found):
     """The largest difference, of a number's size and that of its row."""
     expected, found = expected.double(), found.double()
@@ -90,10 +121,11 @@ def main():
         print(f"never loaded: {missing}")
     for index, prompt in enumerate(bundle["prompts"]):
         of = {name: numbers.get(f"{index}.{name}") for name in (
-            "features", "context", "hidden", "columns", "base_logits", "base_logsumexp", "biased_logits",
+            "features", "context", "layers", "hidden", "columns", "base_logits", "base_logsumexp", "biased_logits",
             "confidence_logits",
         )}
-        found = block(model, of["features"], prompt["token_ids"], prompt["anchor_position"], prompt["drafted"])
+        compute = unrolled if model.config.speculators_model_type == "eagle3" else block
+        found = compute(model, of["features"], prompt["token_ids"], prompt["anchor_position"], prompt["drafted"])
         logits = found["logits"]
         pairs = {
             "context": found["context"],
@@ -101,6 +133,8 @@ def main():
             "base_logits": logits[:, of["columns"]],
             "base_logsumexp": logits.logsumexp(dim=-1),
         }
+        if "layers" in found:
+            pairs["layers"] = found["layers"]
         greedy = logits
         if "biased" in found:
             greedy = found["biased"]

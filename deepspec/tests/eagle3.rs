@@ -6,10 +6,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use deepspec::replay::{Stage, read_replay};
 use dspark_runtime::checkpoint::{JsonFields, WeightDtype};
-use dspark_runtime::model::{Target, TargetConfig};
+use dspark_runtime::model::{Draft, Target, TargetConfig, TargetSegment};
+use dspark_runtime::speculate::{SeededUniforms, propose};
 use serde_json::{Value, json};
 
+use common::drafts::{copy, edit_values, read_json};
 use common::{deepspec, refused, workspace};
 
 /// Six random layers with the quickstart's tokeniser: its own target has too few for an Eagle3 draft.
@@ -82,7 +85,8 @@ fn an_eagle3_draft_goes_through_every_verb() {
     let seen = deepspec(&["inspect", &draft, "--target", &target]);
     let text = String::from_utf8_lossy(&seen.stdout).into_owned();
     assert!(seen.status.success() && text.contains("Eagle3") && text.contains("nothing wrong"), "{text}");
-    assert!(!text.contains("mask token"), "{text}");
+    assert!(!text.contains("mask token") && !text.contains("block convention"), "{text}");
+    assert!(text.contains("it knows no model called `Qwen3Eagle3Model`"), "{text}");
 
     let out = root.path().join("out").display().to_string();
     let exported = deepspec(&[&["export", "--out", &out, "--dtype", "f32"][..], &models].concat());
@@ -91,10 +95,83 @@ fn an_eagle3_draft_goes_through_every_verb() {
     let measured = deepspec(&[&["evaluate", "--target", &target, "--draft", &out][..], &tasks].concat());
     assert!(measured.status.success(), "{}", String::from_utf8_lossy(&measured.stderr));
 
+    // Both folders repeat themselves, and a changed weight is found where it first tells.
+    for folder in [&draft, &out] {
+        let replayed = deepspec(&["inspect", folder, "--replay", "--target", &target]);
+        let text = String::from_utf8_lossy(&replayed.stdout).into_owned();
+        assert!(replayed.status.success() && text.contains("the same on"), "{text}");
+    }
+    decodes_as_the_bundle_says(Path::new(&target), Path::new(&out));
+    for (tensor, stage, place) in [
+        ("fc.weight", "context", "position 0"),
+        ("layers.0.hidden_norm.weight", "layers", "draft layer 0, slot 0"),
+        ("norm.weight", "hidden", "slot 0"),
+    ] {
+        let spoiled = root.path().join("spoiled");
+        copy(Path::new(&out), &spoiled);
+        edit_values(&spoiled.join("model.safetensors"), tensor, |index, value| {
+            value * 1.2 + 0.1 * (index % 3) as f32
+        });
+        let replayed = deepspec(&["inspect", spoiled.to_str().unwrap(), "--replay", "--target", &target, "--json"]);
+        let findings: Value = serde_json::from_slice(&replayed.stdout).unwrap();
+        let difference = &findings["replay_difference"];
+        assert_eq!(difference["stage"], stage, "{findings}");
+        assert!(difference["place"].as_str().unwrap().starts_with(place), "{findings}");
+    }
+
+    // In the layout that vLLM reads it computes the same, and it comes back as it was.
+    let other = root.path().join("speculators").display().to_string();
+    let layout = ["export", "--layout", "speculators", "--verifier", "owner/name", "--out", &other, "--dtype", "f32"];
+    let exported = deepspec(&[&layout[..], &models].concat());
+    assert!(exported.status.success(), "{}", String::from_utf8_lossy(&exported.stderr));
+    let seen = deepspec(&["inspect", &other, "--target", &target, "--replay"]);
+    let text = String::from_utf8_lossy(&seen.stdout).into_owned();
+    assert!(
+        seen.status.success() && text.contains("the same on") && text.contains("vLLM           takes it"),
+        "{text}"
+    );
+    let back = root.path().join("back").display().to_string();
+    let again = ["export", "--target", &target, "--draft", &other, "--out", &back, "--dtype", "f32"];
+    assert!(deepspec(&again).status.success());
+    let [before, after] = [&out, &back].map(|folder| Path::new(folder));
+    let weights = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();
+    assert!(weights(before) == weights(after));
+    let (ours, first) = (read_json(&after.join("config.json")), read_json(&before.join("config.json")));
+    for (field, value) in first.as_object().unwrap() {
+        assert_eq!(&ours[field], value, "{field}");
+    }
+
     // What such drafts do not have is said.
     refused(&deepspec(&[&["calibrate"][..], &models, &tasks].concat()), &["no confidence head"]);
     let threshold = [&["evaluate", "--confidence-threshold", "0.5"][..], &models, &tasks].concat();
     refused(&deepspec(&threshold), &["confidence"]);
+}
+
+/// A bundle's block is unrolled as in training, anew for every drafted token; decoding goes on from its own last row.
+fn decodes_as_the_bundle_says(target: &Path, draft: &Path) {
+    let target = Target::load(target, &Device::flex()).unwrap();
+    let bundle = read_replay(draft).unwrap();
+    assert_eq!(bundle.convention.lookahead, 1);
+    let draft = Draft::load(draft, &target).unwrap();
+    for case in &bundle.cases {
+        let ids = &case.token_ids[..case.anchor_position];
+        let output = target.forward(&mut [TargetSegment { ids, cache: None }], &draft.config().target_layer_ids);
+        let mut context = draft.new_context(ids.len() + 8);
+        draft.extend_context(&mut context, output.features_nf.unwrap(), &case.token_ids[1..=case.anchor_position]);
+        let anchor = case.token_ids[case.anchor_position];
+        let proposal = propose(&draft, &mut context, anchor, 0.0, &[], &mut SeededUniforms::new(0, 0));
+        let close = |a: &[f32], stage: Stage| {
+            let b = &case.stage(stage).unwrap().values;
+            assert_eq!(a.len(), b.len());
+            a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4 * (1.0 + b.abs()))
+        };
+        // What a slot leaves, before the final norm.
+        let left: Vec<f32> = proposal.hidden_nd.try_into_vec_as().unwrap();
+        assert!(close(&left, Stage::Layers));
+        assert!(close(&proposal.logits.concat(), Stage::BaseLogits));
+        assert_eq!(proposal.tokens, case.drafted);
+        assert!(case.stage(Stage::BiasedLogits).is_none() && case.stage(Stage::ConfidenceLogits).is_none());
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use anyhow::Result;
 use dspark_runtime::checkpoint::{AtomicDirectory, WeightDtype};
 use dspark_runtime::model::{Draft, Target, Verifier};
 
-use crate::replay::{ReplayPrompt, describes, record, write_replay};
+use crate::replay::{ReplayPrompt, record, write_replay};
 
 /// How a draft's folder is written.
 #[derive(Clone, Debug)]
@@ -37,10 +37,8 @@ pub fn write_draft_folder(
         Some(verifier) => draft.write_speculators_into(directory.path(), dtype, with_embeddings, verifier)?,
         None => draft.write_into(directory.path(), dtype, with_embeddings)?,
     }
-    if describes(draft.config()) {
-        let written = Draft::load(directory.path(), target)?;
-        write_replay(directory.path(), &record(target, &written, prompts, stop_token_ids))?;
-    }
+    let written = Draft::load(directory.path(), target)?;
+    write_replay(directory.path(), &record(target, &written, prompts, stop_token_ids))?;
     Ok(directory.commit()?)
 }
 

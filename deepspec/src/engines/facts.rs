@@ -18,11 +18,22 @@ pub enum Layout {
     Speculators,
 }
 
+/// How a draft drafts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drafts {
+    /// A block in one pass: DSpark and DFlash.
+    Blocks,
+    /// One token after the other.
+    Eagle3,
+}
+
 /// A draft, described. Absent fields are `None`.
 #[derive(Clone, Debug)]
 pub struct DraftFacts {
     /// Where the fields were.
     pub layout: Layout,
+    /// How it drafts.
+    pub drafts: Drafts,
     /// The first of `architectures`.
     pub architecture: String,
     /// Kind of layers.
@@ -51,6 +62,8 @@ pub struct DraftFacts {
     pub confidence_head: Option<bool>,
     /// Whether it sees the Markov factors.
     pub confidence_with_markov: bool,
+    /// Whether an Eagle3 layer is said to norm before the residual.
+    pub norm_before_residual: Option<bool>,
     /// Whether embedding and head are said to be one table.
     pub tied: bool,
     /// Whether projections have biases.
@@ -64,7 +77,7 @@ pub struct DraftFacts {
 }
 
 impl DraftFacts {
-    /// Reads them; `None` when the folder is not that of a DSpark or DFlash draft.
+    /// Reads them; `None` when the folder is not that of a draft.
     ///
     /// # Errors
     /// When a file cannot be read at all.
@@ -84,10 +97,15 @@ impl DraftFacts {
         let architecture = names.and_then(|list| list.first()).and_then(Value::as_str).unwrap_or_default().to_owned();
         let speculators = is_speculators(fields);
         let kind = fields.optional_text("speculators_model_type").ok().flatten().unwrap_or_default();
-        let drafts = if speculators { matches!(kind, "dspark" | "dflash") } else { is_block_draft(&architecture) };
-        if !drafts {
-            return None;
-        }
+        let drafts = match (speculators, kind) {
+            (true, "dspark" | "dflash") => Drafts::Blocks,
+            (true, "eagle3") => Drafts::Eagle3,
+            (false, _) if is_block_draft(&architecture) => Drafts::Blocks,
+            (false, _) if ["Qwen3Eagle3Model", "Gemma4Eagle3Model"].contains(&architecture.as_str()) => {
+                Drafts::Eagle3
+            }
+            _ => return None,
+        };
         let layout = match (speculators, nested.is_empty()) {
             (true, _) => Layout::Speculators,
             (_, false) => Layout::Nested,
@@ -100,7 +118,11 @@ impl DraftFacts {
         let whole = |name: &str| get(name).and_then(Value::as_i64);
         let flag = |name: &str| get(name).and_then(Value::as_bool);
         let text = |name: &str| get(name).and_then(Value::as_str).map(str::to_owned);
-        let (ids, shift) = if speculators { ("aux_hidden_state_layer_ids", 1) } else { ("target_layer_ids", 0) };
+        let (ids, shift) = match (speculators, drafts) {
+            (true, Drafts::Blocks) => ("aux_hidden_state_layer_ids", 1),
+            (true, Drafts::Eagle3) => ("eagle_aux_hidden_state_layer_ids", 1),
+            (false, _) => ("target_layer_ids", 0),
+        };
         let ids = get(ids).and_then(Value::as_array);
         let ids = ids.map(|list| list.iter().filter_map(|id| id.as_i64()?.checked_sub(shift)).collect());
         let rank = if kind == "dspark" { 256 } else { 0 };
@@ -108,6 +130,7 @@ impl DraftFacts {
         let verifier = config.and_then(|config| config.object("verifier").ok().flatten());
         Some(Self {
             layout,
+            drafts,
             architecture,
             model_type: text("model_type"),
             block_size: whole("block_size"),
@@ -122,6 +145,7 @@ impl DraftFacts {
             markov_head_type: text("markov_head_type"),
             confidence_head: flag("enable_confidence_head"),
             confidence_with_markov: flag("confidence_head_with_markov").unwrap_or(false),
+            norm_before_residual: flag("norm_before_residual"),
             tied: flag("tie_word_embeddings").unwrap_or(false),
             attention_bias: flag("attention_bias").unwrap_or(false),
             verifier: verifier.and_then(|verifier| Some(verifier.get("name_or_path")?.as_str()?.to_owned())),

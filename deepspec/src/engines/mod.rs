@@ -5,6 +5,7 @@
 //! (`qwen3_dspark.py`, `speculators/algos.py`), SGLang 0.5.23 (`models/dspark.py`, `dspark_config.py`), TensorRT-LLM's
 //! main branch of summer 2026 (`modeling_dspark.py`), speculators 0.9.0 and llama.cpp as llama-cpp-python 0.3.36 has it.
 
+mod eagle3;
 mod facts;
 mod rules;
 #[cfg(test)]
@@ -12,7 +13,7 @@ mod tests;
 
 use serde::Serialize;
 
-pub use facts::{DraftFacts, Layout};
+pub use facts::{DraftFacts, Drafts, Layout};
 pub use rules::verdicts;
 
 /// What an engine does with a draft. Of several reasons the one with the later answer decides.

@@ -1,11 +1,13 @@
 //! What each engine asks of a draft.
 
-use super::facts::{DraftFacts, Layout};
-use super::{Answer, Verdict};
+use super::facts::{DraftFacts, Drafts, Layout};
+use super::{Answer, Verdict, eagle3};
 
 const NATIVE: &str = "write it anew: `deepspec export --layout deepspec`";
-const SPECULATORS: &str = "write it anew: `deepspec export --layout speculators`";
+pub(super) const SPECULATORS: &str = "write it anew: `deepspec export --layout speculators`";
 const GGUF: &str = "write it anew: `deepspec export --layout gguf`, with the target's file too where it is none yet";
+pub(super) const GGUF_TARGET: &str =
+    "the target's own file is written by `deepspec export --layout gguf --target-out`";
 const VANILLA: &str = "train with `model.markov_head_type = \"vanilla\"`";
 const RANK: &str = "train with `model.markov_rank` above 0";
 const STATE: &str = "state `sample_from_anchor` in config.json";
@@ -13,7 +15,10 @@ const ANCHOR: &str = "a draft of the other block convention cannot be turned int
 
 /// All engines' verdicts, in a fixed order.
 pub fn verdicts(facts: &DraftFacts) -> Vec<Verdict> {
-    let mut table = vec![vllm(facts), sglang(facts), tensorrt_llm(facts), speculators(facts), llama_cpp(facts)];
+    let mut table = match facts.drafts {
+        Drafts::Blocks => vec![vllm(facts), sglang(facts), tensorrt_llm(facts), speculators(facts), llama_cpp(facts)],
+        Drafts::Eagle3 => eagle3::verdicts(facts),
+    };
     for row in &mut table {
         common(facts, row);
     }
@@ -29,7 +34,9 @@ fn common(facts: &DraftFacts, row: &mut Verdict) {
     if facts.attention_bias {
         row.add(Answer::Refuses, "projections have biases, and drafts' layers are Qwen3's, which have none", "");
     }
-    if facts.mask_token_id.is_none() {
+    if facts.drafts == Drafts::Eagle3 {
+        // Its slots read what was drafted, and no mask.
+    } else if facts.mask_token_id.is_none() {
         row.add(Answer::Refuses, "`mask_token_id` is missing", "name it in config.json");
     } else if facts.mask_token_id >= facts.vocab_size && facts.vocab_size.is_some() {
         row.add(Answer::Refuses, "`mask_token_id` is beyond the vocabulary", "name a token that the target has");
@@ -62,7 +69,7 @@ fn has_tables(facts: &DraftFacts) -> [bool; 2] {
 }
 
 /// Tables that are there once, or said to be one.
-fn tables(facts: &DraftFacts, row: &mut Verdict) {
+pub(super) fn tables(facts: &DraftFacts, row: &mut Verdict) {
     let [embedding, head] = has_tables(facts);
     if embedding != head && !facts.reduced() {
         let reason = "it holds one of embedding and head: the other is taken from the target";
@@ -217,6 +224,16 @@ fn speculators(facts: &DraftFacts) -> Verdict {
         }
         return row;
     }
+    speculators_files(facts, &mut row);
+    if facts.confidence_with_markov && facts.markov_rank == 0 && facts.confidence_head != Some(false) {
+        let reason = "`confidence_head_with_markov` without a Markov head";
+        row.add(Answer::Refuses, reason, "set `confidence_head_with_markov` to false");
+    }
+    row
+}
+
+/// What the package takes from the target, and what it does not.
+pub(super) fn speculators_files(facts: &DraftFacts, row: &mut Verdict) {
     let [embedding, head] = has_tables(facts);
     if facts.verifier.is_none() && !(embedding && head) {
         let reason = "it leaves embedding or head to the target and does not name it: they stay undefined";
@@ -228,14 +245,9 @@ fn speculators(facts: &DraftFacts) -> Verdict {
     if facts.reduced() && !head {
         row.add(Answer::Refuses, "it proposes some tokens only and lacks its head", SPECULATORS);
     }
-    if facts.confidence_with_markov && facts.markov_rank == 0 && facts.confidence_head != Some(false) {
-        let reason = "`confidence_head_with_markov` without a Markov head";
-        row.add(Answer::Refuses, reason, "set `confidence_head_with_markov` to false");
-    }
     if facts.verifier.is_some() && !facts.reduced() {
-        target_tables(facts, &mut row);
+        target_tables(facts, row);
     }
-    row
 }
 
 fn llama_cpp(facts: &DraftFacts) -> Verdict {

@@ -145,6 +145,37 @@ fn the_speculators_layout_is_for_vllm_and_its_package() {
 }
 
 #[test]
+fn eagle3_is_for_vllm_and_the_package_in_their_layout() {
+    let native = json!({
+        "architectures": ["Qwen3Eagle3Model"], "model_type": "qwen3", "vocab_size": 100, "ttt_length": 7,
+        "target_layer_ids": [0, 1, 2, 3, 4], "tie_word_embeddings": false,
+    });
+    let speculators = json!({
+        "speculators_model_type": "eagle3", "transformer_layer_config": {"model_type": "qwen3", "vocab_size": 100},
+        "draft_vocab_size": 100, "eagle_aux_hidden_state_layer_ids": [1, 2, 3, 4, 5], "norm_before_residual": false,
+        "speculators_config": {"verifier": {"name_or_path": "owner/name", "architectures": []}},
+    });
+    assert_eq!(facts(speculators.clone(), &[]).unwrap().target_layer_ids, Some(vec![0, 1, 2, 3, 4]));
+    let fewer = ("draft_vocab_size", json!(50));
+    let unnamed = ("speculators_config", json!({"verifier": {"name_or_path": null, "architectures": []}}));
+    let cases: Vec<(&Value, Row)> = vec![
+        (&native, ("as we write it", vec![], &[], "RRMRR")),
+        (&native, ("Gemma's layers", vec![("architectures", json!(["Gemma4Eagle3Model"]))], &[], "RRMRR")),
+        (&native, ("no layers", vec![("target_layer_ids", Value::Null)], &[], "RRRRR")),
+        (&speculators, ("in the other layout", vec![], &[], "TRRTR")),
+        (&speculators, ("no word on the norm", vec![("norm_before_residual", Value::Null)], &[], "MRRTR")),
+        (&speculators, ("fewer tokens", vec![fewer.clone()], MAPS, "TRRTR")),
+        (&speculators, ("fewer tokens, no head", vec![fewer], &[], "RRRRR")),
+        (&speculators, ("the target unnamed", vec![unnamed], &[], "TRRMR")),
+        (&speculators, ("with one table", vec![], EMBEDDING, "CRRTR")),
+    ];
+    for (config, (name, edits, tensors, expected)) in cases {
+        let table = table(edited(config.clone(), &edits), tensors);
+        assert_eq!(answers(&table), expected, "{name}: {table:#?}");
+    }
+}
+
+#[test]
 fn fields_are_found_wherever_they_lie() {
     let nested = json!({
         "architectures": ["DSparkDraftModel"], "model_type": "qwen3", "vocab_size": 100, "block_size": 9,
@@ -161,7 +192,8 @@ fn fields_are_found_wherever_they_lie() {
 fn other_models_are_not_judged() {
     for config in [
         json!({"architectures": ["Qwen3ForCausalLM"]}),
-        json!({"speculators_model_type": "eagle3", "transformer_layer_config": {}}),
+        json!({"speculators_model_type": "mtp", "transformer_layer_config": {}}),
+        json!({"architectures": ["LlamaForCausalLMEagle3"]}),
         json!({}),
     ] {
         assert!(facts(config, &[]).is_none());

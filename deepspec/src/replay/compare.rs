@@ -60,8 +60,10 @@ pub fn first_difference(expected: &Replay, found: &Replay, tolerance: f32) -> Op
         let [a, b] = counts;
         return Some(plain("prompts", "count".to_owned(), a, b));
     }
+    let unrolled = expected.convention.lookahead > 0;
     expected.cases.iter().zip(&found.cases).enumerate().find_map(|(prompt, (expected, found))| {
-        let difference = Comparison { expected, found, d: expected_width(expected), tolerance }.first()?;
+        let unrolled = unrolled && expected.stage(Stage::Layers).is_some_and(|rows| rows.shape.first() == Some(&1));
+        let difference = Comparison { expected, found, d: expected_width(expected), tolerance, unrolled }.first()?;
         Some(Difference { prompt: Some(prompt), ..difference })
     })
 }
@@ -76,6 +78,8 @@ struct Comparison<'a> {
     found: &'a Case,
     d: usize,
     tolerance: f32,
+    /// Whether a slot is computed from what the slot before it drafted.
+    unrolled: bool,
 }
 
 impl Comparison<'_> {
@@ -84,26 +88,38 @@ impl Comparison<'_> {
         let tokens = list("tokens", "position", &a.token_ids, &b.token_ids);
         tokens
             .or_else(|| list("block", "anchor position", &[a.anchor_position], &[b.anchor_position]))
-            .or_else(|| Stage::ALL.into_iter().find_map(|stage| self.stage(stage)))
+            .or_else(|| self.stages())
             .or_else(|| list("drafted tokens of the block", "slot", &a.drafted, &b.drafted))
             .or_else(|| self.rounds())
     }
 
-    fn stage(&self, stage: Stage) -> Option<Difference> {
+    /// The first difference in the order of computing: stage by stage, or slot by slot where a slot reads what was drafted.
+    fn stages(&self) -> Option<Difference> {
+        let differences = Stage::ALL.into_iter().filter_map(|stage| Some((stage, self.stage(stage)?)));
+        let order = |(stage, (row, _)): &(Stage, (usize, Difference))| match self.unrolled && *stage >= Stage::Layers
+        {
+            true => (1, *row, *stage),
+            false => (usize::from(*stage >= Stage::Layers), 0, *stage),
+        };
+        differences.min_by_key(order).map(|(_, (_, difference))| difference)
+    }
+
+    /// The first row of a stage that differs, and how.
+    fn stage(&self, stage: Stage) -> Option<(usize, Difference)> {
         let nothing = || "nothing".to_owned();
         let shape = |rows: Option<&Rows>| rows.map_or_else(nothing, |rows| format!("{:?}", rows.shape));
         let (a, b) = (self.expected.stage(stage), self.found.stage(stage));
         let (Some(a), Some(b)) = (a, b) else {
             return (a.is_some() != b.is_some())
-                .then(|| difference(stage.name(), "shape".into(), shape(a), shape(b)));
+                .then(|| (0, difference(stage.name(), "shape".into(), shape(a), shape(b))));
         };
         let columns = [self.expected, self.found].map(|case| &case.columns);
         if matches!(stage, Stage::BaseLogits) && columns[0].len() != columns[1].len() {
             let [a, b] = columns.map(|columns| columns.len().to_string());
-            return Some(difference(stage.name(), "kept columns".into(), a, b));
+            return Some((0, difference(stage.name(), "kept columns".into(), a, b)));
         }
         if a.shape != b.shape {
-            return Some(difference(stage.name(), "shape".into(), shape(Some(a)), shape(Some(b))));
+            return Some((0, difference(stage.name(), "shape".into(), shape(Some(a)), shape(Some(b)))));
         }
         let width = match stage {
             Stage::Features | Stage::LastFeatures => self.d,
@@ -115,7 +131,8 @@ impl Comparison<'_> {
         let at = row * width + column;
         let (expected, found) = (a.values[at].to_string(), b.values[at].to_string());
         let hint = self.hint(stage, a, b, width, row);
-        Some(Difference { hint, ..difference(stage.name(), self.place(stage, row, column), expected, found) })
+        let difference = difference(stage.name(), self.place(stage, row, column), expected, found);
+        Some((row, Difference { hint, ..difference }))
     }
 
     /// A row and a column in words.

@@ -22,12 +22,6 @@ pub use files::{FOLDER, read_replay, write_replay};
 pub use prompts::{ReplayPrompt, default_prompts, file_prompts, task_prompts};
 pub use record::record;
 
-/// Whether there are bundles of such drafts: their stages are those of a block that is drafted in one pass. Eagle3 drafts carry
-/// none.
-pub fn describes(config: &DraftConfig) -> bool {
-    config.drafter.lookahead() == 0
-}
-
 /// A whole bundle.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replay {
@@ -43,9 +37,13 @@ pub struct Replay {
 pub struct Convention {
     /// Whether the anchor's own slot drafts the first token.
     pub sample_from_anchor: bool,
-    /// Slots of a block.
+    /// A context row of token `i` has the embedding of token `i + lookahead` beside its feature: 1 in Eagle3 drafts, whose
+    /// block begins with the row before the anchor's, and 0 in all others, which embed nothing there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lookahead: usize,
+    /// Slots of a block; of an Eagle3 draft its `ttt_length`.
     pub block_size: usize,
-    /// What stands in the slots behind the anchor.
+    /// What stands in the slots behind the anchor; of no meaning in an Eagle3 draft, whose slots read what was drafted.
     pub mask_token_id: u32,
     /// Captured target layers: id `i` is the output of decoder layer `i`, counted from 0.
     pub target_layer_ids: Vec<i64>,
@@ -72,6 +70,7 @@ impl Convention {
     pub fn of(config: &DraftConfig) -> Self {
         Self {
             sample_from_anchor: true,
+            lookahead: config.drafter.lookahead(),
             block_size: config.block_size,
             mask_token_id: config.mask_token_id,
             target_layer_ids: config.target_layer_ids.iter().map(|id| id.0).collect(),
@@ -95,6 +94,10 @@ impl Convention {
             (*found != expected).then(|| (name, expected.to_string(), found.to_string()))
         })
     }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// One prompt.
@@ -160,7 +163,7 @@ pub enum Stage {
     Features,
     /// The same of the prompt's last token, `[1, f]`.
     LastFeatures,
-    /// `hidden_norm(fc(features))`, `[c, d]`.
+    /// `hidden_norm(fc(features))`, or `fc(features)` where a draft has no such norm, `[c, d]`.
     Context,
     /// The output of every draft layer, `[l, k, d]`.
     Layers,

@@ -75,11 +75,11 @@ struct Block {
 /// The block whose anchor is the last of `ids`, `[c + 1]`: features `[c + 1, f]`, of which the anchor's own are not seen.
 fn block(draft: &Draft, features_sf: Tensor<2>, ids: &[u32]) -> Block {
     let anchor_position = ids.len() - 1;
-    let sample = DraftSample { ids, anchors: &[anchor_position] };
-    let (mut layers, k) = (Vec::new(), draft.config().block_size);
-    let hidden_kd = draft.forward_blocks_observed(features_sf, &[sample], |_, output_kd| {
-        layers.extend(host(output_kd.clone()));
-    });
+    let k = draft.config().block_size;
+    let (layers, hidden_kd) = match draft.config().drafter.lookahead() {
+        0 => observed(draft, features_sf, ids, anchor_position),
+        _ => unrolled(draft, features_sf, ids),
+    };
     let [_, d] = hidden_kd.dims();
     let layer_count = layers.len() / (k * d);
     let base = host(draft.base_logits(hidden_kd.clone()));
@@ -95,8 +95,7 @@ fn block(draft: &Draft, features_sf: Tensor<2>, ids: &[u32]) -> Block {
         if let Some(bias_1u) = inputs_1r.and_then(|inputs_1r| draft.proposal_bias(inputs_1r)) {
             row.iter_mut().zip(host(bias_1u)).for_each(|(logit, bias)| *logit += bias);
         }
-        let best = best(&row, 1)[0];
-        previous = draft.vocabulary().map_or(best, |vocabulary| vocabulary.ids()[best as usize]);
+        previous = target_id(draft, best(&row, 1)[0]);
         drafted.push(previous);
         biased.extend(row);
     }
@@ -119,6 +118,43 @@ fn block(draft: &Draft, features_sf: Tensor<2>, ids: &[u32]) -> Block {
     }
     stages.extend(confidence_k.map(|confidence_k| (Stage::ConfidenceLogits, rows(confidence_k))));
     Block { drafted, columns, stages }
+}
+
+/// What the layers leave of the block, `[l, k, d]`, and what the final norm makes of it, `[k, d]`.
+fn observed(draft: &Draft, features_sf: Tensor<2>, ids: &[u32], anchor_position: usize) -> (Vec<f32>, Tensor<2>) {
+    let samples = [DraftSample { ids, anchors: &[anchor_position] }];
+    let mut layers = Vec::new();
+    // Of one block, layer by layer or (with one layer) slot by slot: the order is the same.
+    let observe = |_: usize, output: &Tensor<2>| layers.extend(host(output.clone()));
+    let hidden_kd = match draft.config().drafter.lookahead() {
+        0 => draft.forward_blocks_observed(features_sf, &samples, observe),
+        _ => draft.unroll_observed(features_sf, &samples, observe),
+    };
+    (layers, hidden_kd)
+}
+
+/// The same of a block whose slots read what the slots before them drafted: once more for every token that is known.
+fn unrolled(draft: &Draft, features_sf: Tensor<2>, ids: &[u32]) -> (Vec<f32>, Tensor<2>) {
+    let anchor_position = ids.len() - 1;
+    let (mut features_sf, mut ids) = (features_sf, ids.to_vec());
+    loop {
+        let (layers, hidden_kd) = observed(draft, features_sf.clone(), &ids, anchor_position);
+        let slot = ids.len() - 1 - anchor_position;
+        let [k, _] = hidden_kd.dims();
+        if slot + 1 == k {
+            return (layers, hidden_kd);
+        }
+        let base = host(draft.base_logits(hidden_kd.narrow(0, slot, 1)));
+        ids.push(target_id(draft, best(&base, 1)[0]));
+        // Nothing looks at the rows of tokens that were drafted.
+        let unseen_1f = features_sf.clone().narrow(0, 0, 1);
+        features_sf = Tensor::cat(vec![features_sf, unseen_1f], 0);
+    }
+}
+
+/// The target's id of a token as the draft counts them.
+fn target_id(draft: &Draft, column: u32) -> u32 {
+    draft.vocabulary().map_or(column, |vocabulary| vocabulary.ids()[column as usize])
 }
 
 /// The columns to keep of `u`, increasing: all of few, else the best of each row and some everywhere.

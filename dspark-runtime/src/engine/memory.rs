@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::waiting::WaitingFeatures;
+use crate::kernels::RowBuffer;
 use crate::model::{Draft, DraftContext, KvCache, LayerConfig, Target};
 
 /// Tokens by which caches grow at least.
@@ -28,7 +28,7 @@ pub struct SequenceCache {
     /// The draft's; it may lag behind the target's, never run ahead.
     pub context: Option<DraftContext>,
     /// Features of the tokens that the context lacks: they are taken in when a draft is wanted.
-    pub waiting: WaitingFeatures,
+    pub waiting: RowBuffer,
     /// Tokens that there is room for, as counted.
     room: usize,
     /// What `waiting` counts for, tokens, as of the last step.
@@ -125,13 +125,7 @@ impl CacheMemory {
             self.in_use += room;
             let context = draft.map(|draft| draft.new_context(room));
             let target = target.new_cache(room);
-            return Some(SequenceCache {
-                target,
-                context,
-                waiting: WaitingFeatures::default(),
-                room,
-                waiting_tokens: 0,
-            });
+            return Some(SequenceCache { target, context, waiting: RowBuffer::default(), room, waiting_tokens: 0 });
         };
         let goes_on = length + 1 >= self.kept[index].ids.len();
         if !goes_on && self.held() + room <= self.capacity {
@@ -214,7 +208,6 @@ impl CacheMemory {
         }
         ids.truncate(length);
         cache.truncate(length);
-        cache.waiting.join();
         cache.waiting_tokens = self.waiting_tokens(&cache);
         self.kept.push(Kept { ids, cache });
         self.evict_for(0);
@@ -261,7 +254,7 @@ impl SequenceCache {
         self.target.truncate(length);
         if let Some(context) = &mut self.context {
             context.truncate(length);
-            self.waiting = self.waiting.first(length - context.len());
+            self.waiting.truncate(length - context.len());
         }
     }
 

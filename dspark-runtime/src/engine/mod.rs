@@ -23,7 +23,6 @@ mod step;
 mod stop_strings;
 #[cfg(test)]
 pub(crate) mod testing;
-mod waiting;
 
 pub use config::EngineConfig;
 pub use handle::{EngineHandle, Limits};

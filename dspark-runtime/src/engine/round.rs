@@ -13,7 +13,6 @@ use super::metrics::Phase;
 use super::request::{FinishReason, Logprobs, TokenOutput};
 use super::sequence::Sequence;
 use super::step::StepLoop;
-use crate::kernels;
 use crate::model::{DraftContext, TargetSegment};
 use crate::speculate::{Block, Distribution, Drafted, RoundRecord, Stopping, Verdict, propose_batch};
 
@@ -123,7 +122,7 @@ impl StepLoop {
         for sequence in self.running.iter_mut().filter(|sequence| catches_up(sequence)) {
             let count = sequence.features_waiting();
             if let Some(SequenceCache { context: Some(context), waiting, .. }) = &mut sequence.cache {
-                features.append(&mut waiting.take());
+                features.extend(waiting.take());
                 let next = context.len() + 1;
                 following.extend(&sequence.ids[next..next + count]);
                 contexts.push((context, count));
@@ -274,18 +273,7 @@ impl StepLoop {
         let rejected = |part: &Part, judged: &Option<Judged>| {
             judged.as_ref().map_or(0, |judged| part.drafted - judged.verdict.accepted)
         };
-        let mut kept = Vec::new();
-        if let Some(features_nf) = &features_nf {
-            let mut first = 0;
-            let rows = parts.iter().zip(&verdicts).map(|(part, judged)| {
-                let own = first..first + part.ids.len() - rejected(part, judged);
-                first += part.ids.len();
-                own
-            });
-            let rows: Vec<_> = rows.filter(|rows| !rows.is_empty()).collect();
-            kept = kernels::copied_rows(features_nf, &rows);
-        }
-        let mut kept = kept.into_iter();
+        let mut first = 0;
         let mut ended = Vec::new();
         for (index, ((part, block), judged)) in parts.iter().zip(blocks).zip(verdicts).enumerate() {
             let sequence = &mut self.running[index];
@@ -295,11 +283,10 @@ impl StepLoop {
                 let length = cache.target.len();
                 cache.target.truncate(length - rejected);
             }
-            if rows > rejected
-                && let (Some(features_nf), Some(cache)) = (kept.next(), &mut sequence.cache)
-            {
-                cache.waiting.push(features_nf);
+            if let (Some(features_nf), Some(cache)) = (&features_nf, &mut sequence.cache) {
+                cache.waiting.push(features_nf, first..first + rows - rejected);
             }
+            first += rows;
             let prompt_rows = sequence.prompt.saturating_sub(sequence.cached() - (rows - rejected));
             self.metrics.prompt_tokens += prompt_rows.min(rows) as u64;
             let Some(Judged { record, tokens, .. }) = judged else { continue };

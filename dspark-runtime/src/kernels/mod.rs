@@ -10,6 +10,7 @@ mod awake;
 mod int8;
 mod linear;
 mod mapped;
+mod row_buffer;
 mod rows;
 pub mod simd;
 #[cfg(target_arch = "x86_64")]
@@ -20,6 +21,7 @@ pub use awake::keep_awake;
 pub use int8::Int8Matrix;
 pub use linear::{linear, linears, widened};
 pub use mapped::mapped_zeros;
+pub use row_buffer::RowBuffer;
 pub use rows::{geglu, rms_norm, rotate, soft_cap, swiglu};
 
 use std::ops::Range;

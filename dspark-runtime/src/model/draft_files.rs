@@ -5,12 +5,9 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
-use super::config::Family;
 use super::draft::{Draft, DraftParameters};
 use super::draft_config::DraftConfig;
 use super::draft_vocabulary::DraftVocabulary;
-use super::drafter::Drafter;
-use super::dspark::DSpark;
 use super::speculators_layout::{Verifier, to_speculators};
 use super::target::Target;
 use crate::checkpoint::{
@@ -109,7 +106,7 @@ impl Draft {
     /// The same as the `speculators` package has it.
     ///
     /// # Errors
-    /// As [`save`](Self::save), and for drafts that the package's DSpark model is not: Eagle3's, and those of Gemma 4's layers.
+    /// As [`save`](Self::save), and for drafts that the package has no model of: those of Gemma 4's layers.
     pub fn write_speculators_into(
         &self,
         folder: &Path,
@@ -117,13 +114,6 @@ impl Draft {
         with_embeddings: bool,
         verifier: &Verifier,
     ) -> Result<(), CheckpointError> {
-        let config = self.config();
-        if config.drafter.architecture(Family::Qwen3) != DSpark.architecture(Family::Qwen3)
-            || config.layer.gemma.is_some()
-        {
-            let expected = "[\"Qwen3DSparkModel\"]: no other drafts are written in the speculators layout";
-            return Err(config.fields().wrong("architectures", expected));
-        }
         self.write_files(folder, dtype, with_embeddings, Some(verifier))
     }
 
@@ -151,9 +141,15 @@ impl Draft {
         if let Some((name, value)) = weights.first_not_finite() {
             return Err(CheckpointError::NotFinite { path: folder.to_owned(), name: name.to_owned(), value });
         }
-        weights.write(&folder.join("model.safetensors"), dtype)?;
         let native = self.config().to_json(dtype);
-        let config = verifier.map_or(native.clone(), |verifier| to_speculators(&native, verifier));
+        let config = match verifier {
+            None => native,
+            Some(verifier) => to_speculators(&native, verifier).ok_or_else(|| {
+                let expected = "a draft of Qwen3's layers: others are not written in the speculators layout";
+                self.config().fields().wrong("architectures", expected)
+            })?,
+        };
+        weights.write(&folder.join("model.safetensors"), dtype)?;
         let config = serde_json::to_string_pretty(&config).unwrap_or_default() + "\n";
         write_file(&folder.join("config.json"), config.as_bytes())
     }

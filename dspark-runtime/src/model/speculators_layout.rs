@@ -1,5 +1,5 @@
 //! The configuration of a draft as the `speculators` package has it, and vLLM with it: what the draft's layers are lies in
-//! an object of its own, what DSpark adds beside it, and the target is named. Tensors have the same names in both layouts.
+//! an object of its own, what the drafter adds beside it, and the target is named. Tensors have the same names in both layouts.
 //!
 //! Target layers are counted from the embedding's output there: id `i` is what the first `i` decoder layers make, so it is
 //! one more than in this project's layout (`speculators` 0.9.0, `models/utils.py`; vLLM takes one off again).
@@ -16,6 +16,11 @@ const KIND: &str = "speculators_model_type";
 
 const LAYERS: &str = "transformer_layer_config";
 const LAYER_IDS: &str = "aux_hidden_state_layer_ids";
+const EAGLE3_LAYER_IDS: &str = "eagle_aux_hidden_state_layer_ids";
+
+/// This project's and the reference's names of what is written here.
+const DSPARK: &str = "Qwen3DSparkModel";
+const EAGLE3: &str = "Qwen3Eagle3Model";
 
 /// What DSpark adds to the target's fields, under the same name in both layouts.
 const OWN: [&str; 9] = [
@@ -29,6 +34,13 @@ const OWN: [&str; 9] = [
     "confidence_head_with_markov",
     "num_anchors",
 ];
+
+/// The same of Eagle3. The last two are this project's words; the package does not mind them.
+const EAGLE3_OWN: [&str; 4] = ["draft_vocab_size", "draft_num_hidden_layers", "ttt_length", "step_loss_decay"];
+
+/// Ways of computing that the package's Eagle3 drafts may have and this project's do not; vLLM takes the first for granted
+/// where nothing is said.
+const EAGLE3_OTHERWISE: [&str; 4] = ["norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"];
 
 /// The rest of what does not describe a layer.
 const NOT_OF_LAYERS: [&str; 6] =
@@ -48,10 +60,18 @@ pub fn is_speculators(fields: &JsonFields) -> bool {
     fields.get(KIND).is_some()
 }
 
-/// A draft's fields in this project's layout, written in the other.
-pub fn to_speculators(native: &Map<String, Value>, verifier: &Verifier) -> Map<String, Value> {
+/// A draft's fields in this project's layout, written in the other; `None` for a draft that the package has no model of.
+pub fn to_speculators(native: &Map<String, Value>, verifier: &Verifier) -> Option<Map<String, Value>> {
+    let value = |name: &str| native.get(name).cloned().unwrap_or(Value::Null);
+    let names = native.get("architectures").and_then(Value::as_array);
+    let eagle3 = match names.and_then(|names| names.first()).and_then(Value::as_str)? {
+        DSPARK => false,
+        EAGLE3 => true,
+        _ => return None,
+    };
+    let own = if eagle3 { &EAGLE3_OWN[..] } else { &OWN };
     let mut layers = native.clone();
-    OWN.iter().chain(&NOT_OF_LAYERS).for_each(|name| drop(layers.remove(*name)));
+    own.iter().chain(&NOT_OF_LAYERS).for_each(|name| drop(layers.remove(*name)));
     // transformers 5 looks for the rope settings there; older ones take the flat fields.
     if let (None, Some(theta)) = (layers.get("rope_parameters"), layers.get("rope_theta"))
         && layers.get("rope_scaling").is_none_or(Value::is_null)
@@ -59,38 +79,46 @@ pub fn to_speculators(native: &Map<String, Value>, verifier: &Verifier) -> Map<S
         let parameters = json!({"rope_type": "default", "rope_theta": theta});
         layers.insert("rope_parameters".into(), parameters);
     }
-    let value = |name: &str| native.get(name).cloned().unwrap_or(Value::Null);
+    let (kind, speculator, tokens) = match eagle3 {
+        true => ("eagle3", "Eagle3Speculator", value("ttt_length")),
+        false => ("dspark", "DSparkSpeculator", value("block_size")),
+    };
     let mut fields = Map::new();
     let mut set = |name: &str, value: Value| drop(fields.insert(name.to_owned(), value));
-    set(KIND, json!("dspark"));
+    set(KIND, json!(kind));
     set("speculators_version", json!(VERSION));
-    set("architectures", json!(["DSparkSpeculator"]));
+    set("architectures", json!([speculator]));
     set(LAYERS, Value::Object(layers));
     // What is said here where the other layout says nothing; the package would take some of it for something else.
     set("draft_vocab_size", value("vocab_size"));
-    set("markov_rank", json!(0));
-    set("markov_head_type", json!("vanilla"));
-    set("enable_confidence_head", json!(false));
-    set("confidence_head_with_markov", json!(false));
-    set("sample_from_anchor", json!(true));
-    for name in OWN.iter().filter(|name| native.get(**name).is_some_and(|value| !value.is_null())) {
+    if eagle3 {
+        EAGLE3_OTHERWISE.iter().for_each(|name| set(name, json!(false)));
+        set("embed_requires_grad", json!(false));
+    } else {
+        set("markov_rank", json!(0));
+        set("markov_head_type", json!("vanilla"));
+        set("enable_confidence_head", json!(false));
+        set("confidence_head_with_markov", json!(false));
+        set("sample_from_anchor", json!(true));
+        set("sliding_window_non_causal", json!(false));
+    }
+    for name in own.iter().filter(|name| native.get(**name).is_some_and(|value| !value.is_null())) {
         set(name, value(name));
     }
     let ids = native.get("target_layer_ids").and_then(Value::as_array).into_iter().flatten();
     let ids: Vec<i64> = ids.filter_map(|id| id.as_i64()?.checked_add(1)).collect();
-    set(LAYER_IDS, json!(ids));
+    set(if eagle3 { EAGLE3_LAYER_IDS } else { LAYER_IDS }, json!(ids));
     set("num_target_layers", value("num_target_layers"));
     set("target_hidden_size", value("hidden_size"));
-    set("sliding_window_non_causal", json!(false));
     set("tie_word_embeddings", json!(false));
     set("dtype", value("dtype"));
     set(
         "speculators_config",
         json!({
-            "algorithm": "dspark",
+            "algorithm": kind,
             "proposal_methods": [{
                 "proposal_type": "greedy",
-                "speculative_tokens": value("block_size"),
+                "speculative_tokens": tokens,
                 "verifier_accept_k": 1,
                 "accept_tolerance": 0.0,
             }],
@@ -98,7 +126,7 @@ pub fn to_speculators(native: &Map<String, Value>, verifier: &Verifier) -> Map<S
             "verifier": {"name_or_path": verifier.name_or_path, "architectures": verifier.architectures},
         }),
     );
-    fields
+    Some(fields)
 }
 
 /// The fields in this project's layout. What is left out is what the package takes it for. `num_target_layers` is no field
@@ -107,41 +135,64 @@ pub fn to_speculators(native: &Map<String, Value>, verifier: &Verifier) -> Map<S
 /// # Errors
 /// When it is another kind of speculator, its layers are not Qwen3's, or a field is not what it should be.
 pub fn from_speculators(fields: &JsonFields, target_layers: Option<usize>) -> Result<JsonFields, CheckpointError> {
-    let from_anchor = match fields.optional_text(KIND)? {
-        Some("dspark") => true,
-        Some("dflash") => false,
-        _ => return Err(fields.wrong(KIND, "\"dspark\" or \"dflash\"")),
-    };
+    let kind = fields.optional_text(KIND)?.unwrap_or_default();
+    if !matches!(kind, "dspark" | "dflash" | "eagle3") {
+        return Err(fields.wrong(KIND, "\"dspark\", \"dflash\" or \"eagle3\""));
+    }
     let layers = fields.object(LAYERS)?.ok_or_else(|| fields.wrong(LAYERS, "an object"))?;
     if layers.optional_text("model_type")?.is_some_and(|kind| kind != "qwen3") {
         return Err(layers.wrong("model_type", format!("\"qwen3\" in `{LAYERS}`: other layers are not read here")));
     }
     let mut native = layers.as_map().clone();
-    let head = json!(from_anchor);
-    let defaults = [
-        ("draft_vocab_size", json!(32_000)),
-        ("block_size", json!(8)),
-        ("sample_from_anchor", head.clone()),
-        ("markov_rank", json!(if from_anchor { 256 } else { 0 })),
-        ("markov_head_type", json!("vanilla")),
-        ("enable_confidence_head", head.clone()),
-        ("confidence_head_with_markov", head),
-    ];
-    native.extend(defaults.into_iter().map(|(name, value)| (name.to_owned(), value)));
-    let copied = OWN.iter().chain(&["num_target_layers", "dtype"]);
-    native.extend(copied.filter_map(|name| Some(((*name).to_owned(), fields.get(name)?.clone()))));
+    let mut set = |name: &str, value: Value| drop(native.insert(name.to_owned(), value));
+    set("draft_vocab_size", json!(32_000));
+    let (own, ids, architecture) = match kind {
+        "eagle3" => {
+            for name in EAGLE3_OTHERWISE {
+                if fields.flag(name, false)? {
+                    return Err(
+                        fields.wrong(name, "false: such Eagle3 drafts are computed otherwise than those here")
+                    );
+                }
+            }
+            set("num_hidden_layers", json!(layers.optional_size("num_hidden_layers", 1)?.unwrap_or(1)));
+            set("ttt_length", speculative_tokens(fields).unwrap_or_else(|| json!(3)));
+            (&EAGLE3_OWN[..], EAGLE3_LAYER_IDS, EAGLE3)
+        }
+        _ => {
+            let from_anchor = json!(kind == "dspark");
+            set("block_size", json!(8));
+            set("sample_from_anchor", from_anchor.clone());
+            set("markov_rank", json!(if kind == "dspark" { 256 } else { 0 }));
+            set("markov_head_type", json!("vanilla"));
+            set("enable_confidence_head", from_anchor.clone());
+            set("confidence_head_with_markov", from_anchor);
+            (&OWN[..], LAYER_IDS, DSPARK)
+        }
+    };
+    for name in own.iter().chain(&["num_target_layers", "dtype"]) {
+        if let Some(value) = fields.get(name) {
+            set(name, value.clone());
+        }
+    }
+    let mut target_layer_ids = Vec::new();
+    for id in fields.integers(ids)? {
+        target_layer_ids.push(id.checked_sub(1).ok_or_else(|| fields.wrong(ids, "a list of layer numbers"))?);
+    }
+    set("target_layer_ids", json!(target_layer_ids));
+    set("architectures", json!([architecture]));
+    set("model_type", json!("qwen3"));
+    set("tie_word_embeddings", json!(false));
     if let (None, Some(layers)) = (native.get("num_target_layers"), target_layers) {
         native.insert("num_target_layers".into(), json!(layers));
     }
-    let mut ids = Vec::new();
-    for id in fields.integers(LAYER_IDS)? {
-        ids.push(id.checked_sub(1).ok_or_else(|| fields.wrong(LAYER_IDS, "a list of layer numbers"))?);
-    }
-    native.insert("target_layer_ids".into(), json!(ids));
-    native.insert("architectures".into(), json!(["Qwen3DSparkModel"]));
-    native.insert("model_type".into(), json!("qwen3"));
-    native.insert("tie_word_embeddings".into(), json!(false));
     Ok(JsonFields::new(fields.path(), native))
+}
+
+/// How many tokens the first way of proposing drafts.
+fn speculative_tokens(fields: &JsonFields) -> Option<Value> {
+    let methods = fields.get("speculators_config")?.get("proposal_methods")?;
+    methods.as_array()?.first()?.get("speculative_tokens").cloned()
 }
 
 #[cfg(test)]
@@ -161,9 +212,55 @@ mod tests {
         fields
     }
 
+    fn eagle3() -> Map<String, Value> {
+        let Value::Object(fields) = json!({
+            "architectures": ["Qwen3Eagle3Model"], "model_type": "qwen3", "hidden_size": 16, "rope_theta": 1e4,
+            "vocab_size": 9, "num_hidden_layers": 1, "draft_num_hidden_layers": 1, "ttt_length": 5, "step_loss_decay": 0.8,
+            "target_layer_ids": [0, 1, 2, 3, 4], "num_target_layers": 6, "tie_word_embeddings": false,
+            "dtype": "bfloat16",
+        }) else {
+            unreachable!()
+        };
+        fields
+    }
+
+    #[test]
+    fn eagle3_goes_there_and_back_too() {
+        let written = to_speculators(&eagle3(), &Verifier::default()).unwrap();
+        assert_eq!((&written[KIND], &written[EAGLE3_LAYER_IDS]), (&json!("eagle3"), &json!([1, 2, 3, 4, 5])));
+        // vLLM takes what is not said for true.
+        assert_eq!(written["norm_before_residual"], json!(false));
+        assert_eq!(written["speculators_config"]["proposal_methods"][0]["speculative_tokens"], json!(5));
+        assert!(written[LAYERS].get("ttt_length").is_none() && written.get("sample_from_anchor").is_none());
+        let read = from_speculators(&JsonFields::new("config.json", written.clone()), None).unwrap();
+        for (name, value) in eagle3() {
+            assert_eq!(read.get(&name), Some(&value), "{name}");
+        }
+        // One that was not written here does not say how far it was unrolled, but how many tokens it proposes.
+        let mut foreign = written;
+        foreign.remove("ttt_length");
+        let read = from_speculators(&JsonFields::new("config.json", foreign.clone()), None).unwrap();
+        assert_eq!(read.get("ttt_length"), Some(&json!(5)));
+        for name in EAGLE3_OTHERWISE {
+            let mut other = foreign.clone();
+            other.insert(name.to_owned(), json!(true));
+            let error = from_speculators(&JsonFields::new("config.json", other), None).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn drafts_of_other_layers_are_not_written() {
+        for name in ["Gemma4DSparkModel", "Gemma4Eagle3Model"] {
+            let mut fields = native();
+            fields.insert("architectures".into(), json!([name]));
+            assert_eq!(to_speculators(&fields, &Verifier::default()), None);
+        }
+    }
+
     #[test]
     fn there_and_back_nothing_is_lost() {
-        let written = to_speculators(&native(), &Verifier::default());
+        let written = to_speculators(&native(), &Verifier::default()).unwrap();
         assert_eq!(written[LAYER_IDS], json!([0, 3]));
         assert!(written[LAYERS].get("markov_rank").is_none() && written.get("hidden_size").is_none());
         let read = from_speculators(&JsonFields::new("config.json", written), None).unwrap();
@@ -184,7 +281,7 @@ mod tests {
         ] {
             fields.remove(name);
         }
-        let written = to_speculators(&fields, &Verifier::default());
+        let written = to_speculators(&fields, &Verifier::default()).unwrap();
         assert_eq!(written["draft_vocab_size"], json!(9));
         assert_eq!((&written["markov_rank"], &written["enable_confidence_head"]), (&json!(0), &json!(false)));
         assert_eq!(written["confidence_head_with_markov"], json!(false));
@@ -213,9 +310,7 @@ mod tests {
 
     #[test]
     fn other_kinds_are_refused() {
-        for (kind, layers) in
-            [("eagle3", json!({})), ("dspark", json!({"model_type": "llama"})), ("dspark", json!(3))]
-        {
+        for (kind, layers) in [("mtp", json!({})), ("dspark", json!({"model_type": "llama"})), ("eagle3", json!(3))] {
             let Value::Object(fields) = json!({KIND: kind, LAYERS: layers, LAYER_IDS: [1]}) else { unreachable!() };
             assert!(from_speculators(&JsonFields::new("config.json", fields), None).is_err(), "{kind}");
         }

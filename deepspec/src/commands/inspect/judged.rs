@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use dspark_runtime::checkpoint::{CheckpointError, JsonFields};
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{Draft, DraftConfig};
@@ -10,8 +10,8 @@ use dspark_runtime::model::{Draft, DraftConfig};
 use super::Findings;
 use crate::commands::setup::load_target;
 use crate::commands::tables::other_tables;
-use crate::engines::{Answer, DraftFacts, Layout, Verdict, verdicts};
-use crate::replay::{Convention, Difference, FOLDER, ReplayPrompt, describes, first_difference, read_replay, record};
+use crate::engines::{Answer, DraftFacts, Drafts, Layout, Verdict, verdicts};
+use crate::replay::{Convention, Difference, FOLDER, ReplayPrompt, first_difference, read_replay, record};
 
 impl Findings {
     /// The table of engines, and what is to be said about the way that blocks are read.
@@ -27,11 +27,13 @@ impl Findings {
             );
         }
         let (anchor, block) = (facts.drafts_from_anchor(), facts.block_size.unwrap_or(0));
-        let convention = match anchor {
-            true => format!("the anchor's slot drafts the first token: {block} tokens per block"),
-            false => format!("the anchor's slot drafts nothing: {} tokens per block", block - 1),
-        };
-        self.fact("block_convention", convention);
+        if facts.drafts == Drafts::Blocks {
+            let convention = match anchor {
+                true => format!("the anchor's slot drafts the first token: {block} tokens per block"),
+                false => format!("the anchor's slot drafts nothing: {} tokens per block", block - 1),
+            };
+            self.fact("block_convention", convention);
+        }
         let layout = match facts.layout {
             Layout::Native => "deepspec",
             Layout::Nested => "fields in dspark_config or dflash_config",
@@ -40,7 +42,7 @@ impl Findings {
         self.fact("layout", layout);
         let stated =
             facts.sample_from_anchor.is_some() || facts.bonus_anchor.is_some() || facts.shift_label.is_some();
-        if !stated && facts.layout != Layout::Speculators {
+        if !stated && facts.drafts == Drafts::Blocks && facts.layout != Layout::Speculators {
             self.warnings.push(format!(
                 "config.json does not say whether the anchor's slot drafts (`sample_from_anchor`); by its architecture, \
                  `{}`, it is read as {anchor}: an engine that reads it the other way accepts about one token per round, \
@@ -116,11 +118,6 @@ enum Outcome {
 }
 
 fn replay(folder: &Path, target: &str, tolerance: f32) -> Result<Outcome> {
-    if let Ok(config) = DraftConfig::read(folder)
-        && !describes(&config)
-    {
-        bail!("{}: {} drafts carry no replay bundle", folder.display(), config.drafter.name(&config));
-    }
     let expected = read_replay(folder)?;
     if let Some((field, expected, found)) = stated_otherwise(folder, &expected.convention)? {
         let (stage, place) = ("convention".to_owned(), format!("config.json, field `{field}`"));

@@ -43,7 +43,7 @@ fn finished(memory: &mut CacheMemory, (target, draft): &(Target, Draft)) -> (Vec
     for part in [20..23, 23..40] {
         let rows: Vec<f32> = part.clone().flat_map(|i| [i as f32; 8]).collect();
         let rows = Tensor::<1>::from_floats(rows.as_slice(), &Device::flex()).reshape([part.len(), 8]);
-        cache.waiting.push(rows);
+        cache.waiting.push(&rows, 0..part.len());
     }
     (ids, cache)
 }
@@ -152,7 +152,7 @@ fn features_that_wait_take_the_place_of_what_was_kept() {
     let mut cache = memory.admit(&other, 1000, &models.0, Some(&models.1)).unwrap();
     assert_eq!(memory.held(), 64, "what was kept is gone");
     // Of a sequence that runs they are counted before every step, and never stand in its way.
-    cache.waiting.push(Tensor::zeros([30, 8], &Device::flex()));
+    cache.waiting.push(&Tensor::zeros([30, 8], &Device::flex()), 0..30);
     assert!(memory.grow(&mut cache, 31, 1000));
     assert_eq!(memory.held(), 64 + share(30));
     assert!(memory.grow(&mut cache, 124, 1000));
