@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod commands;
 pub mod device;
 pub mod engine;
+pub mod gradient;
 pub mod kernels;
 pub mod model;
 pub mod plot;

@@ -63,7 +63,7 @@ fn a_step_allocates_nothing_once_it_has_grown() {
             requests.truncate(256 - 2 * step);
             let price = table.price(requests.len(), 7, 2048, schedule.experience());
             if schedule.drafts(price) || mode == Mode::Off {
-                let slots = schedule.slots(&requests, 7, &table, 2048);
+                let slots = schedule.slots(&requests, 0, 7, &table, 2048);
                 confidences.clear();
                 for _ in &requests {
                     let logits: [f32; 7] = std::array::from_fn(|_| generator.random_range(-1.0..3.0));

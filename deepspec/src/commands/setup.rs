@@ -22,7 +22,7 @@ use crate::conversation::{ReadOptions, Sample, read_samples, split_validation};
 use crate::evaluation::Task;
 use crate::objective::{BlockChoice, Denominator, LossWeights};
 use crate::recipe::{Algorithm, OptimizerKind, Recipe, Schedule, Supervision};
-use crate::trainer::{LearningRate, OptimizerSettings, TrainSettings};
+use crate::trainer::{LearningRate, MicroBatches, OptimizerSettings, TrainSettings};
 
 /// Samples on which the initial norms of a draft are measured.
 const INITIAL_TEXTS: usize = 4;
@@ -229,7 +229,10 @@ impl Prepared {
             },
             loss,
             global_batch_size: train.global_batch_size,
-            micro_batch_size: train.micro_batch_size,
+            micro_batches: match (train.micro_batch_size, train.micro_batch_tokens) {
+                (None, Some(tokens)) => MicroBatches::Tokens(tokens),
+                (samples, _) => MicroBatches::Samples(samples.unwrap_or(1)),
+            },
             blocks,
             block_size: model.slots(),
             seed: train.seed,

@@ -8,8 +8,7 @@
 //!
 //! Rows are taken in chunks, so memory does not grow with rows times vocabulary, and no probability tensor outlives its
 //! chunk. A draft with a vocabulary of its own gives probability 0 to what it lacks: `L1` has all of `q` there, the soft `CE`
-//! none of it. The gradients with respect to hidden states, Markov factors and `W2` re-enter autodiff as a sum of products
-//! with constants, whose derivative is exactly them.
+//! none of it. The gradients with respect to hidden states, Markov factors and `W2` enter the graph as one step.
 //!
 //! Legend: `u` tokens that the draft can propose (`v` unless it has a vocabulary of its own), `n` rows (supervised slots), `m` rows of a chunk, `t` teacher rows, `d` hidden size, `r` Markov rank, `v`
 //! vocabulary.
@@ -19,6 +18,7 @@ use std::sync::Arc;
 use burn::backend::Flex;
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use dspark_runtime::gradient::with_gradient;
 use dspark_runtime::kernels::{simd, soft_cap};
 use rayon::prelude::*;
 
@@ -113,20 +113,21 @@ fn in_chunks(rows: &VocabularyRows, weights: Option<&VocabularyWeights>, chunk: 
         }
     }
     if !hidden_gradients.is_empty() {
-        let mut surrogate = product(&rows.hidden_nd, Tensor::cat(hidden_gradients, 0));
-        if let (Some((factors_nr, w2_vr)), Some(w2_gradient)) = (&rows.markov, w2_gradient) {
-            surrogate =
-                surrogate + product(factors_nr, Tensor::cat(factor_gradients, 0)) + product(w2_vr, w2_gradient);
-        }
-        loss.surrogate = Some(surrogate);
+        let hidden_gradient = Tensor::cat(hidden_gradients, 0);
+        let nothing = Tensor::zeros([1], &plain.hidden_nd.device());
+        let scaled = |gradient: &Tensor<2>, factor: &Tensor<1>| gradient.clone() * factor.clone().reshape([1, 1]);
+        loss.surrogate = Some(match (&rows.markov, w2_gradient) {
+            (Some((factors_nr, w2_vr)), Some(w2_gradient)) => {
+                let gradients = [hidden_gradient, Tensor::cat(factor_gradients, 0), w2_gradient];
+                let inputs = [rows.hidden_nd.clone(), factors_nr.clone(), w2_vr.clone()];
+                with_gradient(inputs, nothing, move |factor| {
+                    gradients.each_ref().map(|gradient| scaled(gradient, &factor))
+                })
+            }
+            _ => with_gradient([rows.hidden_nd.clone()], nothing, move |factor| [scaled(&hidden_gradient, &factor)]),
+        });
     }
     loss
-}
-
-/// `sum(x * gradient)` with a constant gradient.
-fn product(x: &Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
-    let gradient = if x.is_autodiff() { Tensor::from_inner(gradient) } else { gradient };
-    (x.clone() * gradient).sum()
 }
 
 /// The terms of one row: their values, or their factors in the loss.

@@ -204,8 +204,12 @@ pub struct TrainSection {
     pub epochs: Option<u64>,
     /// Sequences per optimiser step.
     pub global_batch_size: usize,
-    /// Sequences per forward pass; divides `global_batch_size`.
-    pub micro_batch_size: usize,
+    /// Sequences per forward pass; divides `global_batch_size`. Exactly one of this and `micro_batch_tokens` is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch_size: Option<usize>,
+    /// Tokens per forward pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch_tokens: Option<usize>,
     /// Share of the steps that warm up, in `[0, 1)`.
     #[serde(default = "defaults::warmup_ratio")]
     pub warmup_ratio: f64,

@@ -216,6 +216,10 @@ fn values_out_of_range_are_refused() {
         (vec!["train.lr=0"], "`train.lr` must be above 0, found 0"),
         (vec!["train.lr=inf"], "`train.lr` must be above 0, found inf"),
         (vec!["train.epochs=2"], "`train.epochs` cannot stand beside `train.steps`"),
+        (
+            vec!["train.micro_batch_tokens=9"],
+            "`train.micro_batch_tokens` cannot stand beside `train.micro_batch_size`",
+        ),
         (vec!["train.micro_batch_size=3"], "must divide `train.global_batch_size` = 4, found 3"),
         (vec!["train.warmup_ratio=1"], "`train.warmup_ratio` must be at least 0 and below 1, found 1"),
         (vec!["train.keep_last=0"], "`train.keep_last` must be at least 1"),
@@ -319,6 +323,9 @@ fn every_field_is_documented_and_every_documented_field_exists() {
     let recipe = parse(SMALLEST, &["evaluate.tasks=[{ name = \"a\" }]", "train.from=\"draft\""]).unwrap();
     let mut existing = BTreeSet::new();
     fields(&serde_json::to_value(&recipe).unwrap(), "", &mut existing);
+    // And one of two that cannot both stand there.
+    let other = parse(&SMALLEST.replace("micro_batch_size = 2", "micro_batch_tokens = 2048"), &[]).unwrap();
+    fields(&serde_json::to_value(&other).unwrap(), "", &mut existing);
     let documented: BTreeSet<String> = README
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))

@@ -134,11 +134,23 @@ fn check_train(train: &TrainSection) -> Result<(), Complaint> {
         _ => {}
     }
     at_least_one("train.global_batch_size", train.global_batch_size)?;
-    at_least_one("train.micro_batch_size", train.micro_batch_size)?;
-    if !train.global_batch_size.is_multiple_of(train.micro_batch_size) {
-        let (micro, global) = (train.micro_batch_size, train.global_batch_size);
-        let reason = format!("must divide `train.global_batch_size` = {global}, found {micro}");
-        return Err(("train.micro_batch_size", reason));
+    let global = train.global_batch_size;
+    match (train.micro_batch_size, train.micro_batch_tokens) {
+        (Some(_), Some(_)) => {
+            let reason = "cannot stand beside `train.micro_batch_size`: give one";
+            return Err(("train.micro_batch_tokens", reason.to_owned()));
+        }
+        (None, None) => {
+            return Err(("train", "needs either `micro_batch_size` or `micro_batch_tokens`".to_owned()));
+        }
+        (None, Some(tokens)) => at_least_one("train.micro_batch_tokens", tokens)?,
+        (Some(micro), None) => {
+            at_least_one("train.micro_batch_size", micro)?;
+            if !global.is_multiple_of(micro) {
+                let reason = format!("must divide `train.global_batch_size` = {global}, found {micro}");
+                return Err(("train.micro_batch_size", reason));
+            }
+        }
     }
     fraction("train.warmup_ratio", train.warmup_ratio)?;
     positive("train.max_grad_norm", train.max_grad_norm)?;

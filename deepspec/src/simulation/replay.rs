@@ -90,7 +90,7 @@ pub fn simulate(workload: Workload<'_>, mode: Mode, load: usize) -> SimulationPo
         }
         let price = table.price(running, prompts.block_size, batch_limit, schedule.experience());
         let (committed, verified, seconds) = if schedule.drafts(price) {
-            let slots = schedule.slots(&ids, prompts.block_size, table, batch_limit);
+            let slots = schedule.slots(&ids, 0, prompts.block_size, table, batch_limit);
             confidences.clear();
             for request in &requests {
                 // Behind the drafted slots the confidence of one more is known.

@@ -13,6 +13,7 @@ use super::checkpoint::{Best, TrainingCheckpoints, TrainingState};
 use super::error::TrainError;
 use super::optimizer::{GradientSum, Optimizer, OptimizerSettings};
 use super::order::{anchor_randoms, step_samples};
+use super::packing::MicroBatches;
 use super::progress::Progress;
 use super::schedule::LearningRate;
 use crate::conversation::Sample;
@@ -36,8 +37,8 @@ pub struct TrainSettings {
     pub loss: LossWeights,
     /// Samples per optimiser step.
     pub global_batch_size: usize,
-    /// Samples per forward pass.
-    pub micro_batch_size: usize,
+    /// What goes through the models at a time.
+    pub micro_batches: MicroBatches,
     /// Blocks per sample.
     pub blocks: BlockChoice,
     /// Slots per block.
@@ -137,17 +138,15 @@ pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
     // Whether the weights that the last step left are to be a checkpoint, and whether validation found their loss finite.
     let (mut due, mut validated) = (false, false);
     for step in first..total {
-        let mut batch = draw(step);
-        // Samples of like length go together; the sum over micro-batches does not depend on the order.
-        batch.sort_by_key(|drawn| std::cmp::Reverse(drawn.sample.token_ids.len()));
+        let batch = draw(step);
         tokens += batch.iter().map(|drawn| drawn.sample.token_ids.len() as u64).sum::<u64>();
         let of_batch = batch.iter().map(|drawn| (drawn.sample.token_ids.len(), &drawn.blocks));
         let global_weight = global_weight(of_batch, &settings.loss);
         let trained = draft.with_parameters(parameters);
         let mut gradients = GradientSum::default();
         let mut sums = LossSums::default();
-        for micro in batch.chunks(settings.micro_batch_size) {
-            let loss = micro_loss(job.target, &trained, micro, &settings.loss, global_weight, true);
+        for micro in micro_batches(&batch, settings.micro_batches) {
+            let loss = micro_loss(job.target, &trained, &micro, &settings.loss, global_weight, true);
             sums.add(&loss.sums);
             if let Some(surrogate) = loss.surrogate {
                 gradients.add(surrogate.backward(), &trained.parameters);
@@ -247,10 +246,17 @@ impl<'a> Drawn<'a> {
     }
 }
 
+/// What goes through the models together; a sum over micro-batches does not depend on their order.
+fn micro_batches<'a, 'b>(batch: &'b [Drawn<'a>], split: MicroBatches) -> Vec<Vec<&'b Drawn<'a>>> {
+    let lengths: Vec<usize> = batch.iter().map(|drawn| drawn.sample.token_ids.len()).collect();
+    let of = |own: Vec<usize>| own.into_iter().map(|index| &batch[index]).collect();
+    split.split(&lengths).into_iter().map(of).collect()
+}
+
 fn micro_loss(
     target: &Target,
     draft: &Draft,
-    micro: &[Drawn<'_>],
+    micro: &[&Drawn<'_>],
     weights: &LossWeights,
     global_weight: f64,
     train: bool,
@@ -270,8 +276,8 @@ fn micro_loss(
 /// Averages over a whole set of samples, without gradients.
 fn measure(target: &Target, draft: &Draft, drawn: &[Drawn<'_>], settings: &TrainSettings) -> Metrics {
     let mut sums = LossSums::default();
-    for micro in drawn.chunks(settings.micro_batch_size) {
-        sums.add(&micro_loss(target, draft, micro, &settings.loss, 1.0, false).sums);
+    for micro in micro_batches(drawn, settings.micro_batches) {
+        sums.add(&micro_loss(target, draft, &micro, &settings.loss, 1.0, false).sums);
     }
     sums.metrics(&settings.loss)
 }

@@ -46,7 +46,7 @@ fn settings(steps: u64) -> TrainSettings {
             denominator: Denominator::SlotWeights,
         },
         global_batch_size: 1,
-        micro_batch_size: 1,
+        micro_batches: MicroBatches::Samples(1),
         blocks: BlockChoice::Drawn { count: 3, first: 0 },
         block_size: 4,
         seed: 5,
@@ -220,15 +220,18 @@ fn split(models: &(Target, Draft), settings: TrainSettings) {
         sample.loss_mask.truncate(TOKENS - 5 * index);
         sample.loss_mask[..3 * index].fill(false);
     }
-    let last = |micro_batch_size: usize| {
+    let last = |micro_batches: MicroBatches| {
         let root = tempfile::tempdir().unwrap();
         let run = Run { models, training: &training, validation: &[], folder: root.path() };
-        let settings = TrainSettings { global_batch_size: 4, micro_batch_size, ..settings.clone() };
+        let settings = TrainSettings { global_batch_size: 4, micro_batches, ..settings.clone() };
         run.train(settings, false).unwrap().last.unwrap()
     };
-    let (whole, split) = (last(4), last(1));
-    assert!((whole.loss - split.loss).abs() < 1e-5 * whole.loss, "{whole:?}\n{split:?}");
-    assert_eq!(whole.supervised_tokens, split.supervised_tokens);
+    let whole = last(MicroBatches::Samples(4));
+    for split in [MicroBatches::Samples(1), MicroBatches::Tokens(2 * TOKENS), MicroBatches::Tokens(1)] {
+        let split = last(split);
+        assert!((whole.loss - split.loss).abs() < 1e-5 * whole.loss, "{whole:?}\n{split:?}");
+        assert_eq!(whole.supervised_tokens, split.supervised_tokens);
+    }
 }
 
 #[test]

@@ -22,6 +22,16 @@ const COMPARED_EVERY: u32 = 128;
 /// The weight of a new time in the running mean.
 const NEW: f64 = 0.25;
 
+/// A request whose context has to catch up drafts where so many times the time that takes will be won by its end, as far as is
+/// known: what would hardly pay is not worth the risk.
+const WON_BACK: f64 = 2.0;
+
+/// Tokens that an answer is taken to have before any was seen.
+const ANSWER: f64 = 256.0;
+
+/// The weight of a new answer's length in the running mean.
+const NEW_ANSWER: f64 = 1.0 / 16.0;
+
 /// Decides for every step. Nothing here looks at what was sampled at or after the token that it decides on.
 #[derive(Debug)]
 pub(super) struct Planner {
@@ -35,6 +45,12 @@ pub(super) struct Planner {
     slots: usize,
     /// The requests that draft in this step.
     requests: Vec<u64>,
+    /// How many go through it without.
+    beside: usize,
+    /// Seconds that a context takes to take in a token, as far as was measured.
+    context_seconds: f64,
+    /// Tokens of an answer, a running mean.
+    answer: f64,
     confidences: Confidences,
     lengths: Vec<usize>,
     /// The lowest survival that was verified in the last step with drafts.
@@ -61,6 +77,16 @@ fn like_numbers(requests: usize) -> u32 {
     2 * octave + u32::from(octave > 0 && (requests >> (octave - 1)) & 1 == 1)
 }
 
+/// A request that could draft in this step.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate {
+    pub id: u64,
+    /// Tokens that its draft's context lacks.
+    pub waiting: usize,
+    /// Tokens that its answer may still get.
+    pub remaining: usize,
+}
+
 /// What a step drafts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Drafting {
@@ -80,6 +106,9 @@ impl Planner {
             block,
             slots: 0,
             requests: Vec::new(),
+            beside: 0,
+            context_seconds: 0.0,
+            answer: ANSWER,
             confidences: Confidences::default(),
             lengths: Vec::new(),
             marginal: 0.0,
@@ -93,45 +122,74 @@ impl Planner {
         &self.temperatures
     }
 
-    /// What to draft for these requests; `None` to decode plainly.
-    pub fn drafting(&mut self, requests: impl IntoIterator<Item = u64>) -> Option<Drafting> {
+    /// How long a context takes to take in a token, measured before anything was drafted.
+    #[must_use]
+    pub fn with_context_seconds(self, seconds: f64) -> Self {
+        Self { context_seconds: seconds, ..self }
+    }
+
+    /// What to draft, and for which of these requests ([`drafts`](Self::drafts)), in a step of `running` requests; `None` to
+    /// decode plainly.
+    pub fn drafting(&mut self, running: usize, candidates: impl IntoIterator<Item = Candidate>) -> Option<Drafting> {
+        let candidates: Vec<Candidate> = candidates.into_iter().collect();
         self.requests.clear();
-        self.requests.extend(requests);
-        let count = self.requests.len();
+        self.requests.extend(candidates.iter().map(|candidate| candidate.id));
+        self.beside = running - candidates.len();
         let all = Drafting { slots: self.block, confidence: 0.0, survival: 0.0 };
         match (self.schedule.mode(), &self.curve) {
-            _ if count == 0 => None,
+            _ if candidates.is_empty() => None,
             (Mode::Off, _) | (Mode::Scheduled, None) => None,
             (Mode::Fixed(slots), _) => Some(Drafting { slots, ..all }),
             (Mode::Threshold(confidence), _) => Some(Drafting { confidence, ..all }),
             (Mode::Scheduled, Some(curve)) => {
                 let limit = curve.max_batch_tokens();
-                let timed = self.paces.get(&like_numbers(count)).map_or(0, |pace| pace.timed);
+                let timed = self.paces.get(&like_numbers(running)).map_or(0, |pace| pace.timed);
                 if timed < TIMED || self.since_plain >= COMPARED_EVERY {
                     return None;
                 }
-                let price = curve.price(count, self.block, limit, self.schedule.experience());
+                let joining = self.joining(running, &candidates);
+                let price = match joining.is_empty() {
+                    true => f64::INFINITY,
+                    false => curve.price(running, self.block, limit, self.schedule.experience()),
+                };
+                self.requests = joining;
+                self.beside = running - self.requests.len();
                 if !self.schedule.drafts(price) {
                     return None;
                 }
-                let slots = self.schedule.slots(&self.requests, self.block, curve, limit);
+                let slots = self.schedule.slots(&self.requests, self.beside, self.block, curve, limit);
                 self.slots = slots;
                 Some(Drafting { slots, survival: MARGIN * self.marginal, ..all })
             }
         }
     }
 
-    /// Whether drafts may be wanted in one of the next steps as long as so many requests run.
-    pub fn may_draft(&self, requests: usize) -> bool {
-        match (self.schedule.mode(), &self.curve) {
-            (Mode::Off, _) | (Mode::Scheduled, None) => false,
-            (Mode::Fixed(_) | Mode::Threshold(_), _) => true,
-            (Mode::Scheduled, Some(curve)) => {
-                let limit = curve.max_batch_tokens();
-                let price = curve.price(requests.max(1), self.block, limit, self.schedule.experience());
-                price.is_finite() && !self.schedule.waits()
-            }
+    /// Whether a request is one of those that draft in this step.
+    pub fn drafts(&self, request: u64) -> bool {
+        self.requests.contains(&request)
+    }
+
+    /// Which of the candidates draft if any do: those whose contexts are up to date, and those for which catching up will pay.
+    /// While nothing is known of the draft, the one that costs least is enough to learn from.
+    fn joining(&self, running: usize, candidates: &[Candidate]) -> Vec<u64> {
+        let (Some(curve), Some(plain)) = (&self.curve, self.plain_seconds(running)) else { return Vec::new() };
+        let experience = self.schedule.experience();
+        let (gain, tokens) = curve.gain(running, self.block, curve.max_batch_tokens(), experience);
+        let pays = |candidate: &&Candidate| {
+            let rounds = self.answer.min(candidate.remaining as f64) / tokens;
+            let won = plain * gain / running as f64 * rounds;
+            candidate.waiting <= self.block + 1 || WON_BACK * candidate.waiting as f64 * self.context_seconds <= won
+        };
+        let pay = candidates.iter().filter(pays);
+        match experience.is_empty() {
+            true => pay.min_by_key(|candidate| candidate.waiting).map(|candidate| candidate.id).into_iter().collect(),
+            false => pay.map(|candidate| candidate.id).collect(),
         }
+    }
+
+    /// Tells how many tokens an answer had.
+    pub fn answered(&mut self, tokens: usize) {
+        self.answer += NEW_ANSWER * (tokens as f64 - self.answer);
     }
 
     /// Tells how many drafted tokens of one request were verified, and how many of them accepted.
@@ -147,11 +205,10 @@ impl Planner {
             self.confidences.push(block.confidences.iter().copied());
             drafted.push(block.tokens.len());
         }
-        let count = self.requests.len();
         match &self.curve {
             Some(curve) => {
-                let limit = curve.max_batch_tokens();
-                let speed = curve.curve(count, self.slots);
+                let limit = curve.max_batch_tokens().saturating_sub(self.beside);
+                let speed = curve.curve_beside(self.requests.len(), self.slots, self.beside);
                 self.schedule.lengths(&self.requests, &self.confidences, &speed, limit, &mut self.lengths);
             }
             None => {
@@ -184,10 +241,15 @@ impl Planner {
         pace.timed = pace.timed.saturating_add(1);
     }
 
-    /// A step that drafts had contexts to bring up to date first, which took so long: to be told before
+    /// A step that drafts had contexts to bring up to date first, with so many tokens, which took so long: to be told before
     /// [`drafted`](Self::drafted).
-    pub fn caught_up(&mut self, time: Duration) {
-        let plain = self.plain_seconds(self.requests.len());
+    pub fn caught_up(&mut self, tokens: usize, time: Duration) {
+        if tokens > 0 {
+            let seconds = time.as_secs_f64() / tokens as f64;
+            let weight = if self.context_seconds > 0.0 { NEW } else { 1.0 };
+            self.context_seconds += weight * (seconds - self.context_seconds);
+        }
+        let plain = self.plain_seconds(self.requests.len() + self.beside);
         self.schedule.prepared(plain.map_or(0.0, |plain| time.as_secs_f64() / plain));
     }
 
@@ -197,11 +259,11 @@ impl Planner {
         Some(pace.mean * self.curve.as_ref()?.plain_seconds_between(requests))
     }
 
-    /// A step that drafted is over: tokens committed over all requests that drafted, and what all of it took. Not to be
-    /// told of steps in which prompts took part.
+    /// A step that drafted is over: tokens committed over all its requests, those that did not draft too, and what all of it
+    /// took. Not to be told of steps in which prompts took part.
     pub fn drafted(&mut self, committed: usize, time: Duration) {
         self.since_plain += 1;
-        let requests = self.requests.len();
+        let requests = self.requests.len() + self.beside;
         if let Some(plain) = self.plain_seconds(requests) {
             self.schedule.drafted(requests, round_gain(requests, committed, time.as_secs_f64(), plain));
         }

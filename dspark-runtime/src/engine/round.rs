@@ -10,19 +10,16 @@ use rayon::prelude::*;
 use super::finisher::{Output, Tokens};
 use super::memory::SequenceCache;
 use super::metrics::Phase;
+use super::planner::Candidate;
 use super::request::{FinishReason, Logprobs, TokenOutput};
 use super::sequence::Sequence;
 use super::step::StepLoop;
 use crate::model::{DraftContext, TargetSegment};
 use crate::speculate::{Block, Distribution, Drafted, RoundRecord, Stopping, Verdict, propose_batch};
 
-/// Rows of features that may wait for the draft's context while drafting may pay: together they go through its projections
-/// more cheaply than one at a time.
-const FEATURES_WAITING: usize = 64;
-
-/// Rows that may wait while nothing is drafted, because it cannot pay by what can be hoped to be accepted or did not when it
-/// was tried: most sequences end before they have as many, and cost nothing then.
-const FEATURES_SHELVED: usize = 512;
+/// Rows of features that may wait for the draft's context while a sequence does not draft: most end before they have as many,
+/// and cost nothing then.
+const FEATURES_WAITING: usize = 4096;
 
 /// Rows of a prompt in one step when no answer is being decoded beside it.
 const PREFILL_ALONE: usize = 512;
@@ -43,10 +40,11 @@ impl StepLoop {
         let mut clock = Instant::now();
         self.make_room();
         self.lap(Phase::Host, &mut clock);
-        let (drafting, mut blocks, catching_up) = self.draft_blocks();
+        let (drafting, mut blocks, (caught_up, catching_up)) = self.draft_blocks();
         let draft_time = self.lap(Phase::Draft, &mut clock).saturating_sub(catching_up);
         if drafting {
-            let wanting = blocks.iter_mut().zip(&self.running).filter(|(_, sequence)| wants_block(sequence));
+            let planner = &self.planner;
+            let wanting = blocks.iter_mut().zip(&self.running).filter(|(_, sequence)| planner.drafts(sequence.id));
             let (blocks, sequences): (Vec<&mut Drafted>, Vec<&Sequence>) = wanting.unzip();
             let lengths = self.planner.lengths(blocks.iter().map(|block| &**block));
             for ((block, length), sequence) in blocks.into_iter().zip(lengths).zip(sequences) {
@@ -57,7 +55,6 @@ impl StepLoop {
         let parts = self.parts(&blocks);
         // To be asked before the pass moves the caches on.
         let decoding = self.running.iter().all(Sequence::is_decoding);
-        let in_round: Vec<bool> = self.running.iter().map(wants_block).collect();
         self.lap(Phase::Host, &mut clock);
         let (features_nf, logits_mv) = self.verify(&parts);
         let verify_time = self.lap(Phase::Verify, &mut clock);
@@ -69,9 +66,8 @@ impl StepLoop {
             }
         }
         if drafting && decoding {
-            self.planner.caught_up(catching_up);
-            let of_rounds = verdicts.iter().zip(&in_round).filter(|(_, in_round)| **in_round);
-            let committed = of_rounds.filter_map(|(own, _)| Some(own.as_ref()?.record.committed)).sum();
+            self.planner.caught_up(caught_up, catching_up);
+            let committed = verdicts.iter().flatten().map(|own| own.record.committed).sum();
             self.planner.drafted(committed, time);
         } else if decoding {
             self.planner.decoded_plainly(self.running.len(), time);
@@ -104,18 +100,24 @@ impl StepLoop {
         }
     }
 
-    /// Whether this step drafts, and one block per running sequence; empty ones for those that want none. Last, the time
-    /// that contexts took to catch up with more than a round's tokens: it says nothing about what drafting costs.
-    fn draft_blocks(&mut self) -> (bool, Vec<Drafted>, Duration) {
+    /// Whether this step drafts, and one block per running sequence; empty ones for those that do not. Last, with how many
+    /// tokens contexts caught up that lacked more than a round's, and the time that took: it says nothing about what drafting
+    /// costs.
+    fn draft_blocks(&mut self) -> (bool, Vec<Drafted>, (usize, Duration)) {
         let mut drafted = vec![Drafted::default(); self.running.len()];
-        let mut catching_up = Duration::ZERO;
+        let mut catching_up = (0, Duration::ZERO);
         let Some(draft) = &self.draft else { return (false, drafted, catching_up) };
-        let wanting = self.running.iter().filter(|sequence| wants_block(sequence)).map(|sequence| sequence.id);
-        let drafting = self.planner.drafting(wanting);
-        let most = if self.planner.may_draft(self.running.len()) { FEATURES_WAITING } else { FEATURES_SHELVED };
+        let candidates = self.running.iter().filter(|sequence| wants_block(sequence)).map(|sequence| Candidate {
+            id: sequence.id,
+            waiting: sequence.features_waiting(),
+            remaining: sequence.remaining(),
+        });
+        let drafting = self.planner.drafting(self.running.len(), candidates);
+        let planner = &self.planner;
+        let drafts = |sequence: &Sequence| drafting.is_some() && planner.drafts(sequence.id);
         let catches_up = |sequence: &Sequence| {
             let waiting = sequence.features_waiting();
-            waiting > 0 && (waiting >= most || (drafting.is_some() && wants_block(sequence)))
+            waiting > 0 && (waiting >= FEATURES_WAITING || drafts(sequence))
         };
         let mut contexts: Vec<(&mut DraftContext, usize)> = Vec::new();
         let (mut features, mut following) = (Vec::new(), Vec::new());
@@ -134,7 +136,7 @@ impl StepLoop {
             let rows: usize = contexts.iter().map(|(_, count)| count).sum();
             draft.extend_contexts(&mut contexts, Tensor::cat(features, 0), &following);
             if rows > rounds {
-                catching_up = started.elapsed();
+                catching_up = (rows, started.elapsed());
             }
         }
         let Some(drafting) = drafting else { return (false, drafted, catching_up) };
@@ -147,7 +149,7 @@ impl StepLoop {
         };
         let mut rows = Vec::new();
         let mut blocks: Vec<Block<'_>> = Vec::new();
-        for (row, sequence) in self.running.iter_mut().enumerate().filter(|(_, sequence)| wants_block(sequence)) {
+        for (row, sequence) in self.running.iter_mut().enumerate().filter(|(_, sequence)| drafts(sequence)) {
             let anchor = sequence.ids.last().copied().unwrap_or_default();
             if let Some(context) = sequence.cache.as_mut().and_then(|cache| cache.context.as_mut()) {
                 rows.push(row);
@@ -319,7 +321,7 @@ impl StepLoop {
     }
 }
 
-/// A sequence drafts when its next token is the one after the last committed; at the limit nothing is left to draft.
+/// A sequence could draft when its next token is the one after the last committed; at the limit nothing is left to draft.
 fn wants_block(sequence: &Sequence) -> bool {
     sequence.is_decoding() && sequence.remaining() > 1
 }

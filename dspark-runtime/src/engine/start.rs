@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Instant;
+
+use burn::tensor::Tensor;
 
 use super::config::EngineConfig;
 use super::finisher;
@@ -76,6 +79,8 @@ impl Engine {
         if longest < 2 {
             return Err(EngineError::CacheTooSmall { least: 128 + block, found: config.cache_tokens });
         }
+        let scheduled = draft.as_ref().filter(|_| config.mode == Mode::Scheduled);
+        let context_seconds = scheduled.map_or(0.0, context_seconds);
         let memory = CacheMemory::new(config.cache_tokens, &target, draft.as_ref());
         let (commands, command_receiver) = channel();
         let (outputs, output_receiver) = channel();
@@ -99,7 +104,8 @@ impl Engine {
             stopped: stopped_receiver,
             shared: Arc::clone(&shared),
             memory,
-            planner: Planner::new(config.mode, config.curve.clone(), config.calibration.clone(), block),
+            planner: Planner::new(config.mode, config.curve.clone(), config.calibration.clone(), block)
+                .with_context_seconds(context_seconds),
             config,
             waiting: VecDeque::new(),
             running: Vec::new(),
@@ -123,4 +129,18 @@ impl Engine {
             let _ = thread.join();
         }
     }
+}
+
+/// Seconds that a draft's context takes to take in one of many tokens, here and now.
+fn context_seconds(draft: &Draft) -> f64 {
+    const TOKENS: usize = 64;
+    let once = || {
+        let mut context = draft.new_context(TOKENS);
+        let features_nf = Tensor::zeros([TOKENS, draft.config().feature_width()], &draft.device());
+        let started = Instant::now();
+        draft.extend_context(&mut context, features_nf, &[0; TOKENS]);
+        started.elapsed().as_secs_f64() / TOKENS as f64
+    };
+    // The first time pays for what is done once.
+    once().min(once())
 }

@@ -176,6 +176,7 @@ impl StepLoop {
     /// The cache of a complete answer stays for others.
     pub(super) fn finish(&mut self, mut sequence: Sequence) {
         self.metrics.finished += 1;
+        self.planner.answered(sequence.ids.len() - sequence.prompt);
         let Some(cache) = sequence.cache.take() else { return };
         self.memory.keep(sequence.ids, cache);
     }

@@ -7,17 +7,21 @@
 
 mod attention;
 mod awake;
+mod block_attention;
 mod int8;
 mod linear;
 mod mapped;
+mod matrix;
 mod row_buffer;
 mod rows;
+mod rows_gradients;
 pub mod simd;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
 pub use attention::{Keys, attend};
 pub use awake::keep_awake;
+pub use block_attention::{attend_blocks, block_gradients};
 pub use int8::Int8Matrix;
 pub use linear::{linear, linears, widened};
 pub use mapped::mapped_zeros;

@@ -8,13 +8,15 @@ use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use rayon::prelude::*;
 
+use super::rows_gradients::{rms_norm_gradients, swiglu_gradients};
 use super::{from_host, host, simd, slice};
+use crate::gradient::with_gradient;
 
 /// Values below this are done by one thread.
 const PARALLEL_VALUES: usize = 1 << 15;
 
 /// `work` on pieces of whole rows of `width` values, each with the number of its first row; by all threads where it pays.
-fn by_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+pub(super) fn by_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
     let rows = out.len() / width.max(1);
     let threads = rayon::current_num_threads();
     if out.len() < PARALLEL_VALUES || threads == 1 || rows < 2 {
@@ -25,9 +27,25 @@ fn by_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Syn
 }
 
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last axis.
+///
+/// Of tracked tensors in this machine's memory it is one step of the graph, as are [`rotate`] and [`swiglu`].
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight_d: Tensor<1>, eps: f64) -> Tensor<D> {
     let shape = x.dims();
     let width = shape[D - 1];
+    if x.is_autodiff() {
+        let inner = (x.clone().inner(), weight_d.clone().inner());
+        if host(&inner.0).is_none() || host(&inner.1).is_none() {
+            return composed_rms_norm(x, weight_d, eps);
+        }
+        let rows = shape.iter().product::<usize>() / width;
+        let plain_nd = inner.0.reshape([rows, width]);
+        let y_nd = rms_norm(plain_nd.clone(), inner.1.clone(), eps);
+        let inputs = [x.reshape([rows, width]), weight_d.unsqueeze()];
+        let y_nd = with_gradient(inputs, y_nd, move |gradient_nd| {
+            rms_norm_gradients(&plain_nd, &inner.1, eps, &gradient_nd)
+        });
+        return y_nd.reshape(shape);
+    }
     if let (Some(values), Some(weight)) = (host(&x), host(&weight_d)) {
         let mut out = slice(&values).to_vec();
         let weight = slice(&weight);
@@ -39,6 +57,10 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight_d: Tensor<1>, eps: f64) -> 
         });
         return from_host(out, shape);
     }
+    composed_rms_norm(x, weight_d, eps)
+}
+
+fn composed_rms_norm<const D: usize>(x: Tensor<D>, weight_d: Tensor<1>, eps: f64) -> Tensor<D> {
     let mean_square = x.clone().square().mean_dim(D - 1);
     x * (mean_square + eps).sqrt().recip() * weight_d.unsqueeze()
 }
@@ -64,6 +86,16 @@ fn norm_row(row: &mut [f32], weight: &[f32], eps: f64) {
 pub fn rotate(x_nhw: Tensor<3>, cos_n1p: &Tensor<3>, sin_n1p: &Tensor<3>) -> Tensor<3> {
     let [n, h, w] = x_nhw.dims();
     let half = w / 2;
+    if x_nhw.is_autodiff() {
+        let inner = |x: &Tensor<3>| if x.is_autodiff() { x.clone().inner() } else { x.clone() };
+        let (plain, cos, sin) = (inner(&x_nhw), inner(cos_n1p), inner(sin_n1p));
+        if host(&plain).is_none() {
+            return composed_rotate(x_nhw, cos_n1p, sin_n1p);
+        }
+        let turned = rotate(plain, &cos, &sin);
+        // The other way round.
+        return with_gradient([x_nhw], turned, move |gradient| [rotate(gradient, &cos, &sin.clone().neg())]);
+    }
     if let (Some(x), Some(cos), Some(sin)) = (host(&x_nhw), host(cos_n1p), host(sin_n1p)) {
         let mut out = slice(&x).to_vec();
         let (cos, sin) = (slice(&cos), slice(&sin));
@@ -80,6 +112,11 @@ pub fn rotate(x_nhw: Tensor<3>, cos_n1p: &Tensor<3>, sin_n1p: &Tensor<3>) -> Ten
         });
         return from_host(out, [n, h, w]);
     }
+    composed_rotate(x_nhw, cos_n1p, sin_n1p)
+}
+
+fn composed_rotate(x_nhw: Tensor<3>, cos_n1p: &Tensor<3>, sin_n1p: &Tensor<3>) -> Tensor<3> {
+    let half = x_nhw.dims()[2] / 2;
     let first = x_nhw.clone().narrow(2, 0, half);
     let second = x_nhw.narrow(2, half, half);
     let turned_first = first.clone() * cos_n1p.clone() - second.clone() * sin_n1p.clone();
@@ -89,6 +126,15 @@ pub fn rotate(x_nhw: Tensor<3>, cos_n1p: &Tensor<3>, sin_n1p: &Tensor<3>) -> Ten
 
 /// `silu(gate) * up`, `[n, f] -> [n, f]`
 pub fn swiglu(gate_nf: Tensor<2>, up_nf: Tensor<2>) -> Tensor<2> {
+    if gate_nf.is_autodiff() {
+        let plain = [gate_nf.clone().inner(), up_nf.clone().inner()];
+        if plain.iter().any(|x| host(x).is_none()) {
+            return silu(gate_nf) * up_nf;
+        }
+        let [gate, up] = plain.clone();
+        let y_nf = swiglu(gate, up);
+        return with_gradient([gate_nf, up_nf], y_nf, move |gradient_nf| swiglu_gradients(&plain, &gradient_nf));
+    }
     if let (Some(gate), Some(up)) = (host(&gate_nf), host(&up_nf)) {
         let mut out = slice(&gate).to_vec();
         let (up, [_, f]) = (slice(&up), gate_nf.dims());
@@ -159,11 +205,10 @@ mod tests {
     use super::*;
 
     fn close<const D: usize>(fused: Tensor<D>, composed: Tensor<D>) {
-        let difference: f32 = (fused - composed.inner()).abs().max().into_scalar();
+        let difference: f32 = (fused - composed).abs().max().into_scalar();
         assert!(difference < 2e-6, "{difference}");
     }
 
-    /// Tensors under autodiff take the composed form, plain ones the fused form.
     #[test]
     fn fused_forms_agree_with_composed_ones() {
         let device = Device::flex();
@@ -171,16 +216,58 @@ mod tests {
         let normal = |shape: [usize; 3]| Tensor::<3>::random(shape, Distribution::Normal(0.0, 1.0), &device);
         let x = normal([5, 3, 14]);
         let weight = normal([1, 1, 14]).reshape([14]);
-        close(rms_norm(x.clone(), weight.clone(), 1e-6), rms_norm(x.clone().autodiff(), weight.autodiff(), 1e-6));
+        close(rms_norm(x.clone(), weight.clone(), 1e-6), composed_rms_norm(x.clone(), weight, 1e-6));
         let (cos, sin) = (normal([5, 1, 7]), normal([5, 1, 7]));
-        close(
-            rotate(x.clone(), &cos, &sin),
-            rotate(x.clone().autodiff(), &cos.clone().autodiff(), &sin.clone().autodiff()),
-        );
+        close(rotate(x.clone(), &cos, &sin), composed_rotate(x.clone(), &cos, &sin));
         let (gate, up) = (x.clone().reshape([5, 42]) * 4.0, normal([5, 3, 14]).reshape([5, 42]));
-        close(swiglu(gate.clone(), up.clone()), swiglu(gate.clone().autodiff(), up.clone().autodiff()));
+        close(swiglu(gate.clone(), up.clone()), silu(gate.clone()) * up.clone());
+        // Tensors under autodiff take the composed form of these two.
         let narrow = gate.clone() * 0.25;
-        close(geglu(narrow.clone(), up.clone()), geglu(narrow.autodiff(), up.autodiff()));
-        close(soft_cap(gate.clone(), 4.0), soft_cap(gate.autodiff(), 4.0));
+        close(geglu(narrow.clone(), up.clone()), geglu(narrow.autodiff(), up.autodiff()).inner());
+        close(soft_cap(gate.clone(), 4.0), soft_cap(gate.autodiff(), 4.0).inner());
+    }
+
+    /// Of tensors `[n, d]`, by the rule and by autodiff of the composed form; `n` is more than a chunk of rows.
+    #[test]
+    fn gradients_are_those_of_the_composed_forms() {
+        let device = Device::flex();
+        device.seed(4);
+        let normal = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &device);
+        let factors = normal([301, 38]);
+        let check = |inputs: [Tensor<2>; 2], forms: [&dyn Fn([Tensor<2>; 2]) -> Tensor<2>; 2]| {
+            let [fused, composed] = forms.map(|form| {
+                let tracked = inputs.clone().map(|x| Tensor::from_inner(x).require_grad());
+                let y = form(tracked.clone());
+                let gradients = (y.clone() * Tensor::from_inner(factors.clone())).sum().backward();
+                (y.inner(), tracked.map(|x| x.grad(&gradients)))
+            });
+            close(fused.0, composed.0);
+            for (fused, composed) in fused.1.into_iter().zip(composed.1) {
+                assert_eq!(fused.is_some(), composed.is_some());
+                let Some((fused, composed)) = fused.zip(composed) else { continue };
+                let scale: f32 = composed.clone().abs().max().into_scalar();
+                close(fused / scale, composed / scale);
+            }
+        };
+        let (x, y) = (normal([301, 38]), normal([301, 38]));
+        let norm = |norm: &dyn Fn(Tensor<2>, Tensor<1>) -> Tensor<2>, [x, weight]: [Tensor<2>; 2]| {
+            norm(x, weight.reshape([38]))
+        };
+        check(
+            [x.clone() * 3.0, normal([1, 38])],
+            [&|inputs| norm(&|x, w| rms_norm(x, w, 1e-2), inputs), &|inputs| {
+                norm(&|x, w| composed_rms_norm(x, w, 1e-2), inputs)
+            }],
+        );
+        check([x.clone() * 2.0, y.clone()], [&|[gate, up]| swiglu(gate, up), &|[gate, up]| silu(gate) * up]);
+        let (cos, sin) = (normal([301, 19]).reshape([301, 1, 19]), normal([301, 19]).reshape([301, 1, 19]));
+        let tracked = [&cos, &sin].map(|x| Tensor::from_inner(x.clone()));
+        let heads = |x: Tensor<2>| x.reshape([301, 1, 38]);
+        check(
+            [x, y],
+            [&|[x, _]| rotate(heads(x), &tracked[0], &tracked[1]).reshape([301, 38]), &|[x, _]| {
+                composed_rotate(heads(x), &tracked[0], &tracked[1]).reshape([301, 38])
+            }],
+        );
     }
 }

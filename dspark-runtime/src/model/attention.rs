@@ -1,9 +1,8 @@
-//! Grouped-query attention: over whole sequences, and over context and blocks when training a draft. `kv_cache` has that over a
-//! growing cache.
+//! Grouped-query attention over whole sequences. `kv_cache` has that over a growing cache, `block_attention` that of blocks when
+//! training a draft.
 //!
 //! Legend: `n` rows (tokens), `d` hidden size, `h` query heads, `c` key and value heads, `g = h / c` query heads per
-//! key head, `w` head width, `t` keys, `a` anchors, `k` slots of a block that ask, `b` those asked, `s` context tokens of one
-//! sample.
+//! key head, `w` head width, `t` keys.
 
 use std::ops::Range;
 
@@ -18,7 +17,7 @@ use crate::kernels::{self, Keys};
 
 /// Stands for minus infinity in masked scores: its exponential is exactly 0 next to any real score, and a row in which
 /// everything is masked stays finite.
-const MASKED: f32 = -1e30;
+pub(super) const MASKED: f32 = -1e30;
 
 /// The projections of one attention layer.
 #[derive(Module, Debug)]
@@ -200,47 +199,4 @@ pub(crate) fn causal_mask(n: usize, past: usize, window: Option<usize>, device: 
     };
     let mask = (0..n).flat_map(row).collect::<Vec<bool>>();
     Some(Tensor::from_data(TensorData::new(mask, [n, past + n]), device))
-}
-
-/// Which context tokens the blocks of one sample must *not* see, `[a, s]`: all from their anchor on (the anchor itself is
-/// seen through the block).
-pub fn block_context_mask(anchors: &[usize], s: usize, device: &Device) -> Tensor<2, Bool> {
-    let mask = anchors.iter().flat_map(|&anchor| (0..s).map(move |token| token >= anchor)).collect::<Vec<bool>>();
-    Tensor::from_data(TensorData::new(mask, [anchors.len(), s]), device)
-}
-
-/// Attention of the blocks of one sample: each slot sees the context before its anchor and all slots of its own block.
-///
-/// `queries [a * k, h, w]`, `context` of `s` rows, `block` of `a * b` rows (`b` is `k` where all slots of a block ask at
-/// once), `mask [a, s]` as [`block_context_mask`] makes it -> `[a * k, h * w]`. The scores between different blocks are never
-/// computed.
-pub fn attend_blocks(
-    queries_nhw: Tensor<3>,
-    context: &KeysValues,
-    block: &KeysValues,
-    mask_as: Tensor<2, Bool>,
-) -> Tensor<2> {
-    let [n, h, w] = queries_nhw.dims();
-    let [a, s] = mask_as.dims();
-    let [rows, c, _] = block.keys_ncw.dims();
-    let (g, k, b) = (h / c, n / a, rows / a);
-    let scale = (w as f64).powf(-0.5);
-
-    let queries_cagkw = queries_nhw.mul_scalar(scale).reshape([a, k, c, g, w]).permute([2, 0, 3, 1, 4]);
-    let by_head = |x_ncw: &Tensor<3>| x_ncw.clone().swap_dims(0, 1);
-    let by_block = |x_ncw: &Tensor<3>| x_ncw.clone().reshape([a, b, c, w]).permute([2, 0, 1, 3]);
-
-    let rows_crw = queries_cagkw.clone().reshape([c, a * g * k, w]);
-    let context_scores = rows_crw.matmul(by_head(&context.keys_ncw).swap_dims(1, 2)).reshape([c, a, g * k, s]);
-    let mask = mask_as.reshape([1, a, 1, s]).expand([c, a, g * k, s]);
-    let context_scores = context_scores.mask_fill(mask, MASKED);
-    let blocks_carw = queries_cagkw.reshape([c, a, g * k, w]);
-    let block_scores = blocks_carw.matmul(by_block(&block.keys_ncw).swap_dims(2, 3));
-
-    let weights = softmax(Tensor::cat(vec![context_scores, block_scores], 3), 3);
-    let to_context = weights.clone().narrow(3, 0, s).reshape([c, a * g * k, s]);
-    let to_block = weights.narrow(3, s, b);
-    let from_context = to_context.matmul(by_head(&context.values_ncw)).reshape([c, a, g * k, w]);
-    let attended = from_context + to_block.matmul(by_block(&block.values_ncw));
-    attended.reshape([c, a, g, k, w]).permute([1, 3, 0, 2, 4]).reshape([n, h * w])
 }

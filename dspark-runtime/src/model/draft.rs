@@ -4,12 +4,13 @@
 //! Legend: `n` block rows, `s` context rows, `f = m * d` width of the target's features, `d` hidden size, `k` block size,
 //! `a` anchors, `v` vocabulary.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use super::attention::{attend_blocks, block_context_mask};
+use super::block_attention::attend_blocks;
 use super::draft_config::DraftConfig;
 use super::draft_vocabulary::DraftVocabulary;
 use super::drafter::Drafting;
@@ -61,6 +62,17 @@ pub struct DraftSample<'a> {
     pub ids: &'a [u32],
     /// Positions of the anchors, increasing.
     pub anchors: &'a [usize],
+}
+
+/// The context tokens that the blocks see, counted over all samples: those before `anchor - before`.
+pub(super) fn seen_contexts(samples: &[DraftSample<'_>], before: usize) -> Vec<Range<usize>> {
+    let mut first = 0;
+    let mut seen = Vec::new();
+    for sample in samples {
+        seen.extend(sample.anchors.iter().map(|anchor| first..first + anchor - before));
+        first += sample.ids.len();
+    }
+    seen
 }
 
 /// The target's features so far, as every draft layer's keys and values.
@@ -228,8 +240,7 @@ impl Draft {
             samples.iter().flat_map(|sample| sample.anchors.iter().flat_map(|&anchor| anchor..anchor + k)).collect();
         let context_rotation = self.rotary.at(&context_positions, &device);
         let block_rotation = self.rotary.at(&block_positions, &device);
-        let masks: Vec<Tensor<2, Bool>> =
-            samples.iter().map(|sample| block_context_mask(sample.anchors, sample.ids.len(), &device)).collect();
+        let seen = seen_contexts(samples, 0);
 
         let mut x_nd = self.block_inputs(&anchor_ids);
         if device.is_autodiff() {
@@ -240,16 +251,7 @@ impl Draft {
                 // The context goes through the layer's key and value projections, but not through its input norm.
                 let context = attention.keys_values(context_sd.clone(), &context_rotation);
                 let (queries_nhw, block) = attention.project(normed_nd, &block_rotation);
-                let (mut token, mut slot) = (0, 0);
-                let mut rows = Vec::with_capacity(samples.len());
-                for (sample, mask_as) in samples.iter().zip(&masks) {
-                    let (s, n) = (sample.ids.len(), sample.anchors.len() * k);
-                    let queries_nhw = queries_nhw.clone().narrow(0, slot, n);
-                    let context = context.narrow(token, s);
-                    rows.push(attend_blocks(queries_nhw, &context, &block.narrow(slot, n), mask_as.clone()));
-                    (token, slot) = (token + s, slot + n);
-                }
-                attention.output(if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) })
+                attention.output(attend_blocks(queries_nhw, &context, &block, &seen))
             });
             observe(index, &x_nd);
         }

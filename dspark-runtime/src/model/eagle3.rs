@@ -13,9 +13,10 @@
 use burn::tensor::{Device, Tensor};
 use serde_json::json;
 
-use super::attention::{KeysValues, attend_blocks, block_context_mask};
+use super::attention::KeysValues;
+use super::block_attention::attend_blocks;
 use super::config::{Family, TargetConfig};
-use super::draft::{Draft, DraftContext, DraftParameters, DraftSample, ints};
+use super::draft::{Draft, DraftContext, DraftParameters, DraftSample, ints, seen_contexts};
 use super::draft_config::{DraftConfig, DrafterFields};
 use super::drafter::{Drafter, Drafting, host, rows};
 use super::layers::{DecoderLayer, Linear, RmsNorm};
@@ -262,17 +263,11 @@ impl Draft {
         let input_se = layer.input_beside(hidden_sd.clone(), lifted(self.embedded(signed(&following))));
         let context = layer.self_attn.keys_values(input_se, &self.rotary.at(&positions, &device));
 
-        let firsts: Vec<Vec<usize>> =
-            samples.iter().map(|sample| sample.anchors.iter().map(|anchor| anchor - 1).collect()).collect();
-        let masks: Vec<_> = samples
-            .iter()
-            .zip(&firsts)
-            .map(|(sample, firsts)| block_context_mask(firsts, sample.ids.len(), &device))
-            .collect();
+        let seen = seen_contexts(samples, 1);
         let mut offset = 0;
         let mut first_rows = Vec::new();
-        for (sample, firsts) in samples.iter().zip(&firsts) {
-            first_rows.extend(firsts.iter().map(|first| (offset + first) as i32));
+        for sample in samples {
+            first_rows.extend(sample.anchors.iter().map(|anchor| (offset + anchor - 1) as i32));
             offset += sample.ids.len();
         }
         let mut hidden_ad = hidden_sd.select(0, ints(first_rows, &device));
@@ -289,19 +284,7 @@ impl Draft {
                     let (queries_ahw, new) = attention.project(input_ae, &rotation);
                     own.push(new);
                     let block = side_by_side(&own);
-                    let (mut row, mut anchor) = (0, 0);
-                    let mut attended = Vec::with_capacity(samples.len());
-                    for (sample, mask_as) in samples.iter().zip(&masks) {
-                        let (s, a, j) = (sample.ids.len(), sample.anchors.len(), own.len());
-                        attended.push(attend_blocks(
-                            queries_ahw.clone().narrow(0, anchor, a),
-                            &context.narrow(row, s),
-                            &block.narrow(anchor * j, a * j),
-                            mask_as.clone(),
-                        ));
-                        (row, anchor) = (row + s, anchor + a);
-                    }
-                    attention.output(Tensor::cat(attended, 0))
+                    attention.output(attend_blocks(queries_ahw, &context, &block, &seen))
                 });
             observe(slot, &hidden_ad);
             normed.push(self.parameters.norm.forward(hidden_ad.clone()));

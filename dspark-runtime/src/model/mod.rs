@@ -7,6 +7,7 @@
 //! A module's fields carry the names of the tensors on disk, so that a file can be read next to the code.
 
 mod attention;
+mod block_attention;
 mod config;
 mod draft;
 mod draft_config;
@@ -30,9 +31,9 @@ mod rope;
 mod speculators_layout;
 mod target;
 
-pub use attention::block_context_mask;
 #[cfg(test)]
 pub(crate) use attention::{attend_composed, causal_mask};
+pub use block_attention::unseen_context;
 pub use config::{Activation, ExpertsConfig, Family, GemmaLayer, LayerConfig, RopeScaling, TargetConfig};
 pub use draft::{Draft, DraftContext, DraftParameters, DraftSample};
 pub use draft_config::{DraftConfig, DraftShape, DrafterFields, check_layer_ids};

@@ -107,11 +107,6 @@ impl BreakEven {
         }
     }
 
-    /// Whether drafting failed and is not tried again yet, at the price of the last round.
-    pub fn waits(&self) -> bool {
-        self.waiting > 0
-    }
-
     /// A round with drafts took that many plain steps for what is not part of any later one.
     pub fn prepared(&mut self, steps: f64) {
         if self.waiting == 0 && steps.is_finite() {

@@ -68,6 +68,11 @@ impl Experience {
     /// Tokens that a round with so many drafted ones commits per request, the target's own included: what can be hoped for.
     /// A position that was never verified is taken to be like the one before it; at first everything is accepted.
     pub fn tokens(&self, length: usize) -> f64 {
+        (self.mean_tokens(length) * self.optimism()).min(1.0 + length as f64)
+    }
+
+    /// The same, expected instead of hoped for.
+    pub fn mean_tokens(&self, length: usize) -> f64 {
         let mut last = 1.0;
         let mut survival = 1.0;
         let mut tokens = 1.0;
@@ -76,7 +81,7 @@ impl Experience {
             survival *= last;
             tokens += survival;
         }
-        (tokens * self.optimism()).min(1.0 + length as f64)
+        tokens
     }
 
     fn optimism(&self) -> f64 {

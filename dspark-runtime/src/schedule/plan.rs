@@ -72,14 +72,22 @@ impl Schedule {
     /// begins with what pays best if acceptance is as it was; where nothing is known of that, with one slot, the cheapest
     /// way to learn something.
     ///
-    /// What is not drafted cannot be verified, so this must not look at the round's own drafts, and does not.
-    pub fn slots(&mut self, requests: &[u64], block_size: usize, table: &SpsTable, batch_limit: usize) -> usize {
+    /// What is not drafted cannot be verified, so this must not look at the round's own drafts, and does not. So many requests
+    /// `beside` them go through the round without drafting.
+    pub fn slots(
+        &mut self,
+        requests: &[u64],
+        beside: usize,
+        block_size: usize,
+        table: &SpsTable,
+        batch_limit: usize,
+    ) -> usize {
         let slots = match self.mode {
             Mode::Off => 0,
             Mode::Fixed(count) => count.min(block_size),
             Mode::Threshold(_) => block_size,
             Mode::Scheduled => {
-                let curve = table.curve(requests.len(), self.slots);
+                let curve = table.curve_beside(requests.len(), self.slots, beside);
                 let capacity = self.asynchronous.capacity(requests, &curve, batch_limit);
                 let wanted = match self.longest {
                     Some(longest) => (longest + 1).min(capacity.unwrap_or(self.slots + 1)),
@@ -131,11 +139,6 @@ impl Schedule {
     /// Tells how many drafted tokens of one request were verified in a round, and how many of them accepted.
     pub fn judged(&mut self, verified: usize, accepted: usize) {
         self.experience.judged(verified, accepted);
-    }
-
-    /// Whether drafting failed and is not tried again yet.
-    pub fn waits(&self) -> bool {
-        self.mode == Mode::Scheduled && self.guard.waits()
     }
 
     /// Tells what a round with drafts took besides, in plain steps: see [`BreakEven::prepared`].

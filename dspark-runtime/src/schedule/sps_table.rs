@@ -221,8 +221,13 @@ impl SpsTable {
 
     /// The speed of a step in which so many requests draft so many slots each, by the tokens that are verified.
     pub fn curve(&self, requests: usize, slots: usize) -> StepCurve<'_> {
-        let fixed_seconds = self.cost.request_seconds(requests) + self.draft_seconds(requests, slots);
-        StepCurve { table: self, fixed_seconds }
+        self.curve_beside(requests, slots, 0)
+    }
+
+    /// The same where so many requests more go through that step with a token each and do not draft.
+    pub fn curve_beside(&self, requests: usize, slots: usize, beside: usize) -> StepCurve<'_> {
+        let fixed_seconds = self.cost.request_seconds(requests + beside) + self.draft_seconds(requests, slots);
+        StepCurve { table: self, fixed_seconds, beside }
     }
 
     /// What a round with one drafted token per request costs more than a plain one, in plain steps. Infinite where a round of no length would pay, by what can be hoped to be accepted.
@@ -232,6 +237,23 @@ impl SpsTable {
         let mut lengths = lengths(requests, block_size, batch_limit);
         let pays = lengths.any(|length| experience.tokens(length) > cost(length));
         if pays { cost(1) - 1.0 } else { f64::INFINITY }
+    }
+
+    /// What a round gains over plain ones in the same time, in plain steps, and how many tokens it commits per request: at the
+    /// best length, if acceptance is as it was. Below 0 where no length pays.
+    pub fn gain(
+        &self,
+        requests: usize,
+        block_size: usize,
+        batch_limit: usize,
+        experience: &Experience,
+    ) -> (f64, f64) {
+        let plain = self.plain_seconds(requests);
+        let rounds = lengths(requests, block_size, batch_limit).map(|length| {
+            let tokens = experience.mean_tokens(length);
+            (tokens - self.round_seconds(requests, length) / plain, tokens)
+        });
+        rounds.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((f64::NEG_INFINITY, 1.0))
     }
 
     /// How many tokens to draft per request, at least one, so that rounds commit most per second if acceptance is as it was.
@@ -299,18 +321,20 @@ pub struct StepCurve<'a> {
     table: &'a SpsTable,
     /// What does not depend on the tokens.
     fixed_seconds: f64,
+    /// Tokens that go through with them.
+    beside: usize,
 }
 
 impl SpeedCurve for StepCurve<'_> {
     fn steps_per_second(&self, batch_tokens: usize) -> f64 {
-        1.0 / (self.table.token_seconds(batch_tokens) + self.fixed_seconds)
+        1.0 / (self.table.token_seconds(batch_tokens + self.beside) + self.fixed_seconds)
     }
 
     fn constant_until(&self, batch_tokens: usize) -> usize {
         match &self.table.cost {
             StepCost::Probes { batch_tokens: probes, per_request: None, .. } => {
-                let above = probes.partition_point(|probe| *probe <= batch_tokens).max(1);
-                probes.get(above).map_or(usize::MAX, |next| next - 1)
+                let above = probes.partition_point(|probe| *probe <= batch_tokens + self.beside).max(1);
+                probes.get(above).map_or(usize::MAX, |next| (next - 1).saturating_sub(self.beside))
             }
             StepCost::Probes { .. } | StepCost::Additive(_) => batch_tokens,
         }

@@ -1,0 +1,136 @@
+//! Both ways of computing against plain autodiff over all scores.
+
+use burn::tensor::Distribution;
+use burn::tensor::activation::softmax;
+
+use super::*;
+
+/// Inputs, and what each block sees.
+struct Case {
+    /// Query heads, key and value heads, head width, slots that ask, slots that are asked.
+    sizes: [usize; 5],
+    /// Tokens of all samples.
+    tokens: usize,
+    seen: Vec<Range<usize>>,
+}
+
+fn cases() -> Vec<Case> {
+    let sample = |first: usize, ends: &[usize]| ends.iter().map(|&end| first..first + end).collect::<Vec<_>>();
+    vec![
+        // Nothing divides evenly; the first block has no context, the second one token.
+        Case { sizes: [6, 2, 5, 7, 7], tokens: 61, seen: sample(0, &[0, 1, 2, 17, 31, 32, 59, 60]) },
+        // Three samples of different length behind each other, one of them with empty contexts only.
+        Case {
+            sizes: [4, 4, 8, 3, 3],
+            tokens: 47,
+            seen: [sample(0, &[3, 9, 20]), sample(21, &[0]), sample(23, &[1, 11, 23])].concat(),
+        },
+        // One slot asks, three are asked: an Eagle3 block in its third step.
+        Case { sizes: [4, 2, 16, 1, 3], tokens: 300, seen: sample(0, &(0..299).collect::<Vec<_>>()) },
+        Case { sizes: [1, 1, 1, 1, 1], tokens: 1, seen: sample(0, &[0]) },
+        // One head's part of a task is more than one tile.
+        Case { sizes: [8, 1, 32, 7, 7], tokens: 130, seen: sample(0, &(2..130).step_by(3).collect::<Vec<_>>()) },
+    ]
+}
+
+impl Case {
+    fn inputs(&self, device: &Device) -> [Tensor<3>; 5] {
+        let [h, c, w, k, b] = self.sizes;
+        let a = self.seen.len();
+        device.seed(5);
+        let random =
+            |rows: usize, heads: usize| Tensor::random([rows, heads, w], Distribution::Normal(0.0, 1.3), device);
+        [random(a * k, h), random(self.tokens, c), random(self.tokens, c), random(a * b, c), random(a * b, c)]
+    }
+
+    /// All scores at once, in tensor operations that autodiff derives.
+    fn plain(&self, [queries, context_keys, context_values, block_keys, block_values]: [Tensor<3>; 5]) -> Tensor<2> {
+        let [h, c, w, k, b] = self.sizes;
+        let (a, g, s) = (self.seen.len(), h / c, self.tokens);
+        let device = queries.device();
+        let queries = queries.mul_scalar((w as f64).powf(-0.5)).reshape([a, k, c, g, w]).permute([2, 0, 3, 1, 4]);
+        let block = |x: Tensor<3>| x.reshape([a, b, c, w]).permute([2, 0, 1, 3]);
+        let to_context = queries.clone().reshape([c, a * g * k, w]).matmul(context_keys.permute([1, 2, 0]));
+        let unseen = unseen_context(&self.seen, &(0..s), &device).reshape([1, a, 1, s]).expand([c, a, g * k, s]);
+        let to_context = to_context.reshape([c, a, g * k, s]).mask_fill(unseen, MASKED);
+        let queries = queries.reshape([c, a, g * k, w]);
+        let to_block = queries.matmul(block(block_keys).swap_dims(2, 3));
+        let weights = softmax(Tensor::cat(vec![to_context, to_block], 3), 3);
+        let context = weights.clone().narrow(3, 0, s).reshape([c, a * g * k, s]);
+        let context = context.matmul(context_values.swap_dims(0, 1)).reshape([c, a, g * k, w]);
+        let attended = context + weights.narrow(3, s, b).matmul(block(block_values));
+        attended.reshape([c, a, g, k, w]).permute([1, 3, 0, 2, 4]).reshape([a * k, h * w])
+    }
+}
+
+#[track_caller]
+fn close<const D: usize>(name: &str, found: &Tensor<D>, expected: &Tensor<D>) {
+    assert_eq!(found.dims(), expected.dims(), "{name}");
+    let [found, expected] = [found, expected].map(|x| x.clone().try_into_vec_as::<f32>().unwrap());
+    for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        let off = (found - expected).abs() / (1.0 + expected.abs());
+        assert!(off < 1e-5, "{name}, {index}: {found} for {expected}");
+    }
+}
+
+#[test]
+fn values_and_gradients_are_those_of_plain_autodiff() {
+    let device = Device::flex();
+    for (number, case) in cases().iter().enumerate() {
+        let inputs = case.inputs(&device);
+        let tracked = inputs.clone().map(|x| Tensor::from_inner(x).require_grad());
+        let expected = case.plain(tracked.clone());
+        let factors = Tensor::random(expected.dims(), Distribution::Normal(0.0, 1.0), &device);
+        let gradients = (expected.clone() * Tensor::from_inner(factors.clone())).sum().backward();
+        let expected_gradients = tracked.each_ref().map(|x| x.grad(&gradients).unwrap());
+
+        let attention = BlockAttention { inputs: inputs.clone(), seen: case.seen.as_slice().into() };
+        let host = kernels::attend_blocks(&attention.inputs, &attention.seen).unwrap();
+        let composed = attention.attend_composed();
+        close(&format!("case {number}, logarithms"), &host.1, &composed.1);
+        for (way, (attended, log_sums)) in [("host", host), ("composed", composed)] {
+            close(&format!("case {number}, {way}"), &attended, &expected.clone().inner());
+            let found = match way {
+                "host" => attention.gradients(attended, log_sums, factors.clone()),
+                _ => attention.gradients_composed(attended, log_sums, factors.clone()),
+            };
+            for (input, (found, expected)) in found.iter().zip(&expected_gradients).enumerate() {
+                close(&format!("case {number}, {way}, input {input}"), found, expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn it_is_one_step_of_the_graph() {
+    let device = Device::flex().autodiff();
+    let case = &cases()[0];
+    let tracked = case.inputs(&Device::flex()).map(|x| Tensor::from_inner(x).require_grad());
+    assert!(tracked[0].device() == device);
+    let [queries, context_keys, context_values, block_keys, block_values] = tracked.clone();
+    let context = KeysValues { keys_ncw: context_keys, values_ncw: context_values };
+    let block = KeysValues { keys_ncw: block_keys, values_ncw: block_values };
+    let loss = |attended: Tensor<2>| (attended.clone() * attended).sum();
+    let found = loss(attend_blocks(queries, &context, &block, &case.seen)).backward();
+    let expected = loss(case.plain(tracked.clone())).backward();
+    for (index, x) in tracked.iter().enumerate() {
+        close(&format!("input {index}"), &x.grad(&found).unwrap(), &x.grad(&expected).unwrap());
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let case = &cases()[4];
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let attention =
+                BlockAttention { inputs: case.inputs(&Device::flex()), seen: case.seen.as_slice().into() };
+            let (attended, log_sums) = attention.attend();
+            let gradients = attention.gradients(attended.clone(), log_sums, attended.clone());
+            let values = gradients.map(|x| x.try_into_vec_as::<f32>().unwrap());
+            (attended.try_into_vec_as::<f32>().unwrap(), values)
+        })
+    };
+    assert!(run(1) == run(3));
+}
