@@ -8,6 +8,7 @@ pub mod engines;
 pub mod evaluation;
 pub mod logging;
 pub mod objective;
+pub mod plan;
 pub mod quickstart;
 pub mod recipe;
 pub mod replay;

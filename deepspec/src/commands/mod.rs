@@ -2,10 +2,12 @@
 
 mod calibrate;
 mod data_files;
+mod described;
 mod draft_folder;
 mod evaluate;
 mod export;
 mod inspect;
+mod plan;
 mod quickstart;
 mod run;
 mod setup;

@@ -9,7 +9,9 @@ use clap::Args;
 use dspark_runtime::checkpoint::expand_home;
 use dspark_runtime::commands::print;
 
-use super::setup::{Prepared, RecipeArguments, Samples};
+use super::described::{Described, Samples};
+use super::plan::{plan, print_plan};
+use super::setup::{Prepared, RecipeArguments};
 use crate::trainer::{TrainJob, TrainReport, train};
 
 /// Arguments of `deepspec train`.
@@ -24,13 +26,22 @@ pub struct Arguments {
     /// `train.from`)
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
-    /// Print the report as JSON on standard output
+    /// Say what the training would take (parameters, memory, time) and do nothing else; no weights are loaded
+    #[arg(long, conflicts_with = "resume")]
+    plan: bool,
+    /// Print the report, or the plan, as JSON on standard output
     #[arg(long)]
     json: bool,
 }
 
 /// Trains and says where the checkpoint is.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.plan {
+        let device = arguments.recipe.device.open()?;
+        let described = Described::load(&arguments.recipe)?;
+        let plan = plan(&described, &described.samples()?, &device)?;
+        return if arguments.json { Ok(print(serde_json::to_string_pretty(&plan)?)?) } else { print_plan(&plan) };
+    }
     let mut prepared = Prepared::load(&arguments.recipe)?;
     if let Some(from) = &arguments.from {
         prepared.recipe.train.from = Some(expand_home(from));
@@ -85,6 +96,9 @@ fn print_report(report: &TrainReport) -> Result<()> {
     ))?;
     if let Some(last) = &report.last {
         print(format_args!("last step: loss {:.4}, tau {:.3}", last.loss, last.tau_probabilistic))?;
+    }
+    if let Some(bytes) = report.peak_memory {
+        print(format_args!("peak memory: {:.2} GiB", bytes as f64 / f64::from(1 << 30)))?;
     }
     if let Some(best) = report.best {
         print(format_args!("best validation: tau {:.3} at step {}", best.tau_probabilistic, best.step))?;

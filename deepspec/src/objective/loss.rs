@@ -5,7 +5,7 @@
 //! Legend: `n` supervised slots, `d` hidden size, `r` Markov rank, `f` width of the target's features, `s` tokens.
 
 use burn::tensor::activation::log_sigmoid;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use dspark_runtime::model::{Draft, DraftSample};
 
 use super::anchors::SampleBlocks;
@@ -81,7 +81,7 @@ pub struct MicroBatch<'a> {
     pub ids: Vec<&'a [u32]>,
     /// Trained blocks per sample.
     pub blocks: Vec<&'a SampleBlocks>,
-    /// Captured target features of all tokens, `[s, f]`, not tracked.
+    /// Captured target features of all tokens, `[s, f]`, not tracked. In their number type the draft's layers compute.
     pub features_sf: Tensor<2>,
     /// The target's hidden states after its final norm, `[s, d]`, not tracked.
     pub last_hidden_sd: Tensor<2>,
@@ -118,7 +118,8 @@ pub fn draft_loss(
     let device = hidden_bd.device();
     let indices: Tensor<1, Int> =
         Tensor::from_data(TensorData::new(slots.block_rows.clone(), [slots.block_rows.len()]), &device);
-    let hidden_nd = hidden_bd.select(0, indices);
+    // Whatever the draft computes in, losses are taken in f32.
+    let hidden_nd = hidden_bd.select(0, indices).cast(DType::F32);
     let factors_nr = draft.markov_factors(&slots.previous);
     let lengths: Vec<usize> = batch.blocks.iter().flat_map(|blocks| blocks.slots.iter().map(Vec::len)).collect();
     let markov = draft

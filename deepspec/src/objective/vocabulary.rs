@@ -22,8 +22,11 @@ use dspark_runtime::gradient::with_gradient;
 use dspark_runtime::kernels::{simd, soft_cap};
 use rayon::prelude::*;
 
-/// Logits held at once.
-const CHUNK_ELEMENTS: usize = 8 << 20;
+/// Logits held at once, if that is not too few rows.
+const CHUNK_ELEMENTS: usize = 2 << 20;
+
+/// Rows held at once at least: heads are read once per chunk.
+const LEAST_CHUNK: usize = 64;
 
 /// The rows whose loss is wanted. Hidden states, factors and `W2` may be tracked by autodiff.
 #[derive(Clone, Debug)]
@@ -73,10 +76,15 @@ pub struct VocabularyLoss {
     pub surrogate: Option<Tensor<1>>,
 }
 
+/// Rows that are taken at a time of a draft that can propose so many tokens.
+pub fn vocabulary_chunk(tokens: usize) -> usize {
+    (CHUNK_ELEMENTS / tokens).max(LEAST_CHUNK)
+}
+
 /// Losses of all rows and, when weights are given, the surrogate for the backward pass.
 pub fn vocabulary_loss(rows: &VocabularyRows, weights: Option<&VocabularyWeights>) -> VocabularyLoss {
     let [v, _] = rows.head_vd.dims();
-    in_chunks(rows, weights, (CHUNK_ELEMENTS / v).max(1))
+    in_chunks(rows, weights, vocabulary_chunk(v))
 }
 
 /// The same, `chunk` rows at a time.

@@ -28,7 +28,7 @@ mod tests;
 pub use error::{Place, RecipeError};
 pub use paths::resolve_input;
 pub use schema::{
-    Algorithm, DataSection, EvaluateSection, EvaluationTask, MarkovHeadType, ModelSection, OptimizerKind,
+    Algorithm, Compute, DataSection, EvaluateSection, EvaluationTask, MarkovHeadType, ModelSection, OptimizerKind,
     OutputSection, Recipe, Schedule, Supervision, TrainSection, Turns,
 };
 

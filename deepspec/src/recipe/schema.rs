@@ -177,6 +177,24 @@ pub enum OptimizerKind {
     Muon,
 }
 
+/// What the draft's layers compute in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compute {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits with the range of 32; weights and losses stay in f32.
+    Bf16,
+}
+
+impl Compute {
+    /// Recipes that say nothing have the digest that they had before there was a choice.
+    fn is_f32(&self) -> bool {
+        *self == Self::F32
+    }
+}
+
 /// How the learning rate moves over the steps of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -210,6 +228,9 @@ pub struct TrainSection {
     /// Tokens per forward pass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch_tokens: Option<usize>,
+    /// What the draft's layers compute in.
+    #[serde(default, skip_serializing_if = "Compute::is_f32")]
+    pub compute: Compute,
     /// Share of the steps that warm up, in `[0, 1)`.
     #[serde(default = "defaults::warmup_ratio")]
     pub warmup_ratio: f64,

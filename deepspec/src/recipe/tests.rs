@@ -320,7 +320,9 @@ fn fields(value: &serde_json::Value, path: &str, found: &mut BTreeSet<String>) {
 #[test]
 fn every_field_is_documented_and_every_documented_field_exists() {
     // One that has what is left out of digests while it is absent.
-    let recipe = parse(SMALLEST, &["evaluate.tasks=[{ name = \"a\" }]", "train.from=\"draft\""]).unwrap();
+    let recipe =
+        parse(SMALLEST, &["evaluate.tasks=[{ name = \"a\" }]", "train.from=\"draft\"", "train.compute=bf16"])
+            .unwrap();
     let mut existing = BTreeSet::new();
     fields(&serde_json::to_value(&recipe).unwrap(), "", &mut existing);
     // And one of two that cannot both stand there.

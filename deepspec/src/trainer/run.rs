@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::module::Module;
+use burn::tensor::DType;
 use burn_train::Interrupter;
 use dspark_runtime::checkpoint::CheckpointError;
 use dspark_runtime::model::{Draft, Target};
@@ -21,6 +22,7 @@ use crate::logging::RunLog;
 use crate::objective::{
     BlockChoice, LossSums, LossWeights, Metrics, MicroBatch, SampleBlocks, draft_loss, global_weight,
 };
+use crate::plan::resident;
 use crate::teacher::teach;
 
 /// Step number from which validation draws its anchors: one that no training step has.
@@ -39,6 +41,8 @@ pub struct TrainSettings {
     pub global_batch_size: usize,
     /// What goes through the models at a time.
     pub micro_batches: MicroBatches,
+    /// What the draft's layers compute in; weights, their gradients' sums, norms and losses stay in f32.
+    pub compute: DType,
     /// Blocks per sample.
     pub blocks: BlockChoice,
     /// Slots per block.
@@ -90,6 +94,8 @@ pub struct TrainReport {
     pub tokens_per_second: f64,
     /// Trained parameters.
     pub parameters: usize,
+    /// The most memory that this process had, bytes; absent where the system does not say.
+    pub peak_memory: Option<usize>,
     /// The last step's averages.
     pub last: Option<Metrics>,
     /// The best validation.
@@ -146,7 +152,7 @@ pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
         let mut gradients = GradientSum::default();
         let mut sums = LossSums::default();
         for micro in micro_batches(&batch, settings.micro_batches) {
-            let loss = micro_loss(job.target, &trained, &micro, &settings.loss, global_weight, true);
+            let loss = micro_loss(job.target, &trained, &micro, settings, global_weight, true);
             sums.add(&loss.sums);
             if let Some(surrogate) = loss.surrogate {
                 gradients.add(surrogate.backward(), &trained.parameters);
@@ -225,6 +231,7 @@ pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
         seconds: state.seconds,
         tokens_per_second: tokens as f64 / started.elapsed().as_secs_f64(),
         parameters: draft.parameters.num_params(),
+        peak_memory: resident().map(|(_, most)| most),
         last,
         best: state.best,
         checkpoint: checkpoints.path(chosen),
@@ -257,7 +264,7 @@ fn micro_loss(
     target: &Target,
     draft: &Draft,
     micro: &[&Drawn<'_>],
-    weights: &LossWeights,
+    settings: &TrainSettings,
     global_weight: f64,
     train: bool,
 ) -> crate::objective::MicroBatchLoss {
@@ -266,18 +273,18 @@ fn micro_loss(
     let batch = MicroBatch {
         ids,
         blocks: micro.iter().map(|drawn| &drawn.blocks).collect(),
-        features_sf: teacher.features_sf,
+        features_sf: teacher.features_sf.cast(settings.compute),
         last_hidden_sd: teacher.last_hidden_sd,
         teacher_head_vd: target.head_weight(),
     };
-    draft_loss(draft, &batch, weights, global_weight, train)
+    draft_loss(draft, &batch, &settings.loss, global_weight, train)
 }
 
 /// Averages over a whole set of samples, without gradients.
 fn measure(target: &Target, draft: &Draft, drawn: &[Drawn<'_>], settings: &TrainSettings) -> Metrics {
     let mut sums = LossSums::default();
     for micro in micro_batches(drawn, settings.micro_batches) {
-        sums.add(&micro_loss(target, draft, &micro, &settings.loss, 1.0, false).sums);
+        sums.add(&micro_loss(target, draft, &micro, settings, 1.0, false).sums);
     }
     sums.metrics(&settings.loss)
 }

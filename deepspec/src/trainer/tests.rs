@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use burn_train::Interrupter;
 use dspark_runtime::model::{Draft, DraftParameters, FeedForward, Target};
 use serde_json::Value;
@@ -47,6 +47,7 @@ fn settings(steps: u64) -> TrainSettings {
         },
         global_batch_size: 1,
         micro_batches: MicroBatches::Samples(1),
+        compute: DType::F32,
         blocks: BlockChoice::Drawn { count: 3, first: 0 },
         block_size: 4,
         seed: 5,
@@ -231,6 +232,21 @@ fn split(models: &(Target, Draft), settings: TrainSettings) {
         let split = last(split);
         assert!((whole.loss - split.loss).abs() < 1e-5 * whole.loss, "{whole:?}\n{split:?}");
         assert_eq!(whole.supervised_tokens, split.supervised_tokens);
+    }
+}
+
+/// Layers in bf16, everything else in f32: the same training but for rounding, of either drafter.
+#[test]
+fn computing_in_bf16_trains_almost_alike() {
+    for (models, settings) in [(models(), settings(12)), (eagle3_models(), eagle3_settings(12, usize::MAX))] {
+        let training = samples(3, |_| true);
+        let last = |compute: DType| {
+            let root = tempfile::tempdir().unwrap();
+            let run = Run { models: &models, training: &training, validation: &[], folder: root.path() };
+            run.train(TrainSettings { compute, ..settings.clone() }, false).unwrap().last.unwrap().loss
+        };
+        let (wide, narrow) = (last(DType::F32), last(DType::BF16));
+        assert!(wide != narrow && (wide - narrow).abs() < 0.01 * wide, "{wide} {narrow}");
     }
 }
 

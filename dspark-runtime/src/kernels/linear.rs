@@ -36,7 +36,12 @@ pub fn linears<const M: usize>(x_nk: Tensor<2>, weights_ok: [Tensor<2>; M]) -> [
     {
         return y;
     }
-    weights_ok.map(|weight_ok| x_nk.clone().matmul(widened(weight_ok).transpose()))
+    // Rows in bf16 are those of a training that computes in it: the weights, of which it has f32 masters, follow.
+    let like_rows = |weight_ok: Tensor<2>| match x_nk.dtype() {
+        DType::BF16 => weight_ok.cast(DType::BF16),
+        _ => widened(weight_ok),
+    };
+    weights_ok.map(|weight_ok| x_nk.clone().matmul(like_rows(weight_ok).transpose()))
 }
 
 fn products_of<W: Weight + Element + Pod, const M: usize>(

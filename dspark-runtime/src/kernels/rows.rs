@@ -1,8 +1,8 @@
 //! Small operations on rows that would otherwise be many passes over memory: norms, rotation, the gate of the MLP, the cap on
 //! logits.
 
-use burn::tensor::Tensor;
 use burn::tensor::activation::{gelu_approximate, silu};
+use burn::tensor::{DType, Tensor};
 
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
@@ -26,12 +26,24 @@ pub(super) fn by_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [
     out.par_chunks_mut(share * width).enumerate().for_each(|(index, piece)| work(index * share, piece));
 }
 
-/// `x / sqrt(mean(x^2) + eps) * weight` over the last axis.
+/// What `f` makes of rows in f32, in their own number type: norms, rotations and gates lose too much in 16 bits.
+fn widely<const D: usize, const N: usize>(
+    rows: [Tensor<D>; N],
+    f: impl FnOnce([Tensor<D>; N]) -> Tensor<D>,
+) -> Tensor<D> {
+    let dtype = rows[0].dtype();
+    f(rows.map(|x| x.cast(DType::F32))).cast(dtype)
+}
+
+/// `x / sqrt(mean(x^2) + eps) * weight` over the last axis, in f32 inside.
 ///
 /// Of tracked tensors in this machine's memory it is one step of the graph, as are [`rotate`] and [`swiglu`].
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight_d: Tensor<1>, eps: f64) -> Tensor<D> {
     let shape = x.dims();
     let width = shape[D - 1];
+    if x.dtype() == DType::BF16 {
+        return widely([x], |[x]| rms_norm(x, weight_d, eps));
+    }
     if x.is_autodiff() {
         let inner = (x.clone().inner(), weight_d.clone().inner());
         if host(&inner.0).is_none() || host(&inner.1).is_none() {
@@ -86,6 +98,9 @@ fn norm_row(row: &mut [f32], weight: &[f32], eps: f64) {
 pub fn rotate(x_nhw: Tensor<3>, cos_n1p: &Tensor<3>, sin_n1p: &Tensor<3>) -> Tensor<3> {
     let [n, h, w] = x_nhw.dims();
     let half = w / 2;
+    if x_nhw.dtype() == DType::BF16 {
+        return widely([x_nhw], |[x_nhw]| rotate(x_nhw, cos_n1p, sin_n1p));
+    }
     if x_nhw.is_autodiff() {
         let inner = |x: &Tensor<3>| if x.is_autodiff() { x.clone().inner() } else { x.clone() };
         let (plain, cos, sin) = (inner(&x_nhw), inner(cos_n1p), inner(sin_n1p));
@@ -126,6 +141,9 @@ fn composed_rotate(x_nhw: Tensor<3>, cos_n1p: &Tensor<3>, sin_n1p: &Tensor<3>) -
 
 /// `silu(gate) * up`, `[n, f] -> [n, f]`
 pub fn swiglu(gate_nf: Tensor<2>, up_nf: Tensor<2>) -> Tensor<2> {
+    if gate_nf.dtype() == DType::BF16 {
+        return widely([gate_nf, up_nf], |[gate_nf, up_nf]| swiglu(gate_nf, up_nf));
+    }
     if gate_nf.is_autodiff() {
         let plain = [gate_nf.clone().inner(), up_nf.clone().inner()];
         if plain.iter().any(|x| host(x).is_none()) {
@@ -155,6 +173,9 @@ pub fn swiglu(gate_nf: Tensor<2>, up_nf: Tensor<2>) -> Tensor<2> {
 
 /// `gelu(gate) * up`, with GELU's hyperbolic tangent form, `[n, f] -> [n, f]`
 pub fn geglu(gate_nf: Tensor<2>, up_nf: Tensor<2>) -> Tensor<2> {
+    if gate_nf.dtype() == DType::BF16 {
+        return widely([gate_nf, up_nf], |[gate_nf, up_nf]| geglu(gate_nf, up_nf));
+    }
     if let (Some(gate), Some(up)) = (host(&gate_nf), host(&up_nf)) {
         let mut out = slice(&gate).to_vec();
         let (up, [_, f]) = (slice(&up), gate_nf.dims());

@@ -113,7 +113,8 @@ impl BlockAttention {
         let means_nh = means_nh.reshape([n, h, w]).sum_dim(2);
         let means_nh = means_nh.reshape([n, h]);
         let mut queries = Vec::new();
-        let mut sums = [1, 2].map(|index| self.inputs[index].zeros_like());
+        let dtype = self.inputs[1].dtype();
+        let mut sums = [1, 2].map(|index| self.inputs[index].zeros_like().cast(DType::F32));
         let mut own = [Vec::new(), Vec::new()];
         for part in self.parts() {
             let rows = self.rows(&part);
@@ -124,11 +125,11 @@ impl BlockAttention {
             for (sum, new) in sums.iter_mut().zip(d_context) {
                 let place = [part.context.clone()];
                 let before = sum.clone().slice(place.clone());
-                *sum = sum.clone().slice_assign(place, before + new);
+                *sum = sum.clone().slice_assign(place, before + new.cast(DType::F32));
             }
             own.iter_mut().zip(d_block).for_each(|(own, new)| own.push(new));
         }
-        let [keys, values] = sums;
+        let [keys, values] = sums.map(|sum| sum.cast(dtype));
         let [own_keys, own_values] = own.map(|parts| Tensor::cat(parts, 0));
         [Tensor::cat(queries, 0), keys, values, own_keys, own_values]
     }

@@ -242,7 +242,7 @@ impl Draft {
         let block_rotation = self.rotary.at(&block_positions, &device);
         let seen = seen_contexts(samples, 0);
 
-        let mut x_nd = self.block_inputs(&anchor_ids);
+        let mut x_nd = self.block_inputs(&anchor_ids).cast(context_sd.dtype());
         if device.is_autodiff() {
             x_nd = Tensor::from_inner(x_nd);
         }

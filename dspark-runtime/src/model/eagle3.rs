@@ -252,7 +252,11 @@ impl Draft {
         mut observe: impl FnMut(usize, &Tensor<2>),
     ) -> Tensor<2> {
         let device = features_sf.device();
-        let lifted = |x: Tensor<2>| if device.is_autodiff() { Tensor::from_inner(x) } else { x };
+        let dtype = features_sf.dtype();
+        let lifted = |x: Tensor<2>| {
+            let x = x.cast(dtype);
+            if device.is_autodiff() { Tensor::from_inner(x) } else { x }
+        };
         let layer = self.layer();
         let hidden_sd = self.parameters.fc.forward(features_sf);
         // Nothing sees the row of a sample's last token, nor a slot that lies behind it.

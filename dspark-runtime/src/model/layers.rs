@@ -46,7 +46,10 @@ impl Linear {
 
     fn with_bias(&self, y_no: Tensor<2>) -> Tensor<2> {
         match &self.bias {
-            Some(bias) => y_no + bias.val().unsqueeze::<2>(),
+            Some(bias) => {
+                let bias = bias.val().unsqueeze::<2>().cast(y_no.dtype());
+                y_no + bias
+            }
             None => y_no,
         }
     }
@@ -174,7 +177,8 @@ impl DecoderLayer {
         {
             let h_nd = x_nd + self.post_attention_layernorm.forward(attended_nd);
             let fed_nd = behind.forward(self.mlp.forward(before.forward(h_nd.clone())));
-            return (h_nd + fed_nd) * scalar.val().detach().unsqueeze::<2>();
+            let scalar = scalar.val().detach().unsqueeze::<2>().cast(h_nd.dtype());
+            return (h_nd + fed_nd) * scalar;
         }
         let h_nd = x_nd + attended_nd;
         let fed_nd = self.mlp.forward(self.post_attention_layernorm.forward(h_nd.clone()));

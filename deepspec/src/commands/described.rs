@@ -1,0 +1,245 @@
+//! A recipe and what its target says of itself, without the weights: enough to read the data and to know the draft.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::DType;
+use dspark_runtime::checkpoint::{CheckpointError, resolve_model};
+use dspark_runtime::model::{DSpark, DraftConfig, DraftShape, Drafter, Eagle3, Eagle3Shape, LayerId, TargetConfig};
+use dspark_runtime::text::Tokenizer;
+use sha2::{Digest, Sha256};
+
+use super::data_files::data_files;
+use super::setup::{RecipeArguments, hash_ends, hash_file, model_files, special_tokens};
+use super::stages::hex;
+use crate::cards::{Card, Kind, dataset_folders};
+use crate::conversation::{ReadOptions, Sample, read_samples, split_validation};
+use crate::evaluation::Task;
+use crate::objective::{BlockChoice, Denominator, LossWeights};
+use crate::recipe::{Algorithm, Compute, OptimizerKind, Recipe, Schedule, Supervision};
+use crate::trainer::{LearningRate, MicroBatches, OptimizerSettings, TrainSettings};
+
+/// A recipe with its target's configuration and tokeniser.
+pub struct Described {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// The target's folder.
+    pub target_folder: PathBuf,
+    /// Its configuration.
+    pub target_config: TargetConfig,
+    /// Its tokeniser.
+    pub tokenizer: Tokenizer,
+}
+
+/// Tokenised conversations.
+pub struct Samples {
+    /// To train on.
+    pub training: Vec<Sample>,
+    /// To validate on; may be empty.
+    pub validation: Vec<Sample>,
+}
+
+impl Described {
+    /// Reads the recipe, and the target's configuration and tokeniser.
+    ///
+    /// # Errors
+    /// When one of them is unusable.
+    pub fn load(arguments: &RecipeArguments) -> Result<Self> {
+        let mut recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
+        recipe.data.strict |= arguments.strict;
+        let folders = dataset_folders();
+        recipe.data.train = data_files(&recipe.data.train, &folders).context("data.train")?;
+        recipe.data.validation = data_files(&recipe.data.validation, &folders).context("data.validation")?;
+        let target_folder = resolve_model(&recipe.target)?;
+        let target_config = TargetConfig::read(&target_folder)?;
+        let tokenizer = Tokenizer::of_model(&target_folder)?;
+        Ok(Self { recipe, target_folder, target_config, tokenizer })
+    }
+
+    /// Training and validation samples, the reading reported on standard error.
+    ///
+    /// # Errors
+    /// When a file is unusable or nothing is left.
+    pub fn samples(&self) -> Result<Samples> {
+        let data = &self.recipe.data;
+        let context = self.target_config.max_position_embeddings;
+        if data.max_length > context {
+            bail!(
+                "data.max_length = {}: the target's context is {context} tokens; choose at most that",
+                data.max_length
+            );
+        }
+        let options = ReadOptions {
+            format: data.format,
+            max_length: data.max_length,
+            minimum_supervised_tokens: data.min_supervised_tokens,
+            template_arguments: data.template_arguments.clone(),
+            strict: data.strict,
+            vocabulary_size: self.target_config.vocab_size,
+        };
+        let (training, report) = read_samples(&data.train, &self.tokenizer, &options)?;
+        eprintln!("training data: {report}");
+        if let Some(fraction) = data.validation_fraction {
+            let split = split_validation(training, fraction)?;
+            if split.training.is_empty() || split.validation.is_empty() {
+                let total = split.training.len() + split.validation.len();
+                bail!(
+                    "data.validation_fraction = {fraction}: of {total} samples it leaves {} to train on and {} to \
+                     validate on; choose another fraction, or files of their own (data.validation)",
+                    split.training.len(),
+                    split.validation.len()
+                );
+            }
+            return Ok(Samples { training: split.training, validation: split.validation });
+        }
+        if data.validation.is_empty() {
+            return Ok(Samples { training, validation: Vec::new() });
+        }
+        let (validation, report) = read_samples(&data.validation, &self.tokenizer, &options)?;
+        eprintln!("validation data: {report}");
+        Ok(Samples { training, validation })
+    }
+
+    /// The draft that the recipe describes.
+    ///
+    /// # Errors
+    /// When the recipe's layer ids or mask token do not fit the target.
+    pub fn draft_config(&self) -> Result<DraftConfig> {
+        let model = &self.recipe.model;
+        match model.algorithm {
+            Algorithm::Dspark => self.dspark_config()?,
+            Algorithm::Eagle3 => DraftConfig::eagle3(
+                &self.target_config,
+                &Eagle3Shape {
+                    ttt_length: model.ttt_length,
+                    step_loss_decay: model.step_loss_decay,
+                    target_layer_ids: self.layer_ids(),
+                },
+            ),
+        }
+        .and_then(|config| {
+            config.check_target(&self.target_folder, &self.target_config)?;
+            Ok(config)
+        })
+        .context("the recipe's [model] does not fit the target")
+    }
+
+    fn layer_ids(&self) -> Vec<LayerId> {
+        self.recipe.model.target_layer_ids.iter().map(|&id| LayerId(id as i64)).collect()
+    }
+
+    /// The outer error: the recipe must name a mask token; the inner one: what it names does not fit the target.
+    fn dspark_config(&self) -> Result<Result<DraftConfig, CheckpointError>> {
+        let model = &self.recipe.model;
+        let rows = self.target_config.vocab_size;
+        let mask_token_id = match model.mask_token_id.or_else(|| self.tokenizer.first_unused_row(rows)) {
+            Some(id) => id,
+            None => bail!(
+                "model.mask_token_id: every one of the target's {rows} embedding rows belongs to a token, so the recipe must \
+                 name a reserved special token that texts never contain; the tokenizer's special tokens are {}",
+                special_tokens(&self.tokenizer)
+            ),
+        };
+        Ok(DraftConfig::for_target(
+            &self.target_config,
+            &DraftShape {
+                block_size: model.block_size,
+                num_draft_layers: model.num_draft_layers,
+                target_layer_ids: self.layer_ids(),
+                mask_token_id,
+                num_anchors: model.num_anchors,
+                markov_rank: model.markov_rank,
+                markov_head_type: model.markov_head_type.into(),
+                enable_confidence_head: model.enable_confidence_head,
+                confidence_head_with_markov: model.confidence_head_with_markov,
+            },
+        ))
+    }
+
+    /// The trainer's settings.
+    pub fn train_settings(&self, samples: usize) -> TrainSettings {
+        let (train, model) = (&self.recipe.train, &self.recipe.model);
+        let overshoot = train.schedule == Schedule::Reference;
+        // Left out of an Eagle3 recipe, they are as many as there can be.
+        let count = if model.num_anchors == 0 { usize::MAX } else { model.num_anchors };
+        let blocks = match (model.algorithm, model.supervision) {
+            (Algorithm::Dspark, _) => BlockChoice::Drawn { count, first: DSpark.lookahead() },
+            (Algorithm::Eagle3, Supervision::Predicted) => BlockChoice::Drawn { count, first: Eagle3.lookahead() },
+            (Algorithm::Eagle3, Supervision::Reference) => BlockChoice::Eagle3Reference,
+        };
+        let loss = match model.algorithm {
+            Algorithm::Eagle3 => LossWeights::eagle3(model.step_loss_decay),
+            Algorithm::Dspark => LossWeights {
+                cross_entropy: model.ce_loss_alpha,
+                soft_cross_entropy: model.soft_ce_loss_alpha,
+                l1: model.l1_loss_alpha,
+                confidence: if model.enable_confidence_head { model.confidence_head_alpha } else { 0.0 },
+                decay: model.loss_decay(),
+                denominator: Denominator::SlotWeights,
+            },
+        };
+        TrainSettings {
+            learning_rate: LearningRate::new(train.lr, train.total_steps(samples), train.warmup_ratio, overshoot),
+            optimizer: OptimizerSettings {
+                beta_1: train.adam_beta1,
+                beta_2: train.adam_beta2,
+                epsilon: train.adam_epsilon,
+                weight_decay: train.weight_decay,
+                max_grad_norm: train.max_grad_norm,
+                muon: train.optimizer == OptimizerKind::Muon,
+            },
+            loss,
+            global_batch_size: train.global_batch_size,
+            micro_batches: match (train.micro_batch_size, train.micro_batch_tokens) {
+                (None, Some(tokens)) => MicroBatches::Tokens(tokens),
+                (samples, _) => MicroBatches::Samples(samples.unwrap_or(1)),
+            },
+            compute: match train.compute {
+                Compute::F32 => DType::F32,
+                Compute::Bf16 => DType::BF16,
+            },
+            blocks,
+            block_size: model.slots(),
+            seed: train.seed,
+            checkpoint_every: train.checkpoint_every,
+            keep_last: train.keep_last,
+            validate_every: train.validate_every,
+            log_every: train.log_every,
+        }
+    }
+
+    /// Digest of everything that decides the course of a training: settings, data, target.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn training_digest(&self) -> Result<String> {
+        let recipe = &self.recipe;
+        let mut hash = Sha256::new();
+        let sections = serde_json::to_string(&(&recipe.model, &recipe.train, &recipe.data))?;
+        hash.update(sections.as_bytes());
+        for file in recipe.data.train.iter().chain(&recipe.data.validation) {
+            hash_file(&mut hash, file)?;
+        }
+        let start = self.recipe.train.from.as_deref().map(model_files).transpose()?.unwrap_or_default();
+        for file in model_files(&self.target_folder)?.into_iter().chain(start) {
+            let weights = file.extension().is_some_and(|extension| extension == "safetensors" || extension == "gguf");
+            if weights { hash_ends(&mut hash, &file)? } else { hash_file(&mut hash, &file)? }
+        }
+        Ok(hex(hash))
+    }
+
+    /// The recipe's evaluation tasks with their files.
+    ///
+    /// # Errors
+    /// When a task has no file and its card finds none.
+    pub fn tasks(&self) -> Result<Vec<Task>> {
+        let of = |task: &crate::recipe::EvaluationTask| -> Result<Task> {
+            let path = match &task.path {
+                Some(path) => path.clone(),
+                None => Card::named(&task.name, Kind::Task)?.resolve(&dataset_folders())?,
+            };
+            Ok(Task { name: task.name.clone(), path })
+        };
+        self.recipe.evaluate.tasks.iter().map(of).collect()
+    }
+}

@@ -1,0 +1,157 @@
+//! `deepspec train --plan`
+
+use anyhow::Result;
+use burn::tensor::Device;
+use dspark_runtime::checkpoint::parameter_shapes;
+use dspark_runtime::commands::print;
+use dspark_runtime::model::{DraftParameters, target_shapes};
+
+use super::described::{Described, Samples};
+use crate::plan::{
+    MicroBatchShape, Models, Parameters, Plan, available, operations, product_speed, resident, seconds,
+};
+use crate::trainer::{TrainSettings, anchor_randoms, step_samples};
+
+/// Steps that are looked at one by one; longer trainings are taken to go on like them.
+const STEPS: u64 = 400;
+
+/// The plan of a training; `device` is where it would run.
+///
+/// # Errors
+/// When the recipe does not fit the target.
+pub fn plan(described: &Described, samples: &Samples, device: &Device) -> Result<Plan> {
+    let mut config = described.draft_config()?;
+    config.draft_vocab_size = described.recipe.model.draft_vocab_size.unwrap_or(config.vocab_size);
+    let size = |shape: &[usize]| shape.iter().product::<usize>();
+    let trained: Vec<usize> = parameter_shapes(&DraftParameters::new(&config, &Device::flex()))
+        .iter()
+        .map(|(_, shape)| size(shape))
+        .collect();
+    let parameters = Parameters {
+        target: target_shapes(&described.target_config).iter().map(|(_, shape)| size(shape)).sum(),
+        draft: trained.iter().sum(),
+        largest: trained.iter().copied().max().unwrap_or(0),
+    };
+    let models = Models { target: &described.target_config, draft: &config, parameters };
+    let settings = described.train_settings(samples.training.len());
+    let steps = settings.learning_rate.total_steps;
+    let process = resident().map_or(0, |(now, _)| now);
+
+    let (mut tokens, mut work, mut looked_at) = (0_u64, 0.0, 0_u64);
+    let mut largest = None;
+    for step in 0..steps.min(STEPS) {
+        let shapes = micro_batches(samples, &settings, step);
+        looked_at += 1;
+        tokens += shapes.iter().map(|shape| shape.tokens as u64).sum::<u64>();
+        work += shapes.iter().map(|shape| operations(&models, shape)).sum::<f64>();
+        for shape in &shapes {
+            let memory = models.memory(process, shape, shapes.len() > 1);
+            if largest.as_ref().is_none_or(|(_, most): &(_, crate::plan::Memory)| memory.peak > most.peak) {
+                largest = Some((*shape, memory));
+            }
+        }
+    }
+    let share = steps as f64 / looked_at.max(1) as f64;
+    let operations_per_second = product_speed(device);
+    let (largest, memory) = largest.unwrap_or_default();
+    Ok(Plan {
+        parameters,
+        samples: samples.training.len(),
+        steps,
+        tokens: (tokens as f64 * share) as u64,
+        largest,
+        memory,
+        available: available().map(|more| more + process),
+        operations: work * share,
+        operations_per_second,
+        seconds: seconds(work * share, operations_per_second),
+    })
+}
+
+/// The micro-batches of a step.
+fn micro_batches(samples: &Samples, settings: &TrainSettings, step: u64) -> Vec<MicroBatchShape> {
+    let training = &samples.training;
+    let own: Vec<MicroBatchShape> = step_samples(training.len(), settings.global_batch_size, settings.seed, step)
+        .into_iter()
+        .map(|index| {
+            let sample = &training[index];
+            let random = anchor_randoms(sample.token_ids.len(), settings.seed, step, index);
+            let blocks = settings.blocks.blocks(&sample.loss_mask, &random, settings.block_size);
+            MicroBatchShape {
+                tokens: sample.token_ids.len(),
+                blocks: blocks.anchors.len(),
+                supervised: blocks.supervised().count(),
+            }
+        })
+        .collect();
+    let lengths: Vec<usize> = own.iter().map(|sample| sample.tokens).collect();
+    let together = |indices: Vec<usize>| {
+        indices.into_iter().fold(MicroBatchShape::default(), |sum, index| MicroBatchShape {
+            tokens: sum.tokens + own[index].tokens,
+            blocks: sum.blocks + own[index].blocks,
+            supervised: sum.supervised + own[index].supervised,
+        })
+    };
+    settings.micro_batches.split(&lengths).into_iter().map(together).collect()
+}
+
+/// The plan in words.
+///
+/// # Errors
+/// When standard output is gone.
+pub fn print_plan(plan: &Plan) -> Result<()> {
+    let Plan { parameters, memory, largest, .. } = plan;
+    let line = |name: &str, value: String| print(format_args!("{name:<24} {value}"));
+    line(
+        "parameters",
+        format!("{} trained, {} of the target", million(parameters.draft), million(parameters.target)),
+    )?;
+    line("data", format!("{} samples, {} steps, {:.2e} tokens", plan.samples, plan.steps, plan.tokens as f64))?;
+    line(
+        "largest micro-batch",
+        format!("{} tokens, {} blocks, {} supervised slots", largest.tokens, largest.blocks, largest.supervised),
+    )?;
+    for (name, bytes) in [
+        ("memory: process", memory.process),
+        ("  target", memory.target),
+        ("  draft", memory.draft),
+        ("  optimiser", memory.optimizer),
+        ("  gradients", memory.gradients),
+        ("  teacher's pass", memory.teacher),
+        ("  draft's pass", memory.activations),
+        ("  vocabulary's loss", memory.vocabulary),
+        ("  peak", memory.peak),
+    ] {
+        line(name, gibibytes(bytes))?;
+    }
+    line(
+        "work",
+        format!("{:.2e} operations at about {:.0} GFLOP/s", plan.operations, plan.operations_per_second / 1e9),
+    )?;
+    line("time", format!("about {}, {:.0} tokens/s", duration(plan.seconds), plan.tokens_per_second()))?;
+    if let (Some(false), Some(available)) = (plan.fits(), plan.available) {
+        print(format_args!(
+            "WARNING: this does not fit: {} are needed at the peak and {} are there. A smaller `train.micro_batch_tokens` (or \
+             `micro_batch_size`), a shorter `data.max_length` or fewer `model.num_anchors` need less",
+            gibibytes(memory.peak),
+            gibibytes(available)
+        ))?;
+    }
+    Ok(())
+}
+
+fn million(count: usize) -> String {
+    format!("{:.1} million", count as f64 / 1e6)
+}
+
+fn gibibytes(bytes: usize) -> String {
+    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds < 120.0 => format!("{seconds:.0} s"),
+        seconds if seconds < 7200.0 => format!("{:.0} minutes", seconds / 60.0),
+        seconds => format!("{:.1} hours", seconds / 3600.0),
+    }
+}

@@ -1,0 +1,36 @@
+//! Floating-point operations of a training.
+//!
+//! Legend: as in [`memory`](super::memory).
+
+use dspark_runtime::model::LayerConfig;
+
+use super::memory::{MicroBatchShape, Models};
+
+/// Operations of a micro-batch: the teacher's pass, the draft's there and twice as many back, and the loss.
+pub fn operations(models: &Models<'_>, shape: &MicroBatchShape) -> f64 {
+    let (target, draft) = (models.target, models.draft);
+    let (s, n) = (shape.tokens as f64, (shape.blocks * draft.block_size) as f64);
+    let d = target.layer.hidden_size as f64;
+    let of_target: f64 = target.layers.iter().map(|layer| slot_products(layer, 1) + context_products(layer, 1)).sum();
+    let beside = if draft.drafter.lookahead() == 0 { 1 } else { 2 };
+    let layers = draft.num_hidden_layers as f64;
+    let of_slots = layers * (slot_products(&draft.layer, beside) + context_products(&draft.layer, beside));
+    let of_context = layers * context_products(&draft.layer, beside) + draft.feature_width() as f64 * d;
+    let rank = draft.markov_rank as f64;
+    let (u, v) = (draft.draft_vocab_size as f64, draft.vocab_size as f64);
+    // Logits of draft and teacher, the gradient of the hidden states, and all three of the Markov head.
+    let loss = shape.supervised as f64 * (2.0 * u * d + v * d + 3.0 * u * rank);
+    2.0 * (s * of_target + 3.0 * (n * of_slots + s * of_context) + loss)
+}
+
+/// Products per row of a layer's queries, output and MLP; what it reads is `beside` times as wide as the hidden size.
+fn slot_products(layer: &LayerConfig, beside: usize) -> f64 {
+    let (d, q) = (layer.hidden_size, layer.query_width());
+    let width = layer.experts.map_or(layer.intermediate_size, |experts| experts.per_token * experts.width);
+    (d * (beside + 1) * q + 3 * d * width) as f64
+}
+
+/// The same of its keys and values.
+fn context_products(layer: &LayerConfig, beside: usize) -> f64 {
+    (2 * beside * layer.hidden_size * layer.key_value_width()) as f64
+}
