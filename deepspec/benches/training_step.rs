@@ -6,6 +6,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
 use deepspec::objective::{BlockChoice, Denominator, LossWeights, MicroBatch, draft_loss, slot_weight_sum};
+use deepspec::plan::resident;
 use deepspec::trainer::{GradientSum, LearningRate, Optimizer, OptimizerSettings, anchor_randoms};
 use divan::Bencher;
 use dspark_runtime::checkpoint::JsonFields;
@@ -21,7 +22,11 @@ const ANCHORS: usize = 64;
 const BLOCK: usize = 7;
 
 fn main() {
+    let before = resident();
     divan::main();
+    if let (Some((before, _)), Some((_, most))) = (before, resident()) {
+        println!("at most {:.0} MiB above what the process had before", (most - before) as f64 / f64::from(1 << 20));
+    }
 }
 
 struct Step {

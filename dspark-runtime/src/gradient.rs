@@ -26,12 +26,10 @@ pub fn with_gradient<const N: usize, const I: usize, const O: usize>(
 ) -> Tensor<O> {
     let rule = Rule(Arc::new(rule));
     let inputs = inputs.map(|input| if input.is_autodiff() { input } else { Tensor::from_inner(input) });
-    match on_backend::<Flex, N, I, O>(&inputs, &output, &rule) {
-        Some(tracked) => tracked,
-        #[cfg(feature = "cuda")]
-        None if let Some(tracked) = on_backend::<burn::backend::Cube, N, I, O>(&inputs, &output, &rule) => tracked,
-        None => unreachable!("a tensor on a device that is not opened here"),
-    }
+    let tracked = on_backend::<Flex, N, I, O>(&inputs, &output, &rule);
+    #[cfg(feature = "cuda")]
+    let tracked = tracked.or_else(|| on_backend::<burn::backend::Cube, N, I, O>(&inputs, &output, &rule));
+    tracked.unwrap_or_else(|| unreachable!("a tensor on a device that is not opened here"))
 }
 
 /// `None` when the tensors are another backend's.

@@ -11,6 +11,15 @@ use crate::objective::vocabulary_chunk;
 /// Bytes of a number.
 const F32: usize = 4;
 
+/// What threads, buffers of products and code that training runs through take beyond what the process had before.
+const PROGRAM: usize = 12 << 20;
+
+/// Writing a checkpoint takes so many times the weights: copies of weights and moments, and the bytes that they become.
+const SAVING: f64 = 5.5;
+
+/// The share of a step's memory that the allocator has not given back when a checkpoint is written right behind it.
+const NOT_GIVEN_BACK: f64 = 0.4;
+
 /// What goes through the models together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MicroBatchShape {
@@ -77,13 +86,16 @@ impl Models<'_> {
         let gradients = if several { 2 * weights } else { weights };
         let before = gradients - weights;
         let (target, optimizer) = (F32 * self.parameters.target, 2 * weights);
-        let always = process + target + weights + optimizer;
-        // The teacher's pass; the draft's, before its gradients replace what it kept; the optimiser, tensor by tensor.
+        let always = process + PROGRAM + target + weights + optimizer;
+        let left = NOT_GIVEN_BACK * (activations + vocabulary) as f64;
+        // The teacher's pass; the draft's, before its gradients replace what it kept; the optimiser, tensor by tensor; a
+        // checkpoint.
         let peak = [
             before + teacher,
             before + activations + vocabulary,
             before + activations.max(weights + features) + self.way_back(shape),
             weights + 3 * F32 * self.parameters.largest,
+            (SAVING * weights as f64 + left) as usize,
         ];
         let peak = always + peak.into_iter().max().unwrap_or(0);
         Memory { process, target, draft: weights, optimizer, gradients, teacher, activations, vocabulary, peak }
