@@ -133,7 +133,7 @@ fn an_eagle3_draft_goes_through_every_verb() {
     let back = root.path().join("back").display().to_string();
     let again = ["export", "--target", &target, "--draft", &other, "--out", &back, "--dtype", "f32"];
     assert!(deepspec(&again).status.success());
-    let [before, after] = [&out, &back].map(|folder| Path::new(folder));
+    let [before, after] = [&out, &back].map(Path::new);
     let weights = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();
     assert!(weights(before) == weights(after));
     let (ours, first) = (read_json(&after.join("config.json")), read_json(&before.join("config.json")));

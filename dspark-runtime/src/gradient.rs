@@ -54,10 +54,7 @@ where
 }
 
 /// What is known of the derivative.
-struct Rule<const N: usize, const I: usize, const O: usize>(
-    #[expect(clippy::type_complexity, reason = "named nowhere else")]
-    Arc<dyn Fn(Tensor<O>) -> [Tensor<I>; N] + Send + Sync>,
-);
+struct Rule<const N: usize, const I: usize, const O: usize>(Arc<dyn Fn(Tensor<O>) -> [Tensor<I>; N] + Send + Sync>);
 
 impl<const N: usize, const I: usize, const O: usize> Clone for Rule<N, I, O> {
     fn clone(&self) -> Self {

@@ -38,9 +38,9 @@ pub fn block_gradients(
     seen: &[Range<usize>],
     given: [&Tensor<2>; 3],
 ) -> Option<[Tensor<3>; 5]> {
-    let [attended, log_sums, gradient] = given.map(|x| host(x));
+    let [attended, log_sums, gradient] = given.map(host);
     let (attended, log_sums, gradient) = (attended?, log_sums?, gradient?);
-    let given = [&attended, &log_sums, &gradient].map(|x| slice(x));
+    let given = [&attended, &log_sums, &gradient].map(slice);
     let gradients = on_host(inputs, seen, |blocks| blocks.gradients(given))?;
     let BlockGradients { queries, context_keys, context_values, block_keys, block_values } = gradients;
     let values = [queries, context_keys, context_values, block_keys, block_values];
