@@ -5,28 +5,25 @@
 //!
 //! Padded micro-batches are what a fixed number of samples takes: as many as the budget holds at the longest length, each filled
 //! up to that (`to the longest of all`) or to the longest of its micro-batch (`to its own`), and with dummy anchors to the same
-//! number. Filling up is done to the samples, so everything else is the same code.
+//! number. Filling up is done to the samples, so everything else is the same code: no form computes logits of slots that do not
+//! count.
+
+mod shape;
 
 use std::time::Instant;
 
-use burn::module::Module;
-use burn::tensor::{Device, Distribution, Tensor};
-use deepspec::objective::{
-    BlockChoice, Denominator, LossWeights, MicroBatch, SampleBlocks, draft_loss, slot_weight_sum,
-};
+use burn::tensor::{Device, Tensor};
+use deepspec::objective::{BlockChoice, MicroBatch, SampleBlocks, draft_loss, slot_weight_sum};
 use deepspec::trainer::{GradientSum, MicroBatches, anchor_randoms};
-use dspark_runtime::checkpoint::JsonFields;
-use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, MarkovHeadType, Target, TargetConfig};
+use dspark_runtime::model::Draft;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde_json::{Value, json};
+use shape::{BLOCK, HIDDEN};
 
-const VOCABULARY: usize = 4096;
-const HIDDEN: usize = 256;
 const BUDGET: usize = 2048;
 const LONGEST: usize = 512;
-const ANCHORS: usize = 48;
-const BLOCK: usize = 7;
+/// Blocks per sample: of the recipes here, and of the published ones.
+const ANCHORS: [usize; 2] = [48, 512];
 const SAMPLES: usize = 64;
 const REPEATS: usize = 4;
 
@@ -52,11 +49,11 @@ fn main() {
     if std::env::args().any(|argument| argument == "--test") {
         return;
     }
-    rayon::scope(|_| run());
+    rayon::scope(|_| ANCHORS.into_iter().for_each(run));
 }
 
-fn run() {
-    let bench = Bench::new();
+fn run(anchors: usize) {
+    let bench = Bench::new(anchors);
     let mut generator = ChaCha8Rng::seed_from_u64(3);
     let lengths: Vec<usize> = (0..SAMPLES)
         .map(|_| {
@@ -64,18 +61,21 @@ fn run() {
             generator.random_range(TENTHS[tenth]..TENTHS[tenth + 1])
         })
         .collect();
-    let samples: Vec<Sample> = lengths.iter().enumerate().map(|(index, &length)| sample(index, length)).collect();
+    let samples: Vec<Sample> =
+        lengths.iter().enumerate().map(|(index, &length)| sample(index, length, anchors)).collect();
     let per_batch = BUDGET / LONGEST;
     let packed = MicroBatches::Tokens(BUDGET).split(&lengths);
     let packed: Vec<Vec<Sample>> =
         packed.iter().map(|own| own.iter().map(|&index| samples[index].clone()).collect()).collect();
-    let to_all: Vec<Vec<Sample>> =
-        samples.chunks(per_batch).map(|own| own.iter().map(|sample| filled(sample, LONGEST)).collect()).collect();
+    let to_all: Vec<Vec<Sample>> = samples
+        .chunks(per_batch)
+        .map(|own| own.iter().map(|sample| filled(sample, LONGEST, anchors)).collect())
+        .collect();
     let to_own: Vec<Vec<Sample>> = samples
         .chunks(per_batch)
         .map(|own| {
             let longest = own.iter().map(|sample| sample.real).max().unwrap_or(0);
-            own.iter().map(|sample| filled(sample, longest)).collect()
+            own.iter().map(|sample| filled(sample, longest, anchors)).collect()
         })
         .collect();
     let forms = [("packed", &packed), ("padded to its own", &to_own), ("padded to the longest of all", &to_all)];
@@ -91,7 +91,8 @@ fn run() {
             }
         }
     }
-    println!("{SAMPLES} samples of {} tokens, {supervised} supervised slots", lengths.iter().sum::<usize>());
+    let tokens: usize = lengths.iter().sum();
+    println!("{anchors} anchors at most, {SAMPLES} samples of {tokens} tokens, {supervised} supervised slots");
     for (form, (name, batches)) in forms.iter().enumerate() {
         let ratios: Vec<f64> = seconds[form].iter().zip(&seconds[0]).map(|(own, packed)| own / packed).collect();
         let tokens: usize = batches.iter().flatten().map(|sample| sample.length).sum();
@@ -99,26 +100,26 @@ fn run() {
             "{name:<30} {:>2} micro-batches, {tokens:>5} tokens, {:>6.0} supervised slots/s, packed is {:.2} times as fast \
              ({:.2} to {:.2})",
             batches.len(),
-            supervised as f64 / median(&seconds[form]),
-            median(&ratios),
+            supervised as f64 / shape::median(&seconds[form]),
+            shape::median(&ratios),
             ratios.iter().copied().fold(f64::INFINITY, f64::min),
             ratios.iter().copied().fold(0.0, f64::max),
         );
     }
 }
 
-fn sample(index: usize, length: usize) -> Sample {
+fn sample(index: usize, length: usize, anchors: usize) -> Sample {
     // The first half is a question.
     let mask: Vec<bool> = (0..length).map(|token| token >= length / 2).collect();
     let random = anchor_randoms(length, 0, 0, index);
-    let blocks = BlockChoice::Drawn { count: ANCHORS, first: 0 }.blocks(&mask, &random, BLOCK);
+    let blocks = BlockChoice::Drawn { count: anchors, first: 0 }.blocks(&mask, &random, BLOCK);
     Sample { real: length, length, blocks }
 }
 
 /// Filled up with tokens that mean nothing, and with anchors among them whose slots do not count.
-fn filled(sample: &Sample, length: usize) -> Sample {
+fn filled(sample: &Sample, length: usize, anchors: usize) -> Sample {
     let mut filled = Sample { length, ..sample.clone() };
-    while filled.blocks.anchors.len() < ANCHORS {
+    while filled.blocks.anchors.len() < anchors {
         // Where no token is behind, as in the reference, one stands for all.
         filled.blocks.anchors.push(length - 1);
         filled.blocks.slots.push(Vec::new());
@@ -126,58 +127,19 @@ fn filled(sample: &Sample, length: usize) -> Sample {
     filled
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 impl Bench {
-    fn new() -> Self {
+    fn new(anchors: usize) -> Self {
         let device = Device::flex();
-        device.seed(0);
-        let fields = json!({
-            "architectures": ["Qwen3ForCausalLM"], "hidden_size": HIDDEN, "intermediate_size": 768,
-            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "num_hidden_layers": 8,
-            "vocab_size": VOCABULARY, "max_position_embeddings": 8192, "tie_word_embeddings": false,
-        });
-        let Value::Object(fields) = fields else { unreachable!("an object was written") };
-        let config =
-            TargetConfig::from_fields(JsonFields::new("config.json", fields)).expect("a valid configuration");
-        let shape = DraftShape {
-            block_size: BLOCK,
-            num_draft_layers: 2,
-            target_layer_ids: [1, 3, 6].map(LayerId).to_vec(),
-            mask_token_id: VOCABULARY as u32 - 1,
-            num_anchors: ANCHORS,
-            markov_rank: 64,
-            markov_head_type: MarkovHeadType::Vanilla,
-            enable_confidence_head: true,
-            confidence_head_with_markov: true,
-        };
-        let draft_config = DraftConfig::for_target(&config, &shape).expect("a valid draft");
-        let draft = Draft::new(draft_config, &Target::random(config, &device));
-        let normal = |width: usize| Tensor::random([BUDGET, width], Distribution::Normal(0.0, 1.0), &device);
-        let (features, last_hidden) = (normal(3 * HIDDEN), normal(HIDDEN));
-        let draft = draft.with_parameters(draft.parameters.clone().unfreeze().train());
-        Self { draft, features, last_hidden }
+        let draft = shape::dspark(anchors, &device);
+        let features = shape::normal(BUDGET, draft.config().feature_width(), &device);
+        Self { draft, features, last_hidden: shape::normal(BUDGET, HIDDEN, &device) }
     }
 
     /// Forward, loss and backward of a micro-batch.
     fn step(&self, samples: &[Sample]) {
         let tokens: usize = samples.iter().map(|sample| sample.length).sum();
-        let ids: Vec<Vec<u32>> = samples
-            .iter()
-            .map(|sample| (0..sample.length as u32).map(|token| (token * 2_659 + 17) % VOCABULARY as u32).collect())
-            .collect();
-        let weights = LossWeights {
-            cross_entropy: 0.1,
-            soft_cross_entropy: 0.0,
-            l1: 0.9,
-            confidence: 1.0,
-            decay: Some(4.0),
-            denominator: Denominator::SlotWeights,
-        };
+        let ids: Vec<Vec<u32>> = samples.iter().map(|sample| shape::ids(sample.length)).collect();
+        let weights = shape::dspark_weights();
         let blocks: Vec<&SampleBlocks> = samples.iter().map(|sample| &sample.blocks).collect();
         let global = slot_weight_sum(blocks.iter().copied(), &weights);
         let batch = MicroBatch {

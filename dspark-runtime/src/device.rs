@@ -1,4 +1,4 @@
-//! Choosing the device that computes: `cpu`, `cuda` or `cuda:1`.
+//! Choosing the device that computes: `cpu`, `cuda` or `cuda:1`, and for tests of what GPUs compute, `cubecl-cpu`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,6 +13,8 @@ pub enum DeviceChoice {
     Cpu,
     /// An NVIDIA GPU by its index.
     Cuda(usize),
+    /// This machine's cores through the kernels that GPUs run: slow, for tests.
+    CubeCpu,
 }
 
 /// Why a device cannot be used.
@@ -21,9 +23,14 @@ pub enum DeviceError {
     /// The name is not one of the known forms.
     #[error("unknown device `{0}`: expected `cpu`, `cuda` or `cuda:INDEX`")]
     Unknown(String),
-    /// The binary was built without the `cuda` feature.
-    #[error("this binary has no CUDA support: build it with `cargo build --release --features cuda`")]
-    NotBuilt,
+    /// The binary was built without the device's feature.
+    #[error("this binary cannot compute on `{device}`: build it with `cargo build --release --features {feature}`")]
+    NotBuilt {
+        /// What was asked for.
+        device: DeviceChoice,
+        /// What it takes.
+        feature: &'static str,
+    },
     /// The index is beyond the GPUs found.
     #[error(
         "device `cuda:{index}` was asked for, but {found} CUDA devices were found (is the NVIDIA driver loaded?)"
@@ -44,6 +51,7 @@ impl FromStr for DeviceChoice {
         match name.split_once(':') {
             None if name == "cpu" => Ok(Self::Cpu),
             None if name == "cuda" => Ok(Self::Cuda(0)),
+            None if name == "cubecl-cpu" => Ok(Self::CubeCpu),
             Some(("cuda", index)) => index.parse().map(Self::Cuda).map_err(|_| unknown()),
             _ => Err(unknown()),
         }
@@ -55,6 +63,7 @@ impl fmt::Display for DeviceChoice {
         match self {
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::CubeCpu => f.write_str("cubecl-cpu"),
         }
     }
 }
@@ -69,6 +78,7 @@ impl DeviceChoice {
         match self {
             Self::Cpu => Ok(Device::flex()),
             Self::Cuda(index) => open_cuda(index),
+            Self::CubeCpu => open_cube_cpu(),
         }
     }
 }
@@ -85,8 +95,18 @@ fn open_cuda(index: usize) -> Result<Device, DeviceError> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open_cuda(_index: usize) -> Result<Device, DeviceError> {
-    Err(DeviceError::NotBuilt)
+fn open_cuda(index: usize) -> Result<Device, DeviceError> {
+    Err(DeviceError::NotBuilt { device: DeviceChoice::Cuda(index), feature: "cuda" })
+}
+
+#[cfg(feature = "cubecl-cpu")]
+fn open_cube_cpu() -> Result<Device, DeviceError> {
+    Ok(Device::cpu())
+}
+
+#[cfg(not(feature = "cubecl-cpu"))]
+fn open_cube_cpu() -> Result<Device, DeviceError> {
+    Err(DeviceError::NotBuilt { device: DeviceChoice::CubeCpu, feature: "cubecl-cpu" })
 }
 
 #[cfg(test)]
@@ -95,7 +115,7 @@ mod tests {
 
     #[test]
     fn names_are_parsed_and_printed_alike() {
-        for name in ["cpu", "cuda:0", "cuda:3"] {
+        for name in ["cpu", "cuda:0", "cuda:3", "cubecl-cpu"] {
             assert_eq!(name.parse::<DeviceChoice>().unwrap().to_string(), name);
         }
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));

@@ -18,7 +18,7 @@ use burn_autodiff::ops::{Backward, Ops, OpsKind};
 /// makes of the gradient with respect to `output`. What the rule computes with must not be tracked.
 ///
 /// # Panics
-/// On devices other than the CPU and, with the feature, CUDA.
+/// On devices other than the CPU and, with a feature for them, those of CubeCL.
 pub fn with_gradient<const N: usize, const I: usize, const O: usize>(
     inputs: [Tensor<I>; N],
     output: Tensor<O>,
@@ -27,7 +27,7 @@ pub fn with_gradient<const N: usize, const I: usize, const O: usize>(
     let rule = Rule(Arc::new(rule));
     let inputs = inputs.map(|input| if input.is_autodiff() { input } else { Tensor::from_inner(input) });
     let tracked = on_backend::<Flex, N, I, O>(&inputs, &output, &rule);
-    #[cfg(feature = "cuda")]
+    #[cfg(feature = "cube")]
     let tracked = tracked.or_else(|| on_backend::<burn::backend::Cube, N, I, O>(&inputs, &output, &rule));
     tracked.unwrap_or_else(|| unreachable!("a tensor on a device that is not opened here"))
 }

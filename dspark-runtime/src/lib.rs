@@ -8,6 +8,8 @@
 pub mod bench;
 pub mod checkpoint;
 pub mod commands;
+#[cfg(feature = "cube")]
+pub mod cube;
 pub mod device;
 pub mod engine;
 pub mod gradient;

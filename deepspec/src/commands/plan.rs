@@ -32,7 +32,7 @@ pub fn plan(described: &Described, samples: &Samples, device: &Device) -> Result
         draft: trained.iter().sum(),
         largest: trained.iter().copied().max().unwrap_or(0),
     };
-    let models = Models { target: &described.target_config, draft: &config, parameters };
+    let models = Models { target: &described.target_config, draft: &config, parameters, device };
     let settings = described.train_settings(samples.training.len());
     let steps = settings.learning_rate.total_steps;
     let process = resident().map_or(0, |(now, _)| now);

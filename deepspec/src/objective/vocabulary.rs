@@ -13,17 +13,23 @@
 //! Legend: `u` tokens that the draft can propose (`v` unless it has a vocabulary of its own), `n` rows (supervised slots), `m` rows of a chunk, `t` teacher rows, `d` hidden size, `r` Markov rank, `v`
 //! vocabulary.
 
+mod on_device;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use burn::backend::Flex;
-use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use dspark_runtime::gradient::with_gradient;
 use dspark_runtime::kernels::{simd, soft_cap};
 use rayon::prelude::*;
 
-/// Logits held at once, if that is not too few rows.
-const CHUNK_ELEMENTS: usize = 2 << 20;
+/// Logits held at once in this machine's memory, if that is not too few rows.
+const CHUNK_ON_HOST: usize = 2 << 20;
+
+/// And in a device's own: a chunk reads both heads once, which must cost less than multiplying with them.
+const CHUNK_ON_DEVICE: usize = 64 << 20;
 
 /// Rows held at once at least: heads are read once per chunk.
 const LEAST_CHUNK: usize = 64;
@@ -77,14 +83,15 @@ pub struct VocabularyLoss {
 }
 
 /// Rows that are taken at a time of a draft that can propose so many tokens.
-pub fn vocabulary_chunk(tokens: usize) -> usize {
-    (CHUNK_ELEMENTS / tokens).max(LEAST_CHUNK)
+pub fn vocabulary_chunk(tokens: usize, device: &Device) -> usize {
+    let elements = if *device == Device::flex() { CHUNK_ON_HOST } else { CHUNK_ON_DEVICE };
+    (elements / tokens).max(LEAST_CHUNK)
 }
 
 /// Losses of all rows and, when weights are given, the surrogate for the backward pass.
 pub fn vocabulary_loss(rows: &VocabularyRows, weights: Option<&VocabularyWeights>) -> VocabularyLoss {
     let [v, _] = rows.head_vd.dims();
-    in_chunks(rows, weights, vocabulary_chunk(v))
+    in_chunks(rows, weights, vocabulary_chunk(v, &rows.head_vd.device()))
 }
 
 /// The same, `chunk` rows at a time.
@@ -216,7 +223,11 @@ impl VocabularyRows {
         let (losses, gradient_mv) = if base_mv.clone().try_into_primitive::<Flex>().is_ok() {
             self.on_host(base_mv, bias_mv, teacher_tv, &local, weights)
         } else {
-            self.on_device(base_mv, bias_mv, teacher_tv, local, weights)
+            let logits_mv = match bias_mv {
+                Some(bias_mv) => base_mv + bias_mv,
+                None => base_mv,
+            };
+            self.on_device(logits_mv.cast(DType::F32), teacher_tv.cast(DType::F32), local, weights)
         };
         (losses, gradient_mv, slope_mv)
     }
@@ -271,60 +282,6 @@ impl VocabularyRows {
             .collect();
         let gradient = weights.map(|_| Tensor::from_data(TensorData::new(logits, [m, v]), &device));
         (losses, gradient)
-    }
-
-    /// The same with tensor operations, for devices with their own memory.
-    fn on_device(
-        &self,
-        base_mv: Tensor<2>,
-        bias_mv: Option<Tensor<2>>,
-        teacher_tv: Tensor<2>,
-        local: Vec<usize>,
-        weights: Option<&VocabularyWeights>,
-    ) -> (Vec<RowTerms>, Option<Tensor<2>>) {
-        let device = base_mv.device();
-        let m = local.len();
-        let logits_mv = match bias_mv {
-            Some(bias_mv) => base_mv + bias_mv,
-            None => base_mv,
-        };
-        let column = |values: Vec<f32>| Tensor::<2>::from_data(TensorData::new(values, [m, 1]), &device);
-        // A row without a label that could be proposed takes any, and counts it as nothing.
-        let labels = self.labels.iter().map(|label| label.map_or(0, |label| label as usize));
-        let labels = ints(labels.collect(), &device).reshape([m, 1]);
-        let labelled = column(self.labels.iter().map(|label| f32::from(u8::from(label.is_some()))).collect());
-        let log_p = log_softmax(logits_mv, 1);
-        let cross_entropy_m1 = log_p.clone().gather(1, labels.clone()).neg() * labelled.clone();
-        let q = softmax(teacher_tv, 1);
-        let (q, mass_t1) = match &self.vocabulary {
-            Some(ids) => {
-                let q = q.select(1, ints(ids.iter().map(|&id| id as usize).collect(), &device));
-                (q.clone(), q.sum_dim(1))
-            }
-            None => (q.clone(), q.narrow(1, 0, 1).ones_like()),
-        };
-        let local = ints(local, &device);
-        let (q, mass_m1) = (q.select(0, local.clone()), mass_t1.select(0, local));
-        let soft_cross_entropy_m1 = (log_p.clone() * q.clone()).sum_dim(1).neg();
-        let p = log_p.exp();
-        let difference = p.clone() - q;
-        let l1_m1 = difference.clone().abs().sum_dim(1) + (mass_m1.clone().neg() + 1.0);
-        let gradient = weights.map(|weights| {
-            let (w_ce, w_l1) = (column(weights.cross_entropy.clone()) * labelled, column(weights.l1.clone()));
-            let w_soft = column(weights.soft_cross_entropy.clone());
-            let soft = p.clone() * mass_m1 - (p.clone() - difference.clone());
-            let sign = difference.clone().sign();
-            let mean_sign = (p.clone() * sign.clone()).sum_dim(1);
-            let gradient = p * (w_ce.clone() + w_l1 * (sign - mean_sign)) + soft * w_soft;
-            gradient.scatter(1, labels, w_ce.neg(), burn::tensor::IndexingUpdateOp::Add)
-        });
-        let losses = values(cross_entropy_m1).into_iter().zip(values(soft_cross_entropy_m1)).zip(values(l1_m1));
-        let losses = losses.map(|((cross_entropy, soft_cross_entropy), l1)| RowTerms {
-            cross_entropy,
-            soft_cross_entropy,
-            l1,
-        });
-        (losses.collect(), gradient)
     }
 }
 
@@ -423,6 +380,3 @@ fn ints(values: Vec<usize>, device: &Device) -> Tensor<1, Int> {
     let values: Vec<i32> = values.into_iter().map(|value| value as i32).collect();
     Tensor::from_data(TensorData::new(values, [count]), device)
 }
-
-#[cfg(test)]
-mod tests;

@@ -3,6 +3,7 @@
 //! Legend: `s` tokens of a micro-batch, `n` block slots, `r` supervised slots, `d` hidden size, `q` and `k` widths of queries and of
 //! keys, `f` width inside the MLP, `m` captured layers, `u` tokens that the draft can propose, `v` vocabulary.
 
+use burn::tensor::Device;
 use dspark_runtime::model::{DraftConfig, LayerConfig, TargetConfig};
 use serde::Serialize;
 
@@ -74,6 +75,8 @@ pub struct Models<'a> {
     pub draft: &'a DraftConfig,
     /// Their sizes.
     pub parameters: Parameters,
+    /// Where it would run.
+    pub device: &'a Device,
 }
 
 impl Models<'_> {
@@ -136,7 +139,7 @@ impl Models<'_> {
     /// A chunk of rows with base logits, Markov bias and the teacher's logits.
     fn vocabulary(&self, shape: &MicroBatchShape) -> usize {
         let (u, v, rank) = (self.draft.draft_vocab_size, self.draft.vocab_size, self.draft.markov_rank);
-        let rows = shape.supervised.min(vocabulary_chunk(u));
+        let rows = shape.supervised.min(vocabulary_chunk(u, self.device));
         let drafts = if rank > 0 { 2 * u } else { u };
         F32 * (rows * (drafts + v) + 2 * u * rank + shape.supervised * (self.draft.layer.hidden_size + rank))
     }

@@ -41,7 +41,9 @@ pub struct SelfAttention {
 /// Keys and values, each `[n, c, w]`.
 #[derive(Clone, Debug)]
 pub struct KeysValues {
+    /// Keys, rotated.
     pub keys_ncw: Tensor<3>,
+    /// Values.
     pub values_ncw: Tensor<3>,
 }
 

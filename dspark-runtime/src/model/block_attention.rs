@@ -2,11 +2,14 @@
 //!
 //! One operation with a derivative of its own. Only some blocks' scores are in memory at a time, on the way back too, where
 //! they are computed anew from what the forward pass says their exponentials add up to (Dao et al., 2022). On the CPU that is
-//! [`BlockScores`](kernels::Blocks); elsewhere it is composed of tensor operations here.
+//! [`kernels::attend_blocks`]; elsewhere products are the device's, and what is between them is in kernels of ours
+//! (`crate::cube`) or, without those, composed of tensor operations.
 //!
 //! Legend: `a` blocks, `k` slots of a block that ask, `b` those asked, `n = a * k`, `s` context tokens of all samples, `h` query
 //! heads, `c` key and value heads, `g = h / c`, `w` head width; of some blocks at a time: `p` blocks, `t` context tokens.
 
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(test)]
 mod tests;
 
@@ -199,49 +202,75 @@ impl BlockAttention {
         Seen { context_ctw: context_tcw.swap_dims(0, 1), block_cpbw: own.reshape([p, b, c, w]).permute([2, 0, 1, 3]) }
     }
 
-    /// Products of rows `[c, p * g * k, w]` with what they see, `[c, p, g * k, t + b]`, in f32.
-    fn products(&self, part: &Part, rows_crw: Tensor<3>, seen: &Seen) -> Tensor<4> {
+    /// Products of rows `[c, p * g * k, w]` with what they see: `[c, p, g * k, t]` with the context, `[c, p, g * k, b]` with
+    /// their own blocks.
+    fn products(&self, part: &Part, rows_crw: Tensor<3>, seen: &Seen) -> [Tensor<4>; 2] {
         let [c, r, w] = rows_crw.dims();
         let p = part.blocks.len();
         let [_, t, _] = seen.context_ctw.dims();
         let context = rows_crw.clone().matmul(seen.context_ctw.clone().swap_dims(1, 2)).reshape([c, p, r / p, t]);
         let block = rows_crw.reshape([c, p, r / p, w]).matmul(seen.block_cpbw.clone().swap_dims(2, 3));
-        Tensor::cat(vec![context, block], 3).cast(DType::F32)
+        [context, block]
     }
 
-    /// Products of weights `[c, p, g * k, t + b]` with what they weigh, `[c, p * g * k, w]`.
-    fn weighted(&self, weights: Tensor<4>, seen: &Seen) -> Tensor<3> {
-        let [c, p, rows, z] = weights.dims();
-        let [_, t, w] = seen.context_ctw.dims();
-        let weights = weights.cast(seen.context_ctw.dtype());
-        let context = weights.clone().narrow(3, 0, t).reshape([c, p * rows, t]).matmul(seen.context_ctw.clone());
-        let block = weights.narrow(3, t, z - t).matmul(seen.block_cpbw.clone());
+    /// The same beside each other, `[c, p, g * k, t + b]`, in f32.
+    fn all_products(&self, part: &Part, rows_crw: Tensor<3>, seen: &Seen) -> Tensor<4> {
+        Tensor::cat(self.products(part, rows_crw, seen).into(), 3).cast(DType::F32)
+    }
+
+    /// Products of weights `[c, p, g * k, t]` and `[c, p, g * k, b]` with what they weigh, `[c, p * g * k, w]`.
+    fn weighted(&self, [context, block]: [Tensor<4>; 2], seen: &Seen) -> Tensor<3> {
+        let [c, p, rows, t] = context.dims();
+        let [_, _, w] = seen.context_ctw.dims();
+        let context = context.reshape([c, p * rows, t]).matmul(seen.context_ctw.clone());
+        let block = block.matmul(seen.block_cpbw.clone());
         context + block.reshape([c, p * rows, w])
     }
 
-    /// Scaled scores, `[c, p, g * k, t + b]`, and the queries that they are of.
-    fn scores(&self, part: &Part, keys: &Seen) -> (Tensor<4>, Tensor<3>) {
-        let [_, _, w] = self.inputs[0].dims();
+    /// Numbers beside each other, `[c, p, g * k, t + b]`, taken apart and in the type of what they are multiplied with.
+    fn apart(&self, weights: Tensor<4>) -> [Tensor<4>; 2] {
+        let [_, _, b, _] = self.sizes();
+        let [_, _, _, z] = weights.dims();
+        let weights = weights.cast(self.inputs[0].dtype());
+        [weights.clone().narrow(3, 0, z - b), weights.narrow(3, z - b, b)]
+    }
+
+    /// Queries of a part, head by head.
+    fn queries(&self, part: &Part) -> Tensor<3> {
         let rows = self.rows(part);
-        let queries = self.by_head(part, self.inputs[0].clone().narrow(0, rows.start, rows.len()));
-        let scores = self.products(part, queries.clone(), keys).mul_scalar((w as f64).powf(-0.5));
+        self.by_head(part, self.inputs[0].clone().narrow(0, rows.start, rows.len()))
+    }
+
+    /// What scores are multiplied by.
+    fn scale(&self) -> f64 {
+        let [_, _, w] = self.inputs[0].dims();
+        (w as f64).powf(-0.5)
+    }
+
+    /// Scaled scores, `[c, p, g * k, t + b]`.
+    fn scores(&self, part: &Part, keys: &Seen) -> Tensor<4> {
+        let scores = self.all_products(part, self.queries(part), keys).mul_scalar(self.scale());
         let [c, p, r, z] = scores.dims();
         let [_, t, _] = keys.context_ctw.dims();
         let unseen = unseen_context(&self.seen[part.blocks.clone()], &part.context, &scores.device());
         let context = scores.clone().narrow(3, 0, t);
         let context = context.mask_fill(unseen.reshape([1, p, 1, t]).expand([c, p, r, t]), MASKED);
-        (Tensor::cat(vec![context, scores.narrow(3, t, z - t)], 3), queries)
+        Tensor::cat(vec![context, scores.narrow(3, t, z - t)], 3)
     }
 
     /// `[p * k, h, w]` and `[p * k, h]`
     fn attend_part(&self, part: &Part) -> (Tensor<3>, Tensor<3>) {
-        let (scores, _) = self.scores(part, &self.seen(part, 1, 3));
+        #[cfg(feature = "cube")]
+        if crate::cube::runs_on(&self.inputs[0]) {
+            return self.attend_part_in_kernels(part);
+        }
+        let scores = self.scores(part, &self.seen(part, 1, 3));
         let [c, p, rows, _] = scores.dims();
         let maxima = scores.clone().max_dim(3);
         let weights = (scores - maxima.clone()).exp();
         let sums = weights.clone().sum_dim(3);
         let log_sums = (maxima + sums.clone().log()).reshape([c, p * rows, 1]);
-        let attended = self.weighted(weights / sums, &self.seen(part, 2, 4));
+        let attended = self.weighted(self.apart(weights / sums), &self.seen(part, 2, 4));
         (self.by_row(part, attended), self.by_row(part, log_sums))
     }
 
@@ -256,28 +285,46 @@ impl BlockAttention {
         let [_, h, w] = self.inputs[0].dims();
         let [n, _] = gradient_nq.dims();
         let (keys, values) = (self.seen(part, 1, 3), self.seen(part, 2, 4));
-        let (scores, queries) = self.scores(part, &keys);
-        let weights = (scores - self.numbers(part, log_sums_nh)).exp();
         let gradient = self.by_head(part, gradient_nq.reshape([n, h, w]));
-        let slopes = self.products(part, gradient.clone(), &values) - self.numbers(part, means_nh);
-        let slopes = (weights.clone() * slopes).mul_scalar((w as f64).powf(-0.5));
+        let numbers = [log_sums_nh, means_nh].map(|numbers| self.numbers(part, numbers));
+        let queries = self.queries(part);
+        let (weights, slopes) = self.weights_and_slopes(part, &keys, &values, gradient.clone(), numbers);
         let d_queries = self.by_row(part, self.weighted(slopes.clone(), &keys));
         let (d_keys, d_own_keys) = self.turned(slopes, queries);
         let (d_values, d_own_values) = self.turned(weights, gradient);
         (d_queries, [d_keys, d_values], [d_own_keys, d_own_values])
     }
 
-    /// Products of turned weights `[c, p, g * k, t + b]` with rows `[c, p * g * k, w]`: `[t, c, w]` and `[p * b, c, w]`.
-    fn turned(&self, weights: Tensor<4>, rows_crw: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        let [c, p, rows, z] = weights.dims();
+    /// What the values are weighed with, computed anew, and the derivatives of the loss with respect to the products of queries
+    /// and keys: `[c, p, g * k, t]` and `[c, p, g * k, b]` each. `numbers` are the logarithms of the forward pass's sums and the
+    /// weights' mean gradients.
+    fn weights_and_slopes(
+        &self,
+        part: &Part,
+        keys: &Seen,
+        values: &Seen,
+        gradient_crw: Tensor<3>,
+        numbers: [Tensor<4>; 2],
+    ) -> ([Tensor<4>; 2], [Tensor<4>; 2]) {
+        #[cfg(feature = "cube")]
+        if crate::cube::runs_on(&gradient_crw) {
+            return self.weights_and_slopes_in_kernels(part, keys, values, gradient_crw, numbers);
+        }
+        let [log_sums, means] = numbers;
+        let weights = (self.scores(part, keys) - log_sums).exp();
+        let slopes = self.all_products(part, gradient_crw, values) - means;
+        let slopes = (weights.clone() * slopes).mul_scalar(self.scale());
+        (self.apart(weights), self.apart(slopes))
+    }
+
+    /// Products of turned weights `[c, p, g * k, t]` and `[c, p, g * k, b]` with rows `[c, p * g * k, w]`: `[t, c, w]` and
+    /// `[p * b, c, w]`.
+    fn turned(&self, [context, block]: [Tensor<4>; 2], rows_crw: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+        let [c, p, rows, t] = context.dims();
         let [_, _, w] = rows_crw.dims();
         let [_, _, b, _] = self.sizes();
-        let weights = weights.cast(rows_crw.dtype());
-        let t = z - b;
-        let to_context = weights.clone().narrow(3, 0, t).reshape([c, p * rows, t]).swap_dims(1, 2);
-        let context = to_context.matmul(rows_crw.clone()).swap_dims(0, 1);
-        let to_block = weights.narrow(3, t, b).swap_dims(2, 3);
-        let block = to_block.matmul(rows_crw.reshape([c, p, rows, w])).permute([1, 2, 0, 3]).reshape([p * b, c, w]);
-        (context, block)
+        let context = context.reshape([c, p * rows, t]).swap_dims(1, 2).matmul(rows_crw.clone()).swap_dims(0, 1);
+        let block = block.swap_dims(2, 3).matmul(rows_crw.reshape([c, p, rows, w]));
+        (context, block.permute([1, 2, 0, 3]).reshape([p * b, c, w]))
     }
 }

@@ -368,7 +368,12 @@ impl Draft {
     pub fn markov_factors(&self, previous: &[u32]) -> Option<Tensor<2>> {
         let head = self.parameters.markov_head.as_ref()?;
         let ids = previous.iter().map(|&id| id as i32).collect();
-        Some(head.factors(ints(ids, &head.markov_w1.weight.val().device())))
+        self.markov_factors_of(ints(ids, &head.markov_w1.weight.val().device()))
+    }
+
+    /// The same of tokens that are on the draft's device, `[n] -> [n, r]`
+    pub(super) fn markov_factors_of(&self, previous_n: Tensor<1, Int>) -> Option<Tensor<2>> {
+        Some(self.parameters.markov_head.as_ref()?.factors(previous_n))
     }
 
     /// What `W2` of the Markov head is applied to for one slot of each block: hidden states `[n, d]` and the factors `[n, r]`

@@ -79,8 +79,23 @@ pub trait Drafting {
     /// the slot as proposals compute them, `u` numbers per kept sequence; they may be changed.
     fn logits(&mut self, kept: &[usize]) -> Vec<&mut [f32]>;
 
+    /// The likeliest token of every slot at once, instead of asking slot by slot: the device is waited for once. To be asked
+    /// first or not at all; `None` where a drafter has no such way.
+    fn likeliest(&mut self, _anchors: &[u32]) -> Option<Likeliest> {
+        None
+    }
+
     /// Hidden states of all slots so far, `[n, d]`: of a single sequence those of its slots in order.
     fn hidden(&self) -> Tensor<2>;
+}
+
+/// What a draft finds likeliest, of `b` blocks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Likeliest {
+    /// Tokens of the target, a block behind the other, as many each as were begun.
+    pub tokens: Vec<u32>,
+    /// Confidence logits of these slots and of the one behind them, where the block has one; `None` without a confidence head.
+    pub confidences: Option<Vec<f32>>,
 }
 
 /// Some of `n` rows, without copying when they are all of them.
@@ -93,7 +108,7 @@ pub(super) fn rows(x_nd: Tensor<2>, which: &[usize], n: usize) -> Tensor<2> {
     x_nd.select(0, super::draft::ints(indices, &device))
 }
 
-/// A tensor's values on the host, row-major.
+/// A tensor's values on the host, row-major; the device is waited for.
 pub(super) fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"))
 }

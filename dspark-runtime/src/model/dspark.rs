@@ -4,13 +4,13 @@
 //! Legend: `b` sequences, `g` sequences still going, `k` block size, `d` hidden size, `r` Markov rank, `u` tokens that the
 //! draft can propose.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor, Transaction};
 use rayon::prelude::*;
 
 use super::config::Family;
-use super::draft::{Draft, DraftContext, DraftParameters, DraftSample};
+use super::draft::{Draft, DraftContext, DraftParameters, DraftSample, ints};
 use super::draft_config::{DraftConfig, DrafterFields};
-use super::drafter::{Drafter, Drafting, host, rows};
+use super::drafter::{Drafter, Drafting, Likeliest, host, rows};
 use super::heads::{ConfidenceHead, MarkovHead, MarkovHeadType, MarkovState};
 use super::layers::{DecoderLayer, Linear, RmsNorm};
 use crate::checkpoint::{CheckpointError, JsonFields};
@@ -112,7 +112,7 @@ impl Drafter for DSpark {
         let [_, u] = base_nu.dims();
         Box::new(Blocks {
             draft,
-            base: host(base_nu),
+            base: Base::Computed(base_nu),
             u,
             hidden_bkd,
             slots,
@@ -128,8 +128,7 @@ impl Drafter for DSpark {
 struct Blocks<'a> {
     draft: &'a Draft,
     hidden_bkd: Tensor<3>,
-    /// `[b, slots, u]`
-    base: Vec<f32>,
+    base: Base,
     u: usize,
     slots: usize,
     slot: usize,
@@ -138,6 +137,26 @@ struct Blocks<'a> {
     state: MarkovState,
     /// Hidden states `[g, d]` and Markov factors `[g, r]` of the slot.
     inputs: Option<(Tensor<2>, Option<Tensor<2>>)>,
+}
+
+/// Logits of the output head, `[b * slots, u]`.
+enum Base {
+    /// Wherever the draft computes.
+    Computed(Tensor<2>),
+    /// In this machine's memory.
+    Host(Vec<f32>),
+}
+
+impl Base {
+    fn on_host(&mut self) -> &mut [f32] {
+        if let Self::Computed(base_nu) = self {
+            *self = Self::Host(host(base_nu.clone()));
+        }
+        match self {
+            Self::Host(base) => base,
+            Self::Computed(_) => unreachable!("just moved"),
+        }
+    }
 }
 
 impl Drafting for Blocks<'_> {
@@ -169,13 +188,53 @@ impl Drafting for Blocks<'_> {
             index % slots == slot && going.next_if(|row| **row == index / slots).is_some()
         };
         let mut logits: Vec<&mut [f32]> =
-            self.base.chunks_mut(u).enumerate().filter(wanted).map(|(_, row)| row).collect();
+            self.base.on_host().chunks_mut(u).enumerate().filter(wanted).map(|(_, row)| row).collect();
         if let Some(biases) = &biases {
             logits.par_iter_mut().zip(biases.par_chunks(u)).for_each(|(logits, biases)| {
                 logits.iter_mut().zip(biases).for_each(|(logit, bias)| *logit += bias);
             });
         }
         logits
+    }
+
+    fn likeliest(&mut self, anchors: &[u32]) -> Option<Likeliest> {
+        let Base::Computed(base_nu) = &self.base else { return None };
+        let ([b, k, d], slots, u) = (self.hidden_bkd.dims(), self.slots, self.u);
+        let base_bsu = base_nu.clone().reshape([b, slots, u]);
+        let device = self.draft.device();
+        let vocabulary_u =
+            self.draft.vocabulary().map(|own| ints(own.ids().iter().map(|&id| id as i32).collect(), &device));
+        let mut previous_b = ints(anchors.iter().map(|&id| id as i32).collect(), &device);
+        let mut state = MarkovState::default();
+        let (mut tokens, mut confidences): (Vec<Tensor<2, Int>>, Vec<Tensor<2>>) = (Vec::new(), Vec::new());
+        for slot in 0..k.min(slots + 1) {
+            let hidden_bd = self.hidden_bkd.clone().narrow(1, slot, 1).reshape([b, d]);
+            let factors_br = self.draft.markov_factors_of(previous_b.clone());
+            let confidence = self.draft.confidence_logits(hidden_bd.clone(), factors_br.clone());
+            confidences.extend(confidence.map(|logits_b| logits_b.reshape([b, 1])));
+            if slot == slots {
+                break;
+            }
+            let base_bu = base_bsu.clone().narrow(1, slot, 1).reshape([b, u]);
+            let inputs = self.draft.markov_step(&hidden_bd, factors_br, &mut state);
+            let logits_bu = match inputs.and_then(|inputs_br| self.draft.proposal_bias(inputs_br)) {
+                Some(bias_bu) => base_bu + bias_bu,
+                None => base_bu,
+            };
+            let own_b = logits_bu.argmax(1).reshape([b]);
+            previous_b = match &vocabulary_u {
+                Some(ids_u) => ids_u.clone().select(0, own_b),
+                None => own_b,
+            };
+            tokens.push(previous_b.clone().reshape([b, 1]));
+        }
+        let mut wanted = Transaction::default().register(Tensor::cat(tokens, 1));
+        if !confidences.is_empty() {
+            wanted = wanted.register(Tensor::cat(confidences, 1).cast(DType::F32));
+        }
+        let mut read = wanted.execute().into_iter();
+        let tokens = read.next()?.iter::<i64>().map(|token| token as u32).collect();
+        Some(Likeliest { tokens, confidences: read.next().map(|logits| logits.iter::<f32>().collect()) })
     }
 
     fn hidden(&self) -> Tensor<2> {

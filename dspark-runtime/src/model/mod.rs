@@ -31,15 +31,16 @@ mod rope;
 mod speculators_layout;
 mod target;
 
+pub use attention::KeysValues;
 #[cfg(test)]
 pub(crate) use attention::{attend_composed, causal_mask};
-pub use block_attention::unseen_context;
+pub use block_attention::{attend_blocks, unseen_context};
 pub use config::{Activation, ExpertsConfig, Family, GemmaLayer, LayerConfig, RopeScaling, TargetConfig};
 pub use draft::{Draft, DraftContext, DraftParameters, DraftSample};
 pub use draft_config::{DraftConfig, DraftShape, DrafterFields, check_layer_ids};
 pub use draft_files::{VERIFIER_TENSORS, VOCABULARY_TENSORS};
 pub use draft_vocabulary::DraftVocabulary;
-pub use drafter::{DRAFTERS, Drafter, Drafting};
+pub use drafter::{DRAFTERS, Drafter, Drafting, Likeliest};
 pub use dspark::DSpark;
 pub use eagle3::{Eagle3, Eagle3Shape};
 pub use feed_forward::{Experts, FeedForward, Mlp};

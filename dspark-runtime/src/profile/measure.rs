@@ -1,28 +1,27 @@
-//! Timing passes of target and draft.
+//! The speed table: what a step costs by the tokens and requests in it, and what drafting costs.
 //!
-//! Caches are not filled by running prompts: keys of zeros take as long to read as any others.
+//! Probes take turns: every round times each of them once or a few times, and the median over all rounds counts. A machine that
+//! is slower for a while is so for all probes alike; one probe after the other, what two of them differ by would mostly be the
+//! minutes between them.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
 
-use burn::tensor::Tensor;
-
+use super::passes::{Passes, sequences};
 use crate::bench::median;
-use crate::model::{Draft, DraftContext, KvCache, Target, TargetSegment};
+use crate::model::{Draft, Target};
 use crate::schedule::{DraftCost, PerRequest, RequestCost, SpsTable, StepCost};
-use crate::speculate::{Block, Filters, Randomness, Sampler, SeededUniforms, Stopping, propose_batch};
 
 /// The speed must not rise by more than this from one number of tokens to a larger one: then one of the two was disturbed.
 const RISE: f64 = 1.10;
 
-/// Short passes are repeated until they took this many seconds together (or four times as often as asked for).
-const SHORTEST: f64 = 0.5;
+/// Passes of one probe in a round: more where they are short, until they took so many seconds together.
+const SHORTEST: f64 = 0.1;
 
-/// How often a disturbed probe is measured again.
+/// But no more than so many.
+const MOST_PER_ROUND: usize = 4;
+
+/// How often disturbed probes are measured again.
 const ATTEMPTS: usize = 5;
-
-/// Rows that one sequence has in a probe, at most, without a draft to say how long blocks are.
-const ROWS_PER_SEQUENCE: usize = 8;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -33,7 +32,7 @@ pub struct ProfileOptions {
     pub max_requests: usize,
     /// Tokens that each sequence has behind it.
     pub context: usize,
-    /// Timed passes per probe, after one that is not timed; the median counts.
+    /// Rounds, each of which times every probe at least once, after one that is not timed; the median counts.
     pub repeats: usize,
 }
 
@@ -58,78 +57,55 @@ fn octaves(last: usize) -> Vec<usize> {
     powers.chain([last]).collect()
 }
 
-/// Seconds of one pass of `rows` tokens through the target, logits of all of them included: the median. The tokens belong
-/// to as few sequences as blocks of the draft allow.
-pub fn verify_seconds(target: &Target, draft: Option<&Draft>, rows: usize, context: usize, repeats: usize) -> f64 {
-    pass_seconds(target, draft, rows, sequences(rows, draft), context, repeats)
+/// One point of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    /// Tokens of as few sequences as there can be.
+    Verify { rows: usize },
+    /// A token of each of so many sequences.
+    Caches { requests: usize },
+    /// So many slots for each of so many sequences.
+    Draft { slots: usize, requests: usize },
 }
 
-/// Sequences that so many tokens of a pass belong to.
-fn sequences(rows: usize, draft: Option<&Draft>) -> usize {
-    rows.div_ceil(draft.map_or(ROWS_PER_SEQUENCE, |draft| draft.config().block_size + 1))
+/// Times of probes.
+struct Times<'a> {
+    passes: Passes<'a>,
+    draft: Option<&'a Draft>,
+    probes: Vec<Probe>,
+    seconds: Vec<Vec<f64>>,
 }
 
-/// The same for any number of sequences up to `rows`.
-fn pass_seconds(
-    target: &Target,
-    draft: Option<&Draft>,
-    rows: usize,
-    sequences: usize,
-    context: usize,
-    repeats: usize,
-) -> f64 {
-    let capture = draft.map_or_else(Vec::new, |draft| draft.config().target_layer_ids.clone());
-    // As even as can be.
-    let ids: Vec<Vec<u32>> =
-        (0..sequences).map(|index| vec![0; rows / sequences + usize::from(index < rows % sequences)]).collect();
-    let mut caches: Vec<KvCache> = ids
-        .iter()
-        .map(|_| {
-            let mut cache = target.new_cache(context + rows.div_ceil(sequences));
-            cache.fill_with_zeros(context);
-            cache
-        })
-        .collect();
-    let mut pass = || {
-        let mut segments: Vec<TargetSegment<'_>> =
-            ids.iter().zip(&mut caches).map(|(ids, cache)| TargetSegment { ids, cache: Some(cache) }).collect();
-        let output = target.forward(&mut segments, &capture);
-        read_back(target.logits(output.last_hidden_nd));
-        caches.iter_mut().for_each(|cache| cache.truncate(context));
-    };
-    timed(repeats, &mut pass)
+impl Times<'_> {
+    fn pass(&mut self, probe: Probe) -> f64 {
+        match probe {
+            Probe::Verify { rows } => self.passes.verify(rows, sequences(rows, self.draft)),
+            Probe::Caches { requests } => self.passes.verify(requests, requests),
+            Probe::Draft { slots, requests } => self.passes.draft(requests, slots),
+        }
+    }
+
+    /// Times a probe for one round.
+    fn time(&mut self, index: usize) {
+        let probe = self.probes[index];
+        let mut together = 0.0;
+        for _ in 0..MOST_PER_ROUND {
+            let seconds = self.pass(probe);
+            self.seconds[index].push(seconds);
+            together += seconds;
+            if together >= SHORTEST {
+                break;
+            }
+        }
+    }
+
+    fn of(&self, probe: Probe) -> Option<f64> {
+        let index = self.probes.iter().position(|known| *known == probe)?;
+        Some(median(self.seconds[index].clone()))
+    }
 }
 
-/// Seconds of drafting `slots` tokens for each of so many sequences, and of taking one round's features over: the median.
-pub fn draft_seconds(draft: &Draft, sequences: usize, slots: usize, context: usize, repeats: usize) -> f64 {
-    let k = draft.config().block_size;
-    let width = draft.config().layer.hidden_size * draft.config().target_layer_ids.len();
-    let mut contexts: Vec<DraftContext> = (0..sequences)
-        .map(|_| {
-            let mut own = draft.new_context(context + k + 1);
-            own.fill_with_zeros(context);
-            own
-        })
-        .collect();
-    let sampler = Sampler::new(0.0, Filters::NONE, Randomness::Stream(Box::new(SeededUniforms::new(0, 0))));
-    let mut samplers = vec![sampler; sequences];
-    let stopping = Stopping { slots, confidence: 0.0, survival: 0.0, temperatures: &[] };
-    let mut pass = || {
-        let features = Tensor::zeros([sequences, width], &draft.device());
-        let mut extended: Vec<(&mut DraftContext, usize)> = contexts.iter_mut().map(|context| (context, 1)).collect();
-        draft.extend_contexts(&mut extended, features, &vec![0; sequences]);
-        let mut blocks: Vec<Block<'_>> = contexts
-            .iter_mut()
-            .zip(&mut samplers)
-            .map(|(context, sampler)| Block { context, anchor: 0, sampler })
-            .collect();
-        propose_batch(draft, &mut blocks, &stopping);
-        contexts.iter_mut().for_each(|own| own.truncate(context));
-    };
-    timed(repeats, &mut pass)
-}
-
-/// Measures the whole table; `observe` hears of every probe.
+/// Measures the whole table; `observe` hears of every probe when its last round is over.
 pub fn measure(
     target: &Target,
     draft: Option<&Draft>,
@@ -137,59 +113,93 @@ pub fn measure(
     mut observe: impl FnMut(&str, usize, f64),
 ) -> SpsTable {
     let batch_tokens = probes(options.max_batch_tokens.max(1));
-    let mut steps_per_second: Vec<f64> = Vec::with_capacity(batch_tokens.len());
-    for &rows in &batch_tokens {
-        let probe = |repeats| 1.0 / verify_seconds(target, draft, rows, options.context, repeats);
-        let mut speed = probe(options.repeats);
-        let mut attempts = 1;
-        // A pass of more tokens that is faster: the earlier one was disturbed, and is measured again too.
-        while let Some(&before) = steps_per_second.last()
-            && speed > before * RISE
-            && attempts < ATTEMPTS
-        {
-            let index = steps_per_second.len() - 1;
-            let earlier = 1.0 / verify_seconds(target, draft, batch_tokens[index], options.context, options.repeats);
-            steps_per_second[index] = before.max(earlier);
-            speed = probe(options.repeats);
-            attempts += 1;
-        }
-        observe("verify", rows, 1.0 / speed);
-        steps_per_second.push(speed);
+    let requests = probes(options.max_requests.max(1));
+    let drafting = octaves(options.max_requests.max(1));
+    let slots: Vec<usize> = draft
+        .map(|draft| draft.config().block_size)
+        .map_or_else(Vec::new, |block| BTreeSet::from([1, block.div_ceil(2), block]).into_iter().collect());
+    let mut wanted: Vec<Probe> = batch_tokens.iter().map(|&rows| Probe::Verify { rows }).collect();
+    for &requests in requests.iter().filter(|requests| **requests > 1) {
+        // What many requests cost is held against the same tokens of few.
+        let fewer = Probe::Verify { rows: requests };
+        wanted.extend([fewer].into_iter().filter(|_| !batch_tokens.contains(&requests)));
+        wanted.push(Probe::Caches { requests });
     }
+    for &requests in &drafting {
+        wanted.extend(slots.iter().map(|&slots| Probe::Draft { slots, requests }));
+    }
+
+    let passes = Passes::new(Some(target), draft, options.context);
+    let mut times = Times { passes, draft, seconds: vec![Vec::new(); wanted.len()], probes: wanted };
+    // Brings weights and buffers into place.
+    for probe in times.probes.clone() {
+        times.pass(probe);
+    }
+    for round in 1..=options.repeats.max(1) {
+        for index in 0..times.probes.len() {
+            times.time(index);
+            if round == options.repeats.max(1) {
+                let seconds = median(times.seconds[index].clone());
+                match times.probes[index] {
+                    Probe::Verify { rows } => observe("verify", rows, seconds),
+                    Probe::Caches { requests } => observe("caches", requests, seconds),
+                    Probe::Draft { slots: own, requests } if Some(&own) == slots.last() => {
+                        observe("draft", requests, seconds);
+                    }
+                    Probe::Draft { .. } => {}
+                }
+            }
+        }
+    }
+    let speed = |times: &Times<'_>, rows: usize| times.of(Probe::Verify { rows }).map_or(f64::INFINITY, |s| 1.0 / s);
+    // A pass of more tokens that is faster: one of the two was disturbed, and both are measured again.
+    for _ in 0..ATTEMPTS {
+        let rises = |pair: &&[usize]| speed(&times, pair[1]) > speed(&times, pair[0]) * RISE;
+        let disturbed: BTreeSet<usize> = batch_tokens.windows(2).filter(rises).flatten().copied().collect();
+        if disturbed.is_empty() {
+            break;
+        }
+        for index in 0..times.probes.len() {
+            if matches!(times.probes[index], Probe::Verify { rows } if disturbed.contains(&rows)) {
+                times.time(index);
+            }
+        }
+    }
+    table(&times, options, batch_tokens, requests, draft.map(|_| (drafting, slots)))
+}
+
+/// What the medians say.
+fn table(
+    times: &Times<'_>,
+    options: &ProfileOptions,
+    batch_tokens: Vec<usize>,
+    requests: Vec<usize>,
+    drafting: Option<(Vec<usize>, Vec<usize>)>,
+) -> SpsTable {
+    let seconds = |probe: Probe| times.of(probe).unwrap_or_else(|| unreachable!("every probe was timed"));
+    let mut steps_per_second: Vec<f64> =
+        batch_tokens.iter().map(|&rows| 1.0 / seconds(Probe::Verify { rows })).collect();
     // What is left of noise: more tokens are never faster.
     for index in (1..steps_per_second.len()).rev() {
         steps_per_second[index - 1] = steps_per_second[index - 1].max(steps_per_second[index]);
     }
-    let requests = probes(options.max_requests.max(1));
     // A pass of one token for each of so many requests takes longer than one of as many tokens of fewer: each has a cache
     // of its own to be read.
     let mut cost = RequestCost { requests: vec![1], seconds: vec![0.0] };
     for &count in &requests[1..] {
-        let pass = |sequences| pass_seconds(target, draft, count, sequences, options.context, options.repeats);
-        let fewer = sequences(count, draft);
-        let more = pass(count) - pass(fewer);
-        observe("caches", count, more);
+        let more = seconds(Probe::Caches { requests: count }) - seconds(Probe::Verify { rows: count });
+        let fewer = sequences(count, times.draft);
         let least = cost.seconds.last().copied().unwrap_or(0.0);
-        let seconds = (cost.at(fewer) + more).max(least);
+        let all = (cost.at(fewer) + more).max(least);
         cost.requests.push(count);
-        cost.seconds.push(seconds);
+        cost.seconds.push(all);
     }
-    let sample_requests = batch_tokens.iter().map(|&rows| sequences(rows, draft)).collect();
+    let sample_requests = batch_tokens.iter().map(|&rows| sequences(rows, times.draft)).collect();
     let per_request = Some(PerRequest { sample_requests, cost });
-    let draft_cost = draft.map(|draft| {
-        let block = draft.config().block_size;
-        let slots: Vec<usize> = BTreeSet::from([1, block.div_ceil(2), block]).into_iter().collect();
-        let requests = octaves(options.max_requests.max(1));
-        let probe =
-            |slots: usize, sequences: usize| draft_seconds(draft, sequences, slots, options.context, options.repeats);
-        let mut seconds: Vec<Vec<f64>> = vec![Vec::new(); slots.len()];
-        for &sequences in &requests {
-            for (row, &slots) in seconds.iter_mut().zip(&slots) {
-                row.push(probe(slots, sequences));
-            }
-            observe("draft", sequences, seconds.last().and_then(|row| row.last()).copied().unwrap_or(0.0));
-        }
-        DraftCost { requests, slots, seconds }
+    let draft_cost = drafting.map(|(requests, slots)| {
+        let row =
+            |&slots: &usize| requests.iter().map(|&requests| seconds(Probe::Draft { slots, requests })).collect();
+        DraftCost { seconds: slots.iter().map(row).collect(), requests, slots }
     });
     SpsTable::new(
         StepCost::Probes { batch_tokens, steps_per_second, per_request },
@@ -197,27 +207,6 @@ pub fn measure(
         draft_cost,
         None,
     )
-}
-
-/// The median of `repeats` passes, of more where they are short, after two that bring weights and buffers into place.
-fn timed(repeats: usize, pass: &mut dyn FnMut()) -> f64 {
-    pass();
-    let started = Instant::now();
-    pass();
-    let enough = (SHORTEST / started.elapsed().as_secs_f64().max(1e-6)) as usize;
-    let times = (0..repeats.max(1).max(enough.min(4 * repeats)))
-        .map(|_| {
-            let started = Instant::now();
-            pass();
-            started.elapsed().as_secs_f64()
-        })
-        .collect();
-    median(times)
-}
-
-fn read_back(tensor: Tensor<2>) {
-    // Devices compute when somebody asks for the numbers.
-    let _ = tensor.into_data();
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 mod cache;
 mod measure;
+mod passes;
 
 pub use cache::{cache_folder, identity, keep, load_or_measure};
-pub use measure::{ProfileOptions, draft_seconds, measure, verify_seconds};
+pub use measure::{ProfileOptions, measure};
+pub use passes::{draft_seconds, verify_seconds};

@@ -2,11 +2,12 @@
 //!
 //! Legend: `b` sequences, `k` block size.
 
+use burn::tensor::Device;
 use rayon::prelude::*;
 
 use super::distribution::Distribution;
 use super::sampler::Sampler;
-use crate::model::{Draft, DraftContext};
+use crate::model::{Draft, DraftContext, Likeliest};
 
 /// A sequence that wants a block.
 #[derive(Debug)]
@@ -32,6 +33,19 @@ pub struct Stopping<'a> {
     pub temperatures: &'a [f64],
 }
 
+impl Stopping<'_> {
+    /// The calibrated confidence of a slot.
+    fn confidence_of(&self, slot: usize, logit: f32) -> f64 {
+        let temperature = self.temperatures.get(slot).copied().unwrap_or(1.0);
+        sigmoid(f64::from(logit) / temperature)
+    }
+
+    /// Whether a slot of this confidence, and of this survival up to it, is drafted.
+    fn goes_on(&self, confidence: f64, survival: f64) -> bool {
+        confidence >= self.confidence && survival >= self.survival
+    }
+}
+
 /// A drafted block of one sequence.
 #[derive(Clone, Debug, Default)]
 pub struct Drafted {
@@ -46,13 +60,54 @@ pub struct Drafted {
 }
 
 /// Drafts a block for each sequence, slot by slot, all sequences together (paper, eq. 4).
+///
+/// Where the draft is on a device with a memory of its own and all sequences are greedy, the device goes through the slots
+/// by itself and is waited for once.
 pub fn propose_batch(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stopping<'_>) -> Vec<Drafted> {
+    let slots = stopping.slots.min(draft.config().block_size);
+    if blocks.is_empty() || slots == 0 {
+        return vec![Drafted::default(); blocks.len()];
+    }
+    let alone = draft.device() != Device::flex() && blocks.iter().all(|block| block.sampler.is_greedy());
+    let likeliest = if alone { propose_likeliest(draft, blocks, stopping) } else { None };
+    likeliest.unwrap_or_else(|| propose_slots(draft, blocks, stopping))
+}
+
+/// See [`propose_batch`]: greedy blocks, all slots before anything of them is known here. `None` where a drafter has no such way.
+fn propose_likeliest(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stopping<'_>) -> Option<Vec<Drafted>> {
+    let (b, k) = (blocks.len(), draft.config().block_size);
+    let slots = stopping.slots.min(k);
+    let anchors: Vec<u32> = blocks.iter().map(|block| block.anchor).collect();
+    let contexts = blocks.iter_mut().map(|block| &mut *block.context).collect();
+    let Likeliest { tokens, confidences } = draft.begin(contexts, &anchors, slots).likeliest(&anchors)?;
+    let known = k.min(slots + 1);
+    let block = |row: usize| {
+        let mut drafted = Drafted::default();
+        let mut survival = 1.0;
+        for slot in 0..known {
+            let confidence = match &confidences {
+                Some(logits) => stopping.confidence_of(slot, logits[row * known + slot]),
+                None => 1.0,
+            };
+            drafted.confidences.push(confidence);
+            survival *= confidence;
+            if slot == slots || !stopping.goes_on(confidence, survival) {
+                break;
+            }
+            let token = tokens[row * slots + slot];
+            drafted.tokens.push(token);
+            drafted.distributions.push(Distribution::OneHot(token));
+        }
+        drafted
+    };
+    Some((0..b).map(block).collect())
+}
+
+/// See [`propose_batch`].
+fn propose_slots(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stopping<'_>) -> Vec<Drafted> {
     let (b, k) = (blocks.len(), draft.config().block_size);
     let slots = stopping.slots.min(k);
     let mut drafted = vec![Drafted::default(); b];
-    if b == 0 || slots == 0 {
-        return drafted;
-    }
     let anchors: Vec<u32> = blocks.iter().map(|block| block.anchor).collect();
     // The anchor stands at the context's length; slot 0 is the token after it.
     let firsts: Vec<u64> = blocks.iter().map(|block| block.context.len() as u64 + 1).collect();
@@ -64,9 +119,8 @@ pub fn propose_batch(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stoppin
     for slot in 0..k.min(slots + 1) {
         let previous: Vec<u32> =
             going.iter().map(|&row| drafted[row].tokens.last().copied().unwrap_or(anchors[row])).collect();
-        let temperature = stopping.temperatures.get(slot).copied().unwrap_or(1.0);
         let confidences: Vec<f64> = match drafting.confidences(&previous) {
-            Some(logits) => logits.iter().map(|&logit| sigmoid(f64::from(logit) / temperature)).collect(),
+            Some(logits) => logits.iter().map(|&logit| stopping.confidence_of(slot, logit)).collect(),
             None => vec![1.0; going.len()],
         };
         let keep: Vec<bool> = going
@@ -75,7 +129,7 @@ pub fn propose_batch(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stoppin
             .map(|(&row, &confidence)| {
                 drafted[row].confidences.push(confidence);
                 survivals[row] *= confidence;
-                confidence >= stopping.confidence && survivals[row] >= stopping.survival
+                stopping.goes_on(confidence, survivals[row])
             })
             .collect();
         if slot == slots {
@@ -111,7 +165,7 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::JsonFields;
-    use crate::model::{DraftConfig, DraftShape, LayerId, MarkovHeadType, Target, TargetConfig};
+    use crate::model::{DraftConfig, DraftShape, DraftVocabulary, LayerId, MarkovHeadType, Target, TargetConfig};
     use crate::speculate::{Filters, Randomness};
 
     const BLOCK: usize = 6;
@@ -144,6 +198,50 @@ mod tests {
         let head = parameters.markov_head.as_mut().unwrap();
         head.markov_w1.weight = head.markov_w1.weight.clone().map(|weight| weight * 100.0);
         draft.with_parameters(parameters)
+    }
+
+    /// The way for devices, computed on the CPU: the same blocks, wherever they stop.
+    #[test]
+    fn greedy_blocks_at_once_are_those_slot_by_slot() {
+        for kind in MarkovHeadType::ALL {
+            for own_vocabulary in [false, true] {
+                let mut draft = draft(kind);
+                if own_vocabulary {
+                    draft = draft
+                        .with_vocabulary(DraftVocabulary::most_frequent(&[0, 5, 2, 0, 7, 1, 3, 9, 4, 4, 0, 8], 8));
+                }
+                let propose = |slots: usize, confidence: f64, at_once: bool| -> Vec<Drafted> {
+                    let mut contexts: Vec<DraftContext> = (0..7_u32)
+                        .map(|index| {
+                            let mut context = draft.new_context(16);
+                            draft.device().seed(u64::from(index));
+                            let features = Tensor::random([5, 8], Numbers::Normal(0.0, 3.0), &draft.device());
+                            draft.extend_context(&mut context, features, &[1, 2, 3, 4, index]);
+                            context
+                        })
+                        .collect();
+                    let mut samplers = vec![Sampler::new(0.0, Filters::NONE, Randomness::Coupled(1)); 7];
+                    let parts = contexts.iter_mut().zip(&mut samplers).zip(0_u32..);
+                    let mut blocks: Vec<Block<'_>> =
+                        parts.map(|((context, sampler), anchor)| Block { context, anchor, sampler }).collect();
+                    let stopping = Stopping { slots, confidence, survival: 0.0, temperatures: &[0.7, 1.3] };
+                    match at_once {
+                        true => propose_likeliest(&draft, &mut blocks, &stopping).unwrap(),
+                        false => propose_slots(&draft, &mut blocks, &stopping),
+                    }
+                };
+                for slots in [1, BLOCK - 1, BLOCK] {
+                    for confidence in [0.0, 0.45] {
+                        let (found, expected) = (propose(slots, confidence, true), propose(slots, confidence, false));
+                        for (found, expected) in found.iter().zip(&expected) {
+                            assert_eq!(found.tokens, expected.tokens, "{}, {slots} slots", kind.name());
+                            assert_eq!(found.distributions, expected.distributions, "{}, {slots} slots", kind.name());
+                            assert_eq!(found.confidences, expected.confidences, "{}, {slots} slots", kind.name());
+                        }
+                    }
+                }
+            }
+        }
     }
 
     /// Sequences stop at different slots; what a head remembers must stay with its sequence.

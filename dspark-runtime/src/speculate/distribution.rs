@@ -22,7 +22,7 @@ impl Distribution {
     /// `softmax(logits / temperature)`; at temperature 0 (and below `COLDEST`, where f32 has no quotients left) the
     /// first of the largest logits.
     pub fn from_logits(logits: &[f32], temperature: f64) -> Self {
-        if temperature < COLDEST {
+        if is_greedy(temperature) {
             return Self::OneHot(argmax(logits));
         }
         let mut probabilities = logits.to_vec();
@@ -100,6 +100,11 @@ impl Distribution {
             }
         }
     }
+}
+
+/// Whether a temperature leaves nothing but the likeliest token.
+pub(super) fn is_greedy(temperature: f64) -> bool {
+    temperature < COLDEST
 }
 
 /// The first of the largest values.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::coupling::{PositionNoise, judge_coupled};
-use super::distribution::Distribution;
+use super::distribution::{Distribution, is_greedy};
 use super::filters::Filters;
 use super::round::{Verdict, judge};
 use super::uniforms::{SeededUniforms, Uniforms};
@@ -36,6 +36,11 @@ impl Sampler {
     /// What is sampled from, for the draft's logits and the target's alike.
     pub fn distribution(&self, logits: &[f32]) -> Distribution {
         Distribution::from_logits(logits, self.temperature).filtered(&self.filters)
+    }
+
+    /// Whether it takes the likeliest token, whatever the numbers are.
+    pub fn is_greedy(&self) -> bool {
+        is_greedy(self.temperature)
     }
 
     /// A token for a position of the sequence (0 is the prompt's first).

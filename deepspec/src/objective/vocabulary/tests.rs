@@ -1,4 +1,5 @@
 use burn::tensor::Distribution;
+use burn::tensor::activation::{log_softmax, softmax};
 
 use super::*;
 
@@ -104,12 +105,62 @@ fn chunks_and_device_forms_agree_with_plain_autodiff() {
         let teacher = plain.teacher_td.clone().matmul(plain.teacher_head_vd.clone().transpose());
         let on_host =
             plain.on_host(base.clone(), Some(bias.clone()), teacher.clone(), &rows.teacher_rows, Some(&weights));
-        let on_device = plain.on_device(base, Some(bias), teacher, rows.teacher_rows.clone(), Some(&weights));
+        let on_device = plain.composed(base + bias, teacher, rows.teacher_rows.clone(), Some(&weights));
         let terms: [fn(&RowTerms) -> f32; 3] = [|row| row.cross_entropy, |row| row.soft_cross_entropy, |row| row.l1];
         for term in terms {
             let of = |rows: &[RowTerms]| rows.iter().map(term).collect::<Vec<f32>>();
             close(&of(&on_host.0), of(&on_device.0), 1e-5);
         }
         close(&values(on_host.1.unwrap()), values(on_device.1.unwrap()), 1e-5);
+    }
+}
+
+/// The kernel of CubeCL, on its CPU runtime, against this machine's loops.
+#[cfg(feature = "cubecl-cpu")]
+#[test]
+fn the_kernel_computes_what_the_loops_do() {
+    let (host, cube) = (Device::flex(), Device::cpu());
+    let (n, t, d, r) = (13, 9, 24, 5);
+    for (v, every, softcap) in [(101, 1, None), (101, 3, None), (1, 1, None), (515, 2, Some(1.5))] {
+        host.seed(12);
+        let normal = |shape: [usize; 2], std: f64| Tensor::<2>::random(shape, Distribution::Normal(0.0, std), &host);
+        let ids: Arc<[u32]> = (0..v as u32).step_by(every).collect();
+        let u = ids.len();
+        let constants = [normal([u, d], 0.3), normal([t, d], 1.0), normal([v, d], 0.3)];
+        let inputs = [normal([n, d], 1.0), normal([n, r], 1.0), normal([u, r], 0.5)];
+        let weights = VocabularyWeights {
+            cross_entropy: (0..n).map(|row| 0.01 * row as f32).collect(),
+            soft_cross_entropy: (0..n).map(|row| 0.05 + 0.003 * row as f32).collect(),
+            l1: (0..n).map(|row| 0.2 - 0.01 * row as f32).collect(),
+        };
+        let found = [&host, &cube].map(|device| {
+            let on = |x: &Tensor<2>| Tensor::<2>::from_data(x.clone().into_data(), device);
+            let [head_vd, teacher_td, teacher_head_vd] = constants.each_ref().map(on);
+            let [hidden_nd, factors_nr, w2_ur] = inputs.each_ref().map(|x| Tensor::from_inner(on(x)).require_grad());
+            let rows = VocabularyRows {
+                hidden_nd: hidden_nd.clone(),
+                markov: Some((factors_nr.clone(), w2_ur.clone())),
+                head_vd,
+                softcap,
+                vocabulary: (every > 1).then(|| Arc::clone(&ids)),
+                teacher_td,
+                teacher_head_vd,
+                teacher_rows: (0..n).map(|row| row * 5 % t).collect(),
+                labels: (0..n).map(|row| (row % 4 != 1).then_some((row * 7 % u) as u32)).collect(),
+            };
+            let without = vocabulary_loss(&rows, None);
+            assert!(without.surrogate.is_none());
+            let loss = vocabulary_loss(&rows, Some(&weights));
+            assert_eq!(without.l1, loss.l1);
+            let gradients = loss.surrogate.unwrap().backward();
+            let gradients = [hidden_nd, factors_nr, w2_ur].map(|x| values(x.grad(&gradients).unwrap()));
+            ([loss.cross_entropy, loss.soft_cross_entropy, loss.l1], gradients)
+        });
+        let [host, cube] = found.map(|(losses, gradients)| losses.into_iter().chain(gradients));
+        for (term, (host, cube)) in host.zip(cube).enumerate() {
+            let scale = host.iter().fold(1e-6_f32, |a, b| a.max(b.abs()));
+            let worst = host.iter().zip(&cube).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= 1e-5 * scale, "{v} tokens, term {term}: {worst} of {scale}");
+        }
     }
 }
