@@ -6,7 +6,6 @@
 //! Legend: `c` key and value heads, `p` blocks, `r` rows of a block and head, `t` context tokens, `b` slots of a block.
 
 use burn::tensor::DType;
-use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;

@@ -99,21 +99,64 @@ fn values_and_gradients_are_those_of_plain_autodiff() {
                 close(&format!("case {number}, {way}, input {input}"), found, expected);
             }
         }
-        // The kernels of CubeCL, on its CPU runtime.
-        #[cfg(feature = "cubecl-cpu")]
-        {
-            let device = Device::cpu();
-            let inputs = inputs.map(|x| Tensor::from_data(x.into_data(), &device));
-            assert!(crate::cube::runs_on(&inputs[0]));
-            let attention = BlockAttention { inputs, seen };
-            let (attended, log_sums) = attention.attend();
-            close(&format!("case {number}, kernels"), &attended, &expected.clone().inner());
-            let factors = Tensor::from_data(factors.into_data(), &device);
-            let found = attention.gradients(attended, log_sums, factors);
-            for (input, (found, expected)) in found.iter().zip(&expected_gradients).enumerate() {
-                close(&format!("case {number}, kernels, input {input}"), found, expected);
-            }
-        }
+    }
+}
+
+/// What is between the products, in kernels on CubeCL's CPU runtime, against tensor operations.
+#[cfg(feature = "cubecl-cpu")]
+#[test]
+fn kernels_compute_what_tensor_operations_do() {
+    use burn::tensor::Int;
+
+    let (host, cube) = (Device::flex(), Device::cpu());
+    // Blocks that see none, one, some and all tokens; rows and slots that divide nothing evenly.
+    let seen = [0..0, 3..4, 0..5, 2..11, 0..13_usize];
+    let (c, p, r, t, b, scale) = (2, seen.len(), 3, 13, 7, 0.4_f64);
+    host.seed(9);
+    let random = |width: usize| Tensor::<4>::random([c, p, r, width], Distribution::Normal(0.0, 3.0), &host);
+    let (scores, products, means) = ([random(t), random(b)], [random(t), random(b)], random(1));
+    let unseen = unseen_context(&seen, &(0..t), &host).reshape([1, p, 1, t]).expand([c, p, r, t]);
+    let all = |[context, own]: [Tensor<4>; 2]| Tensor::cat(vec![context, own], 3);
+    let masked = all([scores[0].clone().mask_fill(unseen, MASKED), scores[1].clone()]).mul_scalar(scale);
+    let expected_weights = softmax(masked.clone(), 3);
+    let expected_sums = (masked.clone() - expected_weights.clone().log()).narrow(3, t, 1);
+    let expected_slopes = expected_weights.clone() * (all(products.clone()) - means.clone()) * scale;
+
+    let on = |x: Tensor<4>| Tensor::<4>::from_data(x.into_data(), &cube);
+    let back = |x: Tensor<4>| Tensor::<4>::from_data(x.into_data(), &host);
+    let places: Vec<i32> = seen.iter().flat_map(|seen| [seen.start as i32, seen.end as i32]).collect();
+    let seen = Tensor::<2, Int>::from_data(TensorData::new(places, [p, 2]), &cube);
+    let (weights, sums) = crate::cube::block_softmax(scores.clone().map(on), seen.clone(), scale as f32);
+    close("weights", &back(all(weights)), &expected_weights);
+    close("logarithms", &back(sums.clone()), &expected_sums);
+    let (weights, slopes) =
+        crate::cube::block_slopes(scores.map(on), products.map(on), seen, sums, on(means), scale as f32);
+    close("weights anew", &back(all(weights)), &expected_weights);
+    close("slopes", &back(all(slopes)), &expected_slopes);
+}
+
+/// The whole operation with them. (Every new shape of a product is tried in many ways there, so one case has to do.)
+#[cfg(feature = "cubecl-cpu")]
+#[test]
+fn values_and_gradients_are_the_same_in_kernels() {
+    let cube = Device::cpu();
+    let case = Case { sizes: [4, 2, 8, 3, 3], tokens: 20, seen: vec![0..0, 0..1, 0..9, 10..13, 10..20] };
+    let inputs = case.inputs(&Device::flex());
+    let [h, _, w, k, _] = case.sizes;
+    let shape = [case.seen.len() * k, h * w];
+    let factors = Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex());
+    let compute = |inputs: [Tensor<3>; 5], factors: Tensor<2>| {
+        let attention = BlockAttention { inputs, seen: case.seen.as_slice().into() };
+        let (attended, log_sums) = attention.attend();
+        (attended.clone(), attention.gradients(attended, log_sums, factors))
+    };
+    let (expected, expected_gradients) = compute(inputs.clone(), factors.clone());
+    let inputs = inputs.map(|x| Tensor::from_data(x.into_data(), &cube));
+    assert!(crate::cube::runs_on(&inputs[0]));
+    let (found, gradients) = compute(inputs, Tensor::from_data(factors.into_data(), &cube));
+    close("values", &found, &expected);
+    for (input, (found, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
+        close(&format!("input {input}"), found, expected);
     }
 }
 
@@ -158,13 +201,8 @@ fn the_number_of_threads_changes_nothing() {
 fn in_bf16_it_is_off_by_rounding_alone() {
     let off = |found: Tensor<3>, expected: &Tensor<3>| -> f32 {
         let norm = |x: Tensor<3>| x.square().sum().sqrt().into_scalar::<f32>();
-        norm(found - expected.clone()) / norm(expected.clone()).max(1e-6)
+        norm(found - expected.clone()) / norm(expected.clone()).max(0.1)
     };
-    let devices = [
-        Device::flex(),
-        #[cfg(feature = "cubecl-cpu")]
-        Device::cpu(),
-    ];
     for (number, case) in cases().iter().enumerate() {
         let [h, _, w, _, _] = case.sizes;
         let inputs = case.inputs(&Device::flex());
@@ -174,24 +212,17 @@ fn in_bf16_it_is_off_by_rounding_alone() {
             &Device::flex(),
         );
         let seen: Arc<[Range<usize>]> = case.seen.as_slice().into();
-        let compute = |dtype: DType, device: &Device| -> Vec<Tensor<3>> {
-            let on = |x: &Tensor<3>| Tensor::<3>::from_data(x.clone().into_data(), device).cast(dtype);
-            let attention = BlockAttention { inputs: inputs.each_ref().map(on), seen: Arc::clone(&seen) };
+        let compute = |dtype: DType| -> Vec<Tensor<3>> {
+            let attention = BlockAttention { inputs: inputs.clone().map(|x| x.cast(dtype)), seen: Arc::clone(&seen) };
             let (attended, log_sums) = attention.attend();
-            let factors = Tensor::<2>::from_data(factors.clone().into_data(), device).cast(dtype);
-            let gradients = attention.gradients(attended.clone(), log_sums, factors);
+            let gradients = attention.gradients(attended.clone(), log_sums, factors.clone().cast(dtype));
             let [n, width] = attended.dims();
             let all = std::iter::once(attended.reshape([n, 1, width])).chain(gradients);
-            let back = |x: Tensor<3>| Tensor::from_data(x.cast(DType::F32).into_data(), &Device::flex());
-            all.map(back).collect()
+            all.map(|x| x.cast(DType::F32)).collect()
         };
-        let expected = compute(DType::F32, &Device::flex());
-        for device in &devices {
-            let found = compute(DType::BF16, device);
-            let off: Vec<f32> =
-                found.into_iter().zip(&expected).map(|(found, expected)| off(found, expected)).collect();
-            println!("case {number}, {device:?}: {off:?}");
-            assert!(off.iter().all(|&off| off < 1e-2), "case {number}, {device:?}: {off:?}");
-        }
+        let off: Vec<f32> =
+            compute(DType::BF16).into_iter().zip(compute(DType::F32)).map(|(found, f32)| off(found, &f32)).collect();
+        println!("case {number}: {off:?}");
+        assert!(off.iter().all(|&off| off < 1e-2), "case {number}: {off:?}");
     }
 }
