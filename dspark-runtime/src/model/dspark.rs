@@ -112,7 +112,7 @@ impl Drafter for DSpark {
         let [_, u] = base_nu.dims();
         Box::new(Blocks {
             draft,
-            base: Base::Computed(base_nu),
+            base: Base::Computed(Box::new(base_nu)),
             u,
             hidden_bkd,
             slots,
@@ -142,7 +142,7 @@ struct Blocks<'a> {
 /// Logits of the output head, `[b * slots, u]`.
 enum Base {
     /// Wherever the draft computes.
-    Computed(Tensor<2>),
+    Computed(Box<Tensor<2>>),
     /// In this machine's memory.
     Host(Vec<f32>),
 }
@@ -150,7 +150,7 @@ enum Base {
 impl Base {
     fn on_host(&mut self) -> &mut [f32] {
         if let Self::Computed(base_nu) = self {
-            *self = Self::Host(host(base_nu.clone()));
+            *self = Self::Host(host((**base_nu).clone()));
         }
         match self {
             Self::Host(base) => base,
@@ -200,7 +200,7 @@ impl Drafting for Blocks<'_> {
     fn likeliest(&mut self, anchors: &[u32]) -> Option<Likeliest> {
         let Base::Computed(base_nu) = &self.base else { return None };
         let ([b, k, d], slots, u) = (self.hidden_bkd.dims(), self.slots, self.u);
-        let base_bsu = base_nu.clone().reshape([b, slots, u]);
+        let base_bsu = (**base_nu).clone().reshape([b, slots, u]);
         let device = self.draft.device();
         let vocabulary_u =
             self.draft.vocabulary().map(|own| ints(own.ids().iter().map(|&id| id as i32).collect(), &device));
