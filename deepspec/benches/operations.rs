@@ -83,6 +83,7 @@ impl VocabularyCase {
             teacher_head_vd: shape::normal(v, d, &device) * 0.1,
             teacher_rows: (0..n).collect(),
             labels: (0..n).map(|row| Some((row * 7 % v) as u32)).collect(),
+            products: DType::F32,
         };
         let weights = VocabularyWeights {
             cross_entropy: vec![0.1 / n as f32; n],

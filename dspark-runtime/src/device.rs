@@ -1,7 +1,8 @@
 //! Choosing the device that computes: `cpu`, `cuda` or `cuda:1`, and for tests of what GPUs compute, `cubecl-cpu`.
 
-use std::fmt;
+use std::process::Command;
 use std::str::FromStr;
+use std::{env, fmt, fs};
 
 use burn::tensor::Device;
 
@@ -81,6 +82,35 @@ impl DeviceChoice {
             Self::CubeCpu => open_cube_cpu(),
         }
     }
+
+    /// Bytes of its memory that are free: on a processor, what the system would give to a new process; on a GPU, what
+    /// `nvidia-smi` says. `None` where nothing says so.
+    pub fn free_memory(self) -> Option<usize> {
+        match self {
+            Self::Cpu | Self::CubeCpu => available(&fs::read_to_string("/proc/meminfo").ok()?),
+            Self::Cuda(index) => {
+                let id = gpu_id(index, env::var("CUDA_VISIBLE_DEVICES").ok().as_deref())?;
+                let mut command = Command::new("nvidia-smi");
+                command.args(["--query-gpu=memory.free", "--format=csv,noheader,nounits"]).arg(format!("--id={id}"));
+                let answer = command.output().ok().filter(|answer| answer.status.success())?;
+                let mebibytes: usize = str::from_utf8(&answer.stdout).ok()?.trim().parse().ok()?;
+                Some(mebibytes << 20)
+            }
+        }
+    }
+}
+
+fn available(meminfo: &str) -> Option<usize> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.split_whitespace().next()?.parse::<usize>().ok()? * 1024)
+}
+
+/// The driver's name of a GPU that programs count among those they are shown.
+fn gpu_id(index: usize, visible: Option<&str>) -> Option<String> {
+    match visible.map(str::trim) {
+        None | Some("") => Some(index.to_string()),
+        Some(visible) => visible.split(',').nth(index).map(|id| id.trim().to_owned()),
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -122,5 +152,13 @@ mod tests {
         for name in ["gpu", "cuda:", "cuda:x", "cpu:0", ""] {
             assert_eq!(name.parse::<DeviceChoice>(), Err(DeviceError::Unknown(name.to_owned())));
         }
+    }
+    #[test]
+    fn free_memory_is_that_of_the_device() {
+        assert_eq!(available("MemTotal:  9 kB\nMemFree:  5 kB\nMemAvailable:       7 kB\n"), Some(7 * 1024));
+        assert_eq!(available("MemTotal: 9 kB\n"), None);
+        assert_eq!(gpu_id(1, None), Some("1".to_owned()));
+        assert_eq!(gpu_id(1, Some("3, GPU-a")), Some("GPU-a".to_owned()));
+        assert_eq!(gpu_id(1, Some("3")), None);
     }
 }

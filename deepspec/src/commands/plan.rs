@@ -4,22 +4,22 @@ use anyhow::Result;
 use burn::tensor::Device;
 use dspark_runtime::checkpoint::parameter_shapes;
 use dspark_runtime::commands::print;
+use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{DraftParameters, target_shapes};
 
 use super::described::{Described, Samples};
-use crate::plan::{
-    MicroBatchShape, Models, Parameters, Plan, available, operations, product_speed, resident, seconds,
-};
+use crate::plan::{MicroBatchShape, Models, Parameters, Plan, operations, product_speed, resident, seconds};
 use crate::trainer::{TrainSettings, anchor_randoms, step_samples};
 
 /// Steps that are looked at one by one; longer trainings are taken to go on like them.
 const STEPS: u64 = 400;
 
-/// The plan of a training; `device` is where it would run.
+/// The plan of a training on a device.
 ///
 /// # Errors
-/// When the recipe does not fit the target.
-pub fn plan(described: &Described, samples: &Samples, device: &Device) -> Result<Plan> {
+/// When the recipe does not fit the target, or there is no such device.
+pub fn plan(described: &Described, samples: &Samples, choice: DeviceChoice) -> Result<Plan> {
+    let device = &choice.open()?;
     let mut config = described.draft_config()?;
     config.draft_vocab_size = described.recipe.model.draft_vocab_size.unwrap_or(config.vocab_size);
     let size = |shape: &[usize]| shape.iter().product::<usize>();
@@ -32,10 +32,14 @@ pub fn plan(described: &Described, samples: &Samples, device: &Device) -> Result
         draft: trained.iter().sum(),
         largest: trained.iter().copied().max().unwrap_or(0),
     };
-    let models = Models { target: &described.target_config, draft: &config, parameters, device };
     let settings = described.train_settings(samples.training.len());
+    let products = settings.compute;
+    let models = Models { target: &described.target_config, draft: &config, parameters, device, products };
     let steps = settings.learning_rate.total_steps;
-    let process = resident().map_or(0, |(now, _)| now);
+    let process = match choice {
+        DeviceChoice::Cuda(_) => 0,
+        DeviceChoice::Cpu | DeviceChoice::CubeCpu => resident().map_or(0, |(now, _)| now),
+    };
 
     let (mut tokens, mut work, mut looked_at) = (0_u64, 0.0, 0_u64);
     let mut largest = None;
@@ -52,7 +56,7 @@ pub fn plan(described: &Described, samples: &Samples, device: &Device) -> Result
         }
     }
     let share = steps as f64 / looked_at.max(1) as f64;
-    let operations_per_second = product_speed(device);
+    let operations_per_second = product_speed(device, products);
     let (largest, memory) = largest.unwrap_or_default();
     Ok(Plan {
         parameters,
@@ -61,7 +65,7 @@ pub fn plan(described: &Described, samples: &Samples, device: &Device) -> Result
         tokens: (tokens as f64 * share) as u64,
         largest,
         memory,
-        available: available().map(|more| more + process),
+        available: choice.free_memory().map(|more| more + process),
         operations: work * share,
         operations_per_second,
         seconds: seconds(work * share, operations_per_second),

@@ -37,9 +37,8 @@ pub struct Arguments {
 /// Trains and says where the checkpoint is.
 pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.plan {
-        let device = arguments.recipe.device.open()?;
         let described = Described::load(&arguments.recipe)?;
-        let plan = plan(&described, &described.samples()?, &device)?;
+        let plan = plan(&described, &described.samples()?, arguments.recipe.device)?;
         return if arguments.json { Ok(print(serde_json::to_string_pretty(&plan)?)?) } else { print_plan(&plan) };
     }
     let mut prepared = Prepared::load(&arguments.recipe)?;

@@ -118,7 +118,7 @@ pub fn draft_loss(
     let device = hidden_bd.device();
     let indices: Tensor<1, Int> =
         Tensor::from_data(TensorData::new(slots.block_rows.clone(), [slots.block_rows.len()]), &device);
-    // Whatever the draft computes in, losses are taken in f32.
+    // Whatever products are taken in, losses are f32.
     let hidden_nd = hidden_bd.select(0, indices).cast(DType::F32);
     let factors_nr = draft.markov_factors(&slots.previous);
     let lengths: Vec<usize> = batch.blocks.iter().flat_map(|blocks| blocks.slots.iter().map(Vec::len)).collect();
@@ -141,6 +141,7 @@ pub fn draft_loss(
         teacher_head_vd: batch.teacher_head_vd.clone(),
         teacher_rows: slots.teacher_rows.clone(),
         labels: slots.labels.iter().map(|label| draft_label(draft, (*label)?)).collect(),
+        products: slots.features_sf.dtype(),
     };
     let row_weights = VocabularyWeights {
         cross_entropy: scaled(weights.cross_entropy),

@@ -56,6 +56,8 @@ pub struct VocabularyRows {
     /// The true token of each row, as the draft counts them; `None`: one that it cannot propose. Its cross-entropy counts as
     /// 0, since nothing can be learned of it.
     pub labels: Vec<Option<u32>>,
+    /// What matrix products are taken in. Logits, softmax, losses, and the sums of gradients over chunks are f32.
+    pub products: DType,
 }
 
 /// How much each row's terms count in the loss, denominators included.
@@ -117,10 +119,10 @@ fn in_chunks(rows: &VocabularyRows, weights: Option<&VocabularyWeights>, chunk: 
             Some(slope_mv) => gradient_mv.clone() * slope_mv,
             None => gradient_mv.clone(),
         };
-        hidden_gradients.push(base_gradient_mv.matmul(part.head_vd.clone()));
+        hidden_gradients.push(part.product(base_gradient_mv, part.head_vd.clone()));
         if let Some((factors_mr, w2_vr)) = &part.markov {
-            factor_gradients.push(gradient_mv.clone().matmul(w2_vr.clone()));
-            let own = gradient_mv.transpose().matmul(factors_mr.clone());
+            factor_gradients.push(part.product(gradient_mv.clone(), w2_vr.clone()));
+            let own = part.product(gradient_mv.transpose(), factors_mr.clone());
             w2_gradient = Some(match w2_gradient {
                 Some(sum) => sum + own,
                 None => own,
@@ -173,16 +175,25 @@ impl VocabularyWeights {
 }
 
 impl VocabularyRows {
-    /// The same without autodiff.
+    /// The same without autodiff, with what is multiplied as products take it.
     fn plain(&self) -> Self {
-        let untracked = |x: &Tensor<2>| {
-            if x.is_autodiff() { x.clone().inner() } else { x.clone() }
+        let factor = |x: &Tensor<2>| {
+            let x = if x.is_autodiff() { x.clone().inner() } else { x.clone() };
+            x.cast(self.products)
         };
         Self {
-            hidden_nd: untracked(&self.hidden_nd),
-            markov: self.markov.as_ref().map(|(factors, w2)| (untracked(factors), untracked(w2))),
+            hidden_nd: factor(&self.hidden_nd),
+            markov: self.markov.as_ref().map(|(factors, w2)| (factor(factors), factor(w2))),
+            head_vd: factor(&self.head_vd),
+            teacher_td: factor(&self.teacher_td),
+            teacher_head_vd: factor(&self.teacher_head_vd),
             ..self.clone()
         }
+    }
+
+    /// `a b`, in f32 again.
+    fn product(&self, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+        a.cast(self.products).matmul(b.cast(self.products)).cast(DType::F32)
     }
 
     fn narrow(&self, first: usize, count: usize) -> Self {
@@ -201,11 +212,11 @@ impl VocabularyRows {
         &self,
         weights: Option<&VocabularyWeights>,
     ) -> (Vec<RowTerms>, Option<Tensor<2>>, Option<Tensor<2>>) {
-        let base_mv = self.capped(self.hidden_nd.clone().matmul(self.head_vd.clone().transpose()));
+        let base_mv = self.capped(self.product(self.hidden_nd.clone(), self.head_vd.clone().transpose()));
         // d(c tanh(x / c)) / dx = 1 - tanh(x / c)^2
         let slope_mv =
             self.softcap.filter(|_| weights.is_some()).map(|cap| (base_mv.clone() / cap).square().neg() + 1.0);
-        let bias_mv = self.markov.as_ref().map(|(factors, w2)| factors.clone().matmul(w2.clone().transpose()));
+        let bias_mv = self.markov.as_ref().map(|(factors, w2)| self.product(factors.clone(), w2.clone().transpose()));
         // Slots of neighbouring blocks share teacher rows: each is computed once.
         let mut distinct = self.teacher_rows.clone();
         distinct.sort_unstable();
@@ -219,7 +230,7 @@ impl VocabularyRows {
             .collect();
         let device = base_mv.device();
         let teacher_td = self.teacher_td.clone().select(0, ints(distinct, &device));
-        let teacher_tv = self.capped(teacher_td.matmul(self.teacher_head_vd.clone().transpose()));
+        let teacher_tv = self.capped(self.product(teacher_td, self.teacher_head_vd.clone().transpose()));
         let (losses, gradient_mv) = if base_mv.clone().try_into_primitive::<Flex>().is_ok() {
             self.on_host(base_mv, bias_mv, teacher_tv, &local, weights)
         } else {
@@ -227,7 +238,7 @@ impl VocabularyRows {
                 Some(bias_mv) => base_mv + bias_mv,
                 None => base_mv,
             };
-            self.on_device(logits_mv.cast(DType::F32), teacher_tv.cast(DType::F32), local, weights)
+            self.on_device(logits_mv, teacher_tv, local, weights)
         };
         (losses, gradient_mv, slope_mv)
     }
@@ -371,7 +382,6 @@ fn exponentials(logits: &mut [f32], teacher: &[f32], maximum: f32) -> (f32, f32)
 }
 
 fn values(tensor: Tensor<2>) -> Vec<f32> {
-    let tensor = if tensor.dtype() == DType::F32 { tensor } else { tensor.cast(DType::F32) };
     tensor.try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"))
 }
 

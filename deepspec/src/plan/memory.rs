@@ -3,7 +3,7 @@
 //! Legend: `s` tokens of a micro-batch, `n` block slots, `r` supervised slots, `d` hidden size, `q` and `k` widths of queries and of
 //! keys, `f` width inside the MLP, `m` captured layers, `u` tokens that the draft can propose, `v` vocabulary.
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use dspark_runtime::model::{DraftConfig, LayerConfig, TargetConfig};
 use serde::Serialize;
 
@@ -35,7 +35,7 @@ pub struct MicroBatchShape {
 /// Bytes, by what they are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Memory {
-    /// What the process had when the plan was made: program, tokeniser, data.
+    /// What the process had when the plan was made: program, tokeniser, data. Nothing of it is in a device's own memory.
     pub process: usize,
     /// The target's weights.
     pub target: usize,
@@ -77,6 +77,8 @@ pub struct Models<'a> {
     pub parameters: Parameters,
     /// Where it would run.
     pub device: &'a Device,
+    /// What matrix products would be taken in. What a pass keeps is counted as f32 all the same, which is at most twice as much.
+    pub products: DType,
 }
 
 impl Models<'_> {
@@ -141,7 +143,10 @@ impl Models<'_> {
         let (u, v, rank) = (self.draft.draft_vocab_size, self.draft.vocab_size, self.draft.markov_rank);
         let rows = shape.supervised.min(vocabulary_chunk(u, self.device));
         let drafts = if rank > 0 { 2 * u } else { u };
-        F32 * (rows * (drafts + v) + 2 * u * rank + shape.supervised * (self.draft.layer.hidden_size + rank))
+        let d = self.draft.layer.hidden_size;
+        // What is multiplied, as products take it.
+        let copies = if self.products == DType::F32 { 0 } else { self.products.size() * ((u + v) * d + u * rank) };
+        F32 * (rows * (drafts + v) + 2 * u * rank + shape.supervised * (d + rank)) + copies
     }
 }
 

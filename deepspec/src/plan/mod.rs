@@ -9,7 +9,7 @@ mod work;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{DType, Device, Distribution, Tensor};
 use serde::Serialize;
 
 pub use memory::{Memory, MicroBatchShape, Models, Parameters};
@@ -60,15 +60,16 @@ pub fn seconds(operations: f64, operations_per_second: f64) -> f64 {
     operations / (REACHED * operations_per_second)
 }
 
-/// Operations per second of a matrix product.
-pub fn product_speed(device: &Device) -> f64 {
-    const SIZE: usize = 768;
-    let random = || Tensor::<2>::random([SIZE, SIZE], Distribution::Normal(0.0, 1.0), device);
+/// Operations per second of a matrix product of such numbers.
+pub fn product_speed(device: &Device, products: DType) -> f64 {
+    // As large as it takes to keep all units of the device busy.
+    let size = if *device == Device::flex() { 768 } else { 4096 };
+    let random = || Tensor::<2>::random([size, size], Distribution::Normal(0.0, 1.0), device).cast(products);
     let (a, b) = (random(), random());
     let run = || {
         let product = a.clone().matmul(b.clone());
         // Reading one number waits for the device.
-        let _: f32 = product.narrow(0, 0, 1).narrow(1, 0, 1).into_scalar();
+        let _: f32 = product.narrow(0, 0, 1).narrow(1, 0, 1).cast(DType::F32).into_scalar();
     };
     run();
     let started = Instant::now();
@@ -77,7 +78,7 @@ pub fn product_speed(device: &Device) -> f64 {
         run();
         runs += 1;
     }
-    f64::from(runs) * 2.0 * (SIZE as f64).powi(3) / started.elapsed().as_secs_f64()
+    f64::from(runs) * 2.0 * (size as f64).powi(3) / started.elapsed().as_secs_f64()
 }
 
 /// Bytes of this process that are in memory, now and at most so far; `None` where the system does not say.
@@ -88,11 +89,4 @@ pub fn resident() -> Option<(usize, usize)> {
         Some(line.trim_start_matches(':').split_whitespace().next()?.parse::<usize>().ok()? * 1024)
     };
     Some((field("VmRSS")?, field("VmHWM")?))
-}
-
-/// Bytes of memory that this machine could give to a new process; `None` where the system does not say.
-pub fn available() -> Option<usize> {
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(line.split_whitespace().next()?.parse::<usize>().ok()? * 1024)
 }

@@ -5,6 +5,18 @@ use toml::{Table, Value};
 use super::error::RecipeError;
 use super::source::Document;
 
+/// Keys of which a recipe has one or the other: an override takes the place of either, unless both are given so.
+const EITHER: [[&str; 2]; 3] = [
+    ["train.steps", "train.epochs"],
+    ["train.micro_batch_size", "train.micro_batch_tokens"],
+    ["data.validation", "data.validation_fraction"],
+];
+
+fn other_of_two(key: &str) -> Option<&'static str> {
+    let pairs = EITHER.into_iter().flat_map(|[a, b]| [(a, b), (b, a)]);
+    pairs.into_iter().find_map(|(own, other)| (own == key).then_some(other))
+}
+
 /// Lays one `key.path=value` argument over `document`. The value is read as TOML; what is not TOML is a
 /// string, so that quotes can be left out on the command line.
 pub(super) fn apply(document: &mut Document, argument: &str) -> Result<(), RecipeError> {
@@ -17,6 +29,8 @@ pub(super) fn apply(document: &mut Document, argument: &str) -> Result<(), Recip
     let Some((last, sections)) = names.split_last().filter(|_| names.iter().all(|name| is_bare_key(name))) else {
         return Err(fail(format!("{key:?} is not a key; expected the form section.key=value")));
     };
+    let replaced = other_of_two(key).filter(|other| !document.is_overridden(other));
+    let replaced = replaced.and_then(|other| Some(other.split_once('.')?.1));
     let mut table = &mut document.table;
     for (depth, section) in sections.iter().enumerate() {
         let entry = table.entry((*section).to_owned()).or_insert_with(|| Value::Table(Table::new()));
@@ -29,6 +43,9 @@ pub(super) fn apply(document: &mut Document, argument: &str) -> Result<(), Recip
         };
     }
     table.insert((*last).to_owned(), parse_value(value.trim()));
+    if let Some(replaced) = replaced {
+        table.remove(replaced);
+    }
     document.mark_overridden(key.to_owned(), argument);
     Ok(())
 }

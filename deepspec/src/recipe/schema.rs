@@ -177,7 +177,7 @@ pub enum OptimizerKind {
     Muon,
 }
 
-/// What the draft's layers compute in.
+/// What the draft's layers, and products with the vocabulary, compute in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compute {

@@ -203,6 +203,16 @@ fn malformed_overrides_are_refused() {
 }
 
 #[test]
+fn of_two_ways_to_say_it_an_override_replaces_the_other() {
+    let settings = ["train.micro_batch_tokens=9", "train.epochs=2"];
+    let train = parse(SMALLEST, &settings).unwrap().train;
+    assert_eq!((train.micro_batch_size, train.micro_batch_tokens), (None, Some(9)));
+    assert_eq!((train.steps, train.epochs), (None, Some(2)));
+    let back = parse(SMALLEST, &["train.epochs=2", "train.micro_batch_size=4"]).unwrap().train;
+    assert_eq!((back.micro_batch_size, back.micro_batch_tokens), (Some(4), None));
+}
+
+#[test]
 fn values_out_of_range_are_refused() {
     let cases = [
         (vec!["model.block_size=0"], "`model.block_size` must be at least 1, found 0"),
@@ -215,9 +225,9 @@ fn values_out_of_range_are_refused() {
         (vec!["model.loss_decay_gamma=nan"], "`model.loss_decay_gamma` must be finite"),
         (vec!["train.lr=0"], "`train.lr` must be above 0, found 0"),
         (vec!["train.lr=inf"], "`train.lr` must be above 0, found inf"),
-        (vec!["train.epochs=2"], "`train.epochs` cannot stand beside `train.steps`"),
+        (vec!["train.epochs=2", "train.steps=3"], "`train.epochs` cannot stand beside `train.steps`"),
         (
-            vec!["train.micro_batch_tokens=9"],
+            vec!["train.micro_batch_tokens=9", "train.micro_batch_size=2"],
             "`train.micro_batch_tokens` cannot stand beside `train.micro_batch_size`",
         ),
         (vec!["train.micro_batch_size=3"], "must divide `train.global_batch_size` = 4, found 3"),

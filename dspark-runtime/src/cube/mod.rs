@@ -1,12 +1,14 @@
-//! Kernels for devices with a memory of their own, written in CubeCL: what is between matrix products in training.
+//! Kernels for devices with a memory of their own, written in CubeCL: what is between matrix products in training, and
+//! attention of few rows to a cache in decoding.
 //!
-//! Products stay the backend's, which knows the device's matrix units; a chain of tensor operations between two of them
+//! Large products stay the backend's, which knows the device's matrix units; a chain of tensor operations between two of them
 //! would go through memory once per link, and a kernel here goes once or twice. Each computes what tensor operations or loops
 //! over this machine's memory compute elsewhere, and is tested against them on CubeCL's CPU runtime (feature `cubecl-cpu`).
 //!
 //! All numbers are `f32` inside, whatever the tensors hold.
 
 mod block_softmax;
+mod cache_attention;
 mod reduce;
 mod vocabulary_rows;
 
@@ -45,6 +47,18 @@ pub(crate) trait CubeKernels: Backend {
         means: FloatTensor<Self>,
         scale: f32,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    #[fusion(meta = |queries, _buffer, _matrices, _seen, _scale| {
+        let [n, h, w] = queries.shape.dims::<3>();
+        TensorSpec::new(Shape::new([n, h * w]), queries.dtype)
+    })]
+    fn cache_attention(
+        queries: FloatTensor<Self>,
+        buffer: FloatTensor<Self>,
+        matrices: [usize; 2],
+        seen: SeenKeys,
+        scale: f32,
+    ) -> FloatTensor<Self>;
 
     #[allow(clippy::too_many_arguments)]
     #[fusion(meta = |logits, _teacher, _rows, _labels, _factors, _ids, _restricted, with_gradient| {
@@ -92,6 +106,16 @@ impl CubeKernels for CubeBackend {
             means,
             scale,
         )
+    }
+
+    fn cache_attention(
+        queries: FloatTensor<Self>,
+        buffer: FloatTensor<Self>,
+        matrices: [usize; 2],
+        seen: SeenKeys,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        cache_attention::launch(queries, buffer, matrices, seen, scale)
     }
 
     fn vocabulary_rows(
@@ -150,6 +174,33 @@ pub fn block_slopes(
         [context_weights, block_weights].map(Tensor::from_dispatch),
         [context_slopes, block_slopes].map(Tensor::from_dispatch),
     )
+}
+
+/// The keys that the rows of a sequence see in its cache.
+#[derive(Clone, Copy, Debug)]
+pub struct SeenKeys {
+    /// One past the last key that the first row sees.
+    pub end: usize,
+    /// How many more each row sees than the one before it: 1 if causal, else 0.
+    pub step: usize,
+    /// Keys that a row sees at most.
+    pub window: Option<usize>,
+}
+
+/// Attention of rows to the keys of a cache, read where they lie: `queries [n, h, w]` -> `[n, h * w]`.
+///
+/// `buffer [m, c, capacity, w]` holds keys and values as the two `matrices`. A row's result depends on the keys that it sees
+/// alone, not on the rows beside it.
+pub fn cache_attention(
+    queries_nhw: Tensor<3>,
+    buffer_mctw: Tensor<4>,
+    matrices: [usize; 2],
+    seen: SeenKeys,
+) -> Tensor<2> {
+    let [_, _, w] = queries_nhw.dims();
+    let scale = (w as f32).powf(-0.5);
+    let (queries, buffer) = (queries_nhw.into_dispatch(), buffer_mctw.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as CubeKernels>::cache_attention(queries, buffer, matrices, seen, scale))
 }
 
 /// Rows of logits against rows of the teacher's.

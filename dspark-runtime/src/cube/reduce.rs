@@ -9,6 +9,17 @@ pub const LOWEST: f32 = -1e30;
 /// The largest value that a unit of the cube brings; every unit gets it. `units` is a power of two.
 #[cube]
 pub fn largest_of(value: f32, shared: &mut Shared<[f32]>, #[comptime] units: usize) -> f32 {
+    together(value, shared, units, true)
+}
+
+/// The sum of what the units of the cube bring; every unit gets it. `units` is a power of two.
+#[cube]
+pub fn sum_of(value: f32, shared: &mut Shared<[f32]>, #[comptime] units: usize) -> f32 {
+    together(value, shared, units, false)
+}
+
+#[cube]
+fn together(value: f32, shared: &mut Shared<[f32]>, #[comptime] units: usize, #[comptime] largest: bool) -> f32 {
     let unit = UNIT_POS_X as usize;
     // What was there before has been read by everyone.
     sync_cube();
@@ -19,26 +30,11 @@ pub fn largest_of(value: f32, shared: &mut Shared<[f32]>, #[comptime] units: usi
         if unit < half {
             let other = shared[unit + half];
             let own = shared[unit];
-            shared[unit] = select(other > own, other, own);
-        }
-        half /= 2;
-        sync_cube();
-    }
-    shared[0]
-}
-
-/// The sum of what the units of the cube bring; every unit gets it. `units` is a power of two.
-#[cube]
-pub fn sum_of(value: f32, shared: &mut Shared<[f32]>, #[comptime] units: usize) -> f32 {
-    let unit = UNIT_POS_X as usize;
-    sync_cube();
-    shared[unit] = value;
-    sync_cube();
-    let mut half = units.runtime() / 2;
-    while half > 0 {
-        if unit < half {
-            let other = shared[unit + half];
-            shared[unit] += other;
+            if comptime!(largest) {
+                shared[unit] = select(other > own, other, own);
+            } else {
+                shared[unit] = own + other;
+            }
         }
         half /= 2;
         sync_cube();

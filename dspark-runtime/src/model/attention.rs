@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Tensor};
 
 use super::config::LayerConfig;
 use super::layers::{Linear, RmsNorm};
@@ -148,6 +148,9 @@ impl SelfAttention {
     }
 }
 
+/// Scores, of all heads, that are in memory at once where they have to be.
+pub(super) const SCORES: usize = 64 << 20;
+
 /// Causal attention of the rows of one whole sequence, each of which sees at most `window` keys: `queries [n, h, w]` ->
 /// `[n, h * w]`.
 pub(super) fn attend_sequence(queries_nhw: Tensor<3>, new: KeysValues, window: Option<usize>) -> Tensor<2> {
@@ -156,8 +159,34 @@ pub(super) fn attend_sequence(queries_nhw: Tensor<3>, new: KeysValues, window: O
     if let Some(attended) = kernels::attend(&queries_nhw, &keys, |row| seen_keys(row, window)) {
         return attended;
     }
-    let mask = causal_mask(queries_nhw.dims()[0], 0, window, &queries_nhw.device());
-    attend_composed(queries_nhw, keys_ncw.swap_dims(0, 1), values_ncw.swap_dims(0, 1), mask)
+    attend_in_parts(queries_nhw, [keys_ncw, values_ncw].map(|x| x.swap_dims(0, 1)), true, window, SCORES)
+}
+
+/// Attention of the last rows of a sequence in tensor operations, of as many rows at a time as have so many scores.
+///
+/// `queries [n, h, w]`, `keys, values [c, t, w]` -> `[n, h * w]`. Row `i` is that of key `t - n + i`: it sees the keys up to its
+/// own, at most `window` of them, if `causal`, else all.
+pub(super) fn attend_in_parts(
+    queries_nhw: Tensor<3>,
+    keys_values_ctw: [Tensor<3>; 2],
+    causal: bool,
+    window: Option<usize>,
+    scores: usize,
+) -> Tensor<2> {
+    let [n, h, _] = queries_nhw.dims();
+    let [_, t, _] = keys_values_ctw[0].dims();
+    let rows = (scores / (h * t)).max(1);
+    let part = |first: usize| {
+        let count = rows.min(n - first);
+        let past = t - n + first;
+        let (seen, mask) = match causal {
+            true => (past + count, causal_mask(count, past, window, &queries_nhw.device())),
+            false => (t, None),
+        };
+        let [keys, values] = keys_values_ctw.each_ref().map(|x_ctw| x_ctw.clone().narrow(1, 0, seen));
+        attend_composed(queries_nhw.clone().narrow(0, first, count), keys, values, mask)
+    };
+    if n <= rows { part(0) } else { Tensor::cat((0..n).step_by(rows).map(part).collect(), 0) }
 }
 
 /// Attention in tensor operations, for all devices and for autodiff, with all scores in memory.
@@ -195,10 +224,11 @@ pub(crate) fn causal_mask(n: usize, past: usize, window: Option<usize>, device: 
     if n == 1 && window.is_none_or(|window| window > past) {
         return None;
     }
-    let row = |row: usize| {
-        let seen = seen_keys(past + row, window);
-        (0..past + n).map(move |key| !seen.contains(&key))
-    };
-    let mask = (0..n).flat_map(row).collect::<Vec<bool>>();
-    Some(Tensor::from_data(TensorData::new(mask, [n, past + n]), device))
+    // Made where it is used: of a long sequence it is larger than keys and values.
+    let shape = [n, past + n];
+    let behind = Tensor::<2, Bool>::tril_mask(shape, past as i64, device);
+    Some(match window {
+        Some(window) => behind.bool_or(Tensor::triu_mask(shape, past as i64 + 1 - window as i64, device)),
+        None => behind,
+    })
 }

@@ -15,6 +15,7 @@ use super::draft_config::DraftConfig;
 use super::draft_vocabulary::DraftVocabulary;
 use super::drafter::Drafting;
 use super::heads::{ConfidenceHead, MarkovHead, MarkovState};
+use super::initialize::spread;
 use super::int8_heads::Int8Heads;
 use super::kv_cache::KvCache;
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
@@ -122,9 +123,10 @@ impl DraftContext {
 }
 
 impl Draft {
-    /// A fresh draft for a target: random layers, the target's embedding and head.
+    /// A fresh draft for a target: random layers, spread as its configuration says, the target's embedding and head.
     pub fn new(config: DraftConfig, target: &Target) -> Self {
-        let parameters = with_stable_ids(DraftParameters::new(&config, target.device()));
+        let parameters = spread(DraftParameters::new(&config, target.device()), config.initializer_range);
+        let parameters = with_stable_ids(parameters);
         Self::assemble(config, parameters, target.embed_tokens().weight.val(), target.head_weight())
     }
 

@@ -9,6 +9,7 @@ use super::drafter::{DRAFTERS, Drafter};
 use super::dspark::DSpark;
 use super::gemma4;
 use super::heads::MarkovHeadType;
+use super::layers::INITIAL_STD;
 use super::qwen3_moe;
 use super::speculators_layout::{from_speculators, is_speculators};
 use super::target::LayerId;
@@ -52,6 +53,8 @@ pub struct DraftConfig {
     pub enable_confidence_head: bool,
     /// Whether the confidence head sees the Markov factors of the token before.
     pub confidence_head_with_markov: bool,
+    /// Standard deviation of a fresh draft's matrices, as the target's configuration has it.
+    pub initializer_range: f64,
     /// The whole file.
     fields: JsonFields,
 }
@@ -228,6 +231,7 @@ impl DraftConfig {
         if let Err(expected) = check_layer_ids(&target_layer_ids, num_target_layers) {
             return Err(fields.wrong("target_layer_ids", expected));
         }
+        let initializer_range = fields.optional_float("initializer_range")?.filter(|&std| std > 0.0);
         Ok(Self {
             drafter,
             layer: draft_layer(&fields, family)?,
@@ -245,6 +249,7 @@ impl DraftConfig {
             markov_head_type: own.markov_head_type,
             enable_confidence_head: own.enable_confidence_head,
             confidence_head_with_markov: own.confidence_head_with_markov,
+            initializer_range: initializer_range.unwrap_or(INITIAL_STD),
             fields,
         })
     }

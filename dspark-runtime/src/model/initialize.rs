@@ -1,4 +1,4 @@
-//! A draft that starts from its target: its layers are the target's last ones.
+//! How a draft starts: from random numbers, or from its target, its layers being the target's last ones.
 //!
 //! A draft layer reads the same kind of context as a target layer: keys and values of hidden states. So draft layer `j` of
 //! `n` becomes target layer `N - n + j`, `fc` passes on the captured layer that comes right before the first of them (or the
@@ -19,8 +19,8 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
 
-use super::draft::Draft;
-use super::layers::DecoderLayer;
+use super::draft::{Draft, DraftParameters};
+use super::layers::{DecoderLayer, INITIAL_STD};
 use super::target::{LayerId, Target, TargetSegment};
 use crate::checkpoint::with_stable_ids;
 
@@ -33,6 +33,20 @@ const MLP: ([&str; 2], [&str; 2]) = (
     ["pre_feedforward_layernorm.weight", "post_attention_layernorm.weight"],
     ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
 );
+
+/// Fresh parameters with matrices of this standard deviation.
+pub(super) fn spread(parameters: DraftParameters, std: f64) -> DraftParameters {
+    if std == INITIAL_STD { parameters } else { parameters.map(&mut Scaled(std / INITIAL_STD)) }
+}
+
+/// Multiplies matrices; biases are 0 and norms 1 whatever the spread.
+struct Scaled(f64);
+
+impl ModuleMapper for Scaled {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if D == 1 { param } else { param.map(|matrix| matrix * self.0) }
+    }
+}
 
 impl Draft {
     /// The same draft with its parameters taken from the target, a better start than random ones.
@@ -195,6 +209,22 @@ mod tests {
         let target = target.with_parameters(target.parameters().clone().map(&mut Shake));
         let draft = Draft::new(draft, &target);
         (target, draft)
+    }
+
+    #[test]
+    fn a_fresh_draft_is_spread_as_its_configuration_says() {
+        let (target, draft) = models("Qwen3ForCausalLM", 1);
+        for std in [INITIAL_STD, 0.08] {
+            let mut config = draft.config().clone();
+            config.initializer_range = std;
+            let fresh = Draft::new(config, &target).parameters;
+            let markov = fresh.markov_head.unwrap();
+            for matrix in [fresh.fc.weight, markov.markov_w1.weight, markov.markov_w2.weight] {
+                let found = matrix.val().square().mean().sqrt().into_scalar::<f64>();
+                assert!((found / std - 1.0).abs() < 0.2, "{found} instead of {std}");
+            }
+            assert_eq!(fresh.norm.weight.val().sum().into_scalar::<f32>(), 32.0);
+        }
     }
 
     fn root_mean_square(x: Tensor<3>) -> f32 {

@@ -4,9 +4,16 @@
 
 use burn::tensor::{Device, Tensor, s};
 
-use super::attention::{KeysValues, attend_composed, causal_mask, seen_keys};
+use super::attention::{KeysValues, SCORES, attend_in_parts, seen_keys};
 use super::config::LayerConfig;
+#[cfg(feature = "cube")]
+use crate::cube;
 use crate::kernels::{self, Keys};
+
+/// Rows that go through a cache one by one on a device: of a decoding step, or a block to verify. More are a prompt's, and
+/// products of matrices.
+#[cfg(feature = "cube")]
+const FEW_ROWS: usize = 64;
 
 /// Keys and values of one sequence, for every layer of a model.
 ///
@@ -157,13 +164,18 @@ impl KvCache {
         if let Some(attended) = kernels::attend(&queries_nhw, &keys, seen) {
             return attended;
         }
-        let mask = if causal { causal_mask(n, past, window, &queries_nhw.device()) } else { None };
+        #[cfg(feature = "cube")]
+        if n <= FEW_ROWS && cube::runs_on(&queries_nhw) {
+            let (end, step) = if causal { (past + 1, 1) } else { (visible, 0) };
+            let seen = cube::SeenKeys { end, step, window: window.filter(|_| causal) };
+            return cube::cache_attention(queries_nhw, buffer.clone(), [index, index + 1], seen);
+        }
         let [_, c, _, w] = buffer.dims();
         let rows = |index: usize| {
             let rows = buffer.clone().slice(s![index..index + 1, .., 0..visible, ..]);
             rows.reshape([c, visible, w])
         };
-        attend_composed(queries_nhw, rows(index), rows(index + 1), mask)
+        attend_in_parts(queries_nhw, [index, index + 1].map(rows), causal, window, SCORES)
     }
 
     /// Writes rows behind the sequence without attending to them.
@@ -175,6 +187,74 @@ impl KvCache {
             let rows = rows_ncw.swap_dims(0, 1).reshape([1, c, n, w]);
             self.buffers[buffer]
                 .inplace(|buffer| buffer.slice_assign(s![index..index + 1, .., past..past + n, ..], rows));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Distribution;
+
+    use super::*;
+
+    fn normal<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+        Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
+    }
+
+    fn close(found: &Tensor<2>, expected: &Tensor<2>, what: &str) {
+        let [found, expected] = [found, expected].map(|x| x.to_data().try_into_vec_as::<f32>().unwrap());
+        let largest = expected.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(found.len() == expected.len() && worst <= 1e-5 * largest, "{what}: {worst} of {largest}");
+    }
+
+    #[test]
+    fn rows_in_parts_attend_like_all_at_once() {
+        Device::flex().seed(21);
+        let (h, c, w, n, t) = (4, 2, 6, 23, 32);
+        let (queries, keys, values) = (normal([n, h, w]), normal([c, t, w]), normal([c, t, w]));
+        for (causal, window) in [(true, None), (true, Some(5)), (false, None)] {
+            let attend = |scores: usize| {
+                attend_in_parts(queries.clone(), [keys.clone(), values.clone()], causal, window, scores)
+            };
+            let whole = attend(n * h * t);
+            // One row at a time, and parts of which the last is smaller.
+            for rows in [0, 1, 5, 22] {
+                close(&attend(rows * h * t), &whole, &format!("{rows} rows, causal {causal}, {window:?}"));
+            }
+        }
+    }
+
+    /// A sequence that grows, in a cache on this machine and in one that CubeCL's CPU runtime reads in place.
+    #[cfg(feature = "cubecl-cpu")]
+    #[test]
+    fn the_kernel_attends_like_this_machine() {
+        let (host, cube) = (Device::flex(), Device::cpu());
+        host.seed(22);
+        for ([h, c, w], window) in [([4, 2, 6], None), ([3, 1, 33], Some(4)), ([2, 2, 1], None)] {
+            // Two layers, of which the second is looked at; the cache grows on its way.
+            let mut caches = [&host, &cube].map(|device| {
+                let layers = [Layer { buffer: 0, index: 0, window: None }, Layer { buffer: 0, index: 2, window }];
+                let buffers = vec![kernels::mapped_zeros([4, c, 2, w], device)];
+                KvCache { buffers, layers: layers.to_vec(), length: 0, capacity: 2 }
+            });
+            for (n, causal, stays) in
+                [(1, true, true), (7, true, true), (7, false, false), (5, true, true), (1, true, true)]
+            {
+                let rows = [normal([n, h, w]), normal([n, c, w]), normal([n, c, w])];
+                let [expected, found] = caches.each_mut().map(|cache| {
+                    let device = cache.buffers[0].device();
+                    let on = |x: &Tensor<3>| Tensor::<3>::from_data(x.to_data(), &device);
+                    let [queries, keys_ncw, values_ncw] = rows.each_ref().map(on);
+                    cache.reserve(n);
+                    let attended = cache.attend(1, queries, KeysValues { keys_ncw, values_ncw }, causal);
+                    if stays {
+                        cache.advance(n);
+                    }
+                    attended
+                });
+                close(&found, &expected, &format!("{h}/{c} heads of {w}, {n} rows behind {}", caches[0].length));
+            }
         }
     }
 }

@@ -10,8 +10,8 @@ use super::config::LayerConfig;
 use super::feed_forward::FeedForward;
 use crate::kernels;
 
-/// Spread of freshly initialised weights, as the families' own configurations have it.
-const INITIAL_STD: f64 = 0.02;
+/// Spread of freshly initialised weights, unless a configuration has another `initializer_range`.
+pub(super) const INITIAL_STD: f64 = 0.02;
 
 fn normal<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
     Initializer::Normal { mean: 0.0, std: INITIAL_STD }.init(shape, device)

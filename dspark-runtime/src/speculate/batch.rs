@@ -173,7 +173,7 @@ mod tests {
     fn draft(markov_head_type: MarkovHeadType) -> Draft {
         let fields = json!({
             "architectures": ["Qwen3ForCausalLM"], "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1,
-            "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2, "vocab_size": 32, "initializer_range": 1.0,
+            "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2, "vocab_size": 32,
             "max_position_embeddings": 64, "tie_word_embeddings": true,
         });
         let fields = fields.as_object().unwrap().clone();

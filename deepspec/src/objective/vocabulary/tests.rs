@@ -3,6 +3,8 @@ use burn::tensor::activation::{log_softmax, softmax};
 
 use super::*;
 
+const TOKENS: usize = 101;
+
 /// Plain autodiff over the whole `[n, v]` tensors, as the definition says it.
 fn by_autodiff(rows: &VocabularyRows, weights: &VocabularyWeights) -> (Tensor<1>, [Tensor<2>; 3]) {
     let device = rows.hidden_nd.device();
@@ -47,37 +49,70 @@ fn logits_beyond_the_range_of_exp_have_a_finite_loss() {
     assert_eq!(logits, [1.0, -1.0, 0.0]);
 }
 
+/// Rows of a draft that has all tokens, or every third; with logits as they are, or capped where most of them are.
+fn case(ids: Option<Arc<[u32]>>, softcap: Option<f64>) -> (VocabularyRows, VocabularyWeights) {
+    let device = Device::flex();
+    let normal = |shape: [usize; 2], std: f64| Tensor::<2>::random(shape, Distribution::Normal(0.0, std), &device);
+    let (n, t, d, r) = (13, 9, 24, 5);
+    let u = ids.as_ref().map_or(TOKENS, |ids| ids.len());
+    let label = |row: usize| match &ids {
+        Some(_) if row % 4 == 1 => None,
+        _ => Some((row * 7 % u) as u32),
+    };
+    let tracked = |x: Tensor<2>| Tensor::<2>::from_inner(x).require_grad();
+    let rows = VocabularyRows {
+        hidden_nd: tracked(normal([n, d], 1.0)),
+        markov: Some((tracked(normal([n, r], 1.0)), tracked(normal([u, r], 0.5)))),
+        head_vd: normal([u, d], 0.3),
+        softcap,
+        vocabulary: ids.clone(),
+        teacher_td: normal([t, d], 1.0),
+        teacher_head_vd: normal([TOKENS, d], 0.3),
+        teacher_rows: (0..n).map(|row| row * 5 % t).collect(),
+        labels: (0..n).map(label).collect(),
+        products: DType::F32,
+    };
+    let weights = VocabularyWeights {
+        cross_entropy: (0..n).map(|row| 0.01 * row as f32).collect(),
+        soft_cross_entropy: (0..n).map(|row| 0.05 + 0.003 * row as f32).collect(),
+        l1: (0..n).map(|row| 0.2 - 0.01 * row as f32).collect(),
+    };
+    (rows, weights)
+}
+
+fn cases() -> [(VocabularyRows, VocabularyWeights); 4] {
+    Device::flex().seed(11);
+    let some = || Some((0..TOKENS as u32).step_by(3).collect::<Arc<[u32]>>());
+    [(None, None), (some(), None), (None, Some(1.5)), (some(), Some(1.5))].map(|(ids, softcap)| case(ids, softcap))
+}
+
+/// Products in bf16 are off by rounding alone: of the norm of each loss and of each gradient, by less than a hundredth.
+#[test]
+fn products_in_bf16_are_off_by_rounding_alone() {
+    let off = |found: &[f32], exact: &[f32]| {
+        let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        norm(&mut found.iter().zip(exact).map(|(a, b)| a - b)) / norm(&mut exact.iter().copied())
+    };
+    for (rows, weights) in cases() {
+        let found = [DType::BF16, DType::F32].map(|products| {
+            let rows = VocabularyRows { products, ..rows.clone() };
+            let loss = in_chunks(&rows, Some(&weights), 5);
+            let gradients = loss.surrogate.unwrap().backward();
+            let (factors, w2) = rows.markov.unwrap();
+            let gradients = [rows.hidden_nd, factors, w2].map(|x| values(x.grad(&gradients).unwrap()));
+            [loss.cross_entropy, loss.soft_cross_entropy, loss.l1].into_iter().chain(gradients).collect::<Vec<_>>()
+        });
+        let [narrow, wide] = &found;
+        for (term, (narrow, wide)) in narrow.iter().zip(wide).enumerate() {
+            let off = off(narrow, wide);
+            assert!(off > 1e-5 && off < 0.01, "term {term}: {off}");
+        }
+    }
+}
+
 #[test]
 fn chunks_and_device_forms_agree_with_plain_autodiff() {
-    let device = Device::flex();
-    device.seed(11);
-    let normal = |shape: [usize; 2], std: f64| Tensor::<2>::random(shape, Distribution::Normal(0.0, std), &device);
-    let (n, t, d, r, v) = (13, 9, 24, 5, 101);
-    // All tokens, and a draft that has every third; logits as they are, and capped where most of them are.
-    let some = || Some((0..v as u32).step_by(3).collect::<Arc<[u32]>>());
-    for (ids, softcap) in [(None, None), (some(), None), (None, Some(1.5)), (some(), Some(1.5))] {
-        let u = ids.as_ref().map_or(v, |ids| ids.len());
-        let label = |row: usize| match &ids {
-            Some(_) if row % 4 == 1 => None,
-            _ => Some((row * 7 % u) as u32),
-        };
-        let tracked = |x: Tensor<2>| Tensor::<2>::from_inner(x).require_grad();
-        let rows = VocabularyRows {
-            hidden_nd: tracked(normal([n, d], 1.0)),
-            markov: Some((tracked(normal([n, r], 1.0)), tracked(normal([u, r], 0.5)))),
-            head_vd: normal([u, d], 0.3),
-            softcap,
-            vocabulary: ids.clone(),
-            teacher_td: normal([t, d], 1.0),
-            teacher_head_vd: normal([v, d], 0.3),
-            teacher_rows: (0..n).map(|row| row * 5 % t).collect(),
-            labels: (0..n).map(label).collect(),
-        };
-        let weights = VocabularyWeights {
-            cross_entropy: (0..n).map(|row| 0.01 * row as f32).collect(),
-            soft_cross_entropy: (0..n).map(|row| 0.05 + 0.003 * row as f32).collect(),
-            l1: (0..n).map(|row| 0.2 - 0.01 * row as f32).collect(),
-        };
+    for (rows, weights) in cases() {
         let (expected, losses) = by_autodiff(&rows, &weights);
         let gradients = expected.backward();
         let close = |got: &[f32], expected: Vec<f32>, tolerance: f32| {
@@ -147,6 +182,7 @@ fn the_kernel_computes_what_the_loops_do() {
                 teacher_head_vd,
                 teacher_rows: (0..n).map(|row| row * 5 % t).collect(),
                 labels: (0..n).map(|row| (row % 4 != 1).then_some((row * 7 % u) as u32)).collect(),
+                products: DType::F32,
             };
             let without = vocabulary_loss(&rows, None);
             assert!(without.surrogate.is_none());
