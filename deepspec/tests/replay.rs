@@ -203,6 +203,12 @@ fn swapped_layers_and_shifted_blocks_are_called_by_name() {
     let difference = first_difference(&expected, &judged, 1e-3).unwrap();
     assert_eq!((difference.stage.as_str(), difference.place.as_str()), ("round 0", "accepted tokens"));
     assert!(difference.hint.unwrap().contains("apart"));
+
+    // Of two bundles, not only of a bundle and a draft.
+    let mut other = expected.clone();
+    other.convention.lookahead = 1;
+    let difference = first_difference(&expected, &other, 1e-3).unwrap();
+    assert_eq!((difference.stage.as_str(), difference.place.as_str()), ("convention", "lookahead"));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 use std::fmt;
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::{Case, Replay, Rows, Stage};
 
@@ -47,13 +48,15 @@ pub fn first_difference(expected: &Replay, found: &Replay, tolerance: f32) -> Op
         hint: None,
     };
     if expected.convention != found.convention {
-        let [a, b] =
-            [&expected.convention, &found.convention].map(|convention| serde_json::to_value(convention).ok());
-        let fields = a.as_ref().and_then(|a| a.as_object()).into_iter().flatten();
-        let mut pairs = fields.map(|(name, value)| (name, value, b.as_ref().and_then(|b| b.get(name))));
-        let (name, a, b) = pairs.find(|(_, a, b)| Some(*a) != *b)?;
-        let b = b.map_or_else(|| "nothing".to_owned(), ToString::to_string);
-        return Some(plain("convention", name.clone(), a.to_string(), b));
+        let fields = |convention| match serde_json::to_value(convention) {
+            Ok(Value::Object(fields)) => fields,
+            _ => Map::new(),
+        };
+        let (a, b) = (fields(&expected.convention), fields(&found.convention));
+        // A field may be left out of either.
+        let name = a.keys().chain(b.keys()).find(|name| a.get(*name) != b.get(*name))?;
+        let value = |of: &Map<String, Value>| of.get(name).map_or_else(|| "nothing".to_owned(), ToString::to_string);
+        return Some(plain("convention", name.clone(), value(&a), value(&b)));
     }
     if expected.cases.len() != found.cases.len() {
         let counts = [expected, found].map(|replay| replay.cases.len().to_string());
