@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use burn::tensor::activation::{log_softmax, softmax};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use deepspec::objective::{VocabularyRows, VocabularyWeights, vocabulary_loss};
 use dspark_runtime::model::{KeysValues, attend_blocks, unseen_context};
 
