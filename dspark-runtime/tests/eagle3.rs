@@ -121,7 +121,7 @@ fn drafting_together_is_drafting_alone() {
             .iter_mut()
             .zip(&mut samplers)
             .zip(anchors)
-            .map(|((context, sampler), &anchor)| Block { context, anchor: IDS[anchor], sampler })
+            .map(|((context, sampler), &anchor)| Block { context, anchor: IDS[anchor], sampler, on_device: false })
             .collect();
         let stopping = Stopping { slots: 3, confidence: 0.0, survival: 0.0, temperatures: &[] };
         propose_batch(&draft, &mut blocks, &stopping)

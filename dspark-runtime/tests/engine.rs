@@ -133,11 +133,21 @@ fn greedy_and_seeded_texts_depend_on_neither_draft_nor_load_nor_schedule() {
         assert_eq!(&decoder.generate(&request.prompt, &options, &mut SeededUniforms::new(0, 0)).ids, ids);
     }
     for mode in [Mode::Off, Mode::Fixed(1), Mode::Fixed(7), Mode::Threshold(0.5), Mode::Scheduled] {
-        for (max_running, prefill_rows) in [(32, 128), (5, 4)] {
-            let curve = Some(curve());
-            let config = EngineConfig { mode, max_running, prefill_rows, curve, ..EngineConfig::default() };
+        for (max_running, prefill_rows, on_device) in [(32, 128, false), (5, 4, false), (32, 128, true)] {
+            let (curve, sampling_on_device) = (Some(curve()), Some(on_device));
+            let config = EngineConfig {
+                mode,
+                max_running,
+                prefill_rows,
+                curve,
+                sampling_on_device,
+                ..EngineConfig::default()
+            };
             let (together, handle) = answers(config, &requests);
-            assert_eq!(together, alone, "{mode:?}, {max_running} at once");
+            assert_eq!(
+                together, alone,
+                "{mode:?}, {max_running} at once, likeliest tokens on the device: {on_device}"
+            );
             let metrics = handle.metrics();
             assert_eq!(metrics.finished, 32);
             assert_eq!(metrics.new_tokens as usize, alone.iter().map(Vec::len).sum::<usize>());
@@ -222,25 +232,37 @@ fn running_out_of_memory_in_mid_answer_puts_the_latest_back() {
 #[test]
 fn unseeded_tokens_two_to_four_have_the_targets_distribution() {
     const RUNS: usize = 20_000;
-    let count = |mode: Mode| {
-        let (engine, handle) =
-            start(EngineConfig { mode, max_waiting: RUNS, curve: Some(curve()), ..EngineConfig::default() });
-        let ask = |_| handle.submit(request(&[1, 5, 2], 4, Sampling::default())).unwrap();
+    let count = |mode: Mode, on_device: bool| {
+        let config = EngineConfig { mode, max_waiting: RUNS, curve: Some(curve()), ..EngineConfig::default() };
+        let (engine, handle) = start(EngineConfig { sampling_on_device: Some(on_device), ..config });
+        // Two temperatures side by side.
+        let ask = |index: usize| {
+            let temperature = if index.is_multiple_of(2) { 1.0 } else { 0.7 };
+            handle.submit(request(&[1, 5, 2], 4, Sampling { temperature, ..Sampling::default() })).unwrap()
+        };
         let answers: Vec<Answer> = (0..RUNS).map(ask).collect();
         let mut counts = Counts::new();
-        for answer in answers {
-            *counts.entry(whole(answer).ids[1..].to_vec()).or_default() += 1;
+        for (index, answer) in answers.into_iter().enumerate() {
+            let mut tokens = whole(answer).ids;
+            tokens[0] = index as u32 % 2;
+            *counts.entry(tokens).or_default() += 1;
         }
         handle.shut_down(Duration::ZERO);
         engine.join();
         counts
     };
-    let alone = count(Mode::Off);
-    for mode in [Mode::Fixed(BLOCK), Mode::Scheduled] {
-        let with_draft = deviation(&alone, &count(mode));
-        println!("through the engine, {mode}: {with_draft:.2} standard deviations");
+    let alone = count(Mode::Off, false);
+    for (mode, on_device) in [
+        (Mode::Fixed(BLOCK), false),
+        (Mode::Scheduled, false),
+        (Mode::Off, true),
+        (Mode::Fixed(BLOCK), true),
+        (Mode::Scheduled, true),
+    ] {
+        let deviation = deviation(&alone, &count(mode, on_device));
+        println!("through the engine, {mode}, drawn on the device: {on_device}: {deviation:.2} standard deviations");
         // Unseeded: one run in fifteen thousand is beyond this by chance.
-        assert!(with_draft < 3.8, "{mode}: the draft changes the distribution: {with_draft} standard deviations");
+        assert!(deviation < 3.8, "{mode}, drawn on the device: {on_device}: {deviation} standard deviations");
     }
 }
 
@@ -361,21 +383,28 @@ fn shutting_down_finishes_what_was_taken_or_says_that_it_did_not() {
 
 #[test]
 fn logprobs_are_the_targets_own() {
-    let (engine, handle) = start(EngineConfig::default());
-    let mut asked = request(&[1, 5, 2], 10, Sampling { seed: Some(4), temperature: 0.6, ..Sampling::default() });
-    asked.logprobs = Some(VOCABULARY);
-    let mut answer = handle.submit(asked).unwrap();
-    let mut tokens = Vec::new();
-    while let Some(Event::Delta(delta)) = answer.wait() {
-        tokens.extend(delta.tokens);
-    }
-    assert_eq!(tokens.len(), 10);
-    for token in tokens {
-        let logprobs = token.logprobs.unwrap();
-        let total: f64 = logprobs.top.iter().map(|(_, logprob)| f64::from(*logprob).exp()).sum();
-        assert!((total - 1.0).abs() < 1e-5);
-        assert!(logprobs.top.windows(2).all(|pair| pair[0].1 >= pair[1].1));
-        assert!(logprobs.top.contains(&(token.id, logprobs.chosen)));
+    // Greedy tokens that a device finds by itself come without logits, those of a request that wants these do not.
+    let (engine, handle) = start(EngineConfig { sampling_on_device: Some(true), ..EngineConfig::default() });
+    let seeded = Sampling { seed: Some(4), temperature: 0.6, ..Sampling::default() };
+    let plain = whole(handle.submit(request(&[1, 5, 2], 10, greedy())).unwrap()).ids;
+    for sampling in [seeded, greedy()] {
+        let likeliest = sampling.temperature == 0.0;
+        let mut asked = request(&[1, 5, 2], 10, sampling);
+        asked.logprobs = Some(VOCABULARY);
+        let mut answer = handle.submit(asked).unwrap();
+        let mut tokens = Vec::new();
+        while let Some(Event::Delta(delta)) = answer.wait() {
+            tokens.extend(delta.tokens);
+        }
+        assert_eq!(tokens.len(), 10);
+        for (token, plain) in tokens.into_iter().zip(&plain) {
+            let logprobs = token.logprobs.unwrap();
+            let total: f64 = logprobs.top.iter().map(|(_, logprob)| f64::from(*logprob).exp()).sum();
+            assert!((total - 1.0).abs() < 1e-5);
+            assert!(logprobs.top.windows(2).all(|pair| pair[0].1 >= pair[1].1));
+            assert!(logprobs.top.contains(&(token.id, logprobs.chosen)));
+            assert!(!likeliest || (logprobs.top[0].0, token.id) == (*plain, *plain));
+        }
     }
     handle.shut_down(Duration::ZERO);
     engine.join();

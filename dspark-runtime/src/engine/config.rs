@@ -23,6 +23,10 @@ pub struct EngineConfig {
     pub curve: Option<SpsTable>,
     /// Calibrates the draft's confidences.
     pub calibration: Option<StsTable>,
+    /// Whether tokens are drawn and judged on the device that computes, and their logits stay there: those of greedy requests,
+    /// and of requests without seed and filters. The others' logits, and those that are asked for, come to the host.
+    /// `None`: where the device has a memory of its own.
+    pub sampling_on_device: Option<bool>,
 }
 
 impl Default for EngineConfig {
@@ -36,6 +40,7 @@ impl Default for EngineConfig {
             mode: Mode::Fixed(usize::MAX),
             curve: None,
             calibration: None,
+            sampling_on_device: None,
         }
     }
 }

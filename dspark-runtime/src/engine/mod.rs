@@ -17,6 +17,7 @@ mod metrics;
 mod planner;
 mod request;
 mod round;
+mod scores;
 mod sequence;
 mod start;
 mod step;

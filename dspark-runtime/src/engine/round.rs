@@ -12,10 +12,13 @@ use super::memory::SequenceCache;
 use super::metrics::Phase;
 use super::planner::Candidate;
 use super::request::{FinishReason, Logprobs, TokenOutput};
+use super::scores::{RowScores, Scores, Wanted};
 use super::sequence::Sequence;
 use super::step::StepLoop;
-use crate::model::{DraftContext, TargetSegment};
-use crate::speculate::{Block, Distribution, Drafted, RoundRecord, Stopping, Verdict, propose_batch};
+use crate::model::{Draft, DraftContext, TargetSegment};
+use crate::speculate::{
+    Block, DeviceDistributions, Distribution, Drafted, JudgedRow, RoundRecord, Stopping, Verdict, propose_batch,
+};
 
 /// Rows of features that may wait for the draft's context while a sequence does not draft: most end before they have as many,
 /// and cost nothing then.
@@ -32,6 +35,13 @@ struct Part {
     drafted: usize,
     /// Whether all pending tokens are among them, so that the next token can be sampled.
     complete: bool,
+}
+
+impl Part {
+    /// How many of its rows, the last ones, tokens are taken from.
+    fn judged(&self) -> usize {
+        if self.complete { self.drafted + 1 } else { 0 }
+    }
 }
 
 impl StepLoop {
@@ -56,9 +66,10 @@ impl StepLoop {
         // To be asked before the pass moves the caches on.
         let decoding = self.running.iter().all(Sequence::is_decoding);
         self.lap(Phase::Host, &mut clock);
-        let (features_nf, logits_mv) = self.verify(&parts);
+        let wanted = self.wanted(&parts, &blocks);
+        let (features_nf, scores) = self.verify(&parts, &blocks, &wanted);
         let verify_time = self.lap(Phase::Verify, &mut clock);
-        let verdicts = self.judge(&parts, &blocks, logits_mv.as_deref().unwrap_or_default());
+        let verdicts = self.judge(&parts, &blocks, &scores.deal(&wanted, self.shared.limits.vocab_size));
         let time = draft_time + verify_time + self.lap(Phase::Judge, &mut clock);
         for (part, own) in parts.iter().zip(&verdicts) {
             if let Some(own) = own {
@@ -149,11 +160,13 @@ impl StepLoop {
         };
         let mut rows = Vec::new();
         let mut blocks: Vec<Block<'_>> = Vec::new();
+        let sampling_on_device = self.sampling_on_device;
         for (row, sequence) in self.running.iter_mut().enumerate().filter(|(_, sequence)| drafts(sequence)) {
             let anchor = sequence.ids.last().copied().unwrap_or_default();
             if let Some(context) = sequence.cache.as_mut().and_then(|cache| cache.context.as_mut()) {
                 rows.push(row);
-                blocks.push(Block { context, anchor, sampler: &mut sequence.sampler });
+                let on_device = sampling_on_device && sequence.logprobs.is_none();
+                blocks.push(Block { context, anchor, sampler: &mut sequence.sampler, on_device });
             }
         }
         for (row, block) in rows.into_iter().zip(propose_batch(draft, &mut blocks, &stopping)) {
@@ -184,8 +197,8 @@ impl StepLoop {
             .collect()
     }
 
-    /// The pass. Features of all rows, and logits of the rows that tokens are sampled from, row-major.
-    fn verify(&mut self, parts: &[Part]) -> (Option<Tensor<2>>, Option<Vec<f32>>) {
+    /// The pass. Features of all rows, and what the target says about the rows that tokens are taken from.
+    fn verify(&mut self, parts: &[Part], blocks: &[Drafted], wanted: &[Wanted]) -> (Option<Tensor<2>>, Scores) {
         let capture = self.draft.as_ref().map_or_else(Vec::new, |draft| draft.config().target_layer_ids.clone());
         let mut segments: Vec<TargetSegment<'_>> = Vec::new();
         for (sequence, part) in self.running.iter_mut().zip(parts) {
@@ -194,69 +207,90 @@ impl StepLoop {
             }
         }
         if segments.is_empty() {
-            return (None, None);
+            return (None, Scores::default());
         }
         let output = self.target.forward(&mut segments, &capture);
-        let mut wanted: Vec<i32> = Vec::new();
+        let mut judged: Vec<i32> = Vec::new();
         let mut row = 0;
         for part in parts {
             row += part.ids.len();
-            if part.complete {
-                wanted.extend((row - part.drafted - 1) as i32..row as i32);
-            }
+            judged.extend((row - part.judged()) as i32..row as i32);
         }
-        self.metrics.batch_tokens = parts.iter().filter(|part| part.complete).map(|part| part.drafted + 1).sum();
-        if wanted.is_empty() {
-            return (output.features_nf, None);
+        self.metrics.batch_tokens = judged.len();
+        if judged.is_empty() {
+            return (output.features_nf, Scores::default());
         }
-        let hidden = match wanted.len() == row {
+        let hidden = match judged.len() == row {
             true => output.last_hidden_nd,
             false => {
-                let count = wanted.len();
+                let count = judged.len();
                 let indices: Tensor<1, Int> =
-                    Tensor::from_data(TensorData::new(wanted, [count]), self.target.device());
+                    Tensor::from_data(TensorData::new(judged, [count]), self.target.device());
                 output.last_hidden_nd.select(0, indices)
             }
         };
-        let logits = self.target.logits(hidden).try_into_vec_as();
-        (output.features_nf, Some(logits.unwrap_or_else(|error| panic!("the device failed: {error}"))))
+        // Blocks whose tokens were drawn on the device were drafted together.
+        let drawn = blocks.iter().find_map(|block| block.on_device.as_ref()).map(DeviceDistributions::all);
+        let vocabulary = self.draft.as_ref().and_then(Draft::vocabulary);
+        (output.features_nf, Scores::read(&self.target, hidden, wanted, (drawn, vocabulary)))
     }
 
-    /// What each sequence commits, and the logits that its tokens were judged by.
-    fn judge(&mut self, parts: &[Part], blocks: &[Drafted], logits: &[f32]) -> Vec<Option<Judged>> {
+    /// What every sequence needs to know about its judged rows.
+    fn wanted(&self, parts: &[Part], blocks: &[Drafted]) -> Vec<Wanted> {
+        let wanted = |((sequence, part), block): ((&Sequence, &Part), &Drafted)| {
+            let (rows, sampler) = (part.judged(), &sequence.sampler);
+            if !self.sampling_on_device || sequence.logprobs.is_some() || !sampler.draws_anywhere() {
+                return Wanted::Logits(rows);
+            }
+            if sampler.is_greedy() {
+                return Wanted::Likeliest(rows);
+            }
+            let drafted = &block.tokens[..part.drafted];
+            match &block.on_device {
+                // Drawn on the host.
+                None if !drafted.is_empty() => Wanted::Logits(rows),
+                on_device => {
+                    let slot = |slot: usize| Some((*drafted.get(slot)?, on_device.as_ref()?.row(slot)));
+                    let row = |row| JudgedRow { temperature: sampler.temperature(), drafted: slot(row) };
+                    Wanted::Judged((0..rows).map(row).collect())
+                }
+            }
+        };
+        self.running.iter().zip(parts).zip(blocks).map(wanted).collect()
+    }
+
+    /// What each sequence commits.
+    fn judge(&mut self, parts: &[Part], blocks: &[Drafted], scores: &[RowScores<'_>]) -> Vec<Option<Judged>> {
         let v = self.shared.limits.vocab_size;
-        let mut first = 0;
-        let work: Vec<_> = self
-            .running
-            .iter_mut()
-            .zip(parts)
-            .zip(blocks)
-            .map(|((sequence, part), block)| {
-                let rows = if part.complete { part.drafted + 1 } else { 0 };
-                first += rows;
-                (sequence, part, block, &logits[(first - rows) * v..first * v])
-            })
-            .collect();
+        let work: Vec<_> = self.running.iter_mut().zip(parts).zip(blocks).zip(scores).collect();
         work.into_par_iter()
-            .map(|(sequence, part, block, logits)| {
-                if logits.is_empty() {
+            .map(|(((sequence, part), block), scores)| {
+                if part.judged() == 0 {
                     return None;
                 }
-                let target: Vec<Distribution> =
-                    logits.chunks(v).map(|row| sequence.sampler.distribution(row)).collect();
                 let position = sequence.ids.len() as u64;
                 let drafted = &block.tokens[..part.drafted];
-                let verdict = sequence.sampler.judge(drafted, &block.distributions, &target, position);
+                let sampler = &mut sequence.sampler;
+                let (target, logits): (Vec<Distribution>, &[f32]) = match scores {
+                    RowScores::Logits(logits) => {
+                        (logits.chunks(v).map(|row| sampler.distribution(row)).collect(), logits)
+                    }
+                    RowScores::Likeliest(ids) => (ids.iter().map(|&id| Distribution::OneHot(id)).collect(), &[]),
+                    RowScores::Judged(_) => (Vec::new(), &[]),
+                };
+                let verdict = match scores {
+                    RowScores::Judged(shares) => sampler.judge_shares(shares),
+                    _ => sampler.judge(drafted, &block.distributions, &target, position),
+                };
                 let (record, tokens) =
                     RoundRecord::close(drafted, &verdict, &sequence.stop_token_ids, sequence.remaining());
                 let tokens = tokens
                     .iter()
-                    .zip(logits.chunks(v))
                     .enumerate()
-                    .map(|(index, (&id, row))| TokenOutput {
+                    .map(|(index, &id)| TokenOutput {
                         id,
                         drafted: index < record.accepted,
-                        logprobs: sequence.logprobs.map(|count| logprobs(row, id, count)),
+                        logprobs: sequence.logprobs.map(|count| logprobs(&logits[index * v..][..v], id, count)),
                     })
                     .collect();
                 Some(Judged { verdict, record, tokens })

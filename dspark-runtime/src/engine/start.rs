@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use super::config::EngineConfig;
 use super::finisher;
@@ -96,7 +96,9 @@ impl Engine {
             shutting_down: AtomicBool::new(false),
             metrics: Mutex::new(Metrics::default()),
         });
+        let sampling_on_device = config.sampling_on_device.unwrap_or_else(|| *target.device() != Device::flex());
         let step_loop = StepLoop {
+            sampling_on_device,
             target,
             draft,
             commands: command_receiver,

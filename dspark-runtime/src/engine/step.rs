@@ -32,6 +32,8 @@ pub(super) struct StepLoop {
     /// In the order of admission.
     pub running: Vec<Sequence>,
     pub metrics: Metrics,
+    /// See [`EngineConfig::sampling_on_device`].
+    pub sampling_on_device: bool,
     /// When to fail what is left.
     pub deadline: Option<Instant>,
 }

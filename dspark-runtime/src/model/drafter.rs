@@ -9,7 +9,7 @@
 
 use std::fmt;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 use super::config::Family;
 use super::draft::{Draft, DraftContext, DraftParameters, DraftSample};
@@ -79,9 +79,14 @@ pub trait Drafting {
     /// the slot as proposals compute them, `u` numbers per kept sequence; they may be changed.
     fn logits(&mut self, kept: &[usize]) -> Vec<&mut [f32]>;
 
-    /// The likeliest token of every slot at once, instead of asking slot by slot: the device is waited for once. To be asked
-    /// first or not at all; `None` where a drafter has no such way.
-    fn likeliest(&mut self, _anchors: &[u32]) -> Option<Likeliest> {
+    /// All slots at once, instead of asking slot by slot: `choose` takes the tokens of a slot from its logits, `[b, u] -> [b]`,
+    /// where they are, and the device is waited for once. To be asked first or not at all; `None` where a drafter has no such
+    /// way.
+    fn at_once(
+        &mut self,
+        _anchors: &[u32],
+        _choose: &mut dyn FnMut(Tensor<2>) -> Tensor<1, Int>,
+    ) -> Option<BlocksAtOnce> {
         None
     }
 
@@ -89,9 +94,9 @@ pub trait Drafting {
     fn hidden(&self) -> Tensor<2>;
 }
 
-/// What a draft finds likeliest, of `b` blocks.
+/// Blocks whose tokens were taken on the device.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Likeliest {
+pub struct BlocksAtOnce {
     /// Tokens of the target, a block behind the other, as many each as were begun.
     pub tokens: Vec<u32>,
     /// Confidence logits of these slots and of the one behind them, where the block has one; `None` without a confidence head.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::config::Family;
 use super::draft::{Draft, DraftContext, DraftParameters, DraftSample, ints};
 use super::draft_config::{DraftConfig, DrafterFields};
-use super::drafter::{Drafter, Drafting, Likeliest, host, rows};
+use super::drafter::{BlocksAtOnce, Drafter, Drafting, host, rows};
 use super::heads::{ConfidenceHead, MarkovHead, MarkovHeadType, MarkovState};
 use super::layers::{DecoderLayer, Linear, RmsNorm};
 use crate::checkpoint::{CheckpointError, JsonFields};
@@ -197,7 +197,11 @@ impl Drafting for Blocks<'_> {
         logits
     }
 
-    fn likeliest(&mut self, anchors: &[u32]) -> Option<Likeliest> {
+    fn at_once(
+        &mut self,
+        anchors: &[u32],
+        choose: &mut dyn FnMut(Tensor<2>) -> Tensor<1, Int>,
+    ) -> Option<BlocksAtOnce> {
         let Base::Computed(base_nu) = &self.base else { return None };
         let ([b, k, d], slots, u) = (self.hidden_bkd.dims(), self.slots, self.u);
         let base_bsu = (**base_nu).clone().reshape([b, slots, u]);
@@ -221,7 +225,7 @@ impl Drafting for Blocks<'_> {
                 Some(bias_bu) => base_bu + bias_bu,
                 None => base_bu,
             };
-            let own_b = logits_bu.argmax(1).reshape([b]);
+            let own_b = choose(logits_bu);
             previous_b = match &vocabulary_u {
                 Some(ids_u) => ids_u.clone().select(0, own_b),
                 None => own_b,
@@ -234,7 +238,7 @@ impl Drafting for Blocks<'_> {
         }
         let mut read = wanted.execute().into_iter();
         let tokens = read.next()?.iter::<i64>().map(|token| token as u32).collect();
-        Some(Likeliest { tokens, confidences: read.next().map(|logits| logits.iter::<f32>().collect()) })
+        Some(BlocksAtOnce { tokens, confidences: read.next().map(|logits| logits.iter::<f32>().collect()) })
     }
 
     fn hidden(&self) -> Tensor<2> {

@@ -40,7 +40,7 @@ pub use draft::{Draft, DraftContext, DraftParameters, DraftSample};
 pub use draft_config::{DraftConfig, DraftShape, DrafterFields, check_layer_ids};
 pub use draft_files::{VERIFIER_TENSORS, VOCABULARY_TENSORS};
 pub use draft_vocabulary::DraftVocabulary;
-pub use drafter::{DRAFTERS, Drafter, Drafting, Likeliest};
+pub use drafter::{BlocksAtOnce, DRAFTERS, Drafter, Drafting};
 pub use dspark::DSpark;
 pub use eagle3::{Eagle3, Eagle3Shape};
 pub use feed_forward::{Experts, FeedForward, Mlp};

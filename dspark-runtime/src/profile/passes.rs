@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use crate::bench::median;
 use crate::model::{Draft, DraftContext, KvCache, Target, TargetSegment};
@@ -48,7 +48,12 @@ impl<'a> Passes<'a> {
         let mut segments: Vec<TargetSegment<'_>> =
             ids.iter().zip(&mut self.caches).map(|(ids, cache)| TargetSegment { ids, cache: Some(cache) }).collect();
         let output = target.forward(&mut segments, &capture);
-        read_back(target.logits(output.last_hidden_nd));
+        // What a step of greedy requests waits for.
+        let logits_nv = target.logits(output.last_hidden_nd);
+        match *target.device() == Device::flex() {
+            true => read_back(logits_nv),
+            false => read_back(logits_nv.argmax(1).float()),
+        }
         self.caches.iter_mut().for_each(|cache| cache.truncate(self.context));
         started.elapsed().as_secs_f64()
     }
@@ -66,6 +71,7 @@ impl<'a> Passes<'a> {
         let sampler = Sampler::new(0.0, Filters::NONE, Randomness::Stream(Box::new(SeededUniforms::new(0, 0))));
         let mut samplers = vec![sampler; sequences];
         let stopping = Stopping { slots, confidence: 0.0, survival: 0.0, temperatures: &[] };
+        let on_device = draft.device() != Device::flex();
         let features = Tensor::zeros([sequences, width], &draft.device());
         let started = Instant::now();
         let contexts = &mut self.contexts[..sequences];
@@ -74,7 +80,7 @@ impl<'a> Passes<'a> {
         let mut blocks: Vec<Block<'_>> = contexts
             .iter_mut()
             .zip(&mut samplers)
-            .map(|(context, sampler)| Block { context, anchor: 0, sampler })
+            .map(|(context, sampler)| Block { context, anchor: 0, sampler, on_device })
             .collect();
         propose_batch(draft, &mut blocks, &stopping);
         contexts.iter_mut().for_each(|own| own.truncate(self.context));

@@ -2,12 +2,12 @@
 //!
 //! Legend: `b` sequences, `k` block size.
 
-use burn::tensor::Device;
 use rayon::prelude::*;
 
+use super::device::{Chooser, DeviceDistributions};
 use super::distribution::Distribution;
 use super::sampler::Sampler;
-use crate::model::{Draft, DraftContext, Likeliest};
+use crate::model::{BlocksAtOnce, Draft, DraftContext};
 
 /// A sequence that wants a block.
 #[derive(Debug)]
@@ -18,6 +18,9 @@ pub struct Block<'a> {
     pub anchor: u32,
     /// Draws the tokens.
     pub sampler: &'a mut Sampler,
+    /// Whether tokens may be taken on the device that computes, where the sampler leaves that to others
+    /// ([`Sampler::draws_anywhere`]) and the drafter can: nothing but what was drafted comes back to the host then.
+    pub on_device: bool,
 }
 
 /// When to stop drafting a block. Whether slot `j` is drafted follows from the tokens before it alone.
@@ -51,8 +54,10 @@ impl Stopping<'_> {
 pub struct Drafted {
     /// At most as many as were asked for.
     pub tokens: Vec<u32>,
-    /// What each was sampled from.
+    /// What each was sampled from; nothing where that stayed on the device.
     pub distributions: Vec<Distribution>,
+    /// What they were drawn from, where the device drew them.
+    pub on_device: Option<DeviceDistributions>,
     /// The calibrated probability that the target accepts each, given that it accepts those before; 1 without a
     /// confidence head. One more than there are tokens where the block has a slot behind them: what is known about it
     /// before it is drafted.
@@ -61,25 +66,42 @@ pub struct Drafted {
 
 /// Drafts a block for each sequence, slot by slot, all sequences together (paper, eq. 4).
 ///
-/// Where the draft is on a device with a memory of its own and all sequences are greedy, the device goes through the slots
-/// by itself and is waited for once.
+/// Blocks whose tokens may be taken on the device go through the slots there, and the device is waited for once.
 pub fn propose_batch(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stopping<'_>) -> Vec<Drafted> {
-    let slots = stopping.slots.min(draft.config().block_size);
-    if blocks.is_empty() || slots == 0 {
-        return vec![Drafted::default(); blocks.len()];
+    let mut drafted = vec![Drafted::default(); blocks.len()];
+    if stopping.slots.min(draft.config().block_size) == 0 {
+        return drafted;
     }
-    let alone = draft.device() != Device::flex() && blocks.iter().all(|block| block.sampler.is_greedy());
-    let likeliest = if alone { propose_likeliest(draft, blocks, stopping) } else { None };
-    likeliest.unwrap_or_else(|| propose_slots(draft, blocks, stopping))
+    let alone = |block: &Block<'_>| block.on_device && block.sampler.draws_anywhere();
+    let (mut there, mut here): (Vec<_>, Vec<_>) = blocks.iter_mut().enumerate().partition(|(_, block)| alone(block));
+    if !there.is_empty() {
+        let mut own: Vec<&mut Block<'_>> = there.iter_mut().map(|(_, block)| &mut **block).collect();
+        match propose_at_once(draft, &mut own, stopping) {
+            Some(done) => there.iter().zip(done).for_each(|((row, _), block)| drafted[*row] = block),
+            None => here.append(&mut there),
+        }
+    }
+    if !here.is_empty() {
+        let mut own: Vec<&mut Block<'_>> = here.iter_mut().map(|(_, block)| &mut **block).collect();
+        let done = propose_slots(draft, &mut own, stopping);
+        here.iter().zip(done).for_each(|((row, _), block)| drafted[*row] = block);
+    }
+    drafted
 }
 
-/// See [`propose_batch`]: greedy blocks, all slots before anything of them is known here. `None` where a drafter has no such way.
-fn propose_likeliest(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stopping<'_>) -> Option<Vec<Drafted>> {
+/// See [`propose_batch`]: all slots before anything of them is known here. `None` where a drafter has no such way.
+fn propose_at_once(draft: &Draft, blocks: &mut [&mut Block<'_>], stopping: &Stopping<'_>) -> Option<Vec<Drafted>> {
     let (b, k) = (blocks.len(), draft.config().block_size);
     let slots = stopping.slots.min(k);
     let anchors: Vec<u32> = blocks.iter().map(|block| block.anchor).collect();
+    let temperatures: Vec<f64> = blocks.iter().map(|block| block.sampler.temperature()).collect();
+    let greedy: Vec<bool> = blocks.iter().map(|block| block.sampler.is_greedy()).collect();
     let contexts = blocks.iter_mut().map(|block| &mut *block.context).collect();
-    let Likeliest { tokens, confidences } = draft.begin(contexts, &anchors, slots).likeliest(&anchors)?;
+    let mut chooser = Chooser::new(&temperatures, &draft.device());
+    let at_once =
+        draft.begin(contexts, &anchors, slots).at_once(&anchors, &mut |logits_bu| chooser.choose(logits_bu));
+    let BlocksAtOnce { tokens, confidences } = at_once?;
+    let distributions_bsu = chooser.distributions();
     let known = k.min(slots + 1);
     let block = |row: usize| {
         let mut drafted = Drafted::default();
@@ -96,7 +118,12 @@ fn propose_likeliest(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stoppin
             }
             let token = tokens[row * slots + slot];
             drafted.tokens.push(token);
-            drafted.distributions.push(Distribution::OneHot(token));
+            if greedy[row] {
+                drafted.distributions.push(Distribution::OneHot(token));
+            }
+        }
+        if let (Some(all), false) = (&distributions_bsu, greedy[row]) {
+            drafted.on_device = Some(DeviceDistributions::new(all.clone(), row));
         }
         drafted
     };
@@ -104,14 +131,14 @@ fn propose_likeliest(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stoppin
 }
 
 /// See [`propose_batch`].
-fn propose_slots(draft: &Draft, blocks: &mut [Block<'_>], stopping: &Stopping<'_>) -> Vec<Drafted> {
+fn propose_slots(draft: &Draft, blocks: &mut [&mut Block<'_>], stopping: &Stopping<'_>) -> Vec<Drafted> {
     let (b, k) = (blocks.len(), draft.config().block_size);
     let slots = stopping.slots.min(k);
     let mut drafted = vec![Drafted::default(); b];
     let anchors: Vec<u32> = blocks.iter().map(|block| block.anchor).collect();
     // The anchor stands at the context's length; slot 0 is the token after it.
     let firsts: Vec<u64> = blocks.iter().map(|block| block.context.len() as u64 + 1).collect();
-    let parts = blocks.iter_mut().map(|Block { context, sampler, .. }| (&mut **context, &mut **sampler));
+    let parts = blocks.iter_mut().map(|block| (&mut *block.context, &mut *block.sampler));
     let (contexts, mut samplers): (Vec<&mut DraftContext>, Vec<&mut Sampler>) = parts.unzip();
     let mut drafting = draft.begin(contexts, &anchors, slots);
     let mut survivals = vec![1.0; b];
@@ -222,13 +249,11 @@ mod tests {
                         .collect();
                     let mut samplers = vec![Sampler::new(0.0, Filters::NONE, Randomness::Coupled(1)); 7];
                     let parts = contexts.iter_mut().zip(&mut samplers).zip(0_u32..);
-                    let mut blocks: Vec<Block<'_>> =
-                        parts.map(|((context, sampler), anchor)| Block { context, anchor, sampler }).collect();
+                    let mut blocks: Vec<Block<'_>> = parts
+                        .map(|((context, sampler), anchor)| Block { context, anchor, sampler, on_device: at_once })
+                        .collect();
                     let stopping = Stopping { slots, confidence, survival: 0.0, temperatures: &[0.7, 1.3] };
-                    match at_once {
-                        true => propose_likeliest(&draft, &mut blocks, &stopping).unwrap(),
-                        false => propose_slots(&draft, &mut blocks, &stopping),
-                    }
+                    propose_batch(&draft, &mut blocks, &stopping)
                 };
                 for slots in [1, BLOCK - 1, BLOCK] {
                     for confidence in [0.0, 0.45] {
@@ -266,7 +291,7 @@ mod tests {
                     .iter_mut()
                     .zip(&mut samplers)
                     .zip(which)
-                    .map(|((context, sampler), &anchor)| Block { context, anchor, sampler })
+                    .map(|((context, sampler), &anchor)| Block { context, anchor, sampler, on_device: false })
                     .collect();
                 let stopping = Stopping { slots: BLOCK, confidence, survival: 0.0, temperatures: &[] };
                 propose_batch(&draft, &mut blocks, &stopping)

@@ -4,7 +4,7 @@ use crate::kernels::simd;
 use crate::model::DraftVocabulary;
 
 /// Below this mass, target and draft agree everywhere but for rounding, and there is nothing to resample from.
-const NO_RESIDUAL: f64 = 1e-8;
+pub(super) const NO_RESIDUAL: f64 = 1e-8;
 
 /// The lowest temperature that is not greedy.
 const COLDEST: f64 = 1e-6;

@@ -38,6 +38,27 @@ pub fn judge(
     Verdict { accepted, next }
 }
 
+/// What the acceptance test needs of distributions that are elsewhere: one entry per drafted token, and `next` one more.
+#[derive(Clone, Copy, Debug)]
+pub struct JudgedShares<'a> {
+    /// The drafted tokens' probabilities in the target's distributions.
+    pub target: &'a [f32],
+    /// The same in those that they were drawn from.
+    pub draft: &'a [f32],
+    /// A token of each slot's residual, and one of the target's row behind the last.
+    pub next: &'a [u32],
+}
+
+impl JudgedShares<'_> {
+    /// The acceptance test of [`judge`].
+    pub(super) fn judge(&self, uniforms: &mut dyn Uniforms) -> Verdict {
+        let draws: Vec<f64> = self.next[1..].iter().map(|_| uniforms.next()).collect();
+        let keeps = |&slot: &usize| draws[slot] * f64::from(self.draft[slot]) < f64::from(self.target[slot]);
+        let accepted = (0..draws.len()).take_while(keeps).count();
+        Verdict { accepted, next: self.next[accepted] }
+    }
+}
+
 /// One round as it is counted. See the module's documentation for the definition of the accepted length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoundRecord {

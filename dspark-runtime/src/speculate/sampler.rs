@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::coupling::{PositionNoise, judge_coupled};
 use super::distribution::{Distribution, is_greedy};
 use super::filters::Filters;
-use super::round::{Verdict, judge};
+use super::round::{JudgedShares, Verdict, judge};
 use super::uniforms::{SeededUniforms, Uniforms};
 
 /// Where the randomness of a sequence comes from.
@@ -41,6 +41,17 @@ impl Sampler {
     /// Whether it takes the likeliest token, whatever the numbers are.
     pub fn is_greedy(&self) -> bool {
         is_greedy(self.temperature)
+    }
+
+    /// Whether nothing but the logits decides what it draws from, and no seed what it draws: so whoever has the logits may.
+    pub fn draws_anywhere(&self) -> bool {
+        let random = matches!(self.randomness, Randomness::Stream(_)) && self.filters == Filters::NONE;
+        self.is_greedy() || random
+    }
+
+    /// 0 is greedy.
+    pub fn temperature(&self) -> f64 {
+        self.temperature
     }
 
     /// A token for a position of the sequence (0 is the prompt's first).
@@ -81,6 +92,17 @@ impl Sampler {
         let next = position + verdict.accepted as u64 + 1;
         self.noise.retain(|(position, _)| *position >= next);
         verdict
+    }
+
+    /// The acceptance test for tokens that were drawn and judged elsewhere.
+    ///
+    /// # Panics
+    /// When the randomness is coupled: such tokens are drawn here.
+    pub fn judge_shares(&mut self, shares: &JudgedShares<'_>) -> Verdict {
+        match &mut self.randomness {
+            Randomness::Stream(stream) => shares.judge(stream.as_mut()),
+            Randomness::Coupled(_) => panic!("the noise of a seed is on the host"),
+        }
     }
 
     fn noise_at(&mut self, seed: u64, position: u64, v: usize) -> &PositionNoise {

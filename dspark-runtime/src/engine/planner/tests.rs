@@ -23,7 +23,7 @@ fn plain(planner: &mut Planner, steps: usize) {
 
 fn drafted(confidences: &[f64]) -> Drafted {
     let tokens = vec![0; confidences.len() - 1];
-    Drafted { tokens, distributions: Vec::new(), confidences: confidences.to_vec() }
+    Drafted { tokens, distributions: Vec::new(), confidences: confidences.to_vec(), on_device: None }
 }
 
 #[test]
