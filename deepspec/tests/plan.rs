@@ -43,6 +43,11 @@ fn weights_are_not_needed() {
         assert_eq!(of_shapes.pointer(same), of_target.pointer(same), "{same}");
     }
     assert!(number(&of_shapes, "/seconds") > 0.0);
+    // This program with its data, weights and moments are there while the draft's pass and its loss are.
+    let together = ["process", "target", "draft", "optimizer", "activations", "vocabulary"];
+    let together = together.map(|part| number(&of_shapes, &format!("/memory/{part}")));
+    assert!(together[0] > 4e6, "{} bytes of a process", together[0]);
+    assert!(number(&of_shapes, "/memory/peak") > together.iter().sum::<f64>());
 }
 
 #[test]

@@ -62,23 +62,29 @@ pub fn seconds(operations: f64, operations_per_second: f64) -> f64 {
 
 /// Operations per second of a matrix product of such numbers.
 pub fn product_speed(device: &Device, products: DType) -> f64 {
-    // As large as it takes to keep all units of the device busy.
-    let size = if *device == Device::flex() { 768 } else { 4096 };
-    let random = || Tensor::<2>::random([size, size], Distribution::Normal(0.0, 1.0), device).cast(products);
-    let (a, b) = (random(), random());
-    let run = || {
-        let product = a.clone().matmul(b.clone());
-        // Reading one number waits for the device.
-        let _: f32 = product.narrow(0, 0, 1).narrow(1, 0, 1).cast(DType::F32).into_scalar();
-    };
-    run();
-    let started = Instant::now();
-    let mut runs = 0;
-    while runs < 3 || started.elapsed() < Duration::from_millis(300) {
+    // As large as it takes to keep all units of the device busy for longer than waiting for it takes.
+    let mut size = 768;
+    loop {
+        let random = || Tensor::<2>::random([size, size], Distribution::Normal(0.0, 1.0), device).cast(products);
+        let (a, b) = (random(), random());
+        let run = || {
+            let product = a.clone().matmul(b.clone());
+            // Reading one number waits for the device.
+            let _: f32 = product.narrow(0, 0, 1).narrow(1, 0, 1).cast(DType::F32).into_scalar();
+        };
+        // What is done once is done then.
         run();
-        runs += 1;
+        let (started, mut runs) = (Instant::now(), 0);
+        while runs < 3 || started.elapsed() < Duration::from_millis(300) {
+            run();
+            runs += 1;
+        }
+        let seconds = started.elapsed().as_secs_f64() / f64::from(runs);
+        if seconds > 1e-3 || size >= 6144 {
+            return 2.0 * (size as f64).powi(3) / seconds;
+        }
+        size *= 2;
     }
-    f64::from(runs) * 2.0 * (size as f64).powi(3) / started.elapsed().as_secs_f64()
 }
 
 /// Bytes of this process that are in memory, now and at most so far; `None` where the system does not say.

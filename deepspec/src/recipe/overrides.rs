@@ -29,7 +29,9 @@ pub(super) fn apply(document: &mut Document, argument: &str) -> Result<(), Recip
     let Some((last, sections)) = names.split_last().filter(|_| names.iter().all(|name| is_bare_key(name))) else {
         return Err(fail(format!("{key:?} is not a key; expected the form section.key=value")));
     };
-    let replaced = other_of_two(key).filter(|other| !document.is_overridden(other));
+    // A section that was given as a whole was given so with what is in it.
+    let given = |other: &str| document.is_overridden(other) || document.is_overridden(section_of(other));
+    let replaced = other_of_two(key).filter(|other| !given(other));
     let replaced = replaced.and_then(|other| Some(other.split_once('.')?.1));
     let mut table = &mut document.table;
     for (depth, section) in sections.iter().enumerate() {
@@ -48,6 +50,10 @@ pub(super) fn apply(document: &mut Document, argument: &str) -> Result<(), Recip
     }
     document.mark_overridden(key.to_owned(), argument);
     Ok(())
+}
+
+fn section_of(key: &str) -> &str {
+    key.split_once('.').map_or(key, |(section, _)| section)
 }
 
 fn is_bare_key(name: &str) -> bool {

@@ -227,6 +227,10 @@ fn values_out_of_range_are_refused() {
         (vec!["train.lr=inf"], "`train.lr` must be above 0, found inf"),
         (vec!["train.epochs=2", "train.steps=3"], "`train.epochs` cannot stand beside `train.steps`"),
         (
+            vec!["train={lr = 1e-3, epochs = 2, global_batch_size = 4, micro_batch_size = 4}", "train.steps=3"],
+            "`train.epochs` cannot stand beside `train.steps`",
+        ),
+        (
             vec!["train.micro_batch_tokens=9", "train.micro_batch_size=2"],
             "`train.micro_batch_tokens` cannot stand beside `train.micro_batch_size`",
         ),

@@ -227,6 +227,14 @@ mod tests {
         draft.with_parameters(parameters)
     }
 
+    fn context(draft: &Draft, index: u32) -> DraftContext {
+        let mut context = draft.new_context(16);
+        draft.device().seed(u64::from(index));
+        let features = Tensor::random([5, 8], Numbers::Normal(0.0, 3.0), &draft.device());
+        draft.extend_context(&mut context, features, &[1, 2, 3, 4, index]);
+        context
+    }
+
     /// The way for devices, computed on the CPU: the same blocks, wherever they stop.
     #[test]
     fn greedy_blocks_at_once_are_those_slot_by_slot() {
@@ -238,15 +246,7 @@ mod tests {
                         .with_vocabulary(DraftVocabulary::most_frequent(&[0, 5, 2, 0, 7, 1, 3, 9, 4, 4, 0, 8], 8));
                 }
                 let propose = |slots: usize, confidence: f64, at_once: bool| -> Vec<Drafted> {
-                    let mut contexts: Vec<DraftContext> = (0..7_u32)
-                        .map(|index| {
-                            let mut context = draft.new_context(16);
-                            draft.device().seed(u64::from(index));
-                            let features = Tensor::random([5, 8], Numbers::Normal(0.0, 3.0), &draft.device());
-                            draft.extend_context(&mut context, features, &[1, 2, 3, 4, index]);
-                            context
-                        })
-                        .collect();
+                    let mut contexts: Vec<DraftContext> = (0..7_u32).map(|index| context(&draft, index)).collect();
                     let mut samplers = vec![Sampler::new(0.0, Filters::NONE, Randomness::Coupled(1)); 7];
                     let parts = contexts.iter_mut().zip(&mut samplers).zip(0_u32..);
                     let mut blocks: Vec<Block<'_>> = parts
@@ -269,22 +269,34 @@ mod tests {
         }
     }
 
+    /// Greedy and seeded sequences in turns: the former's tokens are taken on the device, the latter's here.
+    #[test]
+    fn blocks_drafted_in_two_places_go_to_their_sequences() {
+        let draft = draft(MarkovHeadType::Vanilla);
+        let propose = |on_device: bool| -> Vec<Drafted> {
+            let mut contexts: Vec<DraftContext> = (0..6).map(|index| context(&draft, index)).collect();
+            let mut samplers: Vec<Sampler> = (0..6_u32)
+                .map(|index| Sampler::new(f64::from(index % 2), Filters::NONE, Randomness::Coupled(u64::from(index))))
+                .collect();
+            let parts = contexts.iter_mut().zip(&mut samplers).zip(0_u32..);
+            let mut blocks: Vec<Block<'_>> =
+                parts.map(|((context, sampler), anchor)| Block { context, anchor, sampler, on_device }).collect();
+            let stopping = Stopping { slots: 3, confidence: 0.0, survival: 0.0, temperatures: &[] };
+            propose_batch(&draft, &mut blocks, &stopping)
+        };
+        for (found, expected) in propose(true).iter().zip(&propose(false)) {
+            assert_eq!(found.tokens, expected.tokens);
+            assert_eq!(found.distributions, expected.distributions);
+        }
+    }
+
     /// Sequences stop at different slots; what a head remembers must stay with its sequence.
     #[test]
     fn drafting_together_is_drafting_alone() {
         for kind in MarkovHeadType::ALL {
             let draft = draft(kind);
             let propose = |which: &[u32], confidence: f64| {
-                let mut contexts: Vec<DraftContext> = which
-                    .iter()
-                    .map(|&index| {
-                        let mut context = draft.new_context(16);
-                        draft.device().seed(u64::from(index));
-                        let features = Tensor::random([5, 8], Numbers::Normal(0.0, 3.0), &draft.device());
-                        draft.extend_context(&mut context, features, &[1, 2, 3, 4, index]);
-                        context
-                    })
-                    .collect();
+                let mut contexts: Vec<DraftContext> = which.iter().map(|&index| context(&draft, index)).collect();
                 let sampler = |&index: &u32| Sampler::new(1.0, Filters::NONE, Randomness::Coupled(u64::from(index)));
                 let mut samplers: Vec<Sampler> = which.iter().map(sampler).collect();
                 let mut blocks: Vec<Block<'_>> = contexts

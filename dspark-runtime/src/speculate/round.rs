@@ -38,7 +38,7 @@ pub fn judge(
     Verdict { accepted, next }
 }
 
-/// What the acceptance test needs of distributions that are elsewhere: one entry per drafted token, and `next` one more.
+/// What the acceptance test needs of distributions that are elsewhere: an entry per drafted token, and of `next` one more.
 #[derive(Clone, Copy, Debug)]
 pub struct JudgedShares<'a> {
     /// The drafted tokens' probabilities in the target's distributions.
