@@ -12,8 +12,8 @@ use crate::objective::vocabulary_chunk;
 /// Bytes of a number.
 const F32: usize = 4;
 
-/// What threads, buffers of products and code that training runs through take beyond what the process had before.
-const PROGRAM: usize = 12 << 20;
+/// What threads, buffers of products, code that training runs through and holes in the allocator take beyond what the process had before.
+const PROGRAM: usize = 20 << 20;
 
 /// Writing a checkpoint takes so many times the weights: copies of weights and moments, and the bytes that they become.
 const SAVING: f64 = 5.5;
