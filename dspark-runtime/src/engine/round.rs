@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::finisher::{Output, Tokens};
@@ -15,7 +15,7 @@ use super::request::{FinishReason, Logprobs, TokenOutput};
 use super::scores::{RowScores, Scores, Wanted};
 use super::sequence::Sequence;
 use super::step::StepLoop;
-use crate::model::{Draft, DraftContext, TargetSegment};
+use crate::model::{Draft, DraftContext, TargetSegment, ints};
 use crate::speculate::{
     Block, DeviceDistributions, Distribution, Drafted, JudgedRow, RoundRecord, Stopping, Verdict, propose_batch,
 };
@@ -222,12 +222,7 @@ impl StepLoop {
         }
         let hidden = match judged.len() == row {
             true => output.last_hidden_nd,
-            false => {
-                let count = judged.len();
-                let indices: Tensor<1, Int> =
-                    Tensor::from_data(TensorData::new(judged, [count]), self.target.device());
-                output.last_hidden_nd.select(0, indices)
-            }
+            false => output.last_hidden_nd.select(0, ints(judged, self.target.device())),
         };
         // Blocks whose tokens were drawn on the device were drafted together.
         let drawn = blocks.iter().find_map(|block| block.on_device.as_ref()).map(DeviceDistributions::all);

@@ -3,9 +3,9 @@
 //! Legend: `m` such rows, `r` of them, `d` hidden size, `n` rows of the draft, `v` vocabulary, `u` tokens that the draft can
 //! propose.
 
-use burn::tensor::{DType, Element, Int, Tensor, TensorData, Transaction};
+use burn::tensor::{DType, Element, Tensor, TensorData, Transaction};
 
-use crate::model::{DraftVocabulary, Target};
+use crate::model::{DraftVocabulary, Target, ints};
 use crate::speculate::{JudgedRow, JudgedShares, judge_rows};
 
 /// What a sequence needs to know about its rows.
@@ -77,8 +77,7 @@ impl Scores {
             if count == m || count == 0 {
                 return (count > 0).then(|| logits_mv.clone());
             }
-            let which_r: Tensor<1, Int> = Tensor::from_data(TensorData::new(which, [count]), target.device());
-            Some(logits_mv.clone().select(0, which_r))
+            Some(logits_mv.clone().select(0, ints(which, target.device())))
         };
         let (logits_rv, likeliest_rv, judged_rv) = (rows(logits), rows(likeliest), rows(judged));
         drop(logits_mv);

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
+use rand::Rng;
 
 use super::config::EngineConfig;
 use super::finisher;
@@ -97,6 +98,10 @@ impl Engine {
             metrics: Mutex::new(Metrics::default()),
         });
         let sampling_on_device = config.sampling_on_device.unwrap_or_else(|| *target.device() != Device::flex());
+        if sampling_on_device {
+            // What a device draws must not be what it drew when another engine was started.
+            target.device().seed(rand::rng().next_u64());
+        }
         let step_loop = StepLoop {
             sampling_on_device,
             target,

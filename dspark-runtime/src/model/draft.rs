@@ -405,7 +405,7 @@ impl DraftParameters {
     }
 }
 
-pub(super) fn ints(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
+pub(crate) fn ints(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
     let count = values.len();
     Tensor::from_data(TensorData::new(values, [count]), device)
 }

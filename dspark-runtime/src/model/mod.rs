@@ -36,6 +36,7 @@ pub use attention::KeysValues;
 pub(crate) use attention::{attend_composed, causal_mask};
 pub use block_attention::{attend_blocks, unseen_context};
 pub use config::{Activation, ExpertsConfig, Family, GemmaLayer, LayerConfig, RopeScaling, TargetConfig};
+pub(crate) use draft::ints;
 pub use draft::{Draft, DraftContext, DraftParameters, DraftSample};
 pub use draft_config::{DraftConfig, DraftShape, DrafterFields, check_layer_ids};
 pub use draft_files::{VERIFIER_TENSORS, VOCABULARY_TENSORS};

@@ -14,7 +14,7 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, DType, Device, Distribution as Numbers, Int, Tensor, TensorData};
 
 use super::distribution::{NO_RESIDUAL, is_greedy};
-use crate::model::DraftVocabulary;
+use crate::model::{DraftVocabulary, ints};
 
 /// What the tokens of blocks were drawn from, where the device drew them.
 #[derive(Clone, Debug)]
@@ -114,18 +114,18 @@ pub fn judge_rows(
     let [n, u] = proposals_nu.dims();
     // A row of zeros for places that nothing was drafted for: their residual is the target's distribution.
     let proposals_nu = Tensor::cat(vec![proposals_nu, Tensor::zeros([1, u], &device)], 0);
-    let which = rows.iter().map(|row| row.drafted.map_or(n, |(_, proposal)| proposal)).collect();
+    let which = rows.iter().map(|row| row.drafted.map_or(n, |(_, proposal)| proposal) as i32).collect();
     let draft_ru = proposals_nu.select(0, ints(which, &device));
     let draft_rv = match vocabulary {
         None => draft_ru,
         // The same with columns, for tokens that the draft does not have.
         Some(own) => {
             let draft_ru = Tensor::cat(vec![draft_ru, Tensor::zeros([r, 1], &device)], 1);
-            let columns = (0..v as u32).map(|id| own.index(id).unwrap_or(u)).collect();
+            let columns = (0..v as u32).map(|id| own.index(id).unwrap_or(u) as i32).collect();
             draft_ru.select(1, ints(columns, &device))
         }
     };
-    let tokens = rows.iter().map(|row| row.drafted.map_or(0, |(token, _)| token as usize)).collect();
+    let tokens = rows.iter().map(|row| row.drafted.map_or(0, |(token, _)| token as i32)).collect();
     let tokens_r1: Tensor<2, Int> = ints(tokens, &device).reshape([r, 1]);
     let of_token =
         |distributions_rv: &Tensor<2>| distributions_rv.clone().gather(1, tokens_r1.clone()).reshape([1, r]);
@@ -161,12 +161,6 @@ fn inverse(temperatures: &[f64], device: &Device) -> Tensor<2> {
     let inverse: Vec<f32> = temperatures.iter().map(inverse).collect();
     let r = inverse.len();
     Tensor::from_data(TensorData::new(inverse, [r, 1]), device)
-}
-
-fn ints(numbers: Vec<usize>, device: &Device) -> Tensor<1, Int> {
-    let numbers: Vec<i32> = numbers.into_iter().map(|number| number as i32).collect();
-    let count = numbers.len();
-    Tensor::from_data(TensorData::new(numbers, [count]), device)
 }
 
 #[cfg(test)]

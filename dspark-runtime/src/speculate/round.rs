@@ -26,7 +26,7 @@ pub fn judge(
     let draws: Vec<f64> = drafted.iter().map(|_| uniforms.next()).collect();
     let keeps = |slot: usize| {
         let token = drafted[slot];
-        draws[slot] * draft[slot].probability(token) < target[slot].probability(token)
+        is_kept(draws[slot], target[slot].probability(token), draft[slot].probability(token))
     };
     let accepted = (0..drafted.len()).take_while(|&slot| keeps(slot)).count();
     let u = uniforms.next();
@@ -36,6 +36,11 @@ pub fn judge(
         target[accepted].sample(u)
     };
     Verdict { accepted, next }
+}
+
+/// With probability `min(1, target / draft)`, of a uniform number.
+fn is_kept(u: f64, target: f64, draft: f64) -> bool {
+    u * draft < target
 }
 
 /// What the acceptance test needs of distributions that are elsewhere: an entry per drafted token, and of `next` one more.
@@ -53,7 +58,7 @@ impl JudgedShares<'_> {
     /// The acceptance test of [`judge`].
     pub(super) fn judge(&self, uniforms: &mut dyn Uniforms) -> Verdict {
         let draws: Vec<f64> = self.next[1..].iter().map(|_| uniforms.next()).collect();
-        let keeps = |&slot: &usize| draws[slot] * f64::from(self.draft[slot]) < f64::from(self.target[slot]);
+        let keeps = |&slot: &usize| is_kept(draws[slot], self.target[slot].into(), self.draft[slot].into());
         let accepted = (0..draws.len()).take_while(keeps).count();
         Verdict { accepted, next: self.next[accepted] }
     }
