@@ -17,6 +17,7 @@ use std::time::Instant;
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use deepspec::objective::{VocabularyRows, VocabularyWeights, vocabulary_loss};
+use dspark_runtime::Normals;
 use dspark_runtime::model::{KeysValues, attend_blocks, unseen_context};
 
 /// The composed form is run up to so many numbers in its largest tensor.
@@ -72,15 +73,17 @@ impl VocabularyCase {
     fn new(n: usize, v: usize) -> Self {
         let device = Device::flex();
         let (d, r) = (256, 64);
-        let inputs = [shape::normal(n, d, &device), shape::normal(n, r, &device), shape::normal(v, r, &device) * 0.1];
+        let mut normals = Normals::new(2);
+        let mut normal = |rows: usize, width: usize| normals.tensor::<2>([rows, width], 1.0, &device);
+        let inputs = [normal(n, d), normal(n, r), normal(v, r) * 0.1];
         let rows = VocabularyRows {
             hidden_nd: inputs[0].clone(),
             markov: Some((inputs[1].clone(), inputs[2].clone())),
-            head_vd: shape::normal(v, d, &device) * 0.1,
+            head_vd: normal(v, d) * 0.1,
             softcap: None,
             vocabulary: None,
-            teacher_td: shape::normal(n, d, &device),
-            teacher_head_vd: shape::normal(v, d, &device) * 0.1,
+            teacher_td: normal(n, d),
+            teacher_head_vd: normal(v, d) * 0.1,
             teacher_rows: (0..n).collect(),
             labels: (0..n).map(|row| Some((row * 7 % v) as u32)).collect(),
             products: DType::F32,
@@ -135,7 +138,8 @@ impl AttentionCase {
     fn new(blocks: usize, context: usize) -> Self {
         let device = Device::flex();
         let [h, c, w, k] = HEADS;
-        let random = |rows: usize, heads: usize| shape::normal(rows, heads * w, &device).reshape([rows, heads, w]);
+        let mut normals = Normals::new(3);
+        let mut random = |rows: usize, heads: usize| normals.tensor([rows, heads, w], 1.0, &device);
         let own = blocks * k;
         let inputs = [random(own, h), random(context, c), random(context, c), random(own, c), random(own, c)];
         Self { inputs, seen: (0..blocks).map(|block| 0..(block + 1) * context / blocks).collect(), context }

@@ -131,8 +131,8 @@ impl Bench {
     fn new(anchors: usize) -> Self {
         let device = Device::flex();
         let draft = shape::dspark(anchors, &device);
-        let features = shape::normal(BUDGET, draft.config().feature_width(), &device);
-        Self { draft, features, last_hidden: shape::normal(BUDGET, HIDDEN, &device) }
+        let features = shape::normal(2, BUDGET, draft.config().feature_width(), &device);
+        Self { draft, features, last_hidden: shape::normal(3, BUDGET, HIDDEN, &device) }
     }
 
     /// Forward, loss and backward of a micro-batch.

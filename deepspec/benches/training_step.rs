@@ -43,7 +43,7 @@ impl Step {
         let device = Device::flex();
         Self {
             parameters: Some(draft.parameters.clone()),
-            features: shape::normal(TOKENS, draft.config().feature_width(), &device),
+            features: shape::normal(2, TOKENS, draft.config().feature_width(), &device),
             draft,
             choice,
             weights,
@@ -57,7 +57,7 @@ impl Step {
             }),
             rate: LearningRate::new(6e-4, 1000, 0.04, false),
             ids: shape::ids(TOKENS),
-            last_hidden: shape::normal(TOKENS, HIDDEN, &device),
+            last_hidden: shape::normal(3, TOKENS, HIDDEN, &device),
             step: 0,
         }
     }

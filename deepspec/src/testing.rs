@@ -26,8 +26,8 @@ pub(crate) fn tiny_eagle3_models() -> (Target, Draft) {
     let target_layer_ids = (0..5).map(LayerId).collect();
     let shape = Eagle3Shape { ttt_length: 4, step_loss_decay: 0.8, target_layer_ids };
     let draft = DraftConfig::eagle3(&config, &shape).unwrap();
-    let target = Target::random(config, &Device::flex());
-    let draft = Draft::new(draft, &target);
+    let target = Target::random(config, 1, &Device::flex());
+    let draft = Draft::new(draft, &target, 2);
     (target, draft)
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn tiny_models() -> (Target, Draft) {
         confidence_head_with_markov: true,
     };
     let draft = DraftConfig::for_target(&config, &shape).unwrap();
-    let target = Target::random(config, &Device::flex());
-    let draft = Draft::new(draft, &target);
+    let target = Target::random(config, 1, &Device::flex());
+    let draft = Draft::new(draft, &target, 2);
     (target, draft)
 }

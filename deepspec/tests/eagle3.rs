@@ -26,7 +26,7 @@ fn target(root: &Path) -> PathBuf {
         fields.insert(field.to_owned(), json!(value));
     }
     let config = TargetConfig::from_fields(JsonFields::new("config.json", fields)).unwrap();
-    Target::random(config, &Device::flex()).write_into(&folder, WeightDtype::Bf16).unwrap();
+    Target::random(config, 1, &Device::flex()).write_into(&folder, WeightDtype::Bf16).unwrap();
     for entry in fs::read_dir(&quickstart).unwrap().map(|entry| entry.unwrap()) {
         let name = entry.file_name();
         if name != "config.json" && name != "model.safetensors" {

@@ -41,7 +41,7 @@ fn models(root: &Path) -> (PathBuf, PathBuf) {
         enable_confidence_head: true,
         confidence_head_with_markov: true,
     };
-    let draft = Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), &target);
+    let draft = Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), &target, 2);
     draft.save(&draft_folder, WeightDtype::F32, false).unwrap();
     (folder, draft_folder)
 }

@@ -81,7 +81,7 @@ fn keys_shapes_and_number_types_are_the_references() {
         let case = read_json(&folder.join("case.json"));
         let target = target(&folder.join(case["target_dir"].as_str().unwrap()));
         // Made from the target alone: nothing of their file is handed on.
-        let draft = Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), &target);
+        let draft = Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), &target, 2);
         let out = tempfile::tempdir().unwrap();
         let own = out.path().join("draft");
         draft.save(&own, WeightDtype::F32, true).unwrap();

@@ -15,9 +15,12 @@ pub mod engine;
 pub mod gradient;
 pub mod kernels;
 pub mod model;
+mod normals;
 pub mod plot;
 pub mod profile;
 pub mod schedule;
 pub mod server;
 pub mod speculate;
 pub mod text;
+
+pub use normals::Normals;

@@ -57,7 +57,7 @@ fn config(fields: Value) -> TargetConfig {
 }
 
 fn target(window: usize) -> Target {
-    let target = Target::random(config(fields(window)), &Device::flex());
+    let target = Target::random(config(fields(window)), 0, &Device::flex());
     let weights = common::fill(target.parameters().clone(), 21, 0.35);
     target.with_parameters(weights.map(&mut Vectors(ChaCha8Rng::seed_from_u64(22))))
 }
@@ -130,7 +130,7 @@ fn a_window_hides_what_lies_before_it() {
     let mut fields = fields(4);
     fields["num_hidden_layers"] = json!(3);
     fields["layer_types"] = json!(["sliding_attention", "sliding_attention", "full_attention"]);
-    let target = Target::random(config(fields), &Device::flex());
+    let target = Target::random(config(fields), 0, &Device::flex());
     let target = target.with_parameters(common::fill(target.parameters().clone(), 5, 0.35));
     let states = |ids: &[u32]| -> Vec<f32> {
         let output = target.forward(&mut [TargetSegment { ids, cache: None }], &[LayerId(1)]);

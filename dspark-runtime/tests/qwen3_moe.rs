@@ -44,7 +44,7 @@ fn draft(target: &Target) -> Draft {
         enable_confidence_head: true,
         confidence_head_with_markov: true,
     };
-    Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), target)
+    Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), target, 2)
 }
 
 #[test]

@@ -4,7 +4,8 @@ mod common;
 
 use std::path::Path;
 
-use burn::tensor::{DType, Device, Distribution, Tensor};
+use burn::tensor::{DType, Device, Tensor};
+use dspark_runtime::Normals;
 use dspark_runtime::checkpoint::{WeightDtype, WeightPrecision};
 use dspark_runtime::model::{Draft, DraftHeads, LayerId, Target, TargetSegment};
 use dspark_runtime::speculate::{Decoder, GenerationOptions, SeededUniforms};
@@ -64,8 +65,9 @@ fn draft_heads_in_8_bits_propose_nearly_what_the_weights_do() {
     let off = |a: Tensor<2>, b: Tensor<2>| -> f32 {
         (a.clone() - b).abs().max().into_scalar::<f32>() / a.abs().max().into_scalar::<f32>()
     };
+    let mut normals = Normals::new(5);
     for rows in [1, 7, 33] {
-        let x = Tensor::<2>::random([rows, d], Distribution::Normal(0.0, 1.0), &Device::flex());
+        let x = normals.tensor::<2>([rows, d], 1.0, &Device::flex());
         let logits = off(draft.base_logits(x.clone()), quick.proposal_logits(x.clone()));
         assert!(logits > 0.0 && logits < 0.02, "{rows} rows are off by {logits}");
         let factors = draft.markov_factors(&vec![3; rows]).unwrap();
@@ -73,7 +75,7 @@ fn draft_heads_in_8_bits_propose_nearly_what_the_weights_do() {
         assert!(biases > 0.0 && biases < 0.02, "{rows} rows are off by {biases}");
     }
     // Other heads and other parameters take the weights themselves.
-    let x = Tensor::<2>::random([2, d], Distribution::Normal(0.0, 1.0), &Device::flex());
+    let x = normals.tensor::<2>([2, d], 1.0, &Device::flex());
     let error = |draft: &Draft| off(draft.base_logits(x.clone()), draft.proposal_logits(x.clone()));
     assert!(error(&quick) > 0.0);
     assert_eq!(error(&quick.clone().with_heads(DraftHeads::Exact)), 0.0);

@@ -4,8 +4,9 @@
 #![allow(dead_code)]
 
 use burn::module::Module;
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Tensor};
 use deepspec::objective::{Denominator, LossWeights};
+use dspark_runtime::Normals;
 use dspark_runtime::checkpoint::JsonFields;
 use dspark_runtime::model::{
     Draft, DraftConfig, DraftShape, Eagle3Shape, LayerId, MarkovHeadType, Target, TargetConfig,
@@ -40,7 +41,6 @@ pub fn eagle3(device: &Device) -> Draft {
 }
 
 fn draft(config: impl FnOnce(&TargetConfig) -> DraftConfig, device: &Device) -> Draft {
-    device.seed(0);
     let fields = json!({
         "architectures": ["Qwen3ForCausalLM"], "hidden_size": HIDDEN, "intermediate_size": 768,
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "num_hidden_layers": 8,
@@ -48,7 +48,7 @@ fn draft(config: impl FnOnce(&TargetConfig) -> DraftConfig, device: &Device) -> 
     });
     let Value::Object(fields) = fields else { unreachable!("an object was written") };
     let target = TargetConfig::from_fields(JsonFields::new("config.json", fields)).expect("a valid configuration");
-    let draft = Draft::new(config(&target), &Target::random(target, device));
+    let draft = Draft::new(config(&target), &Target::random(target, 0, device), 1);
     draft.with_parameters(draft.parameters.clone().unfreeze().train())
 }
 
@@ -70,8 +70,8 @@ pub fn ids(tokens: usize) -> Vec<u32> {
 }
 
 /// Random rows.
-pub fn normal(rows: usize, width: usize, device: &Device) -> Tensor<2> {
-    Tensor::random([rows, width], Distribution::Normal(0.0, 1.0), device)
+pub fn normal(seed: u64, rows: usize, width: usize, device: &Device) -> Tensor<2> {
+    Normals::new(seed).tensor([rows, width], 1.0, device)
 }
 
 pub fn median(values: &[f64]) -> f64 {

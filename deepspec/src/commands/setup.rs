@@ -79,8 +79,7 @@ impl Prepared {
         let model = &self.recipe.model;
         let rows = self.target.config().vocab_size;
         let config = self.draft_config()?;
-        self.target.device().seed(self.recipe.train.seed);
-        let draft = Draft::new(config, &self.target);
+        let draft = Draft::new(config, &self.target, self.recipe.train.seed);
         let texts: Vec<&[u32]> =
             samples.iter().take(INITIAL_TEXTS).map(|sample| sample.token_ids.as_slice()).collect();
         let draft = if model.initialize_from_target { draft.initialized_from(&self.target, &texts) } else { draft };

@@ -40,7 +40,7 @@ impl Fixture {
             confidence_head_with_markov: true,
         };
         let config = DraftConfig::for_target(target.config(), &shape).unwrap();
-        let draft = Draft::new(config, &target).initialized_from(&target, &[&[1, 2, 3]]);
+        let draft = Draft::new(config, &target, 3).initialized_from(&target, &[&[1, 2, 3]]);
         let folder = tempfile::tempdir().unwrap();
         let rows: String =
             TURNS.iter().map(|turns| format!("{}\n", json!({"system": SYSTEM, "turns": turns}))).collect();

@@ -65,6 +65,7 @@ pub fn product_speed(device: &Device, products: DType) -> f64 {
     // As large as it takes to keep all units of the device busy for longer than waiting for it takes.
     let mut size = 768;
     loop {
+        #[expect(clippy::disallowed_methods, reason = "the numbers do not matter, only the time")]
         let random = || Tensor::<2>::random([size, size], Distribution::Normal(0.0, 1.0), device).cast(products);
         let (a, b) = (random(), random());
         let run = || {

@@ -71,10 +71,9 @@ pub fn pretrain_target(folder: &Path, settings: &PretrainSettings, device: &Devi
     train_tokenizer(directory.path(), settings.seed, VOCABULARY_SIZE)?;
     let tokenizer = Tokenizer::from_directory(directory.path())?;
     let samples = training_samples(&tokenizer, settings)?;
-    device.seed(settings.seed);
     let Value::Object(fields) = target_config() else { unreachable!("the configuration is an object") };
     let config = TargetConfig::from_fields(JsonFields::new(folder.join("config.json"), fields))?;
-    let target = train(Target::random(config, device), &samples, settings);
+    let target = train(Target::random(config, settings.seed, device), &samples, settings);
     target.write_into(directory.path(), WeightDtype::Bf16)?;
     directory.commit()?;
     Ok(())

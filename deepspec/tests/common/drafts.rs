@@ -36,8 +36,7 @@ pub fn target() -> Target {
 /// A fresh draft of this shape, saved.
 pub fn save(folder: &Path, shape: &DraftShape, dtype: WeightDtype, with_embeddings: bool) -> PathBuf {
     let target = target();
-    target.device().seed(7);
-    let draft = Draft::new(DraftConfig::for_target(target.config(), shape).unwrap(), &target);
+    let draft = Draft::new(DraftConfig::for_target(target.config(), shape).unwrap(), &target, 7);
     draft.save(folder, dtype, with_embeddings).unwrap();
     folder.to_owned()
 }

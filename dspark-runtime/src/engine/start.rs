@@ -100,6 +100,7 @@ impl Engine {
         let sampling_on_device = config.sampling_on_device.unwrap_or_else(|| *target.device() != Device::flex());
         if sampling_on_device {
             // What a device draws must not be what it drew when another engine was started.
+            #[expect(clippy::disallowed_methods, reason = "this noise is to be another one every time")]
             target.device().seed(rand::rng().next_u64());
         }
         let step_loop = StepLoop {

@@ -126,17 +126,18 @@ fn step(values: &[f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{DType, Device, Distribution};
+    use burn::tensor::{DType, Device};
 
     use super::*;
+    use crate::Normals;
 
     #[test]
     fn products_are_off_by_no_more_than_the_rounding() {
         let device = Device::flex();
-        device.seed(4);
+        let mut normals = Normals::new(4);
         for (k, o) in [(64, 4096), (67, 301), (3, 5)] {
-            let weight = Tensor::<2>::random([o, k], Distribution::Normal(0.0, 0.02), &device);
-            let x_nk = Tensor::<2>::random([37, k], Distribution::Normal(0.0, 1.0), &device);
+            let weight = normals.tensor::<2>([o, k], 0.02, &device);
+            let x_nk = normals.tensor::<2>([37, k], 1.0, &device);
             for weight in [weight.clone(), weight.cast(DType::BF16)] {
                 let exact_ok = widened(weight.clone());
                 let expected_no = x_nk.clone().matmul(exact_ok.clone().transpose());

@@ -129,9 +129,10 @@ struct Piece<'a, W> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, Distribution};
+    use burn::tensor::Device;
 
     use super::*;
+    use crate::Normals;
 
     /// Whole and broken blocks, and tiles.
     const ROWS: [usize; 8] = [1, 2, 3, 5, 8, 32, 64, 131];
@@ -139,10 +140,10 @@ mod tests {
     #[test]
     fn products_agree_with_the_matrix_multiplication_and_do_not_depend_on_the_number_of_rows() {
         let device = Device::flex();
-        device.seed(7);
+        let mut normals = Normals::new(7);
         for (k, o) in [(64, 96), (67, 301), (576, 1536), (3, 5)] {
-            let x = Tensor::<2>::random([131, k], Distribution::Normal(0.0, 1.0), &device);
-            let weight = Tensor::<2>::random([o, k], Distribution::Normal(0.0, 1.0), &device);
+            let x = normals.tensor::<2>([131, k], 1.0, &device);
+            let weight = normals.tensor::<2>([o, k], 1.0, &device);
             let expected = x.clone().matmul(weight.clone().transpose());
             let all = linear(x.clone(), weight.clone());
             let difference: f32 = (all.clone() - expected).abs().max().into_scalar();
@@ -157,8 +158,8 @@ mod tests {
     #[test]
     fn weights_taken_together_give_what_each_gives_alone() {
         let device = Device::flex();
-        device.seed(9);
-        let normal = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &device);
+        let mut normals = Normals::new(9);
+        let mut normal = |shape: [usize; 2]| normals.tensor::<2>(shape, 1.0, &device);
         for n in [1, 3, 33] {
             let x = normal([n, 67]);
             // Shares of the threads end inside, between and beyond weights; one has a row only.
@@ -178,13 +179,13 @@ mod tests {
     #[test]
     fn bf16_weights_give_bit_for_bit_what_the_same_numbers_in_f32_give() {
         let device = Device::flex();
-        device.seed(8);
+        let mut normals = Normals::new(8);
         for (k, o) in [(64, 96), (67, 301), (576, 1536), (3, 5)] {
-            let narrow = Tensor::<2>::random([o, k], Distribution::Normal(0.0, 1.0), &device).cast(DType::BF16);
+            let narrow = normals.tensor::<2>([o, k], 1.0, &device).cast(DType::BF16);
             let wide = narrow.clone().cast(DType::F32);
             widened(narrow.clone()).into_data().assert_eq(&wide.clone().into_data(), true);
             for n in ROWS {
-                let x = Tensor::<2>::random([n, k], Distribution::Normal(0.0, 1.0), &device);
+                let x = normals.tensor::<2>([n, k], 1.0, &device);
                 let expected = linear(x.clone(), wide.clone());
                 assert_eq!(expected.dtype(), DType::F32);
                 linear(x, narrow.clone()).into_data().assert_eq(&expected.into_data(), true);

@@ -58,7 +58,7 @@ impl KeysValues {
 }
 
 impl SelfAttention {
-    /// Random weights; `input` is the width of the rows that queries, keys and values are made of.
+    /// Blank, as [`Linear::new`]; `input` is the width of the rows that queries, keys and values are made of.
     pub fn new(config: &LayerConfig, input: usize, device: &Device) -> Self {
         let (d, query, key) = (config.hidden_size, config.query_width(), config.key_value_width());
         let head_norm = || config.qk_norm.then(|| RmsNorm::new(config.head_dim, config.rms_norm_eps, device));

@@ -15,14 +15,13 @@ use super::draft_config::DraftConfig;
 use super::draft_vocabulary::DraftVocabulary;
 use super::drafter::Drafting;
 use super::heads::{ConfidenceHead, MarkovHead, MarkovState};
-use super::initialize::spread;
 use super::int8_heads::Int8Heads;
 use super::kv_cache::KvCache;
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotary;
 use super::target::Target;
 use crate::checkpoint::with_stable_ids;
-use crate::kernels;
+use crate::{Normals, kernels};
 
 /// What training changes, named as on disk.
 #[derive(Module, Debug)]
@@ -123,10 +122,11 @@ impl DraftContext {
 }
 
 impl Draft {
-    /// A fresh draft for a target: random layers, spread as its configuration says, the target's embedding and head.
-    pub fn new(config: DraftConfig, target: &Target) -> Self {
-        let parameters = spread(DraftParameters::new(&config, target.device()), config.initializer_range);
-        let parameters = with_stable_ids(parameters);
+    /// A fresh draft for a target: layers drawn from a seed, spread as its configuration says, and the target's embedding
+    /// and head.
+    pub fn new(config: DraftConfig, target: &Target, seed: u64) -> Self {
+        let blank = DraftParameters::new(&config, target.device());
+        let parameters = with_stable_ids(Normals::new(seed).matrices(blank, config.initializer_range));
         Self::assemble(config, parameters, target.embed_tokens().weight.val(), target.head_weight())
     }
 
@@ -399,7 +399,7 @@ impl Draft {
 }
 
 impl DraftParameters {
-    /// Random parameters; nothing is allocated before the first use.
+    /// Blank parameters, to be read or drawn; nothing is allocated before the first use.
     pub fn new(config: &DraftConfig, device: &Device) -> Self {
         config.drafter.parameters(config, device)
     }

@@ -9,11 +9,11 @@ use super::drafter::{DRAFTERS, Drafter};
 use super::dspark::DSpark;
 use super::gemma4;
 use super::heads::MarkovHeadType;
-use super::layers::INITIAL_STD;
 use super::qwen3_moe;
 use super::speculators_layout::{from_speculators, is_speculators};
 use super::target::LayerId;
 use crate::checkpoint::{CheckpointError, JsonFields, WeightDtype};
+use crate::normals::INITIAL_STD;
 
 /// The families whose layers drafts have.
 const LAYER_FAMILIES: [Family; 2] = [Family::Qwen3, Family::Gemma4];

@@ -36,7 +36,7 @@ pub trait Drafter: fmt::Debug + Send + Sync {
     /// When a field is missing or asks for something that is not supported; it is named.
     fn read(&self, fields: &JsonFields, vocab_size: usize) -> Result<DrafterFields, CheckpointError>;
 
-    /// Random parameters; nothing is allocated before the first use.
+    /// Blank parameters, to be read or drawn; nothing is allocated before the first use.
     fn parameters(&self, config: &DraftConfig, device: &Device) -> DraftParameters;
 
     /// How many tokens behind a token its row of the context depends on: so many tokens of a sequence have to be known before

@@ -115,7 +115,7 @@ pub enum FeedForward {
 }
 
 impl FeedForward {
-    /// Random weights.
+    /// Blank, as [`Linear::new`].
     pub fn new(config: &LayerConfig, device: &Device) -> Self {
         match config.experts {
             None => Self::Dense(Mlp::new(config, config.intermediate_size, device)),

@@ -68,7 +68,7 @@ impl MarkovState {
 }
 
 impl MarkovHead {
-    /// Random weights.
+    /// Blank, as [`Linear::new`].
     pub fn new(config: &DraftConfig, device: &Device) -> Self {
         let tokens = [config.vocab_size, config.draft_vocab_size];
         Self::of_sizes(config.markov_head_type, tokens, config.layer.hidden_size, config.markov_rank, device)
@@ -159,7 +159,7 @@ pub struct ConfidenceHead {
 }
 
 impl ConfidenceHead {
-    /// Random weights; `width` is `d`, or `d + r` when the head also sees the Markov factors.
+    /// Blank, as [`Linear::new`]; `width` is `d`, or `d + r` when the head also sees the Markov factors.
     pub fn new(width: usize, device: &Device) -> Self {
         Self { proj: Linear::new(width, 1, true, device) }
     }
@@ -176,22 +176,21 @@ impl ConfidenceHead {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Distribution;
-
     use super::*;
+    use crate::Normals;
 
     /// Whole blocks at once give what going through each of them alone, slot by slot, gives.
     #[test]
     fn blocks_of_any_lengths_are_their_slots_one_by_one() {
         let device = Device::flex();
-        device.seed(3);
+        let mut normals = Normals::new(3);
         let (d, r) = (6, 4);
         let lengths = [3, 1, 4, 2];
         let n = lengths.iter().sum();
-        let hidden_nd = Tensor::<2>::random([n, d], Distribution::Normal(0.0, 1.0), &device);
-        let factors_nr = Tensor::<2>::random([n, r], Distribution::Normal(0.0, 1.0), &device);
+        let hidden_nd = normals.tensor([n, d], 1.0, &device);
+        let factors_nr = normals.tensor([n, r], 1.0, &device);
         for kind in MarkovHeadType::ALL {
-            let head = MarkovHead::of_sizes(kind, [8, 8], d, r, &device);
+            let head = normals.matrices(MarkovHead::of_sizes(kind, [8, 8], d, r, &device), 0.02);
             let together = head.blocks(&hidden_nd, factors_nr.clone(), &lengths);
             let mut row = 0;
             for length in lengths {

@@ -19,8 +19,8 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
 
-use super::draft::{Draft, DraftParameters};
-use super::layers::{DecoderLayer, INITIAL_STD};
+use super::draft::Draft;
+use super::layers::DecoderLayer;
 use super::target::{LayerId, Target, TargetSegment};
 use crate::checkpoint::with_stable_ids;
 
@@ -33,20 +33,6 @@ const MLP: ([&str; 2], [&str; 2]) = (
     ["pre_feedforward_layernorm.weight", "post_attention_layernorm.weight"],
     ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
 );
-
-/// Fresh parameters with matrices of this standard deviation.
-pub(super) fn spread(parameters: DraftParameters, std: f64) -> DraftParameters {
-    if std == INITIAL_STD { parameters } else { parameters.map(&mut Scaled(std / INITIAL_STD)) }
-}
-
-/// Multiplies matrices; biases are 0 and norms 1 whatever the spread.
-struct Scaled(f64);
-
-impl ModuleMapper for Scaled {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        if D == 1 { param } else { param.map(|matrix| matrix * self.0) }
-    }
-}
 
 impl Draft {
     /// The same draft with its parameters taken from the target, a better start than random ones.
@@ -155,10 +141,13 @@ impl ModuleMapper for Tensors {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, Distribution};
+    use burn::tensor::Device;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::Normals;
     use crate::checkpoint::JsonFields;
     use crate::model::{DraftConfig, DraftShape, MarkovHeadType, Rotary, TargetConfig};
 
@@ -166,14 +155,18 @@ mod tests {
 
     /// A target whose norms are not at one, and a fresh draft of its last `depth` layers.
     fn models(architecture: &str, depth: usize) -> (Target, Draft) {
-        struct Shake;
+        struct Shake(Normals, ChaCha8Rng);
         impl ModuleMapper for Shake {
             fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                let spread = if D == 1 { Distribution::Uniform(0.5, 2.0) } else { Distribution::Normal(0.0, 0.2) };
-                param.map(|old| Tensor::random(old.shape(), spread, &old.device()))
+                param.map(|old| match D {
+                    1 => {
+                        let values = (0..old.shape().num_elements()).map(|_| self.1.random_range(0.5_f32..2.0));
+                        Tensor::from_data(TensorData::new(values.collect(), old.shape()), &old.device())
+                    }
+                    _ => self.0.tensor(old.shape(), 0.2, &old.device()),
+                })
             }
         }
-        Device::flex().seed(21);
         let mut fields = json!({
             "architectures": [architecture], "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
             "num_key_value_heads": 2, "head_dim": 8, "num_hidden_layers": 4, "vocab_size": 40,
@@ -205,19 +198,20 @@ mod tests {
             confidence_head_with_markov: true,
         };
         let draft = DraftConfig::for_target(&config, &shape).unwrap();
-        let target = Target::random(config, &Device::flex());
-        let target = target.with_parameters(target.parameters().clone().map(&mut Shake));
-        let draft = Draft::new(draft, &target);
+        let target = Target::random(config, 21, &Device::flex());
+        let mut shake = Shake(Normals::new(22), ChaCha8Rng::seed_from_u64(23));
+        let target = target.with_parameters(target.parameters().clone().map(&mut shake));
+        let draft = Draft::new(draft, &target, 24);
         (target, draft)
     }
 
     #[test]
     fn a_fresh_draft_is_spread_as_its_configuration_says() {
         let (target, draft) = models("Qwen3ForCausalLM", 1);
-        for std in [INITIAL_STD, 0.08] {
+        for std in [0.02, 0.08] {
             let mut config = draft.config().clone();
             config.initializer_range = std;
-            let fresh = Draft::new(config, &target).parameters;
+            let fresh = Draft::new(config, &target, 25).parameters;
             let markov = fresh.markov_head.unwrap();
             for matrix in [fresh.fc.weight, markov.markov_w1.weight, markov.markov_w2.weight] {
                 let found = matrix.val().square().mean().sqrt().into_scalar::<f64>();
@@ -259,7 +253,7 @@ mod tests {
         }
         // The MLP of the last layer, behind its norm.
         let (copied, original) = (&draft.parameters.layers[1], &target.layers()[3]);
-        let x = Tensor::<2>::random([5, 32], Distribution::Normal(0.0, 3.0), target.device());
+        let x = Normals::new(26).tensor::<2>([5, 32], 3.0, target.device());
         let behind = |layer: &DecoderLayer| {
             let norm = layer.pre_feedforward_layernorm.as_ref().unwrap_or(&layer.post_attention_layernorm);
             layer.mlp.forward(norm.forward(x.clone()))

@@ -10,11 +10,9 @@ use super::config::LayerConfig;
 use super::feed_forward::FeedForward;
 use crate::kernels;
 
-/// Spread of freshly initialised weights, unless a configuration has another `initializer_range`.
-pub(super) const INITIAL_STD: f64 = 0.02;
-
-fn normal<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
-    Initializer::Normal { mean: 0.0, std: INITIAL_STD }.init(shape, device)
+/// A matrix to be read from a file or drawn ([`Normals`](crate::Normals)); nothing is allocated before the first use.
+fn blank(shape: [usize; 2], device: &Device) -> Param<Tensor<2>> {
+    Initializer::Zeros.init(shape, device)
 }
 
 /// `y = x W^T + b`, the weight lying as it does on disk: `[d_out, d_in]`.
@@ -27,10 +25,10 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Random weights (normal, 0.02), zero bias; nothing is allocated before the first use.
+    /// Blank: zeros, to be read or drawn; nothing is allocated before the first use.
     pub fn new(d_in: usize, d_out: usize, bias: bool, device: &Device) -> Self {
         let bias = bias.then(|| Initializer::Zeros.init([d_out], device));
-        Self { weight: normal([d_out, d_in], device), bias }
+        Self { weight: blank([d_out, d_in], device), bias }
     }
 
     /// `[n, d_in] -> [n, d_out]`
@@ -63,9 +61,9 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Random weights (normal, 0.02).
+    /// Blank, as [`Linear::new`].
     pub fn new(rows: usize, width: usize, device: &Device) -> Self {
-        Self { weight: normal([rows, width], device) }
+        Self { weight: blank([rows, width], device) }
     }
 
     /// `[n] -> [n, d]`, f32 also where the table is kept in bf16.
@@ -117,7 +115,7 @@ pub struct DecoderLayer {
 }
 
 impl DecoderLayer {
-    /// Random weights.
+    /// Blank, as [`Linear::new`].
     pub fn new(config: &LayerConfig, device: &Device) -> Self {
         let norm = || RmsNorm::new(config.hidden_size, config.rms_norm_eps, device);
         let gemma = config.gemma.is_some();
@@ -133,7 +131,7 @@ impl DecoderLayer {
         }
     }
 
-    /// Random weights of a layer whose attention reads an embedding beside each row, at twice the width.
+    /// The same for a layer whose attention reads an embedding beside each row, at twice the width.
     pub fn beside_embeddings(config: &LayerConfig, device: &Device) -> Self {
         Self {
             hidden_norm: Some(RmsNorm::new(config.hidden_size, config.rms_norm_eps, device)),

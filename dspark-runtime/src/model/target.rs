@@ -17,7 +17,8 @@ use crate::checkpoint::{
     CheckpointError, WeightDtype, WeightPrecision, Weights, WeightsToSave, load_module, parameter_shapes,
     with_stable_ids, write_file,
 };
-use crate::kernels;
+use crate::normals::INITIAL_STD;
+use crate::{Normals, kernels};
 
 /// Which hidden state of the target: the output of decoder layer `0..N`, or -1 for the embedding's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,8 +101,8 @@ impl Target {
         precision: WeightPrecision,
         device: &Device,
     ) -> Result<Self, CheckpointError> {
-        let random = TargetParameters::new(&config, device);
-        let (loaded, used) = load_module(random, weights, precision, device)?;
+        let blank = TargetParameters::new(&config, device);
+        let (loaded, used) = load_module(blank, weights, precision, device)?;
         // Old files carry rotary buffers; files of tied models may repeat the embedding as a head.
         let ignored = |name: &str| {
             name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == "lm_head.weight")
@@ -117,9 +118,10 @@ impl Target {
         Ok(Self { rotaries: Rotaries::new(&config.layers), config, weights: loaded, device: device.clone() })
     }
 
-    /// A target with random weights, for training one or for tests.
-    pub fn random(config: TargetConfig, device: &Device) -> Self {
-        let weights = with_stable_ids(TargetParameters::new(&config, device));
+    /// A target with weights drawn from a seed, for training one or for tests.
+    pub fn random(config: TargetConfig, seed: u64, device: &Device) -> Self {
+        let blank = TargetParameters::new(&config, device);
+        let weights = with_stable_ids(Normals::new(seed).matrices(blank, INITIAL_STD));
         Self { rotaries: Rotaries::new(&config.layers), config, weights, device: device.clone() }
     }
 

@@ -187,10 +187,11 @@ fn sigmoid(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, Distribution as Numbers, Tensor};
+    use burn::tensor::Device;
     use serde_json::json;
 
     use super::*;
+    use crate::Normals;
     use crate::checkpoint::JsonFields;
     use crate::model::{DraftConfig, DraftShape, DraftVocabulary, LayerId, MarkovHeadType, Target, TargetConfig};
     use crate::speculate::{Filters, Randomness};
@@ -217,9 +218,8 @@ mod tests {
             confidence_head_with_markov: true,
         };
         let device = Device::flex();
-        device.seed(5);
-        let target = Target::random(config.clone(), &device);
-        let draft = Draft::new(DraftConfig::for_target(&config, &shape).unwrap(), &target);
+        let target = Target::random(config.clone(), 5, &device);
+        let draft = Draft::new(DraftConfig::for_target(&config, &shape).unwrap(), &target, 6);
         // Large factors: confidences and biases then depend on the tokens before.
         let mut parameters = draft.parameters.clone();
         let head = parameters.markov_head.as_mut().unwrap();
@@ -229,8 +229,7 @@ mod tests {
 
     fn context(draft: &Draft, index: u32) -> DraftContext {
         let mut context = draft.new_context(16);
-        draft.device().seed(u64::from(index));
-        let features = Tensor::random([5, 8], Numbers::Normal(0.0, 3.0), &draft.device());
+        let features = Normals::new(u64::from(index)).tensor([5, 8], 3.0, &draft.device());
         draft.extend_context(&mut context, features, &[1, 2, 3, 4, index]);
         context
     }

@@ -151,6 +151,7 @@ fn race(weights_rv: Tensor<2>) -> Tensor<1, Int> {
 /// Uniform numbers in `(0, 1]`. The smallest ones decide races, and the backends' multiples of 2^-24 are too coarse for tokens less
 /// likely than that.
 fn uniform(shape: [usize; 2], device: &Device) -> Tensor<2> {
+    #[expect(clippy::disallowed_methods, reason = "the device draws by itself; an engine seeds it when it starts")]
     let coarse = || Tensor::<2>::random(shape, Numbers::Uniform(0.0, 1.0), device);
     (coarse() + coarse() * (1.0 / 16_777_216.0)).clamp_min(1e-30)
 }
@@ -165,8 +166,13 @@ fn inverse(temperatures: &[f64], device: &Device) -> Tensor<2> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
     use super::*;
     use crate::speculate::{Distribution, JudgedShares, SeededUniforms};
+
+    /// Taken by each test here: a device has one generator, and tests run at the same time.
+    static GENERATOR: Mutex<()> = Mutex::new(());
 
     const ROUNDS: usize = 40_000;
     const TARGET: [f32; 6] = [0.8, -0.3, 1.1, 0.2, -1.0, 0.5];
@@ -176,6 +182,14 @@ mod tests {
     fn rows(logits: &[f32], count: usize, device: &Device) -> Tensor<2> {
         let row: Tensor<2> = Tensor::from_data(TensorData::new(logits.to_vec(), [1, logits.len()]), device);
         row.expand([count, logits.len()])
+    }
+
+    /// Seeds the generator; it is the caller's until the guard goes.
+    fn seeded(device: &Device, seed: u64) -> MutexGuard<'static, ()> {
+        let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+        #[expect(clippy::disallowed_methods, reason = "this is what the lock is for")]
+        device.seed(seed);
+        guard
     }
 
     /// Chi-square of counts against a distribution, five degrees of freedom: 20.5 is passed once in a thousand.
@@ -195,7 +209,7 @@ mod tests {
         vocabulary: Option<&DraftVocabulary>,
         residual: bool,
     ) -> ([u32; 6], [u32; 6], usize) {
-        device.seed(3);
+        let _guard = seeded(device, 3);
         let own: Vec<f32> = (0..6)
             .filter(|&id| vocabulary.is_none_or(|own| own.index(id).is_some()))
             .map(|id| DRAFT[id as usize])
@@ -271,7 +285,7 @@ mod tests {
     #[test]
     fn greedy_sequences_take_the_likeliest_beside_others_that_draw() {
         let device = Device::flex();
-        device.seed(1);
+        let _guard = seeded(&device, 1);
         let temperatures: Vec<f64> = (0..600).map(|row| f64::from(row % 2)).collect();
         let mut chooser = Chooser::new(&temperatures, &device);
         let tokens: Vec<u32> = chooser.choose(rows(&TARGET, 600, &device)).try_into_vec_as().unwrap();
@@ -283,7 +297,7 @@ mod tests {
     #[test]
     fn small_uniform_numbers_are_fine_ones() {
         let device = Device::flex();
-        device.seed(2);
+        let _guard = seeded(&device, 2);
         let numbers: Vec<f32> = uniform([1024, 1024], &device).try_into_vec_as().unwrap();
         let mean = numbers.iter().map(|&w| f64::from(w)).sum::<f64>() / numbers.len() as f64;
         assert!((mean - 0.5).abs() < 0.002, "{mean}");

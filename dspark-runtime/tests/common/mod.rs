@@ -16,8 +16,7 @@ use serde_json::{Value, json};
 
 pub const VOCABULARY: usize = 8;
 
-/// Fills matrices with numbers of its own generator (the device's is shared by all tests of a process), large enough for
-/// distributions worth sampling from.
+/// Fills matrices with numbers large enough for distributions worth sampling from.
 struct Fill {
     generator: ChaCha8Rng,
     largest: f32,
@@ -57,7 +56,7 @@ fn target_of(layers: usize, seed: u64) -> Target {
     });
     let Value::Object(fields) = fields else { unreachable!() };
     let config = TargetConfig::from_fields(JsonFields::new("config.json", fields)).unwrap();
-    let target = Target::random(config, &device);
+    let target = Target::random(config, 0, &device);
     let weights = fill(target.parameters().clone(), seed, 0.35);
     target.with_parameters(weights)
 }
@@ -74,7 +73,7 @@ pub fn draft(target: &Target, block_size: usize) -> Draft {
         enable_confidence_head: true,
         confidence_head_with_markov: true,
     };
-    let draft = Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), target);
+    let draft = Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), target, 0);
     let parameters = fill(draft.parameters.clone(), 99, 0.25);
     draft.with_parameters(parameters)
 }
@@ -83,7 +82,7 @@ pub fn draft(target: &Target, block_size: usize) -> Draft {
 pub fn eagle3_draft(target: &Target, ttt_length: usize) -> Draft {
     let target_layer_ids = (0..5).map(LayerId).collect();
     let shape = Eagle3Shape { ttt_length, step_loss_decay: 0.8, target_layer_ids };
-    let draft = Draft::new(DraftConfig::eagle3(target.config(), &shape).unwrap(), target);
+    let draft = Draft::new(DraftConfig::eagle3(target.config(), &shape).unwrap(), target, 0);
     let parameters = fill(draft.parameters.clone(), 99, 0.4);
     draft.with_parameters(parameters)
 }

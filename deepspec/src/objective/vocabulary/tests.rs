@@ -1,5 +1,5 @@
-use burn::tensor::Distribution;
 use burn::tensor::activation::{log_softmax, softmax};
+use dspark_runtime::Normals;
 
 use super::*;
 
@@ -50,9 +50,9 @@ fn logits_beyond_the_range_of_exp_have_a_finite_loss() {
 }
 
 /// Rows of a draft that has all tokens, or every third; with logits as they are, or capped where most of them are.
-fn case(ids: Option<Arc<[u32]>>, softcap: Option<f64>) -> (VocabularyRows, VocabularyWeights) {
+fn case(normals: &mut Normals, ids: Option<Arc<[u32]>>, softcap: Option<f64>) -> (VocabularyRows, VocabularyWeights) {
     let device = Device::flex();
-    let normal = |shape: [usize; 2], std: f64| Tensor::<2>::random(shape, Distribution::Normal(0.0, std), &device);
+    let mut normal = |shape: [usize; 2], std: f64| normals.tensor::<2>(shape, std, &device);
     let (n, t, d, r) = (13, 9, 24, 5);
     let u = ids.as_ref().map_or(TOKENS, |ids| ids.len());
     let label = |row: usize| match &ids {
@@ -81,9 +81,10 @@ fn case(ids: Option<Arc<[u32]>>, softcap: Option<f64>) -> (VocabularyRows, Vocab
 }
 
 fn cases() -> [(VocabularyRows, VocabularyWeights); 4] {
-    Device::flex().seed(11);
+    let mut normals = Normals::new(11);
     let some = || Some((0..TOKENS as u32).step_by(3).collect::<Arc<[u32]>>());
-    [(None, None), (some(), None), (None, Some(1.5)), (some(), Some(1.5))].map(|(ids, softcap)| case(ids, softcap))
+    [(None, None), (some(), None), (None, Some(1.5)), (some(), Some(1.5))]
+        .map(|(ids, softcap)| case(&mut normals, ids, softcap))
 }
 
 /// Products in bf16 are off by rounding alone: of the norm of each loss and of each gradient, by less than a hundredth.
@@ -157,8 +158,8 @@ fn the_kernel_computes_what_the_loops_do() {
     let (host, cube) = (Device::flex(), Device::cpu());
     let (n, t, d, r) = (13, 9, 24, 5);
     for (v, every, softcap) in [(101, 1, None), (101, 3, None), (1, 1, None), (515, 2, Some(1.5))] {
-        host.seed(12);
-        let normal = |shape: [usize; 2], std: f64| Tensor::<2>::random(shape, Distribution::Normal(0.0, std), &host);
+        let mut normals = Normals::new(12);
+        let mut normal = |shape: [usize; 2], std: f64| normals.tensor::<2>(shape, std, &host);
         let ids: Arc<[u32]> = (0..v as u32).step_by(every).collect();
         let u = ids.len();
         let constants = [normal([u, d], 0.3), normal([t, d], 1.0), normal([v, d], 0.3)];

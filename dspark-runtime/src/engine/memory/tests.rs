@@ -29,8 +29,8 @@ fn models() -> (Target, Draft) {
         confidence_head_with_markov: false,
     };
     let draft = DraftConfig::for_target(&config, &shape).unwrap();
-    let target = Target::random(config, &Device::flex());
-    let draft = Draft::new(draft, &target);
+    let target = Target::random(config, 1, &Device::flex());
+    let draft = Draft::new(draft, &target, 2);
     (target, draft)
 }
 
@@ -76,8 +76,8 @@ fn an_eagle3_draft_goes_on_a_token_earlier() {
     let config = config(6);
     let shape = Eagle3Shape { ttt_length: 3, step_loss_decay: 0.8, target_layer_ids: (0..5).map(LayerId).collect() };
     let draft = DraftConfig::eagle3(&config, &shape).unwrap();
-    let target = Target::random(config, &Device::flex());
-    let models = (target.clone(), Draft::new(draft, &target));
+    let target = Target::random(config, 1, &Device::flex());
+    let models = (target.clone(), Draft::new(draft, &target, 2));
     for (same, expected) in [(40, 38), (25, 24), (17, 16)] {
         let mut memory = CacheMemory::new(1024, &models.0, Some(&models.1));
         let (ids, cache) = finished(&mut memory, &models);

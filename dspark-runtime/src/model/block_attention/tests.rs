@@ -1,9 +1,9 @@
 //! Both ways of computing against plain autodiff over all scores.
 
-use burn::tensor::Distribution;
 use burn::tensor::activation::softmax;
 
 use super::*;
+use crate::Normals;
 
 /// Inputs, and what each block sees.
 struct Case {
@@ -37,9 +37,8 @@ impl Case {
     fn inputs(&self, device: &Device) -> [Tensor<3>; 5] {
         let [h, c, w, k, b] = self.sizes;
         let a = self.seen.len();
-        device.seed(5);
-        let random =
-            |rows: usize, heads: usize| Tensor::random([rows, heads, w], Distribution::Normal(0.0, 1.3), device);
+        let mut normals = Normals::new(5);
+        let mut random = |rows: usize, heads: usize| normals.tensor([rows, heads, w], 1.3, device);
         [random(a * k, h), random(self.tokens, c), random(self.tokens, c), random(a * b, c), random(a * b, c)]
     }
 
@@ -80,7 +79,7 @@ fn values_and_gradients_are_those_of_plain_autodiff() {
         let inputs = case.inputs(&device);
         let tracked = inputs.clone().map(|x| Tensor::from_inner(x).require_grad());
         let expected = case.plain(tracked.clone());
-        let factors = Tensor::random(expected.dims(), Distribution::Normal(0.0, 1.0), &device);
+        let factors = Normals::new(6).tensor(expected.dims(), 1.0, &device);
         let gradients = (expected.clone() * Tensor::from_inner(factors.clone())).sum().backward();
         let expected_gradients = tracked.each_ref().map(|x| x.grad(&gradients).unwrap());
 
@@ -112,8 +111,8 @@ fn kernels_compute_what_tensor_operations_do() {
     // Blocks that see none, one, some and all tokens; rows and slots that divide nothing evenly.
     let seen = [0..0, 3..4, 0..5, 2..11, 0..13_usize];
     let (c, p, r, t, b, scale) = (2, seen.len(), 3, 13, 7, 0.4_f64);
-    host.seed(9);
-    let random = |width: usize| Tensor::<4>::random([c, p, r, width], Distribution::Normal(0.0, 3.0), &host);
+    let mut normals = Normals::new(9);
+    let mut random = |width: usize| normals.tensor::<4>([c, p, r, width], 3.0, &host);
     let (scores, products, means) = ([random(t), random(b)], [random(t), random(b)], random(1));
     let unseen = unseen_context(&seen, &(0..t), &host).reshape([1, p, 1, t]).expand([c, p, r, t]);
     let all = |[context, own]: [Tensor<4>; 2]| Tensor::cat(vec![context, own], 3);
@@ -144,7 +143,7 @@ fn values_and_gradients_are_the_same_in_kernels() {
     let inputs = case.inputs(&Device::flex());
     let [h, _, w, k, _] = case.sizes;
     let shape = [case.seen.len() * k, h * w];
-    let factors = Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex());
+    let factors = Normals::new(10).tensor::<2>(shape, 1.0, &Device::flex());
     let compute = |inputs: [Tensor<3>; 5], factors: Tensor<2>| {
         let attention = BlockAttention { inputs, seen: case.seen.as_slice().into() };
         let (attended, log_sums) = attention.attend();
@@ -180,7 +179,6 @@ fn it_is_one_step_of_the_graph() {
 #[test]
 fn the_number_of_threads_changes_nothing() {
     let case = &cases()[4];
-    // Drawn once: tests beside this one draw from the same generator.
     let inputs = case.inputs(&Device::flex());
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -196,21 +194,19 @@ fn the_number_of_threads_changes_nothing() {
 }
 
 /// Computing in bf16, with softmax and sums in f32, is as far from f32 as rounding every number once or twice is: of the norm of
-/// values and of each gradient, less than a hundredth.
+/// values and of each gradient, less than a hundredth. Where a block sees one key alone, two gradients are 0, as differences of
+/// numbers around 1, which are what is rounded there.
 #[test]
 fn in_bf16_it_is_off_by_rounding_alone() {
     let off = |found: Tensor<3>, expected: &Tensor<3>| -> f32 {
         let norm = |x: Tensor<3>| x.square().sum().sqrt().into_scalar::<f32>();
-        norm(found - expected.clone()) / norm(expected.clone()).max(0.1)
+        norm(found - expected.clone()) / norm(expected.clone()).max(1.0)
     };
     for (number, case) in cases().iter().enumerate() {
         let [h, _, w, _, _] = case.sizes;
         let inputs = case.inputs(&Device::flex());
-        let factors = Tensor::<2>::random(
-            [case.seen.len() * case.sizes[3], h * w],
-            Distribution::Normal(0.0, 1.0),
-            &Device::flex(),
-        );
+        let shape = [case.seen.len() * case.sizes[3], h * w];
+        let factors = Normals::new(7).tensor::<2>(shape, 1.0, &Device::flex());
         let seen: Arc<[Range<usize>]> = case.seen.as_slice().into();
         let compute = |dtype: DType| -> Vec<Tensor<3>> {
             let attention = BlockAttention { inputs: inputs.clone().map(|x| x.cast(dtype)), seen: Arc::clone(&seen) };

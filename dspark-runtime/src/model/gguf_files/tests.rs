@@ -41,7 +41,7 @@ fn config(changes: &Value) -> TargetConfig {
 }
 
 fn target(changes: &Value) -> Target {
-    let target = Target::random(config(changes), &Device::flex());
+    let target = Target::random(config(changes), 0, &Device::flex());
     let weights = target.parameters().clone().map(&mut Fill(ChaCha8Rng::seed_from_u64(7)));
     target.with_parameters(weights)
 }
@@ -185,7 +185,7 @@ fn a_file_without_some_tensors_is_named_with_the_first() {
 }
 
 fn draft(target: &Target, shape: &DraftShape) -> Draft {
-    let draft = Draft::new(DraftConfig::for_target(target.config(), shape).unwrap(), target);
+    let draft = Draft::new(DraftConfig::for_target(target.config(), shape).unwrap(), target, 0);
     let parameters = draft.parameters.clone().map(&mut Fill(ChaCha8Rng::seed_from_u64(9)));
     draft.with_parameters(parameters)
 }
