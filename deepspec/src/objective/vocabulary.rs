@@ -32,7 +32,7 @@ const CHUNK_ON_HOST: usize = 2 << 20;
 const CHUNK_ON_DEVICE: usize = 64 << 20;
 
 /// Rows held at once at least: heads are read, and laid out anew for the product, once per chunk. With 64 of them a step of
-/// SmolLM2 takes a seventh longer, with 256 more than the third cache holds.
+/// SmolLM2 takes a seventh longer; 256 are no better and take more memory.
 const LEAST_CHUNK: usize = 128;
 
 /// The rows whose loss is wanted. Hidden states, factors and `W2` may be tracked by autodiff.
