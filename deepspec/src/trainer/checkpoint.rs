@@ -11,6 +11,7 @@
 //! ```
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use dspark_runtime::checkpoint::{AtomicDirectory, CheckpointError, WeightDtype, write_file};
@@ -68,7 +69,7 @@ impl TrainingCheckpoints {
     /// When the folder cannot be listed.
     pub fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
         let entries = match fs::read_dir(&self.folder) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(CheckpointError::io(&self.folder))?,
         };
         let mut steps = Vec::new();
@@ -90,8 +91,8 @@ impl TrainingCheckpoints {
         let directory = AtomicDirectory::begin(&self.path(state.step))?;
         draft.write_into(directory.path(), WeightDtype::F32, false)?;
         let moments = directory.path().join("optimizer.bpk");
-        let bytes = optimizer.to_bytes().map_err(|reason| TrainError::State { path: moments.clone(), reason })?;
-        write_file(&moments, &bytes)?;
+        let failed = |reason: String| CheckpointError::Io { path: moments.clone(), source: io::Error::other(reason) };
+        optimizer.save(&moments).map_err(failed)?;
         let text = serde_json::to_string_pretty(state).unwrap_or_default() + "\n";
         write_file(&directory.path().join("state.json"), text.as_bytes())?;
         directory.commit()?;

@@ -123,12 +123,12 @@ impl Optimizer {
         }
     }
 
-    /// The moments, encoded.
+    /// Writes the moments, whole or not at all.
     ///
     /// # Errors
-    /// When they cannot be read from the device.
-    pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
-        self.inner.into_bytes().map(|bytes| bytes.to_vec()).map_err(|error| error.to_string())
+    /// When the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), String> {
+        self.inner.save(path).map_err(|error| error.to_string())
     }
 
     /// Reads the moments of an optimiser with the same settings.

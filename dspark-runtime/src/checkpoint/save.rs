@@ -1,13 +1,13 @@
-//! Writing weights as `model.safetensors`.
+//! Writing weights as `model.safetensors`, one tensor after the other: no more than one of them is in memory twice.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use half::bf16;
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
+use safetensors::{Dtype, View};
 
 use super::CheckpointError;
 
@@ -21,12 +21,41 @@ pub enum WeightDtype {
     F32,
 }
 
-/// Tensors collected for one file, by their names on disk.
+impl WeightDtype {
+    /// Bytes of a number.
+    fn size(self) -> usize {
+        match self {
+            Self::Bf16 => size_of::<bf16>(),
+            Self::F32 => size_of::<f32>(),
+        }
+    }
+}
+
+/// Tensors collected for one file, by their names on disk. They are read from the device when they are wanted.
 #[derive(Debug, Default)]
 pub struct WeightsToSave {
-    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    tensors: BTreeMap<String, Numbers>,
     integers: BTreeMap<String, Vec<i64>>,
     flags: BTreeMap<String, Vec<bool>>,
+}
+
+/// A tensor of any rank.
+#[derive(Debug)]
+struct Numbers {
+    shape: Vec<usize>,
+    flat: Tensor<1>,
+}
+
+impl Numbers {
+    fn of<const D: usize>(tensor: &Tensor<D>) -> Self {
+        let shape = tensor.dims().to_vec();
+        let flat = tensor.clone().reshape([shape.iter().product::<usize>()]);
+        Self { shape, flat }
+    }
+
+    fn values(&self) -> Vec<f32> {
+        self.flat.try_to_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"))
+    }
 }
 
 impl WeightsToSave {
@@ -42,7 +71,7 @@ impl WeightsToSave {
 
     /// Adds one tensor.
     pub fn add<const D: usize>(&mut self, name: &str, tensor: &Tensor<D>) {
-        self.tensors.insert(name.to_owned(), host_values(tensor));
+        self.tensors.insert(name.to_owned(), Numbers::of(tensor));
     }
 
     /// Adds a list of whole numbers, which is written as I64.
@@ -57,13 +86,16 @@ impl WeightsToSave {
 
     /// Names, shapes and values, by name.
     pub fn into_tensors(self) -> impl Iterator<Item = (String, Vec<usize>, Vec<f32>)> {
-        self.tensors.into_iter().map(|(name, (shape, values))| (name, shape, values))
+        self.tensors.into_iter().map(|(name, numbers)| {
+            let values = numbers.values();
+            (name, numbers.shape, values)
+        })
     }
 
     /// The first tensor that holds a NaN or an infinity, and that value.
     pub fn first_not_finite(&self) -> Option<(&str, f32)> {
-        let bad = |values: &[f32]| values.iter().copied().find(|value| !value.is_finite());
-        self.tensors.iter().find_map(|(name, (_, values))| Some((name.as_str(), bad(values)?)))
+        let bad = |numbers: &Numbers| numbers.values().into_iter().find(|value| !value.is_finite());
+        self.tensors.iter().find_map(|(name, numbers)| Some((name.as_str(), bad(numbers)?)))
     }
 
     /// Writes the file into a folder that is not visible yet (see [`super::AtomicDirectory`]).
@@ -71,37 +103,65 @@ impl WeightsToSave {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, path: &Path, dtype: WeightDtype) -> Result<(), CheckpointError> {
-        let kind = match dtype {
-            WeightDtype::Bf16 => Dtype::BF16,
-            WeightDtype::F32 => Dtype::F32,
-        };
-        let mut encoded: Vec<(&String, Vec<usize>, Dtype, Vec<u8>)> = self
-            .tensors
-            .iter()
-            .map(|(name, (shape, values))| (name, shape.clone(), kind, encode(values, dtype)))
-            .collect();
-        encoded.extend(self.integers.iter().map(|(name, values)| {
-            (name, vec![values.len()], Dtype::I64, values.iter().flat_map(|value| value.to_le_bytes()).collect())
-        }));
-        encoded.extend(self.flags.iter().map(|(name, values)| {
-            (name, vec![values.len()], Dtype::BOOL, values.iter().map(|value| u8::from(*value)).collect())
-        }));
-        let fail = |reason: String| CheckpointError::Invalid { path: path.to_owned(), reason };
-        let mut views = Vec::with_capacity(encoded.len());
-        for (name, shape, kind, bytes) in &encoded {
-            let view = TensorView::new(*kind, shape.clone(), bytes).map_err(|error| fail(error.to_string()))?;
-            views.push((name.as_str(), view));
-        }
+        let tensors = self.tensors.iter().map(|(name, numbers)| (name.as_str(), Entry::Tensor(numbers, dtype)));
+        let integers = self.integers.iter().map(|(name, values)| {
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            (name.as_str(), Entry::List(Dtype::I64, [values.len()], bytes))
+        });
+        let flags = self.flags.iter().map(|(name, values)| {
+            let bytes = values.iter().map(|value| u8::from(*value)).collect();
+            (name.as_str(), Entry::List(Dtype::BOOL, [values.len()], bytes))
+        });
+        let entries = tensors.chain(integers).chain(flags);
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
-        safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
+        safetensors::serialize_to_file(entries, Some(metadata), path).map_err(|error| match error {
             safetensors::SafeTensorError::IoError(source) => CheckpointError::Io { path: path.to_owned(), source },
-            other => fail(other.to_string()),
+            other => CheckpointError::Invalid { path: path.to_owned(), reason: other.to_string() },
         })
     }
 }
 
+/// What the file's writer is given.
+enum Entry<'a> {
+    /// Read and encoded when its turn comes.
+    Tensor(&'a Numbers, WeightDtype),
+    /// Bytes.
+    List(Dtype, [usize; 1], Vec<u8>),
+}
+
+impl View for Entry<'_> {
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::Tensor(_, WeightDtype::Bf16) => Dtype::BF16,
+            Self::Tensor(_, WeightDtype::F32) => Dtype::F32,
+            Self::List(dtype, ..) => *dtype,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Tensor(numbers, _) => &numbers.shape,
+            Self::List(_, shape, _) => shape,
+        }
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Tensor(numbers, dtype) => encode(&numbers.values(), *dtype).into(),
+            Self::List(.., bytes) => bytes.into(),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        match self {
+            Self::Tensor(numbers, dtype) => numbers.shape.iter().product::<usize>() * dtype.size(),
+            Self::List(.., bytes) => bytes.len(),
+        }
+    }
+}
+
 struct Collector<'a> {
-    tensors: &'a mut BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    tensors: &'a mut BTreeMap<String, Numbers>,
     path: Vec<String>,
 }
 
@@ -115,13 +175,8 @@ impl ModuleVisitor for Collector<'_> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.tensors.insert(self.path.join("."), host_values(&param.val()));
+        self.tensors.insert(self.path.join("."), Numbers::of(&param.val()));
     }
-}
-
-fn host_values<const D: usize>(tensor: &Tensor<D>) -> (Vec<usize>, Vec<f32>) {
-    let values = tensor.try_to_vec_as::<f32>().unwrap_or_else(|error| panic!("the device failed: {error}"));
-    (tensor.dims().to_vec(), values)
 }
 
 fn encode(values: &[f32], dtype: WeightDtype) -> Vec<u8> {
