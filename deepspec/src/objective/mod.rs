@@ -17,4 +17,6 @@ mod vocabulary;
 pub use anchors::{BlockChoice, BlockSlots, SampleBlocks, anchor_candidates, choose_anchors, supervised_slots};
 pub use loss::{Denominator, LossWeights, MicroBatch, MicroBatchLoss, draft_loss, global_weight, slot_weight_sum};
 pub use metrics::{LossSums, Metrics};
-pub use vocabulary::{VocabularyLoss, VocabularyRows, VocabularyWeights, vocabulary_chunk, vocabulary_loss};
+pub use vocabulary::{
+    VOCABULARY_PARTS, VocabularyLoss, VocabularyRows, VocabularyWeights, vocabulary_chunk, vocabulary_loss,
+};

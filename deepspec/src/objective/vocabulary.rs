@@ -13,26 +13,29 @@
 //! Legend: `u` tokens that the draft can propose (`v` unless it has a vocabulary of its own), `n` rows (supervised slots), `m` rows of a chunk, `t` teacher rows, `d` hidden size, `r` Markov rank, `v`
 //! vocabulary.
 
+mod lanes;
 mod on_device;
+mod on_host;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
-use burn::backend::Flex;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use dspark_runtime::gradient::with_gradient;
-use dspark_runtime::kernels::{simd, soft_cap};
-use rayon::prelude::*;
+use dspark_runtime::kernels::soft_cap;
+use on_host::OnHost;
+pub use on_host::VOCABULARY_PARTS;
 
-/// Logits held at once in this machine's memory, if that is not too few rows.
-const CHUNK_ON_HOST: usize = 2 << 20;
+/// Rows taken at a time in this machine's memory. The heads are read once for them, which costs little beside the products;
+/// more rows take more memory and no less time.
+const ROWS_ON_HOST: usize = 64;
 
-/// And in a device's own: a chunk reads both heads once, which must cost less than multiplying with them.
+/// Logits held at once in a device's own memory, if that is not too few rows: a chunk reads both heads, which must cost less than
+/// multiplying with them.
 const CHUNK_ON_DEVICE: usize = 64 << 20;
 
-/// Rows held at once at least: heads are read, and laid out anew for the product, once per chunk. With 64 of them a step of
-/// SmolLM2 takes a seventh longer; 256 are no better and take more memory.
+/// Rows held at once there at least.
 const LEAST_CHUNK: usize = 128;
 
 /// The rows whose loss is wanted. Hidden states, factors and `W2` may be tracked by autodiff.
@@ -87,8 +90,7 @@ pub struct VocabularyLoss {
 
 /// Rows that are taken at a time of a draft that can propose so many tokens.
 pub fn vocabulary_chunk(tokens: usize, device: &Device) -> usize {
-    let elements = if *device == Device::flex() { CHUNK_ON_HOST } else { CHUNK_ON_DEVICE };
-    (elements / tokens).max(LEAST_CHUNK)
+    if *device == Device::flex() { ROWS_ON_HOST } else { (CHUNK_ON_DEVICE / tokens).max(LEAST_CHUNK) }
 }
 
 /// Losses of all rows and, when weights are given, the surrogate for the backward pass.
@@ -100,55 +102,47 @@ pub fn vocabulary_loss(rows: &VocabularyRows, weights: Option<&VocabularyWeights
 /// The same, `chunk` rows at a time.
 fn in_chunks(rows: &VocabularyRows, weights: Option<&VocabularyWeights>, chunk: usize) -> VocabularyLoss {
     let plain = rows.plain();
-    let [n, _] = plain.hidden_nd.dims();
-    let mut loss = VocabularyLoss::default();
-    let mut hidden_gradients = Vec::new();
-    let mut factor_gradients = Vec::new();
-    let mut w2_gradient: Option<Tensor<2>> = None;
-    for first in (0..n).step_by(chunk) {
-        let count = chunk.min(n - first);
-        let part = plain.narrow(first, count);
-        let chunk_weights = weights.map(|weights| weights.narrow(first, count));
-        let (losses, gradient_mv, slope_mv) = part.losses_and_gradient(chunk_weights.as_ref());
-        for row in losses {
-            loss.cross_entropy.push(row.cross_entropy);
-            loss.soft_cross_entropy.push(row.soft_cross_entropy);
-            loss.l1.push(row.l1);
-        }
-        let Some(gradient_mv) = gradient_mv else { continue };
-        let base_gradient_mv = match slope_mv {
-            Some(slope_mv) => gradient_mv.clone() * slope_mv,
-            None => gradient_mv.clone(),
-        };
-        hidden_gradients.push(part.product(base_gradient_mv, part.head_vd.clone()));
-        if let Some((factors_mr, w2_vr)) = &part.markov {
-            factor_gradients.push(part.product(gradient_mv.clone(), w2_vr.clone()));
-            let own = part.product(gradient_mv.transpose(), factors_mr.clone());
-            w2_gradient = Some(match w2_gradient {
-                Some(sum) => sum + own,
-                None => own,
-            });
-        }
+    let (terms, gradients) = match OnHost::new(&plain) {
+        Some(on_host) => on_host.losses(weights, chunk),
+        None => plain.losses(weights, chunk),
+    };
+    VocabularyLoss {
+        cross_entropy: terms.iter().map(|row| row.cross_entropy).collect(),
+        soft_cross_entropy: terms.iter().map(|row| row.soft_cross_entropy).collect(),
+        l1: terms.iter().map(|row| row.l1).collect(),
+        surrogate: gradients.map(|gradients| gradients.surrogate(rows)),
     }
-    if !hidden_gradients.is_empty() {
-        let hidden_gradient = Tensor::cat(hidden_gradients, 0);
-        let nothing = Tensor::zeros([1], &plain.hidden_nd.device());
+}
+
+/// What the weighted sum of all rows' losses derives to.
+#[derive(Clone, Debug)]
+struct Gradients {
+    hidden_nd: Tensor<2>,
+    /// With respect to the factors, `[n, r]`, and `W2`, `[u, r]`.
+    markov: Option<(Tensor<2>, Tensor<2>)>,
+}
+
+impl Gradients {
+    fn surrogate(self, rows: &VocabularyRows) -> Tensor<1> {
+        let nothing = Tensor::zeros([1], &self.hidden_nd.device());
         let scaled = |gradient: &Tensor<2>, factor: &Tensor<1>| gradient.clone() * factor.clone().reshape([1, 1]);
-        loss.surrogate = Some(match (&rows.markov, w2_gradient) {
-            (Some((factors_nr, w2_vr)), Some(w2_gradient)) => {
-                let gradients = [hidden_gradient, Tensor::cat(factor_gradients, 0), w2_gradient];
-                let inputs = [rows.hidden_nd.clone(), factors_nr.clone(), w2_vr.clone()];
+        match (&rows.markov, self.markov) {
+            (Some((factors_nr, w2_ur)), Some((of_factors, of_w2))) => {
+                let gradients = [self.hidden_nd, of_factors, of_w2];
+                let inputs = [rows.hidden_nd.clone(), factors_nr.clone(), w2_ur.clone()];
                 with_gradient(inputs, nothing, move |factor| {
                     gradients.each_ref().map(|gradient| scaled(gradient, &factor))
                 })
             }
-            _ => with_gradient([rows.hidden_nd.clone()], nothing, move |factor| [scaled(&hidden_gradient, &factor)]),
-        });
+            _ => {
+                let of_hidden = self.hidden_nd;
+                with_gradient([rows.hidden_nd.clone()], nothing, move |factor| [scaled(&of_hidden, &factor)])
+            }
+        }
     }
-    loss
 }
 
-/// The terms of one row: their values, or their factors in the loss.
+/// The losses of one row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct RowTerms {
     cross_entropy: f32,
@@ -163,14 +157,6 @@ impl VocabularyWeights {
             cross_entropy: part(&self.cross_entropy),
             soft_cross_entropy: part(&self.soft_cross_entropy),
             l1: part(&self.l1),
-        }
-    }
-
-    fn row(&self, row: usize) -> RowTerms {
-        RowTerms {
-            cross_entropy: self.cross_entropy[row],
-            soft_cross_entropy: self.soft_cross_entropy[row],
-            l1: self.l1[row],
         }
     }
 }
@@ -195,6 +181,39 @@ impl VocabularyRows {
     /// `a b`, in f32 again.
     fn product(&self, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
         a.cast(self.products).matmul(b.cast(self.products)).cast(DType::F32)
+    }
+
+    /// The terms of all rows and, with weights, the gradients of their weighted sum, on any device.
+    fn losses(&self, weights: Option<&VocabularyWeights>, chunk: usize) -> (Vec<RowTerms>, Option<Gradients>) {
+        let [n, _] = self.hidden_nd.dims();
+        let (mut terms, mut of_hidden, mut of_factors) = (Vec::with_capacity(n), Vec::new(), Vec::new());
+        let mut of_w2: Option<Tensor<2>> = None;
+        for first in (0..n).step_by(chunk) {
+            let count = chunk.min(n - first);
+            let part = self.narrow(first, count);
+            let chunk_weights = weights.map(|weights| weights.narrow(first, count));
+            let (own, gradient_mv, slope_mv) = part.losses_and_gradient(chunk_weights.as_ref());
+            terms.extend(own);
+            let Some(gradient_mv) = gradient_mv else { continue };
+            let base_gradient_mv = match slope_mv {
+                Some(slope_mv) => gradient_mv.clone() * slope_mv,
+                None => gradient_mv.clone(),
+            };
+            of_hidden.push(part.product(base_gradient_mv, part.head_vd.clone()));
+            if let Some((factors_mr, w2_ur)) = &part.markov {
+                of_factors.push(part.product(gradient_mv.clone(), w2_ur.clone()));
+                let own = part.product(gradient_mv.transpose(), factors_mr.clone());
+                of_w2 = Some(match of_w2 {
+                    Some(sum) => sum + own,
+                    None => own,
+                });
+            }
+        }
+        let gradients = (!of_hidden.is_empty()).then(|| Gradients {
+            hidden_nd: Tensor::cat(of_hidden, 0),
+            markov: of_w2.map(|of_w2| (Tensor::cat(of_factors, 0), of_w2)),
+        });
+        (terms, gradients)
     }
 
     fn narrow(&self, first: usize, count: usize) -> Self {
@@ -232,15 +251,11 @@ impl VocabularyRows {
         let device = base_mv.device();
         let teacher_td = self.teacher_td.clone().select(0, ints(distinct, &device));
         let teacher_tv = self.capped(self.product(teacher_td, self.teacher_head_vd.clone().transpose()));
-        let (losses, gradient_mv) = if base_mv.clone().try_into_primitive::<Flex>().is_ok() {
-            self.on_host(base_mv, bias_mv, teacher_tv, &local, weights)
-        } else {
-            let logits_mv = match bias_mv {
-                Some(bias_mv) => base_mv + bias_mv,
-                None => base_mv,
-            };
-            self.on_device(logits_mv, teacher_tv, local, weights)
+        let logits_mv = match bias_mv {
+            Some(bias_mv) => base_mv + bias_mv,
+            None => base_mv,
         };
+        let (losses, gradient_mv) = self.on_device(logits_mv, teacher_tv, local, weights);
         (losses, gradient_mv, slope_mv)
     }
 
@@ -250,136 +265,6 @@ impl VocabularyRows {
             None => logits,
         }
     }
-
-    /// One pass over each row in this machine's memory.
-    fn on_host(
-        &self,
-        base_mv: Tensor<2>,
-        bias_mv: Option<Tensor<2>>,
-        teacher_tv: Tensor<2>,
-        local: &[usize],
-        weights: Option<&VocabularyWeights>,
-    ) -> (Vec<RowTerms>, Option<Tensor<2>>) {
-        let [m, v] = base_mv.dims();
-        let [_, all] = teacher_tv.dims();
-        let device = base_mv.device();
-        let mut logits = values(base_mv);
-        let bias = bias_mv.map(values);
-        let mut teacher = values(teacher_tv);
-        teacher.par_chunks_mut(all).for_each(|row| {
-            simd::vectorized(
-                #[inline(always)]
-                || simd::softmax_row(row),
-            );
-        });
-        if let Some(ids) = &self.vocabulary {
-            let known = teacher.par_chunks(all).flat_map_iter(|row| ids.iter().map(|&id| row[id as usize]));
-            teacher = known.collect();
-        }
-        let masses: Option<Vec<f32>> =
-            self.vocabulary.is_some().then(|| teacher.par_chunks(v).map(|row| row.iter().sum()).collect());
-        let losses = logits
-            .par_chunks_mut(v)
-            .enumerate()
-            .map(|(row, logits)| {
-                let bias = bias.as_ref().map(|bias| &bias[row * v..(row + 1) * v]);
-                let teacher = &teacher[local[row] * v..(local[row] + 1) * v];
-                let weights = weights.map(|weights| weights.row(row));
-                let mass = masses.as_ref().map_or(1.0, |masses| masses[local[row]]);
-                simd::vectorized(
-                    #[inline(always)]
-                    || row_loss(logits, bias, (teacher, mass), self.labels[row], weights),
-                )
-            })
-            .collect();
-        let gradient = weights.map(|_| Tensor::from_data(TensorData::new(logits, [m, v]), &device));
-        (losses, gradient)
-    }
-}
-
-/// Losses of one row; its logits become the gradient when weights are given. The teacher's probabilities come with their sum,
-/// below 1 where the draft cannot propose all tokens.
-#[inline(always)]
-fn row_loss(
-    logits: &mut [f32],
-    bias: Option<&[f32]>,
-    (teacher, mass): (&[f32], f32),
-    label: Option<u32>,
-    weights: Option<RowTerms>,
-) -> RowTerms {
-    if let Some(bias) = bias {
-        for (logit, bias) in logits.iter_mut().zip(bias) {
-            *logit += bias;
-        }
-    }
-    let maximum = simd::maximum(logits);
-    let label_logit = label.map(|label| logits[label as usize] - maximum);
-    let (sum, expected_logit) = exponentials(logits, teacher, maximum);
-    let cross_entropy = label_logit.map_or(0.0, |logit| sum.ln() - logit);
-    let soft_cross_entropy = mass * sum.ln() - expected_logit;
-    let scale = 1.0 / sum;
-    for logit in logits.iter_mut() {
-        *logit *= scale;
-    }
-    let mut l1_lanes = [0.0_f32; 16];
-    let mut sign_lanes = [0.0_f32; 16];
-    let (p_chunks, p_rest) = logits.as_chunks::<16>();
-    let (q_chunks, q_rest) = teacher.as_chunks::<16>();
-    for (p, q) in p_chunks.iter().zip(q_chunks) {
-        for lane in 0..16 {
-            let difference = p[lane] - q[lane];
-            l1_lanes[lane] += difference.abs();
-            sign_lanes[lane] += p[lane] * sign(difference);
-        }
-    }
-    let mut l1: f32 = l1_lanes.iter().sum();
-    let mut mean_sign: f32 = sign_lanes.iter().sum();
-    for (p, q) in p_rest.iter().zip(q_rest) {
-        l1 += (p - q).abs();
-        mean_sign += p * sign(p - q);
-    }
-    l1 += 1.0 - mass;
-    if let Some(RowTerms { cross_entropy: w_ce, soft_cross_entropy: w_soft, l1: w_l1 }) = weights {
-        let w_ce = if label.is_some() { w_ce } else { 0.0 };
-        for (p, q) in logits.iter_mut().zip(teacher) {
-            *p = *p * (w_ce + w_l1 * (sign(*p - q) - mean_sign)) + w_soft * (mass * *p - q);
-        }
-        if let Some(label) = label {
-            logits[label as usize] -= w_ce;
-        }
-    }
-    RowTerms { cross_entropy, soft_cross_entropy, l1 }
-}
-
-/// -1, 0 or 1.
-#[inline(always)]
-fn sign(x: f32) -> f32 {
-    f32::from(i8::from(x > 0.0) - i8::from(x < 0.0))
-}
-
-/// Turns logits into `e^(logit - maximum)`; their sum, and the teacher's mean of `logit - maximum`.
-#[inline(always)]
-fn exponentials(logits: &mut [f32], teacher: &[f32], maximum: f32) -> (f32, f32) {
-    let mut sum_lanes = [0.0_f32; 16];
-    let mut mean_lanes = [0.0_f32; 16];
-    let (chunks, rest) = logits.as_chunks_mut::<16>();
-    let (q_chunks, q_rest) = teacher.as_chunks::<16>();
-    for (logits, q) in chunks.iter_mut().zip(q_chunks) {
-        for lane in 0..16 {
-            let shifted = logits[lane] - maximum;
-            mean_lanes[lane] += q[lane] * shifted;
-            logits[lane] = simd::exp(shifted);
-            sum_lanes[lane] += logits[lane];
-        }
-    }
-    let (mut sum, mut mean): (f32, f32) = (sum_lanes.iter().sum(), mean_lanes.iter().sum());
-    for (logit, q) in rest.iter_mut().zip(q_rest) {
-        let shifted = *logit - maximum;
-        mean += q * shifted;
-        *logit = simd::exp(shifted);
-        sum += *logit;
-    }
-    (sum, mean)
 }
 
 fn values(tensor: Tensor<2>) -> Vec<f32> {

@@ -1,14 +1,76 @@
 //! Products of matrices that lie in larger ones, by the `gemm` crate, on the calling thread.
 
+use std::borrow::Cow;
 use std::cmp::max;
+use std::ops::Range;
+
+use burn::tensor::{DType, Tensor};
+use burn_flex::FlexTensor;
+use half::bf16;
+
+use super::simd::{self, Weight};
+use super::{host_as, slice, slice_as};
+
+/// A tensor in this machine's memory, in f32 or bf16, row-major.
+#[derive(Clone, Debug)]
+pub struct HostMatrix {
+    tensor: FlexTensor,
+    columns: usize,
+    narrow: bool,
+}
+
+impl HostMatrix {
+    /// `None` for tensors elsewhere, under autodiff, or of another number type.
+    pub fn new(x_nd: &Tensor<2>) -> Option<Self> {
+        let [_, columns] = x_nd.dims();
+        let narrow = x_nd.dtype() == DType::BF16;
+        let tensor = host_as(x_nd, if narrow { DType::BF16 } else { DType::F32 })?;
+        Some(Self { tensor, columns, narrow })
+    }
+
+    /// Whether it is in bf16, so that [`rows`](Self::rows) are copies.
+    pub fn is_narrow(&self) -> bool {
+        self.narrow
+    }
+
+    /// Numbers of a row.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Some of its rows, one after the other, in f32.
+    pub fn rows(&self, rows: Range<usize>) -> Cow<'_, [f32]> {
+        let values = rows.start * self.columns..rows.end * self.columns;
+        if !self.narrow {
+            return Cow::Borrowed(&slice(&self.tensor)[values]);
+        }
+        let narrow = &slice_as::<bf16>(&self.tensor)[values];
+        let mut wide = vec![0.0; narrow.len()];
+        simd::vectorized(
+            #[inline(always)]
+            || wide.iter_mut().zip(narrow).for_each(|(wide, narrow)| *wide = narrow.widen()),
+        );
+        Cow::Owned(wide)
+    }
+}
+
+/// Each number becomes the nearest one that bf16 has.
+pub fn round_to_bf16(values: &mut [f32]) {
+    values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
+}
 
 /// A matrix: element `[i][j]` lies at `i * row + j * column` of the values.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
+    /// Where it lies.
     pub values: &'a [f32],
+    /// How many rows it has.
     pub rows: usize,
+    /// How many columns.
     pub columns: usize,
+    /// How far a row's first number is behind that of the row before.
     pub row: usize,
+    /// How far the numbers of a row are apart.
     pub column: usize,
 }
 
@@ -34,6 +96,9 @@ fn end(rows: usize, columns: usize, row: usize, column: usize) -> usize {
 }
 
 /// `out = left * right`, or `out += left * right`, into rows of `out` that begin `stride` apart.
+///
+/// # Panics
+/// When the matrices do not fit each other or what they lie in.
 pub fn multiply(out: &mut [f32], stride: usize, left: Matrix<'_>, right: Matrix<'_>, add: bool) {
     let (m, n, k) = (left.rows, right.columns, left.columns);
     assert_eq!(k, right.rows, "matrices that do not fit");
@@ -76,7 +141,25 @@ pub fn multiply(out: &mut [f32], stride: usize, left: Matrix<'_>, right: Matrix<
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
+
+    #[test]
+    fn rows_of_matrices_in_both_number_types() {
+        let values: Vec<f32> = (0..20).map(|value| value as f32 / 7.0).collect();
+        let mut rounded = values.clone();
+        round_to_bf16(&mut rounded);
+        assert!(values.iter().zip(&rounded).all(|(a, b)| (a - b).abs() <= a / 256.0) && values != rounded);
+        let x_nd = Tensor::<1>::from_floats(&values[..], &Device::flex()).reshape([5, 4]);
+        let (wide, narrow) =
+            (HostMatrix::new(&x_nd).unwrap(), HostMatrix::new(&x_nd.clone().cast(DType::BF16)).unwrap());
+        assert_eq!((wide.columns(), wide.is_narrow(), narrow.is_narrow()), (4, false, true));
+        assert_eq!((&*wide.rows(1..3), &*narrow.rows(1..3)), (&values[4..12], &rounded[4..12]));
+        // Rows for columns: not as they lie.
+        assert_eq!(HostMatrix::new(&x_nd.clone().transpose()).unwrap().rows(1..2)[..2], [values[1], values[5]]);
+        assert!(HostMatrix::new(&x_nd.autodiff()).is_none());
+    }
 
     #[test]
     fn products_of_parts() {

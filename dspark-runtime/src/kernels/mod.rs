@@ -25,6 +25,7 @@ pub use block_attention::{attend_blocks, block_gradients};
 pub use int8::Int8Matrix;
 pub use linear::{linear, linears, widened};
 pub use mapped::mapped_zeros;
+pub use matrix::{HostMatrix, Matrix, multiply, round_to_bf16};
 pub use row_buffer::RowBuffer;
 pub use rows::{geglu, rms_norm, rotate, soft_cap, swiglu};
 

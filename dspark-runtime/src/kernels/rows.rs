@@ -206,12 +206,7 @@ pub fn soft_cap(x_nv: Tensor<2>, cap: f64) -> Tensor<2> {
         by_rows(&mut out, v, |_, rows| {
             simd::vectorized(
                 #[inline(always)]
-                || {
-                    for x in rows.iter_mut() {
-                        let small = simd::exp((*x / cap).abs() * -2.0);
-                        *x = (cap * (1.0 - small) / (1.0 + small)).copysign(*x);
-                    }
-                },
+                || rows.iter_mut().for_each(|x| *x = simd::soft_cap(*x, cap)),
             );
         });
         return from_host(out, x_nv.dims());

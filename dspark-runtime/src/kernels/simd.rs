@@ -294,6 +294,13 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { e }
 }
 
+/// `cap * tanh(x / cap)`, to about `1e-7 cap`.
+#[inline(always)]
+pub fn soft_cap(x: f32, cap: f32) -> f32 {
+    let small = exp((x / cap).abs() * -2.0);
+    (cap * (1.0 - small) / (1.0 + small)).copysign(x)
+}
+
 /// Runs a closure compiled for the widest vectors that the machine has. The closure must be `#[inline(always)]` through.
 #[inline(always)]
 pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {

@@ -39,9 +39,8 @@ impl VocabularyRows {
             Tensor::<1, Int>::from_data(TensorData::new(values, [count]), &device)
         };
         let factors = weights.map(|weights| {
-            let rows = (0..local.len()).map(|row| weights.row(row));
-            let factors: Vec<f32> =
-                rows.flat_map(|row| [row.cross_entropy, row.soft_cross_entropy, row.l1]).collect();
+            let of_row = |row: usize| [weights.cross_entropy[row], weights.soft_cross_entropy[row], weights.l1[row]];
+            let factors: Vec<f32> = (0..local.len()).flat_map(of_row).collect();
             Tensor::<2>::from_data(TensorData::new(factors, [local.len(), 3]), &device)
         });
         let rows = cube::VocabularyRows {

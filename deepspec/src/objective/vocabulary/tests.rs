@@ -3,7 +3,8 @@ use dspark_runtime::Normals;
 
 use super::*;
 
-const TOKENS: usize = 101;
+/// Of a vocabulary that is one part, and of one of several, the last of which is smaller.
+const TOKENS: [usize; 2] = [101, 700];
 
 /// Plain autodiff over the whole `[n, v]` tensors, as the definition says it.
 fn by_autodiff(rows: &VocabularyRows, weights: &VocabularyWeights) -> (Tensor<1>, [Tensor<2>; 3]) {
@@ -42,19 +43,41 @@ fn by_autodiff(rows: &VocabularyRows, weights: &VocabularyWeights) -> (Tensor<1>
 
 #[test]
 fn logits_beyond_the_range_of_exp_have_a_finite_loss() {
-    let mut logits = [1000.0, 0.0, -1000.0];
-    let weights = RowTerms { cross_entropy: 1.0, soft_cross_entropy: 0.0, l1: 0.0 };
-    let losses = row_loss(&mut logits, None, (&[0.0, 1.0, 0.0], 1.0), Some(1), Some(weights));
-    assert_eq!(losses, RowTerms { cross_entropy: 1000.0, soft_cross_entropy: 1000.0, l1: 2.0 });
-    assert_eq!(logits, [1.0, -1.0, 0.0]);
+    let device = Device::flex();
+    let column = |values: [f32; 3]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [3, 1]), &device);
+    let one = Tensor::<2>::ones([1, 1], &device);
+    let hidden_nd = Tensor::from_inner(one.clone()).require_grad();
+    let rows = VocabularyRows {
+        hidden_nd: hidden_nd.clone(),
+        markov: None,
+        head_vd: column([1000.0, 0.0, -1000.0]),
+        softcap: None,
+        vocabulary: None,
+        teacher_td: one,
+        teacher_head_vd: column([0.0, 1000.0, 0.0]),
+        teacher_rows: vec![0],
+        labels: vec![Some(1)],
+        products: DType::F32,
+    };
+    let weights = VocabularyWeights { cross_entropy: vec![1.0], soft_cross_entropy: vec![0.0], l1: vec![0.0] };
+    let loss = vocabulary_loss(&rows, Some(&weights));
+    assert_eq!((loss.cross_entropy, loss.soft_cross_entropy, loss.l1), (vec![1000.0], vec![1000.0], vec![2.0]));
+    let gradients = loss.surrogate.unwrap().backward();
+    // (1, -1, 0) times the head.
+    assert_eq!(values(hidden_nd.grad(&gradients).unwrap()), [1000.0]);
 }
 
 /// Rows of a draft that has all tokens, or every third; with logits as they are, or capped where most of them are.
-fn case(normals: &mut Normals, ids: Option<Arc<[u32]>>, softcap: Option<f64>) -> (VocabularyRows, VocabularyWeights) {
+fn case(
+    normals: &mut Normals,
+    v: usize,
+    ids: Option<Arc<[u32]>>,
+    softcap: Option<f64>,
+) -> (VocabularyRows, VocabularyWeights) {
     let device = Device::flex();
     let mut normal = |shape: [usize; 2], std: f64| normals.tensor::<2>(shape, std, &device);
-    let (n, t, d, r) = (13, 9, 24, 5);
-    let u = ids.as_ref().map_or(TOKENS, |ids| ids.len());
+    let (n, t, d, r) = (37, 21, 24, 5);
+    let u = ids.as_ref().map_or(v, |ids| ids.len());
     let label = |row: usize| match &ids {
         Some(_) if row % 4 == 1 => None,
         _ => Some((row * 7 % u) as u32),
@@ -67,7 +90,7 @@ fn case(normals: &mut Normals, ids: Option<Arc<[u32]>>, softcap: Option<f64>) ->
         softcap,
         vocabulary: ids.clone(),
         teacher_td: normal([t, d], 1.0),
-        teacher_head_vd: normal([TOKENS, d], 0.3),
+        teacher_head_vd: normal([v, d], 0.3),
         teacher_rows: (0..n).map(|row| row * 5 % t).collect(),
         labels: (0..n).map(label).collect(),
         products: DType::F32,
@@ -80,11 +103,16 @@ fn case(normals: &mut Normals, ids: Option<Arc<[u32]>>, softcap: Option<f64>) ->
     (rows, weights)
 }
 
-fn cases() -> [(VocabularyRows, VocabularyWeights); 4] {
+fn cases() -> Vec<(VocabularyRows, VocabularyWeights)> {
     let mut normals = Normals::new(11);
-    let some = || Some((0..TOKENS as u32).step_by(3).collect::<Arc<[u32]>>());
-    [(None, None), (some(), None), (None, Some(1.5)), (some(), Some(1.5))]
-        .map(|(ids, softcap)| case(&mut normals, ids, softcap))
+    let mut cases = Vec::new();
+    for v in TOKENS {
+        let some = || Some((0..v as u32).step_by(3).collect::<Arc<[u32]>>());
+        for (ids, softcap) in [(None, None), (some(), None), (None, Some(1.5)), (some(), Some(1.5))] {
+            cases.push(case(&mut normals, v, ids, softcap));
+        }
+    }
+    cases
 }
 
 /// Products in bf16 are off by rounding alone: of the norm of each loss and of each gradient, by less than a hundredth.
@@ -123,32 +151,46 @@ fn chunks_and_device_forms_agree_with_plain_autodiff() {
         };
         let [cross_entropy, soft_cross_entropy, l1] = losses.map(|loss| values(loss.inner()));
         let (factors, w2) = rows.markov.clone().unwrap();
-        // All rows at once, and chunks of which the last is smaller.
-        for fused in [vocabulary_loss(&rows, Some(&weights)), in_chunks(&rows, Some(&weights), 5)] {
-            close(&fused.cross_entropy, cross_entropy.clone(), 1e-5);
-            close(&fused.soft_cross_entropy, soft_cross_entropy.clone(), 1e-5);
-            close(&fused.l1, l1.clone(), 1e-5);
-            let own = fused.surrogate.unwrap().backward();
+        // All rows at once, and chunks of which the last is smaller; and as other devices compute it.
+        let plain = rows.plain();
+        let composed = |chunk: usize| {
+            let (terms, gradients) = plain.losses(Some(&weights), chunk);
+            VocabularyLoss {
+                cross_entropy: terms.iter().map(|row| row.cross_entropy).collect(),
+                soft_cross_entropy: terms.iter().map(|row| row.soft_cross_entropy).collect(),
+                l1: terms.iter().map(|row| row.l1).collect(),
+                surrogate: gradients.map(|gradients| gradients.surrogate(&rows)),
+            }
+        };
+        let on_host = |chunk: usize| in_chunks(&rows, Some(&weights), chunk);
+        for loss in [vocabulary_loss(&rows, Some(&weights)), on_host(5), on_host(16), composed(100), composed(5)] {
+            close(&loss.cross_entropy, cross_entropy.clone(), 1e-5);
+            close(&loss.soft_cross_entropy, soft_cross_entropy.clone(), 1e-5);
+            close(&loss.l1, l1.clone(), 1e-5);
+            let own = loss.surrogate.unwrap().backward();
             for tensor in [&rows.hidden_nd, &factors, &w2] {
                 close(&values(tensor.grad(&own).unwrap()), values(tensor.grad(&gradients).unwrap()), 1e-5);
             }
         }
-        // The form for other devices, on the same numbers.
-        let plain = rows.plain();
-        let base = plain.hidden_nd.clone().matmul(plain.head_vd.clone().transpose());
-        let (factors, w2) = plain.markov.clone().unwrap();
-        let bias = factors.matmul(w2.transpose());
-        let teacher = plain.teacher_td.clone().matmul(plain.teacher_head_vd.clone().transpose());
-        let on_host =
-            plain.on_host(base.clone(), Some(bias.clone()), teacher.clone(), &rows.teacher_rows, Some(&weights));
-        let on_device = plain.composed(base + bias, teacher, rows.teacher_rows.clone(), Some(&weights));
-        let terms: [fn(&RowTerms) -> f32; 3] = [|row| row.cross_entropy, |row| row.soft_cross_entropy, |row| row.l1];
-        for term in terms {
-            let of = |rows: &[RowTerms]| rows.iter().map(term).collect::<Vec<f32>>();
-            close(&of(&on_host.0), of(&on_device.0), 1e-5);
-        }
-        close(&values(on_host.1.unwrap()), values(on_device.1.unwrap()), 1e-5);
     }
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let mut normals = Normals::new(5);
+    let (rows, weights) = case(&mut normals, 2000, None, None);
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let loss = vocabulary_loss(&rows, Some(&weights));
+            let gradients = loss.surrogate.unwrap().backward();
+            let (factors, w2) = rows.markov.clone().unwrap();
+            let gradients = [&rows.hidden_nd, &factors, &w2].map(|x| values(x.grad(&gradients).unwrap()));
+            (loss.cross_entropy, loss.l1, gradients)
+        })
+    };
+    let one = on(1);
+    assert!(on(2) == one && on(5) == one);
 }
 
 /// The kernel of CubeCL, on its CPU runtime, against this machine's loops.
