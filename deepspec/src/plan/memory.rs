@@ -7,19 +7,19 @@ use burn::tensor::{DType, Device};
 use dspark_runtime::model::{DraftConfig, LayerConfig, TargetConfig};
 use serde::Serialize;
 
-use crate::objective::vocabulary_chunk;
+use crate::objective::{VOCABULARY_PARTS, vocabulary_chunk};
 
 /// Bytes of a number.
 const F32: usize = 4;
 
-/// What threads, buffers of products, code that training runs through and holes in the allocator take beyond what the process had before.
-const PROGRAM: usize = 20 << 20;
+/// What threads, buffers of products and code that training runs through take beyond what the process had before.
+const PROGRAM: usize = 14 << 20;
 
-/// Writing a checkpoint takes so many times the weights: copies of weights and moments, and the bytes that they become.
-const SAVING: f64 = 5.5;
+/// What comes and goes takes so many times its size: between tensors of all sizes the allocator is left with holes.
+const HOLES: f64 = 1.12;
 
-/// The share of a step's memory that the allocator has not given back when a checkpoint is written right behind it.
-const NOT_GIVEN_BACK: f64 = 0.4;
+/// Writing a checkpoint takes so many times the weights: the moments. Weights are read one by one.
+const SAVING: usize = 2;
 
 /// What goes through the models together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -92,17 +92,17 @@ impl Models<'_> {
         let before = gradients - weights;
         let (target, optimizer) = (F32 * self.parameters.target, 2 * weights);
         let always = process + PROGRAM + target + weights + optimizer;
-        let left = NOT_GIVEN_BACK * (activations + vocabulary) as f64;
-        // The teacher's pass; the draft's, before its gradients replace what it kept; the optimiser, tensor by tensor; a
-        // checkpoint.
-        let peak = [
+        // The teacher's pass; the draft's, before its gradients replace what it kept; the end of the way back; the optimiser, tensor
+        // by tensor; a checkpoint.
+        let passing = [
             before + teacher,
             before + activations + vocabulary,
-            before + activations.max(weights + features) + self.way_back(shape),
+            before + weights + features,
             weights + 3 * F32 * self.parameters.largest,
-            (SAVING * weights as f64 + left) as usize,
+            SAVING * weights,
         ];
-        let peak = always + peak.into_iter().max().unwrap_or(0);
+        let passing = passing.into_iter().max().unwrap_or(0);
+        let peak = always + (HOLES * passing as f64) as usize;
         Memory { process, target, draft: weights, optimizer, gradients, teacher, activations, vocabulary, peak }
     }
 
@@ -120,33 +120,33 @@ impl Models<'_> {
         let Widths { d, q, k, f } = Widths::of(&self.draft.layer);
         let (s, n) = (shape.tokens, shape.blocks * self.draft.block_size);
         let layers = self.draft.num_hidden_layers;
-        // Keys before their norm and behind the rotation, and values.
-        let context = if self.draft.drafter.lookahead() == 0 { layers * 3 * k } else { 3 * k + 3 * d };
-        let slots = match self.draft.drafter.lookahead() {
-            0 => layers * (4 * d + 3 * q + 3 * k + 3 * f),
+        let (context, slots) = match self.draft.drafter.lookahead() {
+            // Keys before their norm and behind the rotation, and values.
+            0 => (layers * 3 * k + 2 * d, layers * (4 * d + 3 * q + 3 * k + 3 * f) + 2 * d),
             // A slot's keys and values are put together anew with those before it in every step.
-            _ => 7 * d + 3 * q + 3 * k + 3 * f + k * (self.draft.block_size + 1),
+            _ => (3 * k + 4 * d, 8 * d + 3 * q + k + 3 * f + k * (self.draft.block_size + 1)),
         };
         let heads = shape.supervised * (2 * d + 2 * self.draft.markov_rank);
-        F32 * (s * (2 * d + context) + n * (slots + 2 * d) + heads)
+        F32 * (s * context + n * slots + heads)
     }
 
-    /// What the way back needs beside what was kept and what it yields: gradients of one layer's widest rows.
-    fn way_back(&self, shape: &MicroBatchShape) -> usize {
-        let Widths { d, q, f, .. } = Widths::of(&self.draft.layer);
-        let n = shape.blocks * self.draft.block_size;
-        F32 * n * (3 * f + 2 * d + q)
-    }
-
-    /// A chunk of rows with base logits, Markov bias and the teacher's logits.
+    /// A chunk of rows: the draft's logits, the teacher's, and on the CPU the slopes where they are capped, elsewhere the Markov
+    /// head's bias beside them; and what the loss derives to.
     fn vocabulary(&self, shape: &MicroBatchShape) -> usize {
         let (u, v, rank) = (self.draft.draft_vocab_size, self.draft.vocab_size, self.draft.markov_rank);
-        let rows = shape.supervised.min(vocabulary_chunk(u, self.device));
-        let drafts = if rank > 0 { 2 * u } else { u };
         let d = self.draft.layer.hidden_size;
+        let rows = shape.supervised.min(vocabulary_chunk(u, self.device));
+        let derived = shape.supervised * (d + rank) + u * rank;
         // What is multiplied, as products take it.
         let copies = if self.products == DType::F32 { 0 } else { self.products.size() * ((u + v) * d + u * rank) };
-        F32 * (rows * (drafts + v) + 2 * u * rank + shape.supervised * (d + rank)) + copies
+        let chunk = if *self.device == Device::flex() {
+            let draft = if self.draft.logit_softcap.is_some() { 2 * u } else { u };
+            rows * (draft + v + VOCABULARY_PARTS * (d + rank))
+        } else {
+            let draft = if rank > 0 { 2 * u } else { u };
+            rows * (draft + v) + u * rank
+        };
+        F32 * (chunk + derived) + copies
     }
 }
 
