@@ -1,7 +1,7 @@
 //! Supervised tokens per second of micro-batches that are packed, against micro-batches that are padded, of the same token
 //! budget: the same loss, forward and backward, of the shape `small`, on samples as long as those of gsm8k.
 //!
-//! `RAYON_NUM_THREADS=2 cargo bench -p deepspec --bench packing`
+//! `RAYON_NUM_THREADS=2 cargo bench -p deepspec --bench packing`; a number of anchors behind `--` runs that one alone.
 //!
 //! Padded micro-batches are what a fixed number of samples takes: as many as the budget holds at the longest length, each filled
 //! up to that (`to the longest of all`) or to the longest of its micro-batch (`to its own`), and with dummy anchors to the same
@@ -49,7 +49,9 @@ fn main() {
     if std::env::args().any(|argument| argument == "--test") {
         return;
     }
-    rayon::scope(|_| ANCHORS.into_iter().for_each(run));
+    let asked: Vec<usize> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
+    let anchors = ANCHORS.into_iter().filter(|anchors| asked.is_empty() || asked.contains(anchors));
+    rayon::scope(|_| anchors.for_each(run));
 }
 
 fn run(anchors: usize) {

@@ -13,7 +13,7 @@ use crate::objective::{VOCABULARY_PARTS, vocabulary_chunk};
 const F32: usize = 4;
 
 /// What threads, buffers of products and code that training runs through take beyond what the process had before.
-const PROGRAM: usize = 14 << 20;
+const PROGRAM: usize = 18 << 20;
 
 /// What comes and goes takes so many times its size: between tensors of all sizes the allocator is left with holes.
 const HOLES: f64 = 1.12;

@@ -1,5 +1,5 @@
 use burn::tensor::activation::{log_softmax, softmax};
-use dspark_runtime::Normals;
+use dspark_runtime::{Normals, kernels};
 
 use super::*;
 
@@ -136,6 +136,39 @@ fn products_in_bf16_are_off_by_rounding_alone() {
             let off = off(narrow, wide);
             assert!(off > 1e-5 && off < 0.01, "term {term}: {off}");
         }
+    }
+}
+
+/// So are the gradient's: with the identity for a head, each number of it comes out as it went into the product.
+#[test]
+fn the_gradient_is_rounded_to_bf16_before_it_is_multiplied() {
+    let device = Device::flex();
+    let tracked = |x: Tensor<2>| Tensor::<2>::from_inner(x).require_grad();
+    let (row, identity) = (|values: [f32; 3]| Tensor::from_data([values], &device), Tensor::<2>::eye(3, &device));
+    for markov in [false, true] {
+        let gradient = [DType::F32, DType::BF16].map(|products| {
+            let hidden_nd = tracked(row([0.5, -1.0, 0.25]));
+            let zeros = |rows: usize| tracked(Tensor::zeros([rows, 1], &device));
+            let rows = VocabularyRows {
+                hidden_nd: hidden_nd.clone(),
+                markov: markov.then(|| (zeros(1), zeros(3))),
+                head_vd: identity.clone(),
+                softcap: None,
+                vocabulary: None,
+                teacher_td: row([0.0, 1.0, 0.0]),
+                teacher_head_vd: identity.clone(),
+                teacher_rows: vec![0],
+                labels: vec![Some(1)],
+                products,
+            };
+            let weights =
+                VocabularyWeights { cross_entropy: vec![0.1], soft_cross_entropy: vec![0.0], l1: vec![0.9] };
+            let gradients = vocabulary_loss(&rows, Some(&weights)).surrogate.unwrap().backward();
+            values(hidden_nd.grad(&gradients).unwrap())
+        });
+        let mut rounded = gradient[0].clone();
+        kernels::round_to_bf16(&mut rounded);
+        assert!(rounded == gradient[1] && rounded != gradient[0], "{gradient:?}");
     }
 }
 
