@@ -102,15 +102,21 @@ pub fn vocabulary_loss(rows: &VocabularyRows, weights: Option<&VocabularyWeights
 /// The same, `chunk` rows at a time.
 fn in_chunks(rows: &VocabularyRows, weights: Option<&VocabularyWeights>, chunk: usize) -> VocabularyLoss {
     let plain = rows.plain();
-    let (terms, gradients) = match OnHost::new(&plain) {
+    let losses = match OnHost::new(&plain) {
         Some(on_host) => on_host.losses(weights, chunk),
         None => plain.losses(weights, chunk),
     };
-    VocabularyLoss {
-        cross_entropy: terms.iter().map(|row| row.cross_entropy).collect(),
-        soft_cross_entropy: terms.iter().map(|row| row.soft_cross_entropy).collect(),
-        l1: terms.iter().map(|row| row.l1).collect(),
-        surrogate: gradients.map(|gradients| gradients.surrogate(rows)),
+    VocabularyLoss::of(rows, losses)
+}
+
+impl VocabularyLoss {
+    fn of(rows: &VocabularyRows, (terms, gradients): (Vec<RowTerms>, Option<Gradients>)) -> Self {
+        Self {
+            cross_entropy: terms.iter().map(|row| row.cross_entropy).collect(),
+            soft_cross_entropy: terms.iter().map(|row| row.soft_cross_entropy).collect(),
+            l1: terms.iter().map(|row| row.l1).collect(),
+            surrogate: gradients.map(|gradients| gradients.surrogate(rows)),
+        }
     }
 }
 

@@ -91,8 +91,7 @@ impl TrainingCheckpoints {
         let directory = AtomicDirectory::begin(&self.path(state.step))?;
         draft.write_into(directory.path(), WeightDtype::F32, false)?;
         let moments = directory.path().join("optimizer.bpk");
-        let failed = |reason: String| CheckpointError::Io { path: moments.clone(), source: io::Error::other(reason) };
-        optimizer.save(&moments).map_err(failed)?;
+        optimizer.save(&moments).map_err(io::Error::other).map_err(CheckpointError::io(&moments))?;
         let text = serde_json::to_string_pretty(state).unwrap_or_default() + "\n";
         write_file(&directory.path().join("state.json"), text.as_bytes())?;
         directory.commit()?;

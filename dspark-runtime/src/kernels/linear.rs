@@ -69,12 +69,7 @@ pub fn widened(weight_ok: Tensor<2>) -> Tensor<2> {
     let narrow = slice_as::<bf16>(&narrow);
     let mut wide = vec![0.0; narrow.len()];
     let chunks = wide.par_chunks_mut(WIDEN_CHUNK).zip(narrow.par_chunks(WIDEN_CHUNK));
-    chunks.for_each(|(wide, narrow)| {
-        simd::vectorized(
-            #[inline(always)]
-            || wide.iter_mut().zip(narrow).for_each(|(wide, narrow)| *wide = narrow.widen()),
-        );
-    });
+    chunks.for_each(|(wide, narrow)| simd::widen(narrow, wide));
     from_host(wide, weight_ok.dims())
 }
 

@@ -8,8 +8,7 @@ use burn::tensor::{DType, Tensor};
 use burn_flex::FlexTensor;
 use half::bf16;
 
-use super::simd::{self, Weight};
-use super::{host_as, slice, slice_as};
+use super::{host_as, simd, slice, slice_as};
 
 /// A tensor in this machine's memory, in f32 or bf16, row-major.
 #[derive(Clone, Debug)]
@@ -46,10 +45,7 @@ impl HostMatrix {
         }
         let narrow = &slice_as::<bf16>(&self.tensor)[values];
         let mut wide = vec![0.0; narrow.len()];
-        simd::vectorized(
-            #[inline(always)]
-            || wide.iter_mut().zip(narrow).for_each(|(wide, narrow)| *wide = narrow.widen()),
-        );
+        simd::widen(narrow, &mut wide);
         Cow::Owned(wide)
     }
 }

@@ -65,6 +65,14 @@ impl Weight for bf16 {
     }
 }
 
+/// The same numbers in f32.
+pub fn widen<W: Weight>(narrow: &[W], wide: &mut [f32]) {
+    vectorized(
+        #[inline(always)]
+        || wide.iter_mut().zip(narrow).for_each(|(wide, narrow)| *wide = narrow.widen()),
+    );
+}
+
 /// Rows of `k` floats, each beginning on a cache line.
 #[derive(Debug)]
 pub struct AlignedRows {

@@ -186,15 +186,7 @@ fn chunks_and_device_forms_agree_with_plain_autodiff() {
         let (factors, w2) = rows.markov.clone().unwrap();
         // All rows at once, and chunks of which the last is smaller; and as other devices compute it.
         let plain = rows.plain();
-        let composed = |chunk: usize| {
-            let (terms, gradients) = plain.losses(Some(&weights), chunk);
-            VocabularyLoss {
-                cross_entropy: terms.iter().map(|row| row.cross_entropy).collect(),
-                soft_cross_entropy: terms.iter().map(|row| row.soft_cross_entropy).collect(),
-                l1: terms.iter().map(|row| row.l1).collect(),
-                surrogate: gradients.map(|gradients| gradients.surrogate(&rows)),
-            }
-        };
+        let composed = |chunk: usize| VocabularyLoss::of(&rows, plain.losses(Some(&weights), chunk));
         let on_host = |chunk: usize| in_chunks(&rows, Some(&weights), chunk);
         for loss in [vocabulary_loss(&rows, Some(&weights)), on_host(5), on_host(16), composed(100), composed(5)] {
             close(&loss.cross_entropy, cross_entropy.clone(), 1e-5);
