@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 use deepspec::replay::{Replay, Stage, first_difference, read_replay};
 use dspark_runtime::checkpoint::WeightDtype;
 use dspark_runtime::model::{Draft, TargetSegment};
-use dspark_runtime::speculate::{SeededUniforms, propose};
 use serde_json::{Value, json};
 
-use common::drafts::{TARGET, copy, edit_json, edit_values, read_json, save, shape, target};
+use common::drafts::{GreedyBlock, TARGET, copy, edit_json, edit_values, read_json, save, shape, target};
 use common::{deepspec, refused, workspace};
 
 /// An exported draft with its bundle.
@@ -95,16 +94,15 @@ fn decoding_computes_what_the_bundle_holds() {
         let following = &case.token_ids[1..=case.anchor_position];
         draft.extend_context(&mut context, output.features_nf.unwrap(), following);
         let anchor = case.token_ids[case.anchor_position];
-        let proposal = propose(&draft, &mut context, anchor, 0.0, &[], &mut SeededUniforms::new(0, 0));
-        let hidden: Vec<f32> = proposal.hidden_nd.try_into_vec_as().unwrap();
+        let block = GreedyBlock::draft(&draft, &mut context, anchor);
         let close = |a: &[f32], b: &[f32]| {
             assert_eq!(a.len(), b.len());
             a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4 * (1.0 + b.abs()))
         };
-        assert!(close(&hidden, &case.stage(Stage::Hidden).unwrap().values));
-        assert!(close(&proposal.logits.concat(), &case.stage(Stage::BiasedLogits).unwrap().values));
-        assert!(close(&proposal.confidence_logits, &case.stage(Stage::ConfidenceLogits).unwrap().values));
-        assert_eq!(proposal.tokens, case.drafted);
+        assert!(close(&block.hidden, &case.stage(Stage::Hidden).unwrap().values));
+        assert!(close(&block.logits.concat(), &case.stage(Stage::BiasedLogits).unwrap().values));
+        assert!(close(&block.confidence_logits, &case.stage(Stage::ConfidenceLogits).unwrap().values));
+        assert_eq!(block.tokens, case.drafted);
     }
 }
 

@@ -21,6 +21,7 @@ pub mod profile;
 pub mod schedule;
 pub mod server;
 pub mod speculate;
+pub mod statistics;
 pub mod text;
 
 pub use normals::Normals;

@@ -9,7 +9,7 @@ use std::fs;
 use burn::tensor::Tensor;
 use dspark_runtime::checkpoint::WeightDtype;
 use dspark_runtime::model::{Draft, DraftHeads, DraftVocabulary, Target};
-use dspark_runtime::speculate::{Decoder, GenerationOptions, SeededUniforms};
+use dspark_runtime::speculate::{Decoder, GenerationOptions, Sampler};
 use rayon::prelude::*;
 
 use common::{Counts, VOCABULARY, deviation};
@@ -22,8 +22,8 @@ fn half(target: &Target, block: usize) -> Draft {
     common::draft(target, block).with_vocabulary(DraftVocabulary::most_frequent(&counts, VOCABULARY / 2))
 }
 
-fn options(temperature: f64, max_new_tokens: usize) -> GenerationOptions {
-    GenerationOptions { temperature, max_new_tokens, stop_token_ids: Vec::new(), confidence_threshold: 0.0 }
+fn options(max_new_tokens: usize) -> GenerationOptions {
+    GenerationOptions { max_new_tokens, stop_token_ids: Vec::new(), confidence_threshold: 0.0 }
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn a_checkpoint_is_read_back_as_it_was() {
         assert_eq!(logits(&read).len(), VOCABULARY);
         let generate = |draft: &Draft| {
             let decoder = Decoder::new(&target, Some(draft));
-            decoder.generate(&PROMPT, &options(1.0, 30), &mut SeededUniforms::new(0, 0))
+            decoder.generate(&PROMPT, &options(30), &mut Sampler::repeatable(1.0, 0, 0))
         };
         let (own, other) = (generate(&draft), generate(&read));
         assert_eq!((own.ids, own.rounds), (other.ids, other.rounds));
@@ -77,7 +77,7 @@ fn greedy_answers_are_the_targets_own() {
     for seed in 0..10 {
         let target = common::target(seed);
         let greedy = |draft: Option<&Draft>| {
-            Decoder::new(&target, draft).generate(&PROMPT, &options(0.0, 40), &mut SeededUniforms::new(0, 0))
+            Decoder::new(&target, draft).generate(&PROMPT, &options(40), &mut Sampler::greedy())
         };
         let alone = greedy(None);
         for heads in [DraftHeads::Exact, DraftHeads::Int8] {
@@ -95,7 +95,7 @@ fn sampled_answers_have_the_targets_distribution() {
     let count = |draft: Option<&Draft>, stream: u64| {
         let run = |seed: u64| {
             let decoder = Decoder::new(&target, draft);
-            decoder.generate(&PROMPT, &options(1.0, 4), &mut SeededUniforms::new(stream, seed)).ids[1..].to_vec()
+            decoder.generate(&PROMPT, &options(4), &mut Sampler::repeatable(1.0, stream, seed)).ids[1..].to_vec()
         };
         let mut counts = Counts::new();
         for tokens in (0..20_000_u64).into_par_iter().map(run).collect::<Vec<_>>() {

@@ -12,8 +12,9 @@ use dspark_runtime::checkpoint::gguf::BlockType;
 use dspark_runtime::model::{
     Draft, DraftConfig, DraftContext, DraftSample, DraftVocabulary, Eagle3Shape, LayerId, Target, TargetSegment,
 };
+use dspark_runtime::schedule::Stopping;
 use dspark_runtime::speculate::{
-    Block, Decoder, Drafted, Filters, GenerationOptions, Randomness, Sampler, SeededUniforms, Stopping, propose_batch,
+    Block, Decoder, Filters, GenerationOptions, Lane, Randomness, Rounds, Sampler, SequenceState,
 };
 use serde_json::{Value, json};
 
@@ -112,19 +113,26 @@ fn drafting_together_is_drafting_alone() {
     let target = common::deep_target(9);
     let draft = common::eagle3_draft(&target, SLOTS);
     let features = features(&target, &IDS);
-    let propose = |anchors: &[usize]| -> Vec<Drafted> {
-        let mut contexts: Vec<DraftContext> =
-            anchors.iter().map(|&anchor| context(&draft, &features, &IDS, anchor, &[])).collect();
-        let sampler = |&anchor: &usize| Sampler::new(1.0, Filters::NONE, Randomness::Coupled(anchor as u64));
-        let mut samplers: Vec<Sampler> = anchors.iter().map(sampler).collect();
-        let mut blocks: Vec<Block<'_>> = contexts
-            .iter_mut()
-            .zip(&mut samplers)
-            .zip(anchors)
-            .map(|((context, sampler), &anchor)| Block { context, anchor: IDS[anchor], sampler, on_device: false })
+    let rounds = Rounds::new(&target, Some(&draft));
+    let propose = |anchors: &[usize]| -> Vec<Block> {
+        let mut sequences: Vec<(Vec<u32>, Sampler, SequenceState)> = anchors
+            .iter()
+            .map(|&anchor| {
+                let context = Some(context(&draft, &features, &IDS, anchor, &[]));
+                let sampler = Sampler::new(1.0, Filters::NONE, Randomness::Coupled(anchor as u64));
+                (IDS[..=anchor].to_vec(), sampler, SequenceState { context, ..rounds.new_state(0) })
+            })
             .collect();
-        let stopping = Stopping { slots: 3, confidence: 0.0, survival: 0.0, temperatures: &[] };
-        propose_batch(&draft, &mut blocks, &stopping)
+        let lane = |(ids, sampler, state)| Lane {
+            ids,
+            limit: usize::MAX,
+            stop_token_ids: &[],
+            sampler,
+            state,
+            keep_logits: false,
+        };
+        let mut lanes: Vec<Lane<'_>> = sequences.iter_mut().map(|(a, b, c)| lane((a, b, c))).collect();
+        rounds.draft(&mut lanes, &Stopping::after(3))
     };
     let anchors = [9, 1, 4, 13];
     for (&anchor, together) in anchors.iter().zip(propose(&anchors)) {
@@ -160,7 +168,7 @@ fn a_sequence_that_stops_leaves_the_others_alone() {
 }
 
 fn options(max_new_tokens: usize, stop: &[u32]) -> GenerationOptions {
-    GenerationOptions { temperature: 0.0, max_new_tokens, stop_token_ids: stop.to_vec(), confidence_threshold: 0.0 }
+    GenerationOptions { max_new_tokens, stop_token_ids: stop.to_vec(), confidence_threshold: 0.0 }
 }
 
 #[test]
@@ -169,10 +177,9 @@ fn a_drafted_stop_token_ends_its_block() {
     let draft = common::eagle3_draft(&target, 6);
     let mut shorter = 0;
     for stop in 0..8 {
-        let mut uniforms = SeededUniforms::new(0, 0);
         let decoder = Decoder::new(&target, Some(&draft));
-        decoder.generate_observed(&IDS[..4], &options(30, &[stop]), &mut uniforms, |detail| {
-            let tokens = &detail.proposal.tokens;
+        decoder.generate_observed(&IDS[..4], &options(30, &[stop]), &mut Sampler::greedy(), |detail| {
+            let tokens = &detail.block.tokens;
             let at = tokens.iter().position(|&token| token == stop);
             assert_eq!(tokens.len(), at.map_or(6, |at| at + 1));
             shorter += usize::from(at.is_some_and(|at| at < 5));
@@ -194,7 +201,7 @@ fn a_checkpoint_is_read_back_as_it_was() {
         let read = Draft::load(&folder, &target).unwrap();
         let generate = |draft: &Draft| {
             let decoder = Decoder::new(&target, Some(draft));
-            decoder.generate(&IDS[..4], &options(30, &[]), &mut SeededUniforms::new(0, 0))
+            decoder.generate(&IDS[..4], &options(30, &[]), &mut Sampler::greedy())
         };
         let (own, other) = (generate(draft), generate(&read));
         assert_eq!((own.ids, own.rounds), (other.ids, other.rounds));

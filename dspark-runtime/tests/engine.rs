@@ -11,7 +11,6 @@ use dspark_runtime::engine::{
 };
 use dspark_runtime::model::DraftHeads;
 use dspark_runtime::schedule::{Mode, SpsTable, StepCost};
-use dspark_runtime::speculate::{Decoder, GenerationOptions, SeededUniforms};
 use dspark_runtime::text::Tokenizer;
 
 const BLOCK: usize = 3;
@@ -120,17 +119,10 @@ fn greedy_and_seeded_texts_depend_on_neither_draft_nor_load_nor_schedule() {
                 .remove(0)
         })
         .collect();
-    // Greedy ones against the decoder, which shares no code with the engine's loop.
+    // Greedy ones against single passes of the target.
     let target = common::target(5);
     for (request, ids) in requests.iter().zip(&alone).step_by(4) {
-        let options = GenerationOptions {
-            temperature: 0.0,
-            max_new_tokens: request.max_new_tokens,
-            stop_token_ids: Vec::new(),
-            confidence_threshold: 0.0,
-        };
-        let decoder = Decoder::new(&target, None);
-        assert_eq!(&decoder.generate(&request.prompt, &options, &mut SeededUniforms::new(0, 0)).ids, ids);
+        assert_eq!(&common::greedy(&target, &request.prompt, request.max_new_tokens), ids);
     }
     for mode in [Mode::Off, Mode::Fixed(1), Mode::Fixed(7), Mode::Threshold(0.5), Mode::Scheduled] {
         for (max_running, prefill_rows, on_device) in [(32, 128, false), (5, 4, false), (32, 128, true)] {

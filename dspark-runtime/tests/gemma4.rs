@@ -13,7 +13,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use dspark_runtime::checkpoint::{JsonFields, WeightDtype, Weights};
 use dspark_runtime::engine::{Engine, EngineConfig, Event, Request, Sampling};
 use dspark_runtime::model::{Draft, DraftConfig, KvCache, LayerId, Target, TargetConfig, TargetSegment};
-use dspark_runtime::speculate::{Decoder, GenerationOptions, SeededUniforms};
+use dspark_runtime::speculate::{Decoder, GenerationOptions, Sampler};
 use dspark_runtime::text::Tokenizer;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -194,14 +194,9 @@ fn greedy_and_seeded_texts_are_the_targets_whatever_the_draft_and_the_load() {
     assert_eq!(answers(Some(draft(&target, 4)), true), alone);
     for index in (0..12).step_by(2) {
         let Request { prompt, max_new_tokens, .. } = request(index);
-        let options = GenerationOptions {
-            temperature: 0.0,
-            max_new_tokens,
-            stop_token_ids: Vec::new(),
-            confidence_threshold: 0.0,
-        };
+        let options = GenerationOptions { max_new_tokens, stop_token_ids: Vec::new(), confidence_threshold: 0.0 };
         let draft = draft(&target, 4);
-        let own = Decoder::new(&target, Some(&draft)).generate(&prompt, &options, &mut SeededUniforms::new(0, 0));
+        let own = Decoder::new(&target, Some(&draft)).generate(&prompt, &options, &mut Sampler::greedy());
         assert_eq!(own.ids, alone[index]);
     }
 }
@@ -257,14 +252,9 @@ fn a_draft_lies_on_disk_as_other_programs_read_it() {
         ]
     );
     let read = Draft::load(&folder, &target).unwrap();
-    let options = GenerationOptions {
-        temperature: 1.0,
-        max_new_tokens: 40,
-        stop_token_ids: Vec::new(),
-        confidence_threshold: 0.0,
-    };
+    let options = GenerationOptions { max_new_tokens: 40, stop_token_ids: Vec::new(), confidence_threshold: 0.0 };
     let generate = |draft: &Draft| {
-        Decoder::new(&target, Some(draft)).generate(&text(5, 1), &options, &mut SeededUniforms::new(1, 1))
+        Decoder::new(&target, Some(draft)).generate(&text(5, 1), &options, &mut Sampler::repeatable(1.0, 1, 1))
     };
     let (own, other) = (generate(&draft), generate(&read));
     assert_eq!((own.ids, own.rounds), (other.ids, other.rounds));

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::Target;
-use dspark_runtime::speculate::{Decoder, GenerationOptions, SeededUniforms};
+use dspark_runtime::speculate::{Decoder, GenerationOptions, Sampler};
 use serde_json::Value;
 
 fn folder() -> PathBuf {
@@ -35,13 +35,12 @@ fn greedy_ids_equal_those_of_transformers() {
         for prompt in model["prompts"].as_array().unwrap() {
             let expected = ids(&prompt["ids"]);
             let options = GenerationOptions {
-                temperature: 0.0,
                 max_new_tokens: expected.len(),
                 stop_token_ids: Vec::new(),
                 confidence_threshold: 0.0,
             };
             let decoder = Decoder::new(&target, None);
-            let generation = decoder.generate(&ids(&prompt["prompt_ids"]), &options, &mut SeededUniforms::new(0, 0));
+            let generation = decoder.generate(&ids(&prompt["prompt_ids"]), &options, &mut Sampler::greedy());
             assert_eq!(generation.ids, expected, "{name}: {}", prompt["prompt"]);
         }
         println!("{name}: {} prompts equal", model["prompts"].as_array().unwrap().len());

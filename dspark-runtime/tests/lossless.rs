@@ -5,7 +5,7 @@ mod common;
 
 use dspark_runtime::model::{Draft, Target, TargetSegment};
 use dspark_runtime::speculate::{
-    Decoder, Distribution, GenerationOptions, SeededUniforms, Uniforms, Verdict, judge, propose,
+    Decoder, Distribution, GenerationOptions, Sampler, SeededUniforms, Uniforms, Verdict, judge,
 };
 use rayon::prelude::*;
 
@@ -20,15 +20,11 @@ const PROMPT: [u32; 3] = [1, 5, 2];
 type Judge = fn(&[u32], &[Distribution], &[Distribution], &mut dyn Uniforms) -> Verdict;
 
 fn options() -> GenerationOptions {
-    GenerationOptions {
-        temperature: 1.0,
-        max_new_tokens: NEW_TOKENS,
-        stop_token_ids: Vec::new(),
-        confidence_threshold: 0.0,
-    }
+    GenerationOptions { max_new_tokens: NEW_TOKENS, stop_token_ids: Vec::new(), confidence_threshold: 0.0 }
 }
 
-/// A round as the decoder makes it, with any acceptance test.
+/// Rounds of one sequence written down once more, with any acceptance test: the oracle of `speculate::Rounds`, of which it uses
+/// nothing but distributions and random numbers.
 fn decode(target: &Target, draft: &Draft, seed: u64, judge: Judge) -> Vec<u32> {
     let mut uniforms = SeededUniforms::new(3, seed);
     let capture = &draft.config().target_layer_ids;
@@ -47,12 +43,20 @@ fn decode(target: &Target, draft: &Draft, seed: u64, judge: Judge) -> Vec<u32> {
     while ids.len() < NEW_TOKENS {
         let anchor = ids[ids.len() - 1];
         draft.extend_context(&mut context, features, &following);
-        let proposal = propose(draft, &mut context, anchor, 1.0, &[], &mut uniforms);
+        let mut block = vec![anchor];
+        let mut distributions = Vec::new();
+        let mut drafting = draft.begin(vec![&mut context], &[anchor], BLOCK);
+        for slot in 0..BLOCK {
+            drafting.confidences(&block[slot..]);
+            let distribution = Distribution::from_logits(drafting.logits(&[0])[0], 1.0);
+            block.push(distribution.sample(uniforms.next()));
+            distributions.push(distribution);
+        }
+        drop(drafting);
         let past = cache.len();
-        let verify: Vec<u32> = std::iter::once(anchor).chain(proposal.tokens.iter().copied()).collect();
-        let (new, rows) = pass(&verify, &mut cache);
-        let verdict = judge(&proposal.tokens, &proposal.distributions, &rows, &mut uniforms);
-        ids.extend(&proposal.tokens[..verdict.accepted]);
+        let (new, rows) = pass(&block, &mut cache);
+        let verdict = judge(&block[1..], &distributions, &rows, &mut uniforms);
+        ids.extend(&block[1..=verdict.accepted]);
         ids.push(verdict.next);
         following = ids[ids.len() - verdict.accepted - 1..].to_vec();
         cache.truncate(past + 1 + verdict.accepted);
@@ -122,16 +126,17 @@ fn an_eagle3_draft_leaves_the_targets_distribution_too() {
 }
 
 fn lossless(target: &Target, draft: &Draft) {
-    // The loop of this test is the decoder's.
+    // The decoder's rounds are those of the oracle, draw for draw.
     for seed in 0..50 {
-        let own = Decoder::new(target, Some(draft)).generate(&PROMPT, &options(), &mut SeededUniforms::new(3, seed));
+        let own =
+            Decoder::new(target, Some(draft)).generate(&PROMPT, &options(), &mut Sampler::repeatable(1.0, 3, seed));
         assert_eq!(decode(target, draft, seed, judge), own.ids);
     }
     let rounds: Vec<(usize, usize)> = (0..2000_u64)
         .into_par_iter()
         .flat_map_iter(|seed| {
             let decoder = Decoder::new(target, Some(draft));
-            let generation = decoder.generate(&PROMPT, &options(), &mut SeededUniforms::new(4, seed));
+            let generation = decoder.generate(&PROMPT, &options(), &mut Sampler::repeatable(1.0, 4, seed));
             generation.rounds.into_iter().map(|round| (round.accepted, round.proposed))
         })
         .collect();
@@ -142,11 +147,11 @@ fn lossless(target: &Target, draft: &Draft) {
         assert!((0.2..0.8).contains(&share), "conditional acceptance at slot {slot} is {share}");
     }
     let alone = count(|seed| {
-        Decoder::new(target, None).generate(&PROMPT, &options(), &mut SeededUniforms::new(11, seed)).ids
+        Decoder::new(target, None).generate(&PROMPT, &options(), &mut Sampler::repeatable(1.0, 11, seed)).ids
     });
     let with_draft = count(|seed| {
         let decoder = Decoder::new(target, Some(draft));
-        decoder.generate(&PROMPT, &options(), &mut SeededUniforms::new(12, seed)).ids
+        decoder.generate(&PROMPT, &options(), &mut Sampler::repeatable(1.0, 12, seed)).ids
     });
     let same = deviation(&alone, &with_draft);
     println!("with the draft: {same:.2} standard deviations");
@@ -165,13 +170,9 @@ fn greedy_output_is_the_same_with_any_draft_and_any_threshold() {
     for seed in 0..20 {
         let (target, deep) = (common::target(seed), common::deep_target(seed));
         let greedy_of = |target: &Target, draft: Option<&Draft>, threshold: f64| {
-            let options = GenerationOptions {
-                temperature: 0.0,
-                max_new_tokens: 40,
-                stop_token_ids: Vec::new(),
-                confidence_threshold: threshold,
-            };
-            Decoder::new(target, draft).generate(&PROMPT, &options, &mut SeededUniforms::new(0, 0)).ids
+            let options =
+                GenerationOptions { max_new_tokens: 40, stop_token_ids: Vec::new(), confidence_threshold: threshold };
+            Decoder::new(target, draft).generate(&PROMPT, &options, &mut Sampler::greedy()).ids
         };
         let greedy = |draft: Option<&Draft>, threshold: f64| greedy_of(&target, draft, threshold);
         let alone = greedy(None, 0.0);

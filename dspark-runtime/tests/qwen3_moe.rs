@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use dspark_runtime::checkpoint::WeightDtype;
 use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, MarkovHeadType, Target, TargetSegment};
-use dspark_runtime::speculate::{Decoder, GenerationOptions, SeededUniforms};
+use dspark_runtime::speculate::{Decoder, GenerationOptions, Sampler};
 use serde_json::Value;
 
 fn golden() -> PathBuf {
@@ -29,7 +29,7 @@ fn logits(target: &Target, segments: &mut [TargetSegment<'_>]) -> Vec<Vec<f32>> 
 }
 
 fn options(max_new_tokens: usize) -> GenerationOptions {
-    GenerationOptions { temperature: 0.0, max_new_tokens, stop_token_ids: Vec::new(), confidence_threshold: 0.0 }
+    GenerationOptions { max_new_tokens, stop_token_ids: Vec::new(), confidence_threshold: 0.0 }
 }
 
 fn draft(target: &Target) -> Draft {
@@ -63,8 +63,7 @@ fn ids_and_logits_are_those_of_transformers() {
         let target = Target::load(folder.path(), &Device::flex()).unwrap();
         let ids: Vec<u32> = case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
         let (prompt, new) = ids.split_at(case["prompt"].as_u64().unwrap() as usize);
-        let generation =
-            Decoder::new(&target, None).generate(prompt, &options(new.len()), &mut SeededUniforms::new(0, 0));
+        let generation = Decoder::new(&target, None).generate(prompt, &options(new.len()), &mut Sampler::greedy());
         assert_eq!(generation.ids, new, "{normalised}");
         let own = logits(&target, &mut [TargetSegment { ids: &ids, cache: None }]);
         for (row, expected) in own.iter().zip(case["logits"].as_array().unwrap()) {
@@ -110,10 +109,9 @@ fn a_draft_for_a_mixture_is_an_ordinary_one() {
     assert!(!config.contains("expert") && !config.contains("moe"), "{config}");
     let read = Draft::load(&path, &target).unwrap();
     let prompt = [3, 17, 29, 8];
-    let alone = Decoder::new(&target, None).generate(&prompt, &options(30), &mut SeededUniforms::new(0, 0)).ids;
+    let alone = Decoder::new(&target, None).generate(&prompt, &options(30), &mut Sampler::greedy()).ids;
     for draft in [&draft, &read] {
-        let ids =
-            Decoder::new(&target, Some(draft)).generate(&prompt, &options(30), &mut SeededUniforms::new(0, 0)).ids;
+        let ids = Decoder::new(&target, Some(draft)).generate(&prompt, &options(30), &mut Sampler::greedy()).ids;
         assert_eq!(ids, alone);
     }
 }

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Device, Tensor};
 use dspark_runtime::Normals;
 use dspark_runtime::checkpoint::{WeightDtype, WeightPrecision};
 use dspark_runtime::model::{Draft, DraftHeads, LayerId, Target, TargetSegment};
-use dspark_runtime::speculate::{Decoder, GenerationOptions, SeededUniforms};
+use dspark_runtime::speculate::{Decoder, GenerationOptions, Sampler};
 
 const PRECISIONS: [WeightPrecision; 2] = [WeightPrecision::F32, WeightPrecision::AsStored];
 
@@ -41,16 +41,11 @@ fn a_draft_proposes_the_same_and_the_same_is_accepted() {
     let targets = targets(folder.path());
     let draft_folder = folder.path().join("draft");
     common::draft(&targets[0], 4).save(&draft_folder, WeightDtype::Bf16, false).unwrap();
-    let options = GenerationOptions {
-        temperature: 1.0,
-        max_new_tokens: 30,
-        stop_token_ids: Vec::new(),
-        confidence_threshold: 0.0,
-    };
+    let options = GenerationOptions { max_new_tokens: 30, stop_token_ids: Vec::new(), confidence_threshold: 0.0 };
     let generations = [0, 1].map(|i| {
         let draft = Draft::load_with(&draft_folder, PRECISIONS[i], &targets[i]).unwrap();
         assert_eq!(draft.head_weight().dtype(), targets[i].head_weight().dtype());
-        Decoder::new(&targets[i], Some(&draft)).generate(&[1, 2, 3], &options, &mut SeededUniforms::new(5, 0))
+        Decoder::new(&targets[i], Some(&draft)).generate(&[1, 2, 3], &options, &mut Sampler::repeatable(1.0, 5, 0))
     });
     assert_eq!(generations[0].ids, generations[1].ids);
     assert_eq!(generations[0].rounds, generations[1].rounds);

@@ -7,14 +7,16 @@ use clap::Args;
 use dspark_runtime::checkpoint::write_file;
 use dspark_runtime::commands::{count, print, temperature, template_arguments};
 use dspark_runtime::device::DeviceChoice;
-use dspark_runtime::model::Draft;
+use dspark_runtime::model::{Draft, DraftHeads};
 use dspark_runtime::schedule::StsTable;
 
 use super::evaluate::find_task;
 use super::setup::load_target;
 use crate::calibration::{calibrate, table, write_diagram};
-use crate::evaluation::{EvaluationOptions, Models, Task, TraceRound, TraceWriter, evaluate_observed, read_trace};
-use crate::recipe::Turns;
+use crate::evaluation::{
+    EvaluationOptions, Models, Progressed, Task, TraceRound, TraceWriter, evaluate_observed, read_trace,
+};
+use crate::recipe::{SamplingMethod, Turns};
 
 /// The reliability diagram beside the table.
 const DIAGRAM: &str = "reliability.svg";
@@ -59,6 +61,9 @@ pub struct Arguments {
     /// Write the report as JSON to this file (`-`: standard output, instead of the table)
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Weights that the draft uses for vocabulary-sized products, as they will be served: `int8` or `exact`
+    #[arg(long, value_name = "int8|exact", default_value_t)]
+    draft_heads: DraftHeads,
     /// cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
@@ -100,7 +105,7 @@ fn decode(arguments: &Arguments, target_name: &str, draft_folder: &Path) -> Resu
     let tasks: Vec<Task> = arguments.tasks.iter().map(|name| find_task(name)).collect::<Result<_>>()?;
     let device = arguments.device.open()?;
     let (_, target, tokenizer) = load_target(target_name, &device)?;
-    let draft = Draft::load(draft_folder, &target)?;
+    let draft = Draft::load(draft_folder, &target)?.with_heads(arguments.draft_heads);
     if !draft.config().enable_confidence_head {
         bail!("{}: this draft has no confidence head, so there is nothing to calibrate", draft_folder.display());
     }
@@ -109,6 +114,7 @@ fn decode(arguments: &Arguments, target_name: &str, draft_folder: &Path) -> Resu
         max_new_tokens: arguments.max_new_tokens,
         samples: arguments.samples,
         seed: arguments.seed,
+        sampling: SamplingMethod::Rejection,
         turns: Turns::All,
         confidence_threshold: 0.0,
         template_arguments: template_arguments(&arguments.template_arguments)?,
@@ -118,7 +124,8 @@ fn decode(arguments: &Arguments, target_name: &str, draft_folder: &Path) -> Resu
     let names = (target_name, &*draft_folder.to_string_lossy());
     let mut writer = arguments.write_trace.as_deref().map(TraceWriter::create).transpose()?;
     let mut rounds = Vec::new();
-    evaluate_observed(models, names, &tasks, &options, |round| {
+    evaluate_observed(models, names, &tasks, &options, |progressed| {
+        let Progressed::Round(round) = progressed else { return Ok(()) };
         let written = writer.as_mut().map_or(Ok(()), |writer| writer.write(&round));
         rounds.push(round);
         written

@@ -5,24 +5,18 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 use dspark_runtime::checkpoint::write_file;
-use dspark_runtime::commands::{count, print, share, temperature, template_arguments};
-use dspark_runtime::device::DeviceChoice;
-use dspark_runtime::model::Draft;
+use dspark_runtime::commands::{ModelArguments, count, print, share, temperature, template_arguments};
 
-use super::setup::load_target;
 use crate::cards::{Card, Kind, dataset_folders};
-use crate::evaluation::{EvaluationOptions, Models, Task, evaluate, table};
-use crate::recipe::Turns;
+use crate::evaluation::{EvaluationOptions, Models, Records, Task, evaluate, table};
+use crate::recipe::{SamplingMethod, Turns};
 
 /// Arguments of `deepspec evaluate`.
 #[derive(Debug, Args)]
+#[command(mut_arg("draft", |draft| draft.required(true).help("The draft: a checkpoint folder")))]
 pub struct Arguments {
-    /// The target: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
-    #[arg(long, value_name = "DIR")]
-    target: String,
-    /// The draft: a checkpoint folder
-    #[arg(long, value_name = "DIR")]
-    draft: PathBuf,
+    #[command(flatten)]
+    models: ModelArguments,
     /// A task: a JSONL file with `turns` per line, or the name of a dataset card; may be given several times
     #[arg(long = "task", required = true, num_args = 1..)]
     tasks: Vec<String>,
@@ -38,10 +32,14 @@ pub struct Arguments {
     /// Seed of sampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// How tokens are drawn: `rejection` accepts most and is what published figures measure; `coupled` is how a request with
+    /// this seed is served, with the same text
+    #[arg(long, value_enum, default_value = "rejection")]
+    sampling: SamplingMethod,
     /// Which turns of a conversation are answered; published figures are of the first
     #[arg(long, value_enum, default_value = "all")]
     turns: TurnsArgument,
-    /// Verify no slot whose confidence is below this
+    /// Stop verification before the first drafted token whose confidence is below this
     #[arg(long, default_value_t = 0.0, value_parser = share)]
     confidence_threshold: f64,
     /// A variable of the chat template, `enable_thinking=false`; may be given several times
@@ -56,9 +54,9 @@ pub struct Arguments {
     /// Write one JSON line per round to this file
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// cpu, cuda or cuda:INDEX
-    #[arg(long, default_value_t)]
-    device: DeviceChoice,
+    /// Write every answer of the draft's run to this file, one JSON object per line: task, sample, turn and text
+    #[arg(long, value_name = "FILE")]
+    answers: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -73,14 +71,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         bail!("--temperature: expected a number >= 0, found {}", arguments.temperature);
     }
     let tasks: Vec<Task> = arguments.tasks.iter().map(|name| find_task(name)).collect::<Result<_>>()?;
-    let device = arguments.device.open()?;
-    let (_, target, tokenizer) = load_target(&arguments.target, &device)?;
-    let draft = Draft::load(&arguments.draft, &target)?;
+    let loaded = arguments.models.open()?;
+    let Some((folder, draft)) = loaded.named_draft() else { bail!("--draft DIR: expected a checkpoint folder") };
     let options = EvaluationOptions {
         temperature: arguments.temperature,
         max_new_tokens: arguments.max_new_tokens,
         samples: arguments.samples,
         seed: arguments.seed,
+        sampling: arguments.sampling,
         turns: match arguments.turns {
             TurnsArgument::All => Turns::All,
             TurnsArgument::First => Turns::First,
@@ -89,9 +87,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         template_arguments: template_arguments(&arguments.template_arguments)?,
         measure_plain: !arguments.no_plain,
     };
-    let models = Models { target: &target, draft: &draft, tokenizer: &tokenizer };
-    let names = (arguments.target.as_str(), &*arguments.draft.to_string_lossy());
-    let report = evaluate(models, names, &tasks, &options, arguments.trace.as_deref())?;
+    let models = Models { target: &loaded.target, draft, tokenizer: &loaded.tokenizer };
+    let names = (arguments.models.target.as_str(), &*folder.to_string_lossy());
+    let records = Records { trace: arguments.trace.as_deref(), answers: arguments.answers.as_deref() };
+    let report = evaluate(models, names, &tasks, &options, records)?;
     let json = serde_json::to_string_pretty(&report)?;
     match &arguments.json {
         Some(path) if path.as_os_str() == "-" => print(json)?,

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use dspark_runtime::commands::print;
 use dspark_runtime::device::DeviceChoice;
-use dspark_runtime::speculate::{Decoder, GenerationOptions, SeededUniforms};
+use dspark_runtime::speculate::{Decoder, GenerationOptions, Sampler};
 use serde_json::{Map, json};
 
 use super::setup::load_target;
@@ -96,7 +96,6 @@ pub fn check_target(arguments: &CheckArguments) -> Result<()> {
     let (_, target, tokenizer) = load_target(&arguments.target, &arguments.device.open()?)?;
     let template = tokenizer.chat_template().context("the target has no chat template")?;
     let options = GenerationOptions {
-        temperature: 0.0,
         max_new_tokens: 256,
         stop_token_ids: tokenizer.stop_token_ids().to_vec(),
         confidence_threshold: 0.0,
@@ -109,8 +108,7 @@ pub fn check_target(arguments: &CheckArguments) -> Result<()> {
             };
             let messages = [json!({"role": "user", "content": exchange.user})];
             let ids = tokenizer.encode(&template.render(&messages, &Map::new(), true)?, false)?;
-            let generation =
-                Decoder::new(&target, None).generate(&ids, &options, &mut SeededUniforms::new(0, asked as u64));
+            let generation = Decoder::new(&target, None).generate(&ids, &options, &mut Sampler::greedy());
             let answer = tokenizer.decode(&generation.ids, true)?;
             if asked < arguments.show {
                 print(format_args!("[{}] {}\n{}\n", domain.name(), exchange.user, answer.trim()))?;

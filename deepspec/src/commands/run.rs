@@ -8,7 +8,7 @@ use clap::Args;
 use dspark_runtime::checkpoint::{CheckpointError, WeightDtype, write_file};
 use dspark_runtime::commands::print;
 use dspark_runtime::model::Draft;
-use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, SeededUniforms};
+use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, Sampler};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -18,7 +18,7 @@ use super::setup::{Prepared, RecipeArguments, hash_file};
 use super::stages::{Stages, digest, hex};
 use super::train::train_prepared;
 use crate::conversation::read_evaluation_prompts;
-use crate::evaluation::{EvaluateError, EvaluationOptions, EvaluationReport, Models, Task, evaluate, table};
+use crate::evaluation::{EvaluateError, EvaluationOptions, EvaluationReport, Models, Records, Task, evaluate, table};
 use crate::replay::task_prompts;
 
 /// Longest sample answer shown at the end, tokens.
@@ -123,7 +123,7 @@ pub fn execute(prepared: &Prepared, tasks: &[Task], evaluation: &str) -> Result<
     let settings = serde_json::to_string(&prepared.recipe.evaluate)?;
     let inputs = digest(&[&export_digest, &settings, &task_digest(tasks)?]);
     let evaluation: EvaluationReport = stages.run(evaluation, &inputs, || {
-        let draft = Draft::load(&exported, &prepared.target)?;
+        let draft = Draft::load(&exported, &prepared.target)?.with_heads(prepared.recipe.evaluate.draft_heads);
         Ok((evaluate_recipe(prepared, &draft, &exported, tasks)?, Vec::new()))
     })?;
     Ok(Outcome { training, evaluation, exported })
@@ -160,6 +160,7 @@ fn evaluate_recipe(prepared: &Prepared, draft: &Draft, folder: &Path, tasks: &[T
         max_new_tokens: settings.max_new_tokens,
         samples: settings.samples,
         seed: settings.seed,
+        sampling: settings.sampling,
         turns: settings.turns,
         confidence_threshold: settings.confidence_threshold,
         template_arguments: prepared.recipe.data.template_arguments.clone(),
@@ -167,7 +168,7 @@ fn evaluate_recipe(prepared: &Prepared, draft: &Draft, folder: &Path, tasks: &[T
     };
     let models = Models { target: &prepared.target, draft, tokenizer: &prepared.tokenizer };
     let names = (prepared.recipe.target.as_str(), &*folder.to_string_lossy());
-    Ok(evaluate(models, names, tasks, &options, None)?)
+    Ok(evaluate(models, names, tasks, &options, Records::default())?)
 }
 
 /// Answers the first prompt of the first task with the draft and without, at temperature 0.
@@ -184,13 +185,12 @@ fn show_sample(prepared: &Prepared, draft: &Draft, tasks: &[Task]) -> Result<()>
     let text = template.render(&messages, &prepared.recipe.data.template_arguments, true)?;
     let ids = prepared.tokenizer.encode(&text, false)?;
     let options = GenerationOptions {
-        temperature: 0.0,
         max_new_tokens: SAMPLE_TOKENS,
         stop_token_ids: prepared.tokenizer.stop_token_ids().to_vec(),
         confidence_threshold: 0.0,
     };
     let answer = |draft: Option<&Draft>| -> Generation {
-        Decoder::new(&prepared.target, draft).generate(&ids, &options, &mut SeededUniforms::new(0, 0))
+        Decoder::new(&prepared.target, draft).generate(&ids, &options, &mut Sampler::greedy())
     };
     let (with_draft, alone) = (answer(Some(draft)), answer(None));
     print(format_args!("\nprompt:  {turn}"))?;

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use dspark_runtime::model::DraftHeads;
+
 use super::statistics::RoundStatistics;
+use crate::recipe::SamplingMethod;
 
 /// The contract of `--json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -15,10 +18,21 @@ pub struct EvaluationReport {
     pub temperature: f64,
     /// Seed of sampling.
     pub seed: u64,
+    /// How tokens were drawn from the seed. Rejection sampling accepts more than coupled noise does.
+    #[serde(default)]
+    pub sampling: SamplingMethod,
+    /// The weights that the draft used for vocabulary-sized products: `int8` or `exact`.
+    #[serde(default = "exact")]
+    pub draft_heads: String,
     /// Token limit of an answer.
     pub max_new_tokens: usize,
     /// One entry per task.
     pub tasks: Vec<TaskReport>,
+}
+
+/// The heads of reports that were written before there was a choice.
+fn exact() -> String {
+    DraftHeads::Exact.to_string()
 }
 
 /// The figures of one task. A figure that no round speaks for is null.
@@ -74,7 +88,10 @@ impl TaskReport {
 pub fn table(report: &EvaluationReport) -> String {
     let width = report.tasks.iter().map(|task| task.name.len()).max().unwrap_or(0).max(4);
     let mut lines = vec![
-        format!("target {}   draft {}   temperature {}", report.target, report.draft, report.temperature),
+        format!(
+            "target {}   draft {} ({} heads)   temperature {}   {} sampling",
+            report.target, report.draft, report.draft_heads, report.temperature, report.sampling
+        ),
         format!(
             "{:width$}  samples  rounds  tokens  accepted length  verify rate  tok/s  plain  ratio  conditional acceptance",
             "task"

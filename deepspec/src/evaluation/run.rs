@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dspark_runtime::model::{Draft, Target};
-use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, SeededUniforms};
+use dspark_runtime::speculate::{Decoder, Filters, Generation, GenerationOptions, Randomness, Sampler};
 use dspark_runtime::text::{TextError, Tokenizer};
 use serde_json::{Map, Value, json};
 
 use super::report::{EvaluationReport, TaskReport};
 use super::statistics::RoundStatistics;
-use super::trace::{TraceError, TraceRound, TraceWriter};
+use super::trace::{Answered, Progressed, TraceError, TraceRound, TraceWriter};
 use crate::conversation::{ConversationError, EvaluationPrompt, read_evaluation_prompts};
-use crate::recipe::Turns;
+use crate::recipe::{SamplingMethod, Turns};
 use crate::trainer::Progress;
 
 /// How to evaluate.
@@ -26,6 +26,8 @@ pub struct EvaluationOptions {
     pub samples: Option<usize>,
     /// Seed of sampling.
     pub seed: u64,
+    /// How tokens are drawn from the seed.
+    pub sampling: SamplingMethod,
     /// Which turns are answered.
     pub turns: Turns,
     /// Slots below this confidence end a proposal; 0: none.
@@ -120,30 +122,38 @@ pub struct Models<'a> {
     pub tokenizer: &'a Tokenizer,
 }
 
+/// Files that an evaluation writes beside its report.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Records<'a> {
+    /// One JSON line per round.
+    pub trace: Option<&'a Path>,
+    /// One JSON line per answer of the draft's run.
+    pub answers: Option<&'a Path>,
+}
+
 /// Answers all prompts of all tasks; `names` are the target's and the draft's for the report.
 ///
 /// # Errors
 /// When a task file is unusable, a prompt cannot be rendered, the draft has no head for a confidence threshold, or the
-/// trace cannot be written.
+/// records cannot be written.
 pub fn evaluate(
     models: Models<'_>,
     names: (&str, &str),
     tasks: &[Task],
     options: &EvaluationOptions,
-    trace: Option<&Path>,
+    records: Records<'_>,
 ) -> Result<EvaluationReport, EvaluateError> {
-    let mut trace = trace.map(TraceWriter::create).transpose()?;
-    let report = evaluate_observed(models, names, tasks, options, |round| match &mut trace {
-        Some(trace) => trace.write(&round),
-        None => Ok(()),
+    let mut trace = records.trace.map(TraceWriter::create).transpose()?;
+    let mut answers = records.answers.map(TraceWriter::create).transpose()?;
+    let report = evaluate_observed(models, names, tasks, options, |progressed| match progressed {
+        Progressed::Round(round) => trace.as_mut().map_or(Ok(()), |trace| trace.write(&round)),
+        Progressed::Answer(answer) => answers.as_mut().map_or(Ok(()), |answers| answers.write(&answer)),
     })?;
-    if let Some(trace) = trace {
-        trace.finish()?;
-    }
+    trace.into_iter().chain(answers).try_for_each(TraceWriter::finish)?;
     Ok(report)
 }
 
-/// The same, handing every round to `observe`.
+/// Evaluates as [`evaluate`] does, and hands rounds and answers to `observe` as they come.
 ///
 /// # Errors
 /// As [`evaluate`], and what `observe` returns.
@@ -152,7 +162,7 @@ pub fn evaluate_observed(
     names: (&str, &str),
     tasks: &[Task],
     options: &EvaluationOptions,
-    mut observe: impl FnMut(TraceRound) -> Result<(), TraceError>,
+    mut observe: impl FnMut(Progressed) -> Result<(), TraceError>,
 ) -> Result<EvaluationReport, EvaluateError> {
     let threshold = options.confidence_threshold;
     if threshold > 0.0 && !models.draft.config().enable_confidence_head {
@@ -172,6 +182,8 @@ pub fn evaluate_observed(
         draft: names.1.to_owned(),
         temperature: options.temperature,
         seed: options.seed,
+        sampling: options.sampling,
+        draft_heads: models.draft.heads().to_string(),
         max_new_tokens: options.max_new_tokens,
         tasks: reports,
     })
@@ -182,44 +194,43 @@ fn evaluate_task(
     task: &Task,
     prompts: &[EvaluationPrompt],
     options: &EvaluationOptions,
-    observe: &mut impl FnMut(TraceRound) -> Result<(), TraceError>,
+    observe: &mut impl FnMut(Progressed) -> Result<(), TraceError>,
 ) -> Result<TaskReport, EvaluateError> {
     let mut statistics = RoundStatistics::new(models.draft.config().block_size);
     let (mut with_draft, mut alone) = (Speed::default(), Speed::default());
     let (mut new_tokens, mut skipped) = (0, 0);
     let mut progress = Progress::new(&task.name, prompts.len() as u64, 0);
     for (sample, prompt) in prompts.iter().enumerate() {
-        let mut round = 0;
-        let mut failure = None;
-        skipped += answer(models, task, sample, prompt, options, |ids, generation_options, uniforms| {
-            let decoder = Decoder::new(models.target, Some(models.draft));
-            let generation = decoder.generate_observed(ids, generation_options, uniforms, |detail| {
-                statistics.add(&detail.record);
-                let line = TraceRound {
-                    task: task.name.clone(),
-                    sample,
-                    round,
-                    temperature: options.temperature,
-                    confidence_logits: detail.proposal.confidence_logits.clone(),
-                    proposed: detail.record.proposed,
-                    accepted: detail.record.accepted,
-                    stopped: detail.record.stopped,
-                };
-                round += 1;
-                if let Err(error) = observe(line) {
-                    failure = Some(error);
-                }
-            });
-            new_tokens += generation.ids.len() as u64;
-            with_draft.add(&generation);
-            generation
-        })?;
-        if let Some(failure) = failure {
-            return Err(failure.into());
-        }
+        let (mut round, mut rounds) = (0, Vec::new());
+        let (answers, left_out) =
+            answer(models, task, sample, prompt, options, |ids, generation_options, sampler| {
+                let decoder = Decoder::new(models.target, Some(models.draft));
+                let generation = decoder.generate_observed(ids, generation_options, sampler, |detail| {
+                    statistics.add(&detail.record);
+                    let line = TraceRound {
+                        task: task.name.clone(),
+                        sample,
+                        round,
+                        temperature: options.temperature,
+                        confidence_logits: detail.block.confidence_logits.clone(),
+                        proposed: detail.record.proposed,
+                        accepted: detail.record.accepted,
+                        stopped: detail.record.stopped,
+                    };
+                    round += 1;
+                    rounds.push(line);
+                });
+                new_tokens += generation.ids.len() as u64;
+                with_draft.add(&generation);
+                generation
+            })?;
+        skipped += left_out;
+        let answered = |(turn, text)| Progressed::Answer(Answered { task: task.name.clone(), sample, turn, text });
+        rounds.into_iter().map(Progressed::Round).try_for_each(&mut *observe)?;
+        answers.into_iter().enumerate().map(answered).try_for_each(&mut *observe)?;
         if options.measure_plain {
-            answer(models, task, sample, prompt, options, |ids, generation_options, uniforms| {
-                let generation = Decoder::new(models.target, None).generate(ids, generation_options, uniforms);
+            answer(models, task, sample, prompt, options, |ids, generation_options, sampler| {
+                let generation = Decoder::new(models.target, None).generate(ids, generation_options, sampler);
                 alone.add(&generation);
                 generation
             })?;
@@ -238,29 +249,35 @@ fn evaluate_task(
 }
 
 /// Answers the turns of one prompt in order, each answer becoming part of the conversation. When a later turn finds no
-/// room for an answer, it and those after it are skipped; returns how many.
+/// room for an answer, it and those after it are skipped. Returns the answers, and how many turns were skipped.
 fn answer(
     models: Models<'_>,
     task: &Task,
     sample: usize,
     prompt: &EvaluationPrompt,
     options: &EvaluationOptions,
-    mut generate: impl FnMut(&[u32], &GenerationOptions, &mut SeededUniforms) -> Generation,
-) -> Result<u64, EvaluateError> {
+    mut generate: impl FnMut(&[u32], &GenerationOptions, &mut Sampler) -> Generation,
+) -> Result<(Vec<String>, u64), EvaluateError> {
     let template = models.tokenizer.chat_template().ok_or(EvaluateError::NoTemplate)?;
     let generation_options = GenerationOptions {
-        temperature: options.temperature,
         max_new_tokens: options.max_new_tokens,
         stop_token_ids: models.tokenizer.stop_token_ids().to_vec(),
         confidence_threshold: options.confidence_threshold,
     };
-    let mut uniforms = SeededUniforms::new(options.seed, sample as u64);
+    let mut sampler = match options.sampling {
+        SamplingMethod::Rejection => Sampler::repeatable(options.temperature, options.seed, sample as u64),
+        // As a request with this seed is served.
+        SamplingMethod::Coupled => {
+            Sampler::new(options.temperature, Filters::NONE, Randomness::Coupled(options.seed))
+        }
+    };
     let message = |role: &str, content: &str| json!({"role": role, "content": content});
     let mut messages: Vec<Value> = prompt.system.iter().map(|system| message("system", system)).collect();
     let turns = match options.turns {
         Turns::All => &prompt.turns[..],
         Turns::First => &prompt.turns[..prompt.turns.len().min(1)],
     };
+    let mut answers = Vec::new();
     for (number, turn) in turns.iter().enumerate() {
         messages.push(message("user", turn));
         let text = template.render(&messages, &options.template_arguments, true)?;
@@ -271,16 +288,18 @@ fn answer(
         }
         let context = models.target.config().max_position_embeddings;
         if ids.len() >= context && number > 0 {
-            return Ok((turns.len() - number) as u64);
+            return Ok((answers, (turns.len() - number) as u64));
         }
         if ids.len() >= context {
             let (path, tokens) = (task.path.clone(), ids.len());
             return Err(EvaluateError::PromptTooLong { path, sample, tokens, context });
         }
-        let generation = generate(&ids, &generation_options, &mut uniforms);
-        messages.push(message("assistant", &models.tokenizer.decode(&generation.ids, true)?));
+        let generation = generate(&ids, &generation_options, &mut sampler);
+        let answer = models.tokenizer.decode(&generation.ids, true)?;
+        messages.push(message("assistant", &answer));
+        answers.push(answer);
     }
-    Ok(0)
+    Ok((answers, 0))
 }
 
 /// Tokens and time after prefill.

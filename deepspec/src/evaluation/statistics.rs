@@ -1,6 +1,6 @@
 //! Counting rounds.
 
-use dspark_runtime::speculate::RoundRecord;
+use dspark_runtime::speculate::{RoundRecord, accepted_length};
 
 /// Sums over rounds.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,7 +41,7 @@ impl RoundStatistics {
 
     /// Tokens per round, those beyond the token limit left out; `None` without rounds.
     pub fn accepted_length(&self) -> Option<f64> {
-        ratio(self.counted, self.rounds)
+        accepted_length(self.counted, self.rounds)
     }
 
     /// Draft tokens verified per round.

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, MarkovHeadType, Target};
-use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, SeededUniforms};
+use dspark_runtime::speculate::{Decoder, Filters, Generation, GenerationOptions, Randomness, Sampler};
 use dspark_runtime::text::Tokenizer;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::recipe::Turns;
+use crate::recipe::{SamplingMethod, Turns};
 
 const SYSTEM: &str = "Answer in one sentence.";
 const TURNS: [[&str; 2]; 2] =
@@ -58,18 +58,29 @@ impl Fixture {
 
     fn evaluate(&self, options: &EvaluationOptions) -> EvaluationReport {
         let models = Models { target: &self.target, draft: &self.draft, tokenizer: &self.tokenizer };
-        evaluate(models, ("the target", "the draft"), &[self.task()], options, Some(&self.trace())).unwrap()
+        evaluate(
+            models,
+            ("the target", "the draft"),
+            &[self.task()],
+            options,
+            Records { trace: Some(&self.trace()), answers: None },
+        )
+        .unwrap()
     }
 
     /// The answers to the first `turns` turns of a prompt, every answer standing in the conversation after its question.
     fn answers(&self, prompt: usize, turns: usize, options: &EvaluationOptions) -> Vec<Generation> {
         let generation_options = GenerationOptions {
-            temperature: options.temperature,
             max_new_tokens: options.max_new_tokens,
             stop_token_ids: self.tokenizer.stop_token_ids().to_vec(),
             confidence_threshold: options.confidence_threshold,
         };
-        let mut uniforms = SeededUniforms::new(options.seed, prompt as u64);
+        let mut sampler = match options.sampling {
+            SamplingMethod::Rejection => Sampler::repeatable(options.temperature, options.seed, prompt as u64),
+            SamplingMethod::Coupled => {
+                Sampler::new(options.temperature, Filters::NONE, Randomness::Coupled(options.seed))
+            }
+        };
         let mut messages = vec![json!({"role": "system", "content": SYSTEM})];
         let mut answer = |turn: &&str| {
             messages.push(json!({"role": "user", "content": turn}));
@@ -77,7 +88,7 @@ impl Fixture {
             let text = template.render(&messages, &options.template_arguments, true).unwrap();
             let ids = self.tokenizer.encode(&text, false).unwrap();
             let decoder = Decoder::new(&self.target, Some(&self.draft));
-            let generation = decoder.generate(&ids, &generation_options, &mut uniforms);
+            let generation = decoder.generate(&ids, &generation_options, &mut sampler);
             let content = self.tokenizer.decode(&generation.ids, true).unwrap();
             messages.push(json!({"role": "assistant", "content": content}));
             generation
@@ -92,6 +103,7 @@ fn options() -> EvaluationOptions {
         max_new_tokens: 12,
         samples: None,
         seed: 3,
+        sampling: SamplingMethod::Rejection,
         turns: Turns::All,
         confidence_threshold: 0.0,
         template_arguments: Map::new(),
@@ -119,6 +131,7 @@ fn the_report_and_the_trace_are_those_of_the_conversations_held_by_hand() {
         ("all turns", options(), 2, 2),
         ("the first turn", EvaluationOptions { turns: Turns::First, ..options() }, 2, 1),
         ("one prompt", EvaluationOptions { samples: Some(1), ..options() }, 1, 2),
+        ("coupled", EvaluationOptions { sampling: SamplingMethod::Coupled, ..options() }, 2, 2),
         ("greedy", EvaluationOptions { temperature: 0.0, ..options() }, 2, 2),
         ("some slots", EvaluationOptions { confidence_threshold: 0.5, ..options() }, 2, 2),
     ] {

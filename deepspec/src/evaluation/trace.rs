@@ -38,6 +38,28 @@ pub struct TraceRound {
     pub stopped: bool,
 }
 
+/// An answer of the draft's run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Answered {
+    /// Name of the task.
+    pub task: String,
+    /// 0-based prompt.
+    pub sample: usize,
+    /// 0-based turn of the prompt.
+    pub turn: usize,
+    /// What was said, without special tokens.
+    pub text: String,
+}
+
+/// What an evaluation tells while it runs.
+#[derive(Clone, Debug)]
+pub enum Progressed {
+    /// A round is over.
+    Round(TraceRound),
+    /// An answer is complete.
+    Answer(Answered),
+}
+
 /// Why a trace cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
@@ -118,7 +140,7 @@ impl TraceRound {
     }
 }
 
-/// Writes rounds as they come.
+/// Writes JSON lines as they come: rounds, or answers.
 #[derive(Debug)]
 pub struct TraceWriter {
     path: PathBuf,
@@ -135,12 +157,12 @@ impl TraceWriter {
         Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
     }
 
-    /// Adds a round.
+    /// Adds a line.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write(&mut self, round: &TraceRound) -> Result<(), TraceError> {
-        let text = serde_json::to_string(round).unwrap_or_default();
+    pub fn write(&mut self, line: &impl Serialize) -> Result<(), TraceError> {
+        let text = serde_json::to_string(line).unwrap_or_default();
         writeln!(self.file, "{text}").map_err(|source| TraceError::Io { path: self.path.clone(), source })
     }
 

@@ -29,7 +29,7 @@ pub use error::{Place, RecipeError};
 pub use paths::resolve_input;
 pub use schema::{
     Algorithm, Compute, DataSection, EvaluateSection, EvaluationTask, MarkovHeadType, ModelSection, OptimizerKind,
-    OutputSection, Recipe, Schedule, Supervision, TrainSection, Turns,
+    OutputSection, Recipe, SamplingMethod, Schedule, Supervision, TrainSection, Turns,
 };
 
 use std::path::Path;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use dspark_runtime::model::DraftHeads;
 use serde::{Deserialize, Serialize};
 
 use crate::conversation::Format;
@@ -335,6 +336,26 @@ pub struct EvaluationTask {
     pub path: Option<PathBuf>,
 }
 
+/// How an evaluation draws its tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum SamplingMethod {
+    /// Rejection sampling from a repeatable stream: what requests without a seed get, and what published figures measure.
+    #[default]
+    Rejection,
+    /// Noise by seed and position: what requests with this seed get. It accepts less often than rejection sampling.
+    Coupled,
+}
+
+impl std::fmt::Display for SamplingMethod {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Rejection => "rejection",
+            Self::Coupled => "coupled",
+        })
+    }
+}
+
 /// `[evaluate]`: what is measured after training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -349,9 +370,14 @@ pub struct EvaluateSection {
     pub samples: Option<usize>,
     /// Seed of sampling.
     pub seed: u64,
+    /// How tokens are drawn from the seed.
+    pub sampling: SamplingMethod,
+    /// The weights that the draft uses for vocabulary-sized products: as served, 8-bit copies on the CPU.
+    #[serde(with = "by_name")]
+    pub draft_heads: DraftHeads,
     /// Which turns are answered.
     pub turns: Turns,
-    /// Drafting stops before the first position whose confidence is below this; 0: never.
+    /// Verification stops before the first drafted token whose confidence is below this; 0: never.
     pub confidence_threshold: f64,
 }
 
@@ -363,6 +389,8 @@ impl Default for EvaluateSection {
             max_new_tokens: 2048,
             samples: None,
             seed: 0,
+            sampling: SamplingMethod::Rejection,
+            draft_heads: DraftHeads::default(),
             turns: Turns::All,
             confidence_threshold: 0.0,
         }
@@ -383,6 +411,26 @@ impl Recipe {
     /// Folder of the run: `output.dir`, or `runs/<name>` under the working directory.
     pub fn output_dir(&self) -> PathBuf {
         self.output.dir.clone().unwrap_or_else(|| PathBuf::from("runs").join(&self.name))
+    }
+}
+
+/// Values that are written by the name that their type reads and prints.
+mod by_name {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: FromStr<Err: Display>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 

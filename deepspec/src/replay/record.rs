@@ -4,7 +4,7 @@
 
 use burn::tensor::Tensor;
 use dspark_runtime::model::{Draft, DraftSample, MarkovState, Target, TargetSegment};
-use dspark_runtime::speculate::{Decoder, GenerationOptions, SeededUniforms};
+use dspark_runtime::speculate::{Decoder, GenerationOptions, Sampler};
 
 use super::{Case, Convention, Replay, ReplayPrompt, Round, Rows, Stage};
 
@@ -197,22 +197,21 @@ fn margin(row: &[f32]) -> f32 {
 
 fn rounds(target: &Target, draft: &Draft, prompt: &[u32], stop_token_ids: &[u32]) -> Vec<Round> {
     let options = GenerationOptions {
-        temperature: 0.0,
         max_new_tokens: NEW_TOKENS,
         stop_token_ids: stop_token_ids.to_vec(),
         confidence_threshold: 0.0,
     };
     let mut rounds = Vec::new();
     let mut position = prompt.len();
-    Decoder::new(target, Some(draft)).generate_observed(prompt, &options, &mut SeededUniforms::new(0, 0), |detail| {
+    Decoder::new(target, Some(draft)).generate_observed(prompt, &options, &mut Sampler::greedy(), |detail| {
         rounds.push(Round {
             position,
             anchor: detail.anchor,
-            drafted: detail.proposal.tokens.clone(),
-            confidence_logits: detail.proposal.confidence_logits.clone(),
+            drafted: detail.block.tokens.clone(),
+            confidence_logits: detail.block.confidence_logits.clone(),
             accepted: detail.verdict.accepted,
             next: detail.verdict.next,
-            draft_margins: detail.proposal.logits.iter().map(|row| margin(row)).collect(),
+            draft_margins: detail.draft_logits.iter().map(|row| margin(row)).collect(),
             target_margins: detail.target_logits.iter().map(|row| margin(row)).collect(),
         });
         position += detail.verdict.accepted + 1;

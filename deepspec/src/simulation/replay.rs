@@ -1,13 +1,17 @@
 //! Stepping through the rounds.
 
-use dspark_runtime::schedule::{Confidences, Mode, Schedule, SpsTable, StsTable, round_gain};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dspark_runtime::schedule::{Candidate, Mode, Policy, SpsTable, Stopping, StsTable};
+use dspark_runtime::speculate::accepted_length;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::report::SimulationPoint;
 use crate::evaluation::TraceRound;
 
-/// Rounds of all requests together that a point is averaged over, at least, and steps, at least.
+/// Minimum number of rounds of all requests together that a point is averaged over, and of steps.
 const ROUNDS: usize = 20_000;
 const STEPS: usize = 200;
 
@@ -16,8 +20,7 @@ const STEPS: usize = 200;
 pub struct Prompts {
     prompts: Vec<Vec<Replayed>>,
     block_size: usize,
-    /// As the calibration knows it.
-    acceptance: Vec<f64>,
+    sts: Arc<StsTable>,
 }
 
 /// One round as the replay needs it.
@@ -37,7 +40,7 @@ pub struct Workload<'a> {
     pub prompts: &'a Prompts,
     /// What steps cost.
     pub table: &'a SpsTable,
-    /// Tokens of a step, anchors included, at most; no more requests than that run at once.
+    /// Maximum number of tokens in a step, anchors included; no more requests than that run at once.
     pub batch_limit: usize,
     /// Seed of where the requests start.
     pub seed: u64,
@@ -56,7 +59,7 @@ impl Prompts {
         };
         Self {
             block_size: rounds.first().map_or(0, |round| round.confidence_logits.len()),
-            acceptance: sts.acceptance.clone(),
+            sts: Arc::new(sts.clone()),
             prompts: rounds.chunk_by(same_prompt).map(|rounds| rounds.iter().map(replayed).collect()).collect(),
         }
     }
@@ -67,19 +70,19 @@ impl Prompts {
     }
 }
 
-/// One mode at a constant load of so many concurrent requests, averaged over the rounds after a warm-up.
+/// One mode at a constant load of so many concurrent requests, averaged over the steps after a warm-up.
 ///
-/// There is at least one round and the load is at least 1.
+/// Every decision is the engine's own [`Policy`]'s; the clock is the speed table's. There is at least one round and the load is
+/// at least 1.
 pub fn simulate(workload: Workload<'_>, mode: Mode, load: usize) -> SimulationPoint {
     let Workload { prompts, table, batch_limit, seed } = workload;
     // The rest waits, and is served as fast as those that run leave places.
     let running = load.min(batch_limit);
+    let table = Arc::new(table.clone().for_batches_of(batch_limit));
+    let mut policy = Policy::new(mode, Some(Arc::clone(&table)), Some(Arc::clone(&prompts.sts)), prompts.block_size);
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
-    let mut requests: Vec<Request> = (0..running).map(|_| Request::begin(prompts, &mut generator)).collect();
-    let mut ids: Vec<u64> = (0..running as u64).collect();
-    let mut schedule = Schedule::new(mode).expecting(&prompts.acceptance);
-    let (mut confidences, mut lengths) = (Confidences::default(), Vec::new());
-    let plain_seconds = table.plain_seconds(running);
+    let mut requests: Vec<Request> =
+        (0..running as u64).map(|id| Request::begin(id, prompts, &mut generator)).collect();
 
     let steps = STEPS.max(ROUNDS.div_ceil(running));
     let warm_up = steps / 10;
@@ -88,39 +91,18 @@ pub fn simulate(workload: Workload<'_>, mode: Mode, load: usize) -> SimulationPo
         if step == warm_up {
             sums = Sums::default();
         }
-        let price = table.price(running, prompts.block_size, batch_limit, schedule.experience());
-        let (committed, verified, seconds) = if schedule.drafts(price) {
-            let slots = schedule.slots(&ids, 0, prompts.block_size, table, batch_limit);
-            confidences.clear();
-            for request in &requests {
-                // Behind the drafted slots the confidence of one more is known.
-                confidences.push(request.round(prompts).confidences.iter().copied().take(slots + 1));
+        let candidates: Vec<Candidate> = requests.iter().map(Request::candidate).collect();
+        match policy.step(&candidates) {
+            Some(stopping) => sums.add(drafting_step(&mut policy, &stopping, &mut requests, prompts, &table)),
+            None => {
+                let seconds = table.plain_seconds(running);
+                requests.iter_mut().for_each(|request| request.said(1));
+                policy.decoded_plainly(running, Duration::from_secs_f64(seconds));
+                sums.add(Step { committed: running, sent: running, seconds, ..Step::default() });
             }
-            schedule.lengths(&ids, &confidences, &table.curve(running, slots), batch_limit, &mut lengths);
-            lengths.iter_mut().for_each(|length| *length = (*length).min(slots));
-            let verified: usize = lengths.iter().sum();
-            for (request, &length) in requests.iter().zip(&lengths) {
-                schedule.judged(length, length.min(request.round(prompts).accepted));
-            }
-            let committed =
-                requests.iter().zip(&lengths).map(|(request, &length)| request.round(prompts).commits(length));
-            let committed: usize = committed.sum();
-            let seconds = table.verify_seconds(running, running + verified) + table.draft_seconds(running, slots);
-            schedule.drafted(running, round_gain(running, committed, seconds, plain_seconds));
-            sums.drafted_steps += 1.0;
-            (committed, verified, seconds)
-        } else {
-            (running, 0, plain_seconds)
-        };
-        sums.steps += 1.0;
-        sums.seconds += seconds;
-        sums.committed += committed as f64;
-        sums.sent += (running + verified) as f64;
-        for (request, id) in requests.iter_mut().zip(&mut ids) {
-            if request.advance(prompts) {
-                // Another request has its place.
-                *id += running as u64;
-            }
+        }
+        for request in &mut requests {
+            request.advance(prompts, running as u64, &mut policy);
         }
     }
     let tokens_per_second = sums.committed / sums.seconds;
@@ -131,10 +113,70 @@ pub fn simulate(workload: Workload<'_>, mode: Mode, load: usize) -> SimulationPo
         tokens_per_second,
         tokens_per_second_per_user: tokens_per_second / load as f64,
         tokens_per_request_step: sums.committed / (sums.steps * running as f64),
+        accepted_length: accepted_length(sums.round_tokens, sums.rounds),
         verify_budget: sums.sent / (sums.steps * running as f64),
         batch_tokens: sums.sent / sums.steps,
         drafted_steps: sums.drafted_steps / sums.steps,
     }
+}
+
+/// A step that drafts.
+fn drafting_step(
+    policy: &mut Policy,
+    stopping: &Stopping,
+    requests: &mut [Request],
+    prompts: &Prompts,
+    table: &SpsTable,
+) -> Step {
+    let drafts = policy.drafts().to_vec();
+    // A block has a confidence for one slot more than it has tokens, where there is one.
+    let block = |request: &Request| {
+        let confidences = &request.round(prompts).confidences;
+        let slots = stopping.slots_of(confidences);
+        (&confidences[..confidences.len().min(slots + 1)], slots)
+    };
+    let drafting = requests.iter().zip(&drafts).filter(|(_, drafts)| **drafts).map(|(request, _)| request);
+    let slots = drafting.clone().map(|request| block(request).1).max().unwrap_or(0);
+    let lengths = policy.lengths(drafting.map(block)).to_vec();
+    let (joined, contexts) = (lengths.len(), lengths.len() * (prompts.block_size + 1));
+    let mut lengths = lengths.into_iter();
+    let (mut step, mut waiting) = (Step { drafted: true, ..Step::default() }, 0);
+    for (request, drafts) in requests.iter_mut().zip(drafts) {
+        let mut committed = 1;
+        if drafts {
+            waiting += std::mem::take(&mut request.waiting);
+            let length = lengths.next().unwrap_or(0).min(request.left - 1);
+            let round = request.round(prompts);
+            policy.judged(length, length.min(round.accepted));
+            committed = round.commits(length);
+            step.rounds += 1;
+            step.round_tokens += committed.min(request.left) as u64;
+            step.sent += length;
+        }
+        step.committed += committed;
+        step.sent += 1;
+        request.said(committed);
+    }
+    step.seconds = table.verify_seconds(requests.len(), step.sent) + table.draft_seconds(joined, slots);
+    // A round's own features are part of what drafting was measured with.
+    let caught_up = if waiting > contexts { waiting } else { 0 };
+    let catching_up = caught_up as f64 * table.context_seconds();
+    policy.caught_up(caught_up, Duration::from_secs_f64(catching_up));
+    policy.drafted(step.committed, Duration::from_secs_f64(step.seconds));
+    step.seconds += catching_up;
+    step
+}
+
+/// What one step did.
+#[derive(Clone, Copy, Debug, Default)]
+struct Step {
+    drafted: bool,
+    committed: usize,
+    /// Tokens that went through the target.
+    sent: usize,
+    seconds: f64,
+    rounds: u64,
+    round_tokens: u64,
 }
 
 #[derive(Default)]
@@ -144,17 +186,37 @@ struct Sums {
     seconds: f64,
     committed: f64,
     sent: f64,
+    rounds: u64,
+    round_tokens: u64,
 }
 
-/// A cursor.
+impl Sums {
+    fn add(&mut self, step: Step) {
+        self.steps += 1.0;
+        self.drafted_steps += f64::from(u8::from(step.drafted));
+        self.seconds += step.seconds;
+        self.committed += step.committed as f64;
+        self.sent += step.sent as f64;
+        self.rounds += step.rounds;
+        self.round_tokens += step.round_tokens;
+    }
+}
+
+/// A request that is being answered: its prompt's rounds, one after the other and again from the first, until the answer has
+/// as many tokens as in the trace.
 struct Request {
+    id: u64,
     prompt: usize,
     round: usize,
+    /// Tokens that the answer still gets.
+    left: usize,
+    /// Tokens that the draft's context lacks.
+    waiting: usize,
 }
 
 impl Request {
-    /// Anywhere in the trace, every round being as likely.
-    fn begin(prompts: &Prompts, generator: &mut ChaCha8Rng) -> Self {
+    /// Begins anywhere in the trace, every round being as likely.
+    fn begin(id: u64, prompts: &Prompts, generator: &mut ChaCha8Rng) -> Self {
         let total: usize = prompts.prompts.iter().map(Vec::len).sum();
         let mut round = generator.random_range(0..total);
         let mut prompt = 0;
@@ -162,21 +224,38 @@ impl Request {
             round -= prompts.prompts[prompt].len();
             prompt += 1;
         }
-        Self { prompt, round }
+        Self { id, prompt, round, left: prompts.tokens(prompt, round), waiting: 1 }
     }
 
     fn round<'a>(&self, prompts: &'a Prompts) -> &'a Replayed {
         &prompts.prompts[self.prompt][self.round]
     }
 
-    /// On to the next round; whether a new prompt begins with it.
-    fn advance(&mut self, prompts: &Prompts) -> bool {
-        self.round += 1;
-        let ends = self.round == prompts.prompts[self.prompt].len();
-        if ends {
-            *self = Self { prompt: (self.prompt + 1) % prompts.prompts.len(), round: 0 };
+    fn candidate(&self) -> Candidate {
+        Candidate { request: self.id, decoding: true, waiting: self.waiting, remaining: self.left }
+    }
+
+    /// Tokens were committed.
+    fn said(&mut self, tokens: usize) {
+        self.left = self.left.saturating_sub(tokens);
+        self.waiting += tokens;
+    }
+
+    /// On to the next round. At the end of an answer another request takes the place, with a number that is `places` higher.
+    fn advance(&mut self, prompts: &Prompts, places: u64, policy: &mut Policy) {
+        self.round = (self.round + 1) % prompts.prompts[self.prompt].len();
+        if self.left == 0 {
+            policy.answered(prompts.tokens(self.prompt, 0));
+            let prompt = (self.prompt + 1) % prompts.prompts.len();
+            *self = Self { id: self.id + places, prompt, round: 0, left: prompts.tokens(prompt, 0), waiting: 1 };
         }
-        ends
+    }
+}
+
+impl Prompts {
+    /// Returns how many tokens the rounds of a prompt commit from one of them on.
+    fn tokens(&self, prompt: usize, round: usize) -> usize {
+        self.prompts[prompt][round..].iter().map(|round| round.commits(usize::MAX)).sum()
     }
 }
 
@@ -216,7 +295,8 @@ mod tests {
     fn table() -> SpsTable {
         let batch_tokens: Vec<usize> = (1..=512).collect();
         let steps_per_second = batch_tokens.iter().map(|&tokens| 8.0 / (tokens as f64).max(8.0)).collect();
-        let draft = DraftCost { requests: vec![1, 2], slots: vec![1], seconds: vec![vec![0.1, 0.2]] };
+        let draft =
+            DraftCost { requests: vec![1, 2], slots: vec![1], seconds: vec![vec![0.1, 0.2]], context_seconds: 0.0 };
         SpsTable::new(StepCost::Probes { batch_tokens, steps_per_second, per_request: None }, 512, Some(draft), None)
     }
 

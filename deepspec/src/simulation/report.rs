@@ -41,6 +41,9 @@ pub struct SimulationPoint {
     pub tokens_per_second_per_user: f64,
     /// Tokens that a running request commits per step.
     pub tokens_per_request_step: f64,
+    /// Tokens that rounds committed, per round; null where nothing was drafted.
+    #[serde(default)]
+    pub accepted_length: Option<f64>,
     /// Tokens of a running request that go through the target per step, the anchor included.
     pub verify_budget: f64,
     /// The same over all requests.
@@ -57,16 +60,20 @@ pub fn table(report: &SimulationReport) -> String {
             "{} rounds of {} prompts, at most {} tokens a step",
             report.rounds, report.prompts, report.batch_limit
         ),
-        format!("{:width$}  requests     tok/s  tok/s per user  tokens/step  verify budget  steps drafted", "mode"),
+        format!(
+            "{:width$}  requests     tok/s  tok/s per user  tokens/step  accepted length  verify budget  steps drafted",
+            "mode"
+        ),
     ];
     for point in &report.points {
         lines.push(format!(
-            "{:width$}  {:>8}  {:>8.1}  {:>14.2}  {:>11.2}  {:>13.2}  {:>11.0} %",
+            "{:width$}  {:>8}  {:>8.1}  {:>14.2}  {:>11.2}  {:>15}  {:>13.2}  {:>11.0} %",
             point.mode,
             point.concurrency,
             point.tokens_per_second,
             point.tokens_per_second_per_user,
             point.tokens_per_request_step,
+            point.accepted_length.map_or_else(|| "-".to_owned(), |length| format!("{length:.2}")),
             point.verify_budget,
             100.0 * point.drafted_steps,
         ));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use dspark_runtime::checkpoint::WeightDtype;
-use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, MarkovHeadType, Target};
+use dspark_runtime::model::{Draft, DraftConfig, DraftContext, DraftShape, LayerId, MarkovHeadType, Target};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -31,6 +31,33 @@ pub fn shape() -> DraftShape {
 
 pub fn target() -> Target {
     Target::load(&workspace().join(TARGET), &Device::flex()).unwrap()
+}
+
+/// A greedy block behind a context, slot by slot, with the numbers that it came of.
+#[derive(Default)]
+pub struct GreedyBlock {
+    pub tokens: Vec<u32>,
+    pub logits: Vec<Vec<f32>>,
+    pub confidence_logits: Vec<f32>,
+    pub hidden: Vec<f32>,
+}
+
+impl GreedyBlock {
+    pub fn draft(draft: &Draft, context: &mut DraftContext, anchor: u32) -> Self {
+        let mut block = Self::default();
+        let slots = draft.config().block_size;
+        let mut drafting = draft.begin(vec![context], &[anchor], slots);
+        for slot in 0..slots {
+            let previous = if slot == 0 { anchor } else { block.tokens[slot - 1] };
+            block.confidence_logits.extend(drafting.confidences(&[previous]).unwrap_or_default());
+            let logits = drafting.logits(&[0])[0].to_vec();
+            let best = (0..logits.len()).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+            block.tokens.push(best as u32);
+            block.logits.push(logits);
+        }
+        block.hidden = drafting.hidden().try_into_vec_as().unwrap();
+        block
+    }
 }
 
 /// A fresh draft of this shape, saved.

@@ -32,6 +32,8 @@ pub struct Measured {
     pub rounds: Vec<(usize, usize)>,
     /// Answer tokens per second while every client's answer was being decoded; absent when there was no such time.
     pub steady_tokens_per_second: Option<f64>,
+    /// Every answer: the index of its request, and its text.
+    pub answers: Vec<(usize, String)>,
     /// The engine's own account.
     pub metrics: Metrics,
 }
@@ -78,6 +80,7 @@ struct Share {
     arrivals: Vec<(Instant, usize)>,
     /// From first to last token of each answer.
     spans: Vec<(Instant, Instant)>,
+    answers: Vec<(usize, String)>,
 }
 
 /// Runs a load to its end.
@@ -90,10 +93,12 @@ pub fn run(handle: &EngineHandle, load: &Load) -> anyhow::Result<Measured> {
     let shares: Vec<anyhow::Result<Share>> = std::thread::scope(|scope| {
         let client = || {
             let mut share = Share::default();
-            while let Some(request) = load.requests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                share.ask(handle, request.clone())?;
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(request) = load.requests.get(index) else { return Ok(share) };
+                let text = share.ask(handle, request.clone())?;
+                share.answers.push((index, text));
             }
-            Ok(share)
         };
         let clients: Vec<_> = (0..load.concurrency).map(|_| scope.spawn(client)).collect();
         clients
@@ -113,21 +118,25 @@ pub fn run(handle: &EngineHandle, load: &Load) -> anyhow::Result<Measured> {
         between_tokens: all.between_tokens,
         decoding: all.decoding,
         rounds: all.rounds,
+        answers: all.answers,
         steady_tokens_per_second: steady(&all.spans, &all.arrivals, load.concurrency),
         metrics: handle.metrics(),
     })
 }
 
 impl Share {
-    fn ask(&mut self, handle: &EngineHandle, request: Request) -> anyhow::Result<()> {
+    /// Asks, waits for the answer, and returns its text.
+    fn ask(&mut self, handle: &EngineHandle, request: Request) -> anyhow::Result<String> {
         let started = Instant::now();
         let mut answer = handle.submit(request)?;
         let (mut first, mut last) = (None, started);
+        let mut text = String::new();
         while let Some(event) = answer.wait() {
             match event {
                 Event::Delta(delta) => {
                     let count = delta.tokens.len();
-                    if !delta.drafted.is_empty() {
+                    text.push_str(&delta.text);
+                    if delta.round {
                         let kept = delta.tokens.iter().filter(|token| token.drafted).count();
                         self.rounds.push((delta.drafted.len(), kept));
                     }
@@ -147,8 +156,8 @@ impl Share {
                     let tokens = finished.usage.new_tokens.saturating_sub(1);
                     self.decoding.push((last - first.unwrap_or(last), tokens));
                     self.spans.push((first.unwrap_or(last), last));
-                    self.usage = sum(self.usage, finished.usage);
-                    return Ok(());
+                    self.usage += finished.usage;
+                    return Ok(text);
                 }
                 Event::Failed(failure) => return Err(failure.into()),
             }
@@ -157,13 +166,14 @@ impl Share {
     }
 
     fn add(&mut self, other: Self) {
-        self.usage = sum(self.usage, other.usage);
+        self.usage += other.usage;
         self.first_token.extend(other.first_token);
         self.between_tokens.extend(other.between_tokens);
         self.decoding.extend(other.decoding);
         self.rounds.extend(other.rounds);
         self.arrivals.extend(other.arrivals);
         self.spans.extend(other.spans);
+        self.answers.extend(other.answers);
     }
 }
 
@@ -183,17 +193,6 @@ fn steady(spans: &[(Instant, Instant)], arrivals: &[(Instant, usize)], clients: 
         }
     }
     (seconds > 0.0).then(|| tokens as f64 / seconds)
-}
-
-fn sum(a: Usage, b: Usage) -> Usage {
-    Usage {
-        prompt_tokens: a.prompt_tokens + b.prompt_tokens,
-        cached_prompt_tokens: a.cached_prompt_tokens + b.cached_prompt_tokens,
-        new_tokens: a.new_tokens + b.new_tokens,
-        rounds: a.rounds + b.rounds,
-        verified_tokens: a.verified_tokens + b.verified_tokens,
-        accepted_tokens: a.accepted_tokens + b.accepted_tokens,
-    }
 }
 
 #[cfg(test)]

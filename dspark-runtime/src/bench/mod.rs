@@ -8,4 +8,4 @@ mod report;
 pub use ceiling::Ceiling;
 pub use load::{Load, Measured, run};
 pub use prompts::{PromptError, read_prompts};
-pub use report::{Ratio, Run, median};
+pub use report::{Ratio, Run};

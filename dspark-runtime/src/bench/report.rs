@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::load::Measured;
 use crate::engine::Phase;
+use crate::statistics::median;
 
 /// All repeats of one mode at one concurrency; every figure is the median over the repeats.
 #[derive(Clone, Debug)]
@@ -97,17 +98,6 @@ impl Ratio {
         let skipped = outside.saturating_sub(1);
         let between = (at(skipped), at(n.saturating_sub(skipped + 1)));
         Self { median: median(values), between }
-    }
-}
-
-/// The middle value, or the mean of the two middle ones; `NaN` of nothing.
-pub fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let n = values.len();
-    match n {
-        0 => f64::NAN,
-        n if n % 2 == 1 => values[n / 2],
-        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
     }
 }
 

@@ -6,27 +6,22 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Map, json};
 
-use super::engine::{calibration, speed_curve};
-use super::output::{count, print, temperature, weight_precision};
-use crate::bench::{Ceiling, Load, Measured, Ratio, Run, median, read_prompts, run as run_load};
-use crate::checkpoint::{WeightPrecision, resolve_model, write_file};
-use crate::device::DeviceChoice;
-use crate::engine::{Engine, EngineConfig, Request, Sampling};
-use crate::model::{Draft, DraftHeads, Target};
+use super::models::{LoadedModels, ModelArguments};
+use super::output::{count, print};
+use super::sampling::SamplingArguments;
+use crate::bench::{Ceiling, Load, Measured, Ratio, Run, read_prompts, run as run_load};
+use crate::checkpoint::write_file;
+use crate::engine::{Engine, EngineConfig, Request};
 use crate::plot::Chart;
 use crate::profile::{ProfileOptions, draft_seconds, verify_seconds};
 use crate::schedule::{Mode, SpsTable, StsTable};
-use crate::text::Tokenizer;
+use crate::statistics::median;
 
 /// Arguments of `dspark bench`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The target: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
-    #[arg(long, value_name = "DIR")]
-    target: String,
-    /// A draft for it
-    #[arg(long, value_name = "DIR")]
-    draft: Option<PathBuf>,
+    #[command(flatten)]
+    models: ModelArguments,
     /// JSON lines with `turns`, `messages`, `prompt` or `question`; the first user message of each is asked
     #[arg(long, value_name = "FILE")]
     prompts: PathBuf,
@@ -45,9 +40,8 @@ pub struct Arguments {
     /// Token limit of every answer
     #[arg(long, default_value_t = 64, value_parser = count)]
     max_new_tokens: usize,
-    /// Sampling temperature; 0 is greedy
-    #[arg(long, default_value_t = 0.0, value_parser = temperature)]
-    temperature: f64,
+    #[command(flatten)]
+    sampling: SamplingArguments,
     /// Go on after the model's stop tokens, so that every mode does the same work
     #[arg(long)]
     ignore_stop: bool,
@@ -57,17 +51,9 @@ pub struct Arguments {
     /// Draw tokens per second against clients, a line per mode, into this SVG file
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
-    /// What matrices are kept in: f32, or `stored`, which keeps bf16 files in bf16 (half the memory, the same results on
-    /// the CPU)
-    #[arg(long, value_name = "f32|stored", default_value = "f32", value_parser = weight_precision)]
-    weights: WeightPrecision,
-    /// What drafts are proposed with where a product has the vocabulary's size: `int8`, copies in 8 bits, on the CPU, or
-    /// `exact`, the weights themselves. Answers are the same
-    #[arg(long, value_name = "int8|exact", default_value_t)]
-    draft_heads: DraftHeads,
-    /// cpu, cuda or cuda:INDEX
-    #[arg(long, default_value_t)]
-    device: DeviceChoice,
+    /// Write every answer here, one JSON object per line: mode, clients, prompt and text
+    #[arg(long, value_name = "FILE")]
+    answers: Option<PathBuf>,
 }
 
 /// Tokens per second against clients, a line per mode.
@@ -86,35 +72,20 @@ fn throughput(runs: &[Run]) -> Chart<'static> {
 
 /// Measures, prints a table and writes the report.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let device = arguments.device.open()?;
-    let folder = resolve_model(&arguments.target)?;
-    let target = Target::load_with(&folder, arguments.weights, &device)?;
-    let tokenizer = Tokenizer::of_model(&folder)?;
-    let draft = arguments.draft.as_deref();
-    let draft = draft.map(|folder| Draft::load_with(folder, arguments.weights, &target)).transpose()?;
-    let draft = draft.map(|draft| draft.with_heads(arguments.draft_heads));
-    if draft.is_none()
+    let models = arguments.models.open()?;
+    if models.draft.is_none()
         && let Some(mode) = arguments.modes.iter().find(|mode| **mode != Mode::Off)
     {
         bail!("--modes {mode}: there is nothing to draft with; give --draft DIR, or --modes off");
     }
     let most = arguments.concurrency.iter().copied().max().unwrap_or(1);
-    let curve = match &draft {
-        Some(draft) if arguments.modes.contains(&Mode::Scheduled) => {
-            let folders = (folder.as_path(), arguments.draft.as_deref());
-            let precisions = (arguments.weights, arguments.draft_heads);
-            Some(speed_curve((&target, draft), folders, arguments.device, precisions, most)?)
-        }
-        _ => None,
-    };
-    let calibration = match (&arguments.draft, &draft) {
-        (Some(folder), Some(draft)) => calibration(folder, draft)?,
-        _ => None,
-    };
-    let bench = Bench { arguments, target, draft, tokenizer, curve, calibration };
+    let scheduled = arguments.modes.contains(&Mode::Scheduled);
+    let table = if scheduled { models.speed_table(most)? } else { None };
+    let bench = Bench { arguments, table, calibration: models.calibration()?, models };
     let prompts = bench.prompts()?;
     let mut runs = Vec::new();
     let mut probes = Probes::default();
+    let mut answers = Vec::new();
     let lowest = arguments.concurrency.iter().copied().min();
     for &concurrency in &arguments.concurrency {
         let mut own: Vec<Run> = arguments
@@ -132,6 +103,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 let measured = bench.measure(*mode, concurrency, &prompts)?;
                 let speed = measured.tokens_per_second();
                 eprintln!("{concurrency} clients, {mode}, run {}: {speed:.1} tokens/s", repeat + 1);
+                for (request, text) in &measured.answers {
+                    let prompt = request % prompts.len();
+                    let mode = mode.to_string();
+                    answers.push(json!({"mode": mode, "concurrency": concurrency, "prompt": prompt, "text": text}));
+                }
                 run.repeats.push(measured);
                 if Some(concurrency) == lowest {
                     bench.probe(&mut probes);
@@ -139,6 +115,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             }
         }
         runs.extend(own);
+    }
+    if let Some(path) = &arguments.answers {
+        let lines: String = answers.iter().map(|answer| format!("{answer}\n")).collect();
+        write_file(path, lines.as_bytes())?;
     }
     bench.report(&runs, &probes)
 }
@@ -154,24 +134,22 @@ struct Probes {
 
 struct Bench<'a> {
     arguments: &'a Arguments,
-    target: Target,
-    draft: Option<Draft>,
-    tokenizer: Tokenizer,
-    curve: Option<SpsTable>,
+    models: LoadedModels<'a>,
+    table: Option<SpsTable>,
     calibration: Option<StsTable>,
 }
 
 impl Bench<'_> {
     fn prompts(&self) -> Result<Vec<Vec<u32>>> {
-        let room = self.target.config().max_position_embeddings.saturating_sub(self.arguments.max_new_tokens);
+        let room = self.models.target.config().max_position_embeddings.saturating_sub(self.arguments.max_new_tokens);
         let mut prompts = Vec::new();
         for text in read_prompts(&self.arguments.prompts)? {
-            let ids = match self.tokenizer.chat_template() {
+            let ids = match self.models.tokenizer.chat_template() {
                 Some(template) => {
                     let messages = [json!({"role": "user", "content": text})];
-                    self.tokenizer.encode(&template.render(&messages, &Map::new(), true)?, false)?
+                    self.models.tokenizer.encode(&template.render(&messages, &Map::new(), true)?, false)?
                 }
-                None => self.tokenizer.encode(&text, true)?,
+                None => self.models.tokenizer.encode(&text, true)?,
             };
             if !ids.is_empty() && ids.len() < room {
                 prompts.push(ids);
@@ -190,7 +168,7 @@ impl Bench<'_> {
     /// One run on a fresh engine, so that nothing is left in its cache.
     fn measure(&self, mode: Mode, concurrency: usize, prompts: &[Vec<u32>]) -> Result<Measured> {
         let arguments = self.arguments;
-        let stop = if arguments.ignore_stop { Vec::new() } else { self.tokenizer.stop_token_ids().to_vec() };
+        let stop = if arguments.ignore_stop { Vec::new() } else { self.models.tokenizer.stop_token_ids().to_vec() };
         let requests: Vec<Request> = prompts
             .iter()
             .cycle()
@@ -198,7 +176,7 @@ impl Bench<'_> {
             .map(|prompt| Request {
                 prompt: prompt.clone(),
                 max_new_tokens: arguments.max_new_tokens,
-                sampling: Sampling { temperature: arguments.temperature, ..Sampling::default() },
+                sampling: arguments.sampling.sampling(),
                 stop_token_ids: stop.clone(),
                 stop_strings: Vec::new(),
                 logprobs: None,
@@ -211,12 +189,12 @@ impl Bench<'_> {
             max_waiting: concurrency.max(1),
             cache_tokens: (longest + 128) * concurrency * 2,
             mode,
-            curve: self.curve.clone(),
+            curve: self.table.clone(),
             calibration: self.calibration.clone(),
             ..EngineConfig::default()
         };
-        let (engine, handle) =
-            Engine::start(self.target.clone(), self.draft.clone(), self.tokenizer.clone(), config)?;
+        let LoadedModels { target, draft, tokenizer, .. } = &self.models;
+        let (engine, handle) = Engine::start(target.clone(), draft.clone(), tokenizer.clone(), config)?;
         let measured = run_load(&handle, &Load { requests, concurrency });
         handle.shut_down(std::time::Duration::ZERO);
         engine.join();
@@ -226,15 +204,16 @@ impl Bench<'_> {
     /// Times every length once more, if a ceiling is wanted.
     fn probe(&self, probes: &mut Probes) {
         let fixed = self.arguments.modes.iter().any(|mode| matches!(mode, Mode::Fixed(_)));
-        let Some(draft) = self.draft.as_ref().filter(|_| fixed) else { return };
+        let target = &self.models.target;
+        let Some(draft) = self.models.draft.as_ref().filter(|_| fixed) else { return };
         let (block, context) = (draft.config().block_size, ProfileOptions::default().context);
         probes.verify.resize(block + 1, Vec::new());
         probes.draft.resize(block, Vec::new());
         for (index, seconds) in probes.verify.iter_mut().enumerate() {
-            seconds.push(verify_seconds(&self.target, Some(draft), index + 1, context, 1));
+            seconds.push(verify_seconds(target, Some(draft), index + 1, context, 1));
         }
         for (index, seconds) in probes.draft.iter_mut().enumerate() {
-            seconds.push(draft_seconds(draft, 1, index + 1, context, 1));
+            seconds.push(draft_seconds(target, draft, 1, index + 1, context, 1));
         }
     }
 
@@ -292,11 +271,13 @@ impl Bench<'_> {
             throughput(runs).write(path)?;
         }
         let Some(path) = &self.arguments.json else { return Ok(()) };
+        let named = &self.arguments.models;
         let report = json!({
-            "target": self.arguments.target,
-            "draft": self.arguments.draft,
-            "device": self.arguments.device.to_string(),
-            "dtype": self.arguments.weights.to_string(),
+            "target": named.target,
+            "draft": named.draft,
+            "draft_heads": named.draft_heads.to_string(),
+            "device": named.device.to_string(),
+            "dtype": named.weights.to_string(),
             "threads": rayon::current_num_threads(),
             "ceiling": ceiling.map(Ceiling::to_json),
             "runs": rows,

@@ -1,29 +1,25 @@
 //! `dspark generate`
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::output::{count, print, share, temperature, template_arguments, weight_precision};
-use crate::checkpoint::{WeightPrecision, resolve_model};
-use crate::device::DeviceChoice;
-use crate::model::{Draft, DraftHeads, Target};
-use crate::speculate::{Decoder, Generation, GenerationOptions, SeededUniforms};
+use super::models::ModelArguments;
+use super::output::{count, print, share, template_arguments};
+use super::sampling::SamplingArguments;
+use crate::model::Draft;
+use crate::speculate::{Decoder, Generation, GenerationOptions};
 use crate::text::Tokenizer;
 
 /// Arguments of `dspark generate`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The target: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
-    #[arg(long, value_name = "DIR")]
-    target: String,
-    /// A draft for it: a checkpoint folder; without one the target decodes alone
-    #[arg(long, value_name = "DIR")]
-    draft: Option<PathBuf>,
+    #[command(flatten)]
+    models: ModelArguments,
     /// The prompt (default: standard input)
     #[arg(long)]
     prompt: Option<String>,
@@ -36,16 +32,12 @@ pub struct Arguments {
     /// A variable of the chat template, `enable_thinking=false`; may be given several times
     #[arg(long = "template-argument", value_name = "NAME=VALUE")]
     template_arguments: Vec<String>,
-    /// Sampling temperature; 0 is greedy
-    #[arg(long, default_value_t = 0.0, value_parser = temperature)]
-    temperature: f64,
+    #[command(flatten)]
+    sampling: SamplingArguments,
     /// Token limit of the answer
     #[arg(long, default_value_t = 256, value_parser = count)]
     max_new_tokens: usize,
-    /// Seed of sampling
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Verify no slot whose confidence is below this
+    /// Stop verification before the first drafted token whose confidence is below this
     #[arg(long, default_value_t = 0.0, value_parser = share)]
     confidence_threshold: f64,
     /// Go on after the model's stop tokens
@@ -54,38 +46,19 @@ pub struct Arguments {
     /// Print ids, text, rounds, accepted lengths and times as JSON
     #[arg(long)]
     json: bool,
-    /// What matrices are kept in: f32, or `stored`, which keeps bf16 files in bf16 (half the memory, the same results on
-    /// the CPU)
-    #[arg(long, value_name = "f32|stored", default_value = "f32", value_parser = weight_precision)]
-    weights: WeightPrecision,
-    /// What drafts are proposed with where a product has the vocabulary's size: `int8`, copies in 8 bits, on the CPU, or
-    /// `exact`, the weights themselves. Answers are the same
-    #[arg(long, value_name = "int8|exact", default_value_t)]
-    draft_heads: DraftHeads,
-    /// cpu, cuda or cuda:INDEX
-    #[arg(long, default_value_t)]
-    device: DeviceChoice,
 }
 
 /// Answers and prints.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    if !arguments.temperature.is_finite() || arguments.temperature < 0.0 {
-        bail!("--temperature: expected a number >= 0, found {}", arguments.temperature);
-    }
-    let device = arguments.device.open()?;
     let started = Instant::now();
-    let folder = resolve_model(&arguments.target)?;
-    let target = Target::load_with(&folder, arguments.weights, &device)?;
-    let tokenizer = Tokenizer::of_model(&folder)?;
-    let draft = arguments.draft.as_deref();
-    let draft = draft.map(|folder| Draft::load_with(folder, arguments.weights, &target)).transpose()?;
-    let draft = draft.map(|draft| draft.with_heads(arguments.draft_heads));
+    let models = arguments.models.open()?;
     let load = started.elapsed();
+    let (target, tokenizer) = (&models.target, &models.tokenizer);
     if arguments.confidence_threshold > 0.0 {
-        check_confidence_head(arguments.draft.as_deref().zip(draft.as_ref()), arguments.confidence_threshold)?;
+        check_confidence_head(models.named_draft(), arguments.confidence_threshold)?;
     }
 
-    let ids = prompt_ids(arguments, &tokenizer)?;
+    let ids = prompt_ids(arguments, tokenizer)?;
     let vocabulary = target.config().vocab_size;
     if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
         bail!(
@@ -98,13 +71,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let stop = if arguments.ignore_stop { Vec::new() } else { tokenizer.stop_token_ids().to_vec() };
     let options = GenerationOptions {
-        temperature: arguments.temperature,
         max_new_tokens: arguments.max_new_tokens,
         stop_token_ids: stop,
         confidence_threshold: arguments.confidence_threshold,
     };
-    let mut uniforms = SeededUniforms::new(arguments.seed, 0);
-    let generation = Decoder::new(&target, draft.as_ref()).generate(&ids, &options, &mut uniforms);
+    let mut sampler = arguments.sampling.sampling().sampler();
+    let generation = Decoder::new(target, models.draft.as_ref()).generate(&ids, &options, &mut sampler);
     let text = tokenizer.decode(&generation.ids, true)?;
     let speed = generation.ids.len().saturating_sub(1) as f64 / generation.decode.as_secs_f64().max(1e-9);
     if arguments.json {

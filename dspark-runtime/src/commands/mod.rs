@@ -4,11 +4,14 @@ mod bench;
 mod chat;
 mod engine;
 mod generate;
+mod models;
 mod output;
 mod perplexity;
 mod profile;
+mod sampling;
 mod serve;
 
+pub use models::{LoadedModels, ModelArguments};
 pub use output::{count, print, share, temperature, template_arguments, weight_precision};
 
 use anyhow::Result;

@@ -6,35 +6,29 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::output::{count, print, weight_precision};
-use crate::checkpoint::{WeightPrecision, resolve_model};
-use crate::device::DeviceChoice;
-use crate::model::{Draft, DraftHeads, Target};
-use crate::profile::{ProfileOptions, cache_folder, identity, load_or_measure, verify_seconds};
+use super::models::ModelArguments;
+use super::output::{count, print};
+use crate::profile::{ProfileOptions, cache_folder, load_or_measure, verify_seconds};
 use crate::schedule::StepCost;
 
 /// Arguments of `dspark profile`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The target: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
-    #[arg(long, value_name = "DIR")]
-    target: String,
-    /// A draft for it; drafting is then measured too
-    #[arg(long, value_name = "DIR")]
-    draft: Option<PathBuf>,
-    /// Tokens of a pass, at most
+    #[command(flatten)]
+    models: ModelArguments,
+    /// Maximum tokens per forward pass
     #[arg(long, default_value_t = ProfileOptions::default().max_batch_tokens, value_parser = count)]
     max_batch_tokens: usize,
-    /// Requests that draft together, at most
+    /// Maximum number of requests that draft together
     #[arg(long, default_value_t = ProfileOptions::default().max_requests, value_parser = count)]
     max_requests: usize,
-    /// Tokens that each sequence has behind it; of several, the first makes the table
+    /// Context lengths to measure, in tokens; the first one is used for the table
     #[arg(long, value_delimiter = ',', default_values_t = [ProfileOptions::default().context, 1024])]
     contexts: Vec<usize>,
     /// Timed passes per probe; the median counts
     #[arg(long, default_value_t = ProfileOptions::default().repeats, value_parser = count)]
     repeats: usize,
-    /// Measure anew, whatever was measured before
+    /// Ignore the cached measurement
     #[arg(long)]
     again: bool,
     /// Write the table to this file too
@@ -43,29 +37,14 @@ pub struct Arguments {
     /// Print the table and the passes behind each context as JSON
     #[arg(long)]
     json: bool,
-    /// What matrices are kept in: f32, or `stored`, which keeps bf16 files in bf16 (half the memory, the same results on
-    /// the CPU)
-    #[arg(long, value_name = "f32|stored", default_value = "f32", value_parser = weight_precision)]
-    weights: WeightPrecision,
-    /// What drafts are proposed with where a product has the vocabulary's size: `int8`, copies in 8 bits, on the CPU, or
-    /// `exact`, the weights themselves. Answers are the same
-    #[arg(long, value_name = "int8|exact", default_value_t)]
-    draft_heads: DraftHeads,
-    /// cpu, cuda or cuda:INDEX
-    #[arg(long, default_value_t)]
-    device: DeviceChoice,
 }
 
 /// Measures and prints.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let device = arguments.device.open()?;
-    let folder = resolve_model(&arguments.target)?;
-    let target = Target::load_with(&folder, arguments.weights, &device)?;
-    let draft = arguments.draft.as_deref();
-    let draft = draft.map(|folder| Draft::load_with(folder, arguments.weights, &target)).transpose()?;
-    let draft = draft.map(|draft| draft.with_heads(arguments.draft_heads));
+    let models = arguments.models.open()?;
+    let (target, draft) = (&models.target, models.draft.as_ref());
     let longest = target.config().max_position_embeddings;
-    let rows = draft.as_ref().map_or(8, |draft| draft.config().block_size + 1);
+    let rows = draft.map_or(8, |draft| draft.config().block_size + 1);
     if let Some(context) = arguments.contexts.iter().find(|context| **context + rows > longest) {
         bail!("--contexts: expected at most {} for this target, found {context}", longest.saturating_sub(rows));
     }
@@ -76,15 +55,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         context,
         repeats: arguments.repeats,
     };
-    let precisions = (arguments.weights, arguments.draft_heads);
-    let identity = identity(&folder, arguments.draft.as_deref(), arguments.device, precisions, &options)?;
+    let identity = models.identity(&options)?;
     let cache = cache_folder();
     let from = cache.as_deref().filter(|_| !arguments.again);
     let observe = |what: &str, count: usize, seconds: f64| {
         let unit = if what == "verify" { "tokens" } else { "requests" };
         eprintln!("{what} {count} {unit}: {:.2} ms", seconds * 1e3);
     };
-    let table = load_or_measure(&target, draft.as_ref(), &options, &identity, from, observe)?;
+    let table = load_or_measure(target, draft, &options, &identity, from, observe)?;
     if let (true, Some(cache)) = (arguments.again, &cache) {
         crate::profile::keep(&table, &identity, cache)?;
     }
@@ -94,7 +72,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut behind = Vec::new();
     for &context in &arguments.contexts {
         for tokens in [1, rows] {
-            let seconds = verify_seconds(&target, draft.as_ref(), tokens, context, options.repeats);
+            let seconds = verify_seconds(target, draft, tokens, context, options.repeats);
             behind.push(json!({"context": context, "tokens": tokens, "seconds": seconds}));
         }
     }

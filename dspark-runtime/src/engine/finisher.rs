@@ -102,11 +102,12 @@ impl Text {
         self.usage.cached_prompt_tokens = step.cached_prompt;
         self.usage.rounds += usize::from(step.round);
         self.usage.verified_tokens += step.drafted.len();
-        let mut delta = Delta { text: String::new(), tokens: Vec::new(), drafted: step.drafted };
+        let mut delta = Delta { drafted: step.drafted, round: step.round, ..Delta::default() };
         let last = step.tokens.len().wrapping_sub(1);
         let mut stopped = false;
         for (index, token) in step.tokens.into_iter().enumerate() {
             self.usage.new_tokens += 1;
+            self.usage.round_tokens += usize::from(step.round);
             self.usage.accepted_tokens += usize::from(token.drafted);
             // A stop token is part of the answer, not of its text.
             let silent = index == last && matches!(step.end, Some((_, true)));

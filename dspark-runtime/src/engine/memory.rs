@@ -7,8 +7,8 @@
 #[cfg(test)]
 mod tests;
 
-use crate::kernels::RowBuffer;
-use crate::model::{Draft, DraftContext, KvCache, LayerConfig, Target};
+use crate::model::{Draft, LayerConfig, Target};
+use crate::speculate::{Rounds, SequenceState};
 
 /// Tokens by which caches grow at least.
 const PAGE: usize = 64;
@@ -20,18 +20,14 @@ const ANSWER: usize = 256;
 /// A shared beginning shorter than this is not worth keeping track of.
 const SHORTEST_PREFIX: usize = 16;
 
-/// The cached part of one sequence: the target's keys and values and, with a draft, its context.
+/// The state of one sequence, and the memory that it counts for.
 #[derive(Debug)]
 pub struct SequenceCache {
-    /// The target's.
-    pub target: KvCache,
-    /// The draft's; it may lag behind the target's, never run ahead.
-    pub context: Option<DraftContext>,
-    /// Features of the tokens that the context lacks: they are taken in when a draft is wanted.
-    pub waiting: RowBuffer,
+    /// What was computed of the sequence.
+    pub state: SequenceState,
     /// Tokens that there is room for, as counted.
     room: usize,
-    /// What `waiting` counts for, tokens, as of the last step.
+    /// What the waiting features count for, tokens, as of the last step.
     waiting_tokens: usize,
 }
 
@@ -95,13 +91,7 @@ impl CacheMemory {
     /// A cache for a sequence of these tokens that has room for all of them, with the longest beginning that an earlier
     /// sequence left behind; `None` when there is no memory for it even without what finished sequences left. The sequence
     /// ends at `limit` tokens.
-    pub fn admit(
-        &mut self,
-        ids: &[u32],
-        limit: usize,
-        target: &Target,
-        draft: Option<&Draft>,
-    ) -> Option<SequenceCache> {
+    pub fn admit(&mut self, ids: &[u32], limit: usize, rounds: Rounds<'_>) -> Option<SequenceCache> {
         let needed = self.pages(ids.len());
         if self.in_use + needed > self.capacity {
             return None;
@@ -123,22 +113,21 @@ impl CacheMemory {
             }
             self.evict_for(room);
             self.in_use += room;
-            let context = draft.map(|draft| draft.new_context(room));
-            let target = target.new_cache(room);
-            return Some(SequenceCache { target, context, waiting: RowBuffer::default(), room, waiting_tokens: 0 });
+            return Some(SequenceCache { state: rounds.new_state(room), room, waiting_tokens: 0 });
         };
         let goes_on = length + 1 >= self.kept[index].ids.len();
         if !goes_on && self.held() + room <= self.capacity {
             // Another sequence may go on from the whole of it.
             let kept = self.kept.remove(index);
-            let mut copy = kept.cache.copy_prefix(length, room);
+            let state = kept.cache.state.copy_prefix(length, room);
+            let mut copy = SequenceCache { state, room, waiting_tokens: 0 };
             self.kept.push(kept);
             self.in_use += room;
             self.count_waiting(&mut copy);
             return Some(copy);
         }
         let Kept { mut cache, .. } = self.kept.remove(index);
-        cache.truncate(length);
+        cache.state.truncate(length);
         // Its buffers may be larger than needed: they stay where that takes memory from nobody who is being answered.
         let stays = cache.room >= needed && self.in_use + cache.room <= self.capacity;
         let room = if stays { cache.room } else { room };
@@ -161,7 +150,7 @@ impl CacheMemory {
         let most = (2 * room).min(self.capacity - self.in_use);
         let index = self.kept.iter().position(|kept| (room..=most).contains(&kept.cache.room))?;
         let mut cache = self.kept.remove(index).cache;
-        cache.truncate(0);
+        cache.state.truncate(0);
         cache.waiting_tokens = 0;
         self.evict_for(cache.room);
         self.in_use += cache.room;
@@ -199,15 +188,15 @@ impl CacheMemory {
     pub fn keep(&mut self, mut ids: Vec<u32>, mut cache: SequenceCache) {
         self.in_use -= cache.room;
         self.waiting -= cache.waiting_tokens;
-        let mut length = cache.target.len().min(ids.len());
-        if let Some(context) = &cache.context {
-            length = length.min(context.len() + cache.waiting.rows());
+        let mut length = cache.state.target.len().min(ids.len());
+        if let Some(context) = &cache.state.context {
+            length = length.min(context.len() + cache.state.waiting.rows());
         }
         if length < SHORTEST_PREFIX {
             return;
         }
         ids.truncate(length);
-        cache.truncate(length);
+        cache.state.truncate(length);
         cache.waiting_tokens = self.waiting_tokens(&cache);
         self.kept.push(Kept { ids, cache });
         self.evict_for(0);
@@ -222,7 +211,7 @@ impl CacheMemory {
     }
 
     fn waiting_tokens(&self, cache: &SequenceCache) -> usize {
-        (cache.waiting.rows() as f64 * self.feature_share).ceil() as usize
+        (cache.state.waiting.rows() as f64 * self.feature_share).ceil() as usize
     }
 
     /// Drops what finished sequences left, oldest first, until `room` more tokens fit.
@@ -249,27 +238,8 @@ impl CacheMemory {
 }
 
 impl SequenceCache {
-    /// Forgets all tokens from `length` on.
-    fn truncate(&mut self, length: usize) {
-        self.target.truncate(length);
-        if let Some(context) = &mut self.context {
-            context.truncate(length);
-            self.waiting.truncate(length - context.len());
-        }
-    }
-
-    /// A cache of its own with the first `length` tokens of this one and room for `room`.
-    fn copy_prefix(&self, length: usize, room: usize) -> Self {
-        let context = self.context.as_ref().map(|context| context.copy_prefix(length.min(context.len()), room));
-        let waiting = self.waiting.first(length - context.as_ref().map_or(length, DraftContext::len));
-        Self { target: self.target.copy_prefix(length, room), context, waiting, room, waiting_tokens: 0 }
-    }
-
     fn resize(&mut self, room: usize) {
-        self.target.resize(room);
-        if let Some(context) = &mut self.context {
-            context.resize(room);
-        }
+        self.state.resize(room);
         self.room = room;
     }
 }

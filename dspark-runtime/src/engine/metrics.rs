@@ -1,6 +1,8 @@
 //! What the engine counts.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use crate::speculate::accepted_length;
 
 /// Where a step's time goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,7 +78,16 @@ pub struct Metrics {
 impl Metrics {
     /// Tokens committed per round with a draft; `None` before the first.
     pub fn accepted_length(&self) -> Option<f64> {
-        (self.rounds > 0).then(|| self.round_tokens as f64 / self.rounds as f64)
+        accepted_length(self.round_tokens, self.rounds)
+    }
+
+    /// Adds the time since `clock` to a phase, returns it, and sets the clock to now.
+    pub(super) fn lap(&mut self, phase: Phase, clock: &mut Instant) -> Duration {
+        let now = Instant::now();
+        let time = now - *clock;
+        self.phases[phase as usize] += time;
+        *clock = now;
+        time
     }
 
     /// How long the last of `waiting` requests will probably wait: at the pace of the answers so far, at least a second.

@@ -1,7 +1,8 @@
 //! Many requests at once: who runs, one ragged pass per step, memory, and events for whoever waits for an answer.
 //!
-//! Two threads. The step loop ([`step`], [`round`]) owns the models: it drafts a block for every decoding sequence, sends
-//! anchors, drafts and parts of new prompts through the target in one pass, judges, and commits token ids. The finisher
+//! Two threads. The step loop ([`step_loop`], [`step`]) has the models: every step is a round
+//! ([`Rounds`](crate::speculate::Rounds)) of all running sequences, with parts of new prompts beside it. What it drafts and verifies is
+//! up to the [`schedule`](crate::schedule). The finisher
 //! turns ids into text, looks for stop strings and hands events out while the next step computes; an answer that ended on
 //! a stop string leaves the loop one step later, and what that step added is dropped.
 //!
@@ -14,13 +15,11 @@ mod finisher;
 mod handle;
 mod memory;
 mod metrics;
-mod planner;
 mod request;
-mod round;
-mod scores;
 mod sequence;
 mod start;
 mod step;
+mod step_loop;
 mod stop_strings;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use crate::speculate::{Filters, Randomness, Sampler, accepted_length};
+
 /// One answer to be generated.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -44,6 +46,14 @@ impl Default for Sampling {
     }
 }
 
+impl Sampling {
+    /// Returns a sampler with these settings; without a seed it draws from a stream of its own.
+    pub fn sampler(&self) -> Sampler {
+        let filters = Filters { top_k: self.top_k, top_p: self.top_p, min_p: self.min_p };
+        Sampler::new(self.temperature, filters, Randomness::of_request(self.seed))
+    }
+}
+
 /// What happens to a request, in order: any number of [`Delta`](Self::Delta)s, then one of the others.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -64,6 +74,8 @@ pub struct Delta {
     pub tokens: Vec<TokenOutput>,
     /// The tokens that the draft proposed and the target verified in this step, the rejected ones included.
     pub drafted: Vec<u32>,
+    /// Whether the draft proposed a block in this step, verified or not: a round, as the accepted length counts them.
+    pub round: bool,
 }
 
 /// A committed token.
@@ -119,10 +131,32 @@ pub struct Usage {
     pub new_tokens: usize,
     /// Rounds with a draft.
     pub rounds: usize,
+    /// Tokens of the answer that those rounds committed.
+    pub round_tokens: usize,
     /// Draft tokens that the target verified.
     pub verified_tokens: usize,
     /// Draft tokens kept.
     pub accepted_tokens: usize,
+}
+
+impl Usage {
+    /// Tokens committed per round with a draft; `None` without rounds.
+    pub fn accepted_length(&self) -> Option<f64> {
+        accepted_length(self.round_tokens as u64, self.rounds as u64)
+    }
+}
+
+/// Sums over several answers.
+impl std::ops::AddAssign for Usage {
+    fn add_assign(&mut self, other: Self) {
+        self.prompt_tokens += other.prompt_tokens;
+        self.cached_prompt_tokens += other.cached_prompt_tokens;
+        self.new_tokens += other.new_tokens;
+        self.rounds += other.rounds;
+        self.round_tokens += other.round_tokens;
+        self.verified_tokens += other.verified_tokens;
+        self.accepted_tokens += other.accepted_tokens;
+    }
 }
 
 /// Why the engine did not take a request.

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use rand::Rng;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::handle::Submission;
 use super::memory::SequenceCache;
-use super::request::{Event, Sampling};
-use crate::speculate::{Filters, Randomness, Sampler, SeededUniforms};
+use super::request::Event;
+use crate::schedule::Candidate;
+use crate::speculate::{Lane, Sampler};
 
 /// What the step loop knows of a request.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Sequence {
             ids: request.prompt,
             stop_token_ids: request.stop_token_ids,
             logprobs: request.logprobs,
-            sampler: sampler(&request.sampling),
+            sampler: request.sampling.sampler(),
             cache: None,
             submitted: submission.at,
             events: submission.events,
@@ -52,37 +52,50 @@ impl Sequence {
         }
     }
 
-    /// Tokens whose keys the target's cache holds.
+    /// Returns how many tokens the target's cache holds.
     pub fn cached(&self) -> usize {
-        self.cache.as_ref().map_or(0, |cache| cache.target.len())
+        self.cache.as_ref().map_or(0, |cache| cache.state.target.len())
     }
 
-    /// Tokens that have to go through the target before the next can be sampled, at least one.
+    /// Returns how many tokens have to go through the target before the next can be sampled, at least one.
     pub fn pending(&self) -> usize {
         self.ids.len() - self.cached()
     }
 
-    /// Whether only the last committed token has to go through the target.
+    /// Returns whether only the last committed token has to go through the target.
     pub fn is_decoding(&self) -> bool {
         self.pending() == 1
     }
 
-    /// Tokens that may still be added.
+    /// Returns how many tokens may still be added.
     pub fn remaining(&self) -> usize {
         self.limit - self.ids.len()
     }
 
-    /// Tokens whose features the draft's context lacks.
+    /// Returns how many tokens' features the draft's context lacks.
     pub fn features_waiting(&self) -> usize {
-        self.cache.as_ref().map_or(0, |cache| cache.waiting.rows())
+        self.cache.as_ref().map_or(0, |cache| cache.state.waiting.rows())
     }
-}
 
-fn sampler(sampling: &Sampling) -> Sampler {
-    let filters = Filters { top_k: sampling.top_k, top_p: sampling.top_p, min_p: sampling.min_p };
-    let randomness = match sampling.seed {
-        Some(seed) => Randomness::Coupled(seed),
-        None => Randomness::Stream(Box::new(SeededUniforms::new(rand::rng().next_u64(), 0))),
-    };
-    Sampler::new(sampling.temperature, filters, randomness)
+    /// Returns the sequence as a round sees it; `None` while it waits for memory.
+    pub fn lane(&mut self) -> Option<Lane<'_>> {
+        Some(Lane {
+            ids: &mut self.ids,
+            limit: self.limit,
+            stop_token_ids: &self.stop_token_ids,
+            sampler: &mut self.sampler,
+            state: &mut self.cache.as_mut()?.state,
+            keep_logits: self.logprobs.is_some(),
+        })
+    }
+
+    /// Returns the sequence as the scheduler sees it.
+    pub fn candidate(&self) -> Candidate {
+        Candidate {
+            request: self.id,
+            decoding: self.is_decoding() && self.cached() > 0,
+            waiting: self.features_waiting(),
+            remaining: self.remaining(),
+        }
+    }
 }

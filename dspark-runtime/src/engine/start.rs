@@ -5,9 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use rand::Rng;
 
 use super::config::EngineConfig;
@@ -15,10 +14,10 @@ use super::finisher;
 use super::handle::{EngineHandle, Limits, Shared};
 use super::memory::CacheMemory;
 use super::metrics::Metrics;
-use super::planner::Planner;
-use super::step::StepLoop;
+use super::step_loop::StepLoop;
 use crate::model::{Draft, Target};
-use crate::schedule::Mode;
+use crate::schedule::{Mode, Policy};
+use crate::speculate::Rounds;
 use crate::text::Tokenizer;
 
 /// A running engine. It ends when it was told to shut down, or when all handles are gone and all answers complete.
@@ -80,8 +79,6 @@ impl Engine {
         if longest < 2 {
             return Err(EngineError::CacheTooSmall { least: 128 + block, found: config.cache_tokens });
         }
-        let scheduled = draft.as_ref().filter(|_| config.mode == Mode::Scheduled);
-        let context_seconds = scheduled.map_or(0.0, context_seconds);
         let memory = CacheMemory::new(config.cache_tokens, &target, draft.as_ref());
         let (commands, command_receiver) = channel();
         let (outputs, output_receiver) = channel();
@@ -103,29 +100,32 @@ impl Engine {
             #[expect(clippy::disallowed_methods, reason = "this noise is to be another one every time")]
             target.device().seed(rand::rng().next_u64());
         }
-        let step_loop = StepLoop {
-            sampling_on_device,
-            target,
-            draft,
-            commands: command_receiver,
-            outputs,
-            stopped: stopped_receiver,
-            shared: Arc::clone(&shared),
-            memory,
-            planner: Planner::new(config.mode, config.curve.clone(), config.calibration.clone(), block)
-                .with_context_seconds(context_seconds),
-            config,
-            waiting: VecDeque::new(),
-            running: Vec::new(),
-            metrics: Metrics::default(),
-            deadline: None,
+        let (table, calibration) = (config.curve.clone().map(Arc::new), config.calibration.clone().map(Arc::new));
+        let policy = Policy::new(config.mode, table, calibration, block);
+        let loop_shared = Arc::clone(&shared);
+        let step_loop = move || {
+            let step_loop = StepLoop {
+                rounds: Rounds::new(&target, draft.as_ref()).sampling_on_device(sampling_on_device),
+                config,
+                commands: command_receiver,
+                outputs,
+                stopped: stopped_receiver,
+                shared: loop_shared,
+                memory,
+                policy,
+                waiting: VecDeque::new(),
+                running: Vec::new(),
+                metrics: Metrics::default(),
+                deadline: None,
+            };
+            step_loop.run();
         };
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
         // On a worker of a thread pool: parallel operations then start without handing over to another thread. The pool is
         // its own, because the loop occupies the worker while it waits, too.
         let pool = rayon::ThreadPoolBuilder::new().thread_name(|index| format!("engine-{index}")).build();
         let pool = pool.map_err(std::io::Error::other)?;
-        let steps = named("engine").spawn(move || pool.install(|| step_loop.run()))?;
+        let steps = named("engine").spawn(move || pool.install(step_loop))?;
         let texts = named("finisher").spawn(move || finisher::run(&tokenizer, &output_receiver, &stopped))?;
         Ok((Self { threads: vec![steps, texts] }, EngineHandle { commands, shared }))
     }
@@ -137,18 +137,4 @@ impl Engine {
             let _ = thread.join();
         }
     }
-}
-
-/// Seconds that a draft's context takes to take in one of many tokens, here and now.
-fn context_seconds(draft: &Draft) -> f64 {
-    const TOKENS: usize = 64;
-    let once = || {
-        let mut context = draft.new_context(TOKENS);
-        let features_nf = Tensor::zeros([TOKENS, draft.config().feature_width()], &draft.device());
-        let started = Instant::now();
-        draft.extend_context(&mut context, features_nf, &[0; TOKENS]);
-        started.elapsed().as_secs_f64() / TOKENS as f64
-    };
-    // The first time pays for what is done once.
-    once().min(once())
 }

@@ -1,219 +1,192 @@
-//! The step loop: draft, verify, judge, hand out; and between steps, who runs.
+//! One step: a round of all running sequences, with parts of new prompts beside it.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
-use super::config::EngineConfig;
-use super::finisher::{Output, Stopped};
-use super::handle::{Command, Shared, Submission};
-use super::memory::CacheMemory;
-use super::metrics::{Metrics, Phase};
-use super::planner::Planner;
-use super::request::Failure;
+use rayon::prelude::*;
+
+use super::finisher::{Output, Tokens};
+use super::metrics::Phase;
+use super::request::{FinishReason, Logprobs, TokenOutput};
 use super::sequence::Sequence;
-use crate::model::{Draft, Target};
+use super::step_loop::StepLoop;
+use crate::schedule::{Candidate, Policy, prompt_rows};
+use crate::speculate::{Lane, Outcome, Part, Rounds, Verified};
 
-/// Everything that the engine's thread owns.
-pub(super) struct StepLoop {
-    pub target: Target,
-    pub draft: Option<Draft>,
-    pub config: EngineConfig,
-    pub commands: Receiver<Command>,
-    pub outputs: Sender<Output>,
-    pub stopped: Receiver<Stopped>,
-    pub shared: Arc<Shared>,
-    pub memory: CacheMemory,
-    pub planner: Planner,
-    /// In the order of their turn; preempted ones go to the front.
-    pub waiting: VecDeque<Sequence>,
-    /// In the order of admission.
-    pub running: Vec<Sequence>,
-    pub metrics: Metrics,
-    /// See [`EngineConfig::sampling_on_device`].
-    pub sampling_on_device: bool,
-    /// When to fail what is left.
-    pub deadline: Option<Instant>,
+/// Rows of features that may wait for the draft's context while a sequence does not draft: most end before they have as many,
+/// and cost nothing then.
+const FEATURES_WAITING: usize = 4096;
+
+/// What contexts took in that lacked more than a round's features. It says nothing about what drafting costs.
+#[derive(Clone, Copy, Debug, Default)]
+struct CaughtUp {
+    tokens: usize,
+    time: Duration,
 }
 
-impl Drop for StepLoop {
-    /// However the loop ended, a defect included, nothing more is taken.
-    fn drop(&mut self) {
-        self.shared.shutting_down.store(true, Ordering::Release);
-    }
-}
+impl StepLoop<'_> {
+    /// Takes every running sequence one round further, or a part of its prompt.
+    pub(super) fn step(&mut self) {
+        let (rounds, mut clock) = (self.rounds, Instant::now());
+        self.make_room();
+        let candidates: Vec<Candidate> = self.running.iter().map(Sequence::candidate).collect();
+        let stopping = self.policy.step(&candidates);
+        // What is asked here has to be asked before the pass moves the caches on.
+        let decoding = self.running.iter().all(Sequence::is_decoding);
+        let cached: Vec<usize> = self.running.iter().map(Sequence::cached).collect();
+        let pending: Vec<usize> = self.running.iter().map(Sequence::pending).collect();
+        let rows = prompt_rows(pending.into_iter(), self.config.prefill_rows);
+        let mut parts: Vec<Part> = rows.map(|pending| Part { pending, ..Part::default() }).collect();
+        let mut lanes: Vec<Lane<'_>> = self.running.iter_mut().filter_map(Sequence::lane).collect();
+        self.metrics.lap(Phase::Host, &mut clock);
 
-impl StepLoop {
-    /// Until told to shut down, or nobody is left who could submit anything.
-    pub fn run(mut self) {
-        loop {
-            let idle = self.waiting.is_empty() && self.running.is_empty();
-            if idle && self.deadline.is_some() {
-                break;
-            }
-            if idle {
-                self.publish();
-                match self.commands.recv() {
-                    Ok(command) => self.obey(command),
-                    Err(_) => break,
-                }
-            }
-            let started = Instant::now();
-            loop {
-                match self.commands.try_recv() {
-                    Ok(command) => self.obey(command),
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => {
-                        // Whoever still waits for an answer gets it.
-                        self.deadline.get_or_insert_with(|| Instant::now() + Duration::from_secs(3600));
-                        break;
-                    }
-                }
-            }
-            self.remove_the_ended();
-            self.admit();
-            self.metrics.phases[Phase::Host as usize] += started.elapsed();
-            if !self.running.is_empty() {
-                self.step();
-                self.metrics.busy += started.elapsed();
-            }
-            self.publish();
+        let caught_up = catch_up(rounds, &mut lanes, self.policy.drafts());
+        if let Some(stopping) = &stopping {
+            // Nothing is left to draft behind the last token that an answer may get.
+            let drafts = |(lane, drafts): (&Lane<'_>, &bool)| *drafts && lane.remaining() > 1;
+            let which: Vec<bool> = lanes.iter().zip(self.policy.drafts()).map(drafts).collect();
+            let own = lanes.iter_mut().zip(&which).filter(|(_, drafts)| **drafts).map(|(lane, _)| lane);
+            let blocks = rounds.draft(own, stopping);
+            let own = parts.iter_mut().zip(&which).filter(|(_, drafts)| **drafts);
+            own.zip(blocks).for_each(|((part, _), block)| part.block = block);
         }
-        self.shared.shutting_down.store(true, Ordering::Release);
-        while let Ok(command) = self.commands.try_recv() {
-            self.obey(command);
+        let draft_time = self.metrics.lap(Phase::Draft, &mut clock).saturating_sub(caught_up.time);
+        if stopping.is_some() {
+            choose_lengths(&mut self.policy, &lanes, &mut parts);
         }
-        self.fail_all(&Failure::ShutDown);
-        self.publish();
-    }
+        self.metrics.lap(Phase::Host, &mut clock);
 
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::Submit(submission) => self.take(submission),
-            Command::ShutDown(deadline) => {
-                self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+        let verified = rounds.verify(&mut lanes, &parts);
+        self.metrics.batch_tokens = verified.judged_rows();
+        let verify_time = self.metrics.lap(Phase::Verify, &mut clock);
+        let outcomes = rounds.judge(&mut lanes, &parts, &verified);
+        let time = draft_time + verify_time + self.metrics.lap(Phase::Judge, &mut clock);
+        rounds.commit(&mut lanes, &parts, &verified, &outcomes);
+
+        for (part, outcome) in parts.iter().zip(&outcomes) {
+            if let Some(outcome) = outcome {
+                self.policy.judged(part.verified, outcome.verdict.accepted);
             }
         }
+        if stopping.is_some() && decoding {
+            self.policy.caught_up(caught_up.tokens, caught_up.time);
+            self.policy.drafted(outcomes.iter().flatten().map(|own| own.record.committed).sum(), time);
+        } else if decoding {
+            self.policy.decoded_plainly(self.running.len(), time);
+        }
+        self.hand_out(&cached, &parts, outcomes, &verified);
+        self.metrics.steps += 1;
+        self.metrics.lap(Phase::Host, &mut clock);
     }
 
-    fn take(&mut self, submission: Submission) {
-        self.tell(Output::Begin {
-            id: submission.id,
-            events: submission.events.clone(),
-            stop_strings: submission.request.stop_strings.clone(),
-            submitted: submission.at,
-            prompt: submission.request.prompt.len(),
-        });
-        self.waiting.push_back(Sequence::new(submission, self.shared.limits.context_length));
-    }
-
-    /// Sequences that ended on a stop string, whose client left, or whose time is up.
-    fn remove_the_ended(&mut self) {
-        while let Ok(Stopped(id)) = self.stopped.try_recv() {
-            if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {
-                let sequence = self.running.remove(index);
-                self.finish(sequence);
-            } else if let Some(index) = self.waiting.iter().position(|sequence| sequence.id == id) {
-                // It was preempted meanwhile.
-                self.waiting.remove(index);
-                self.metrics.finished += 1;
-            }
-        }
-        let now = Instant::now();
-        if self.deadline.is_some_and(|deadline| now >= deadline) {
-            self.fail_all(&Failure::ShutDown);
-            return;
-        }
-        let timeout = self.config.request_timeout;
-        let too_late =
-            |sequence: &Sequence| timeout.is_some_and(|limit| now.duration_since(sequence.submitted) > limit);
-        let gone = |sequence: &Sequence| sequence.events.is_closed() || too_late(sequence);
-        let running = std::mem::take(&mut self.running);
-        let (ended, running): (Vec<_>, Vec<_>) = running.into_iter().partition(gone);
-        let waiting = std::mem::take(&mut self.waiting);
-        let (left, waiting): (VecDeque<_>, VecDeque<_>) = waiting.into_iter().partition(gone);
-        (self.running, self.waiting) = (running, waiting);
-        for mut sequence in ended.into_iter().chain(left) {
-            if sequence.events.is_closed() {
-                self.metrics.cancelled += 1;
-                self.tell(Output::Forget { id: sequence.id });
+    /// Makes sure that every running sequence can take one more block, or lets it wait again: the latest goes first.
+    fn make_room(&mut self) {
+        let mut index = 0;
+        while index < self.running.len() {
+            let sequence = &mut self.running[index];
+            let (length, limit) = (sequence.ids.len(), sequence.limit);
+            let fits = sequence.cache.as_mut().is_some_and(|cache| self.memory.grow(cache, length, limit));
+            if fits {
+                index += 1;
             } else {
-                self.metrics.failed += 1;
-                let failure = Failure::TimedOut(timeout.unwrap_or_default());
-                self.tell(Output::Fail { id: sequence.id, failure });
+                self.preempt(self.running.len() - 1);
             }
-            self.give_back(&mut sequence);
         }
     }
 
-    fn admit(&mut self) {
-        while self.running.len() < self.config.max_running {
-            let Some(next) = self.waiting.front_mut() else { return };
-            let Some(cache) = self.memory.admit(&next.ids, next.limit, &self.target, self.draft.as_ref()) else {
-                return;
+    /// Counts what was committed and hands it out; sequences that ended leave.
+    fn hand_out(&mut self, cached: &[usize], parts: &[Part], outcomes: Vec<Option<Outcome>>, verified: &Verified) {
+        let drafts = self.policy.drafts().to_vec();
+        let tokens: Vec<Vec<TokenOutput>> = self
+            .running
+            .par_iter()
+            .zip(&outcomes)
+            .enumerate()
+            .map(|(row, (sequence, outcome))| {
+                outcome.as_ref().map_or_else(Vec::new, |outcome| token_outputs(sequence, outcome, row, verified))
+            })
+            .collect();
+        let mut ended = Vec::new();
+        let rows = cached.iter().zip(parts).zip(outcomes).zip(tokens).enumerate();
+        for (index, (((cached, part), outcome), tokens)) in rows {
+            let sequence = &self.running[index];
+            self.metrics.prompt_tokens += sequence.prompt.saturating_sub(*cached).min(part.pending) as u64;
+            let Some(Outcome { record, .. }) = outcome else { continue };
+            self.metrics.new_tokens += tokens.len() as u64;
+            let round = drafts[index];
+            if round {
+                self.metrics.rounds += 1;
+                self.metrics.round_tokens += record.counted as u64;
+                self.metrics.verified_tokens += record.proposed as u64;
+                self.metrics.accepted_tokens += record.accepted as u64;
+            }
+            let stopped = tokens.last().is_some_and(|token| sequence.stop_token_ids.contains(&token.id));
+            let end = match (stopped, sequence.remaining()) {
+                (true, _) => Some((FinishReason::Stop, true)),
+                (false, 0) => Some((FinishReason::Length, false)),
+                (false, _) => None,
             };
-            let Some(mut next) = self.waiting.pop_front() else { return };
-            let found = cache.target.len();
-            if !next.admitted_before {
-                next.cached_prompt = found;
-                next.admitted_before = true;
-                self.metrics.cached_prompt_tokens += found as u64;
-                self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+            if end.is_some() {
+                ended.push(index);
             }
-            next.cache = Some(cache);
-            self.running.push(next);
+            let drafted = part.drafted()[..part.verified.min(record.proposed)].to_vec();
+            let (id, cached_prompt) = (sequence.id, sequence.cached_prompt);
+            self.tell(Output::Tokens(Tokens { id, tokens, drafted, round, cached_prompt, end }));
+        }
+        for index in ended.into_iter().rev() {
+            let sequence = self.running.remove(index);
+            self.finish(sequence);
         }
     }
+}
 
-    /// The latest of the running goes back into the queue; its tokens stay, its cache goes.
-    pub(super) fn preempt(&mut self, index: usize) {
-        let mut sequence = self.running.remove(index);
-        self.give_back(&mut sequence);
-        self.metrics.preempted += 1;
-        self.waiting.push_front(sequence);
-    }
+/// Brings the contexts up to date of lanes that draft, and of those that have many features waiting.
+fn catch_up(rounds: Rounds<'_>, lanes: &mut [Lane<'_>], drafts: &[bool]) -> CaughtUp {
+    let started = Instant::now();
+    let mut contexts = 0;
+    let own = lanes.iter_mut().zip(drafts).filter(|(lane, drafts)| {
+        let waiting = lane.state.waiting.rows();
+        waiting > 0 && (waiting >= FEATURES_WAITING || **drafts)
+    });
+    let tokens = rounds.catch_up(own.map(|(lane, _)| lane).inspect(|_| contexts += 1));
+    let round = rounds.draft_model().map_or(0, |draft| draft.config().block_size + 1);
+    if tokens > contexts * round { CaughtUp { tokens, time: started.elapsed() } } else { CaughtUp::default() }
+}
 
-    /// The cache of a complete answer stays for others.
-    pub(super) fn finish(&mut self, mut sequence: Sequence) {
-        self.metrics.finished += 1;
-        self.planner.answered(sequence.ids.len() - sequence.prompt);
-        let Some(cache) = sequence.cache.take() else { return };
-        self.memory.keep(sequence.ids, cache);
+/// Lets the policy say how much of each block is verified. The token that the target adds counts against the limit too.
+fn choose_lengths(policy: &mut Policy, lanes: &[Lane<'_>], parts: &mut [Part]) {
+    let drafts = policy.drafts().to_vec();
+    let blocks = parts.iter().zip(&drafts).filter(|(_, drafts)| **drafts).map(|(part, _)| &part.block);
+    let lengths = policy.lengths(blocks.map(|block| (&block.confidences[..], block.tokens.len())));
+    let own = parts.iter_mut().zip(lanes).zip(&drafts).filter(|(_, drafts)| **drafts);
+    for (((part, lane), _), length) in own.zip(lengths) {
+        part.verified = (*length).min(lane.remaining() - 1);
     }
+}
 
-    /// Frees what a sequence holds.
-    fn give_back(&mut self, sequence: &mut Sequence) {
-        if !sequence.admitted_before {
-            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
-        }
-        if let Some(cache) = sequence.cache.take() {
-            self.memory.release(cache);
-        }
-    }
+/// Returns the committed tokens of a sequence as its answer has them.
+fn token_outputs(sequence: &Sequence, outcome: &Outcome, row: usize, verified: &Verified) -> Vec<TokenOutput> {
+    let logits = if sequence.logprobs.is_some() { verified.logits(row) } else { Vec::new() };
+    let output = |(index, &id): (usize, &u32)| TokenOutput {
+        id,
+        drafted: index < outcome.record.accepted,
+        logprobs: sequence.logprobs.map(|count| logprobs(logits[index], id, count)),
+    };
+    outcome.tokens.iter().enumerate().map(output).collect()
+}
 
-    fn fail_all(&mut self, failure: &Failure) {
-        let running = std::mem::take(&mut self.running);
-        let waiting = std::mem::take(&mut self.waiting);
-        for mut sequence in running.into_iter().chain(waiting) {
-            self.metrics.failed += 1;
-            self.give_back(&mut sequence);
-            self.tell(Output::Fail { id: sequence.id, failure: failure.clone() });
-        }
+/// Returns the target's own log-probabilities, before temperature and filters: of the chosen token and of the `count` likeliest.
+fn logprobs(logits: &[f32], chosen: u32, count: usize) -> Logprobs {
+    let maximum = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - maximum).exp()).sum();
+    let log_sum = f64::from(maximum) + sum.ln();
+    let of = |token: u32| (f64::from(logits[token as usize]) - log_sum) as f32;
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let better = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let count = count.min(order.len());
+    if count > 0 && count < order.len() {
+        order.select_nth_unstable_by(count - 1, better);
     }
-
-    pub(super) fn tell(&self, output: Output) {
-        // The finisher ends only after this loop.
-        let _ = self.outputs.send(output);
-    }
-
-    fn publish(&mut self) {
-        self.metrics.waiting = self.waiting.len();
-        self.metrics.running = self.running.len();
-        self.metrics.cached_tokens = self.memory.held();
-        self.metrics.cache_capacity = self.memory.capacity();
-        let mut shared = self.shared.metrics.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        shared.clone_from(&self.metrics);
-    }
+    order.truncate(count);
+    order.sort_unstable_by(better);
+    Logprobs { chosen: of(chosen), top: order.into_iter().map(|token| (token, of(token))).collect() }
 }

@@ -75,6 +75,11 @@ impl Draft {
         self
     }
 
+    /// Returns what proposals compute their vocabulary-sized products with: `int8` where there are 8-bit copies.
+    pub fn heads(&self) -> DraftHeads {
+        if self.int8.is_some() { DraftHeads::Int8 } else { DraftHeads::Exact }
+    }
+
     /// [`base_logits`](Self::base_logits) as proposals compute them, `[n, d] -> [n, v]`.
     pub fn proposal_logits(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
         match self.int8.as_ref().and_then(|heads| heads.head_vd.linear(&hidden_nd)) {

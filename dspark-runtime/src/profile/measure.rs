@@ -7,9 +7,9 @@
 use std::collections::BTreeSet;
 
 use super::passes::{Passes, sequences};
-use crate::bench::median;
 use crate::model::{Draft, Target};
 use crate::schedule::{DraftCost, PerRequest, RequestCost, SpsTable, StepCost};
+use crate::statistics::median;
 
 /// The speed must not rise by more than this from one number of tokens to a larger one: then one of the two was disturbed.
 const RISE: f64 = 1.10;
@@ -66,6 +66,8 @@ enum Probe {
     Caches { requests: usize },
     /// So many slots for each of so many sequences.
     Draft { slots: usize, requests: usize },
+    /// A context that catches up.
+    CatchUp,
 }
 
 /// Times of probes.
@@ -82,6 +84,7 @@ impl Times<'_> {
             Probe::Verify { rows } => self.passes.verify(rows, sequences(rows, self.draft)),
             Probe::Caches { requests } => self.passes.verify(requests, requests),
             Probe::Draft { slots, requests } => self.passes.draft(requests, slots),
+            Probe::CatchUp => self.passes.catch_up(),
         }
     }
 
@@ -133,8 +136,9 @@ pub fn measure(
     for &requests in &drafting {
         wanted.extend(slots.iter().map(|&slots| Probe::Draft { slots, requests }));
     }
+    wanted.extend(draft.map(|_| Probe::CatchUp));
 
-    let passes = Passes::new(Some(target), draft, options.context);
+    let passes = Passes::new(target, draft, options.context);
     let mut times = Times { passes, draft, seconds: vec![Vec::new(); wanted.len()], probes: wanted };
     // Brings weights and buffers into place.
     for probe in times.probes.clone() {
@@ -151,7 +155,7 @@ pub fn measure(
                     Probe::Draft { slots: own, requests } if Some(&own) == slots.last() => {
                         observe("draft", requests, seconds);
                     }
-                    Probe::Draft { .. } => {}
+                    Probe::Draft { .. } | Probe::CatchUp => {}
                 }
             }
         }
@@ -204,7 +208,8 @@ fn table(
     let draft_cost = drafting.map(|(requests, slots)| {
         let row =
             |&slots: &usize| requests.iter().map(|&requests| seconds(Probe::Draft { slots, requests })).collect();
-        DraftCost { seconds: slots.iter().map(row).collect(), requests, slots }
+        let context_seconds = seconds(Probe::CatchUp);
+        DraftCost { seconds: slots.iter().map(row).collect(), requests, slots, context_seconds }
     });
     SpsTable::new(
         StepCost::Probes { batch_tokens, steps_per_second, per_request },

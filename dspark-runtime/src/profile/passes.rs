@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
 
-use crate::bench::median;
-use crate::model::{Draft, DraftContext, KvCache, Target, TargetSegment};
-use crate::speculate::{Block, Filters, Randomness, Sampler, SeededUniforms, Stopping, propose_batch};
+use crate::model::{Draft, Target, TargetSegment};
+use crate::schedule::Stopping;
+use crate::speculate::{Lane, Rounds, Sampler, SequenceState};
+use crate::statistics::median;
 
 /// Short passes are repeated until they took this many seconds together (or four times as often as asked for).
 const SHORTEST: f64 = 0.5;
@@ -19,85 +20,122 @@ const ROWS_PER_SEQUENCE: usize = 8;
 
 /// What passes go through.
 pub(super) struct Passes<'a> {
-    target: Option<&'a Target>,
-    draft: Option<&'a Draft>,
+    rounds: Rounds<'a>,
     /// Tokens that each sequence has behind it.
     context: usize,
-    caches: Vec<KvCache>,
-    contexts: Vec<DraftContext>,
+    states: Vec<SequenceState>,
 }
 
 impl<'a> Passes<'a> {
-    pub(super) fn new(target: Option<&'a Target>, draft: Option<&'a Draft>, context: usize) -> Self {
-        Self { target, draft, context, caches: Vec::new(), contexts: Vec::new() }
+    pub(super) fn new(target: &'a Target, draft: Option<&'a Draft>, context: usize) -> Self {
+        Self { rounds: Rounds::new(target, draft), context, states: Vec::new() }
+    }
+
+    /// Returns sequences of `context` tokens, with room for `rows` more each.
+    fn states(&mut self, sequences: usize, rows: usize) -> &mut [SequenceState] {
+        let block = self.rounds.draft_model().map_or(0, |draft| draft.config().block_size + 1);
+        let capacity = self.context + rows.max(ROWS_PER_SEQUENCE).max(block);
+        while self.states.len() < sequences {
+            let mut state = self.rounds.new_state(capacity);
+            state.target.fill_with_zeros(self.context);
+            if let Some(context) = &mut state.context {
+                context.fill_with_zeros(self.context);
+            }
+            self.states.push(state);
+        }
+        &mut self.states[..sequences]
     }
 
     /// Seconds of one pass of `rows` tokens of so many sequences through the target, as even as can be, logits of all of them
-    /// included. There must be a target.
+    /// included.
     pub(super) fn verify(&mut self, rows: usize, sequences: usize) -> f64 {
-        let Some(target) = self.target else { return 0.0 };
-        let capture = self.draft.map_or_else(Vec::new, |draft| draft.config().target_layer_ids.clone());
+        let (target, context) = (self.rounds.target(), self.context);
+        let capture = self.rounds.draft_model().map_or(&[][..], |draft| &draft.config().target_layer_ids);
         let ids: Vec<Vec<u32>> =
             (0..sequences).map(|index| vec![0; rows / sequences + usize::from(index < rows % sequences)]).collect();
-        while self.caches.len() < sequences {
-            let mut cache = target.new_cache(self.context + rows.div_ceil(sequences).max(ROWS_PER_SEQUENCE));
-            cache.fill_with_zeros(self.context);
-            self.caches.push(cache);
-        }
+        let states = self.states(sequences, rows.div_ceil(sequences));
         let started = Instant::now();
-        let mut segments: Vec<TargetSegment<'_>> =
-            ids.iter().zip(&mut self.caches).map(|(ids, cache)| TargetSegment { ids, cache: Some(cache) }).collect();
-        let output = target.forward(&mut segments, &capture);
+        let mut segments: Vec<TargetSegment<'_>> = ids
+            .iter()
+            .zip(states.iter_mut())
+            .map(|(ids, state)| TargetSegment { ids, cache: Some(&mut state.target) })
+            .collect();
+        let output = target.forward(&mut segments, capture);
         // What a step of greedy requests waits for.
         let logits_nv = target.logits(output.last_hidden_nd);
         match *target.device() == Device::flex() {
             true => read_back(logits_nv),
             false => read_back(logits_nv.argmax(1).float()),
         }
-        self.caches.iter_mut().for_each(|cache| cache.truncate(self.context));
+        states.iter_mut().for_each(|state| state.target.truncate(context));
         started.elapsed().as_secs_f64()
     }
 
-    /// Seconds of drafting `slots` tokens for each of so many sequences, and of taking one round's features over. There must be
-    /// a draft.
+    /// Seconds of drafting `slots` tokens for each of so many sequences, and of taking one round's features over; 0 without a draft.
     pub(super) fn draft(&mut self, sequences: usize, slots: usize) -> f64 {
-        let Some(draft) = self.draft else { return 0.0 };
-        let width = draft.config().feature_width();
-        while self.contexts.len() < sequences {
-            let mut own = draft.new_context(self.context + draft.config().block_size + 1);
-            own.fill_with_zeros(self.context);
-            self.contexts.push(own);
-        }
-        let sampler = Sampler::new(0.0, Filters::NONE, Randomness::Stream(Box::new(SeededUniforms::new(0, 0))));
-        let mut samplers = vec![sampler; sequences];
-        let stopping = Stopping { slots, confidence: 0.0, survival: 0.0, temperatures: &[] };
-        let on_device = draft.device() != Device::flex();
-        let features = Tensor::zeros([sequences, width], &draft.device());
-        let started = Instant::now();
-        let contexts = &mut self.contexts[..sequences];
-        let mut extended: Vec<(&mut DraftContext, usize)> = contexts.iter_mut().map(|context| (context, 1)).collect();
-        draft.extend_contexts(&mut extended, features, &vec![0; sequences]);
-        let mut blocks: Vec<Block<'_>> = contexts
+        let (rounds, context) = (self.rounds, self.context);
+        let Some(draft) = rounds.draft_model() else { return 0.0 };
+        let features_nf = Tensor::zeros([1, draft.config().feature_width()], &draft.device());
+        let mut ids = vec![vec![0; context + 2]; sequences];
+        let mut samplers: Vec<Sampler> = (0..sequences).map(|_| Sampler::greedy()).collect();
+        let states = self.states(sequences, 0);
+        states.iter_mut().for_each(|state| state.waiting.push(&features_nf, 0..1));
+        let mut lanes: Vec<Lane<'_>> = states
             .iter_mut()
+            .zip(&mut ids)
             .zip(&mut samplers)
-            .map(|(context, sampler)| Block { context, anchor: 0, sampler, on_device })
+            .map(|((state, ids), sampler)| lane(ids, sampler, state))
             .collect();
-        propose_batch(draft, &mut blocks, &stopping);
-        contexts.iter_mut().for_each(|own| own.truncate(self.context));
-        started.elapsed().as_secs_f64()
+        let started = Instant::now();
+        rounds.catch_up(&mut lanes);
+        rounds.draft(&mut lanes, &Stopping::after(slots));
+        let seconds = started.elapsed().as_secs_f64();
+        states.iter_mut().filter_map(|state| state.context.as_mut()).for_each(|own| own.truncate(context));
+        seconds
     }
+}
+
+/// Tokens that a context catches up with in a probe.
+const CAUGHT_UP: usize = 64;
+
+impl Passes<'_> {
+    /// Seconds per token that a context takes to catch up with many; 0 without a draft.
+    pub(super) fn catch_up(&mut self) -> f64 {
+        let rounds = self.rounds;
+        let Some(draft) = rounds.draft_model() else { return 0.0 };
+        let features_nf = Tensor::zeros([CAUGHT_UP, draft.config().feature_width()], &draft.device());
+        let (mut ids, mut sampler) = (vec![0; CAUGHT_UP + 1], Sampler::greedy());
+        let mut state = rounds.new_state(CAUGHT_UP);
+        state.waiting.push(&features_nf, 0..CAUGHT_UP);
+        let mut lanes = [lane(&mut ids, &mut sampler, &mut state)];
+        let started = Instant::now();
+        rounds.catch_up(&mut lanes);
+        started.elapsed().as_secs_f64() / CAUGHT_UP as f64
+    }
+}
+
+/// A sequence of which nothing but the draft's part matters.
+fn lane<'a>(ids: &'a mut Vec<u32>, sampler: &'a mut Sampler, state: &'a mut SequenceState) -> Lane<'a> {
+    Lane { ids, limit: usize::MAX, stop_token_ids: &[], sampler, state, keep_logits: false }
 }
 
 /// Seconds of one pass of `rows` tokens through the target, logits of all of them included: the median. The tokens belong
 /// to as few sequences as blocks of the draft allow.
 pub fn verify_seconds(target: &Target, draft: Option<&Draft>, rows: usize, context: usize, repeats: usize) -> f64 {
-    let mut passes = Passes::new(Some(target), draft, context);
+    let mut passes = Passes::new(target, draft, context);
     timed(repeats, || passes.verify(rows, sequences(rows, draft)))
 }
 
 /// Seconds of drafting `slots` tokens for each of so many sequences, and of taking one round's features over: the median.
-pub fn draft_seconds(draft: &Draft, sequences: usize, slots: usize, context: usize, repeats: usize) -> f64 {
-    let mut passes = Passes::new(None, Some(draft), context);
+pub fn draft_seconds(
+    target: &Target,
+    draft: &Draft,
+    sequences: usize,
+    slots: usize,
+    context: usize,
+    repeats: usize,
+) -> f64 {
+    let mut passes = Passes::new(target, Some(draft), context);
     timed(repeats, || passes.draft(sequences, slots))
 }
 

@@ -66,6 +66,8 @@ pub struct DraftCost {
     pub slots: Vec<usize>,
     /// For each number of slots, seconds by requests, at least 0.
     pub seconds: Vec<Vec<f64>>,
+    /// Seconds that a context takes to take in a token when it catches up with many; 0 when that was not measured.
+    pub context_seconds: f64,
 }
 
 impl StepCost {
@@ -140,7 +142,11 @@ impl DraftCost {
                 format!("{rows} lists, one per entry of `draft_slots`, of {columns} numbers of at least 0");
             return Err(fields.wrong("draft_seconds", expected));
         }
-        Ok(Some(Self { requests, slots, seconds }))
+        let context_seconds = fields.optional_float("draft_context_seconds")?.unwrap_or(0.0);
+        if !(context_seconds >= 0.0 && context_seconds.is_finite()) {
+            return Err(fields.wrong("draft_context_seconds", "a number of at least 0"));
+        }
+        Ok(Some(Self { requests, slots, seconds, context_seconds }))
     }
 }
 

@@ -100,6 +100,12 @@ impl SpsTable {
         Self { identity: Some(identity), ..self }
     }
 
+    /// The same table, meant for batches of so many tokens.
+    #[must_use]
+    pub fn for_batches_of(self, max_batch_tokens: usize) -> Self {
+        Self { max_batch_tokens, ..self }
+    }
+
     /// Reads a table, in probes or in parts. Fields that are not known here are left alone.
     ///
     /// # Errors
@@ -197,6 +203,11 @@ impl SpsTable {
             Some(draft) if requests > 0 && slots > 0 => draft.at(requests, slots),
             _ => 0.0,
         }
+    }
+
+    /// Seconds that a draft's context takes to take in a token when it catches up with many; 0 when that was not measured.
+    pub fn context_seconds(&self) -> f64 {
+        self.draft.as_ref().map_or(0.0, |draft| draft.context_seconds)
     }
 
     /// Seconds of a step of so many requests that decode plainly.
@@ -300,6 +311,7 @@ impl SpsTable {
             add("draft_requests", json!(draft.requests));
             add("draft_slots", json!(draft.slots));
             add("draft_seconds", json!(draft.seconds));
+            add("draft_context_seconds", json!(draft.context_seconds));
         }
         if let Some(identity) = &self.identity {
             let fields: Map<String, Value> =

@@ -128,7 +128,8 @@ impl StsTable {
     }
 }
 
-fn sigmoid(x: f64) -> f64 {
+/// `1 / (1 + exp(-x))`
+pub fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 

@@ -102,22 +102,21 @@ impl Generation {
 
     /// Tokens of all choices; a prompt counts once however many choices it has.
     pub fn usage(&self) -> Value {
-        let sum = |count: fn(&Usage) -> usize| self.usage.iter().map(count).sum::<usize>();
+        let mut all = Usage::default();
+        self.usage.iter().for_each(|usage| all += *usage);
         let once = |count: fn(&Usage) -> usize| self.usage.iter().step_by(self.choices).map(count).sum::<usize>();
-        let (prompt, new) = (once(|usage| usage.prompt_tokens), sum(|usage| usage.new_tokens));
-        let (rounds, accepted) = (sum(|usage| usage.rounds), sum(|usage| usage.accepted_tokens));
-        let verified = sum(|usage| usage.verified_tokens);
+        let prompt = once(|usage| usage.prompt_tokens);
         json!({
             "prompt_tokens": prompt,
-            "completion_tokens": new,
-            "total_tokens": prompt + new,
+            "completion_tokens": all.new_tokens,
+            "total_tokens": prompt + all.new_tokens,
             "prompt_tokens_details": {"cached_tokens": once(|usage| usage.cached_prompt_tokens)},
             "completion_tokens_details": {
-                "accepted_prediction_tokens": accepted,
-                "rejected_prediction_tokens": verified - accepted,
-                // Ours: a round commits what it accepted and one token of the target's own.
-                "draft_rounds": rounds,
-                "accepted_length": (rounds > 0).then(|| 1.0 + accepted as f64 / rounds as f64),
+                "accepted_prediction_tokens": all.accepted_tokens,
+                "rejected_prediction_tokens": all.verified_tokens - all.accepted_tokens,
+                // Ours.
+                "draft_rounds": all.rounds,
+                "accepted_length": all.accepted_length(),
             },
         })
     }

@@ -1,26 +1,28 @@
-//! Decoding one sequence, with a draft or without.
-//!
-//! Legend: `n` rows (tokens of a pass), `f` width of the target's features, `v` vocabulary.
+//! Decoding one sequence, with a draft or without: rounds of a single lane, each of which drafts a whole block.
 
 use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
 
+use super::block::{Block, DraftObserver};
 use super::distribution::Distribution;
-use super::proposal::{Proposal, host, propose};
-use super::round::{RoundRecord, Verdict, judge};
-use super::uniforms::Uniforms;
-use crate::model::{Draft, KvCache, LayerId, Target, TargetSegment};
+use super::lane::Lane;
+use super::round::{RoundRecord, Verdict, accepted_length};
+use super::rounds::{Part, Rounds};
+use super::sampler::Sampler;
+use crate::model::{Draft, Target};
+use crate::schedule::Stopping;
 
 /// Tokens of a prompt that go through the target together.
 const PREFILL_ROWS: usize = 512;
 
-/// How to decode.
+/// Tokens of an answer that the cache has room for from the start.
+const ROOM: usize = 1024;
+
+/// When to stop, and how much of a block to verify.
 #[derive(Clone, Debug)]
 pub struct GenerationOptions {
-    /// 0 is greedy.
-    pub temperature: f64,
-    /// Limit of new tokens; the context length of the target is a limit too.
+    /// Maximum number of new tokens; the context length of the target is a limit too.
     pub max_new_tokens: usize,
     /// Tokens that end the answer; they are part of it.
     pub stop_token_ids: Vec<u32>,
@@ -44,22 +46,25 @@ pub struct Generation {
 impl Generation {
     /// Tokens that rounds committed, per round; `None` without rounds.
     pub fn accepted_length(&self) -> Option<f64> {
-        let counted: usize = self.rounds.iter().map(|round| round.counted).sum();
-        (!self.rounds.is_empty()).then(|| counted as f64 / self.rounds.len() as f64)
+        accepted_length(self.rounds.iter().map(|round| round.counted as u64).sum(), self.rounds.len() as u64)
     }
 }
 
-/// Everything about one round, for traces and tests.
+/// The numbers of one round, for traces and tests.
 #[derive(Debug)]
 pub struct RoundDetail<'a> {
     /// The committed token that the block started from.
     pub anchor: u32,
     /// The whole drafted block.
-    pub proposal: &'a Proposal,
+    pub block: &'a Block,
+    /// The logits that its tokens were sampled from, per slot.
+    pub draft_logits: &'a [Vec<f32>],
+    /// Hidden states of its slots, `[n, d]`: after the final norm (DSpark), before it (Eagle3).
+    pub hidden_nd: &'a Tensor<2>,
     /// How many of its tokens were verified.
     pub verified: usize,
     /// The target's logits after the anchor and each verified token.
-    pub target_logits: &'a [Vec<f32>],
+    pub target_logits: Vec<&'a [f32]>,
     /// What the acceptance test divided.
     pub target_distributions: &'a [Distribution],
     /// The outcome of the acceptance test.
@@ -68,137 +73,125 @@ pub struct RoundDetail<'a> {
     pub record: RoundRecord,
 }
 
-/// A target, and the draft that speaks ahead of it.
+/// Keeps what a draft shows of one block.
+#[derive(Default)]
+struct Seen {
+    logits: Vec<Vec<f32>>,
+    hidden: Option<Tensor<2>>,
+}
+
+impl DraftObserver for Seen {
+    fn logits(&mut self, _lane: usize, logits: &[f32]) {
+        self.logits.push(logits.to_vec());
+    }
+
+    fn hidden(&mut self, hidden_nd: Tensor<2>) {
+        self.hidden = Some(hidden_nd);
+    }
+}
+
+/// Decodes one sequence after the other.
 #[derive(Debug, Clone, Copy)]
 pub struct Decoder<'a> {
-    target: &'a Target,
-    draft: Option<&'a Draft>,
+    rounds: Rounds<'a>,
 }
 
 impl<'a> Decoder<'a> {
     /// Decodes with the target alone when there is no draft.
     pub fn new(target: &'a Target, draft: Option<&'a Draft>) -> Self {
-        Self { target, draft }
+        Self { rounds: Rounds::new(target, draft) }
     }
 
     /// Answers a prompt of at least one token, all below the vocabulary size.
-    pub fn generate(&self, prompt: &[u32], options: &GenerationOptions, uniforms: &mut dyn Uniforms) -> Generation {
-        self.generate_observed(prompt, options, uniforms, |_| ())
+    pub fn generate(&self, prompt: &[u32], options: &GenerationOptions, sampler: &mut Sampler) -> Generation {
+        self.run(prompt, options, sampler, None)
     }
 
-    /// The same, handing every round to `observe`.
+    /// Answers as [`generate`](Self::generate) does, and hands every round to `observe`.
     pub fn generate_observed(
         &self,
         prompt: &[u32],
         options: &GenerationOptions,
-        uniforms: &mut dyn Uniforms,
+        sampler: &mut Sampler,
         mut observe: impl FnMut(RoundDetail<'_>),
     ) -> Generation {
-        let started = Instant::now();
-        let left = self.target.config().max_position_embeddings.saturating_sub(prompt.len());
-        let limit = options.max_new_tokens.min(left);
-        let capture = self.draft.map_or(&[][..], |draft| &draft.config().target_layer_ids);
+        self.run(prompt, options, sampler, Some(&mut observe))
+    }
+
+    fn run(
+        &self,
+        prompt: &[u32],
+        options: &GenerationOptions,
+        sampler: &mut Sampler,
+        mut observe: Option<&mut dyn FnMut(RoundDetail<'_>)>,
+    ) -> Generation {
+        let (rounds, mut started) = (self.rounds, Instant::now());
         let mut generation = Generation::default();
-        if limit == 0 || prompt.is_empty() {
+        let context = rounds.target().config().max_position_embeddings;
+        let limit = context.min(prompt.len().saturating_add(options.max_new_tokens));
+        if prompt.is_empty() || limit <= prompt.len() {
             return generation;
         }
-        let block = self.draft.map_or(0, |draft| draft.config().block_size);
-        let room = prompt.len() + limit.min(1024) + block + 1;
-        let mut cache = self.target.new_cache(room);
-        let (features_nf, logits) = self.prefill(prompt, &mut cache, capture);
-        let mut anchor = sample(&logits, options.temperature, uniforms.next());
-        generation.ids.push(anchor);
-        generation.prefill = started.elapsed();
-        let started = Instant::now();
-        match (self.draft, features_nf) {
-            (Some(draft), Some(mut features_nf)) => {
-                let mut context = draft.new_context(room);
-                // The tokens that follow those of the features.
-                let mut following: Vec<u32> = prompt[1..].iter().copied().chain([anchor]).collect();
-                while generation.ids.len() < limit && !options.stop_token_ids.contains(&anchor) {
-                    draft.extend_context(&mut context, features_nf, &following);
-                    let (temperature, stop) = (options.temperature, &options.stop_token_ids);
-                    let proposal = propose(draft, &mut context, anchor, temperature, stop, uniforms);
-                    let verified = proposal.confident_prefix(options.confidence_threshold);
-                    let drafted = &proposal.tokens[..verified];
-                    let past = cache.len();
-                    let ids: Vec<u32> = std::iter::once(anchor).chain(drafted.iter().copied()).collect();
-                    let (new_features, logits) = self.pass(&ids, &mut cache, capture, ids.len());
-                    let target: Vec<Distribution> =
-                        logits.iter().map(|row| Distribution::from_logits(row, options.temperature)).collect();
-                    let verdict = judge(drafted, &proposal.distributions, &target, uniforms);
-                    let remaining = limit - generation.ids.len();
-                    let (record, tokens) = RoundRecord::close(drafted, &verdict, &options.stop_token_ids, remaining);
-                    observe(RoundDetail {
-                        anchor,
-                        proposal: &proposal,
-                        verified,
-                        target_logits: &logits,
-                        target_distributions: &target,
-                        verdict: &verdict,
-                        record,
-                    });
-                    // What was rejected leaves the cache; the next token is the new anchor and not in it yet.
-                    cache.truncate(past + 1 + verdict.accepted);
-                    features_nf = match new_features {
-                        Some(features_nf) => features_nf.narrow(0, 0, 1 + verdict.accepted),
-                        None => break,
-                    };
-                    following = drafted[..verdict.accepted].iter().copied().chain([verdict.next]).collect();
-                    generation.ids.extend(tokens);
-                    generation.rounds.push(record);
-                    anchor = verdict.next;
-                    if record.stopped {
-                        break;
-                    }
-                }
+        let block_size = rounds.draft_model().map_or(0, |draft| draft.config().block_size);
+        let room = limit.min(prompt.len() + ROOM) + block_size + 1;
+        let mut state = rounds.new_state(room);
+        let mut ids = prompt.to_vec();
+        // What a device draws is not repeatable: only the likeliest tokens are taken there.
+        let keep_logits = observe.is_some() || !sampler.is_greedy();
+        loop {
+            let mut lanes = [Lane {
+                ids: &mut ids,
+                limit,
+                stop_token_ids: &options.stop_token_ids,
+                sampler: &mut *sampler,
+                state: &mut state,
+                keep_logits,
+            }];
+            let anchor = lanes[0].ids.last().copied().unwrap_or_default();
+            let drafts = rounds.draft_model().is_some() && !generation.ids.is_empty();
+            let mut part = Part { pending: lanes[0].pending().min(PREFILL_ROWS), ..Part::default() };
+            let mut seen = Seen::default();
+            if drafts {
+                rounds.catch_up(&mut lanes);
+                let mut blocks = match observe {
+                    Some(_) => rounds.draft_observed(&mut lanes, &Stopping::NEVER, &mut seen),
+                    None => rounds.draft(&mut lanes, &Stopping::NEVER),
+                };
+                part.block = blocks.pop().unwrap_or_default();
+                part.verified = part.block.confident_prefix(options.confidence_threshold);
             }
-            _ => {
-                while generation.ids.len() < limit && !options.stop_token_ids.contains(&anchor) {
-                    let (_, logits) = self.pass(&[anchor], &mut cache, &[], 1);
-                    anchor = sample(&logits, options.temperature, uniforms.next());
-                    generation.ids.push(anchor);
-                }
+            let parts = [part];
+            let verified = rounds.verify(&mut lanes, &parts);
+            let outcomes = rounds.judge(&mut lanes, &parts, &verified);
+            rounds.commit(&mut lanes, &parts, &verified, &outcomes);
+            let [Some(outcome)] = &outcomes[..] else { continue };
+            if generation.ids.is_empty() {
+                generation.prefill = started.elapsed();
+                started = Instant::now();
+            }
+            generation.ids.extend(&outcome.tokens);
+            if drafts {
+                generation.rounds.push(outcome.record);
+            }
+            if let (Some(observe), Some(hidden_nd)) = (&mut observe, &seen.hidden) {
+                let [part] = &parts;
+                observe(RoundDetail {
+                    anchor,
+                    block: &part.block,
+                    draft_logits: &seen.logits,
+                    hidden_nd,
+                    verified: part.verified,
+                    target_logits: verified.logits(0),
+                    target_distributions: &outcome.target,
+                    verdict: &outcome.verdict,
+                    record: outcome.record,
+                });
+            }
+            if outcome.record.stopped || generation.ids.len() >= limit - prompt.len() {
+                break;
             }
         }
         generation.decode = started.elapsed();
         generation
     }
-
-    /// The prompt, a part at a time, so that memory for attention scores does not grow with its square.
-    fn prefill(
-        &self,
-        prompt: &[u32],
-        cache: &mut KvCache,
-        capture: &[LayerId],
-    ) -> (Option<Tensor<2>>, Vec<Vec<f32>>) {
-        let mut features = Vec::new();
-        let mut logits = Vec::new();
-        for part in prompt.chunks(PREFILL_ROWS) {
-            let (features_nf, last) = self.pass(part, cache, capture, 1);
-            features.extend(features_nf);
-            logits = last;
-        }
-        let features_nf = (!features.is_empty()).then(|| Tensor::cat(features, 0));
-        (features_nf, logits)
-    }
-
-    /// One pass of the target: features of all rows, logits of the last `rows`.
-    fn pass(
-        &self,
-        ids: &[u32],
-        cache: &mut KvCache,
-        capture: &[LayerId],
-        rows: usize,
-    ) -> (Option<Tensor<2>>, Vec<Vec<f32>>) {
-        let output = self.target.forward(&mut [TargetSegment { ids, cache: Some(cache) }], capture);
-        let last_hidden = output.last_hidden_nd.narrow(0, ids.len() - rows, rows);
-        let logits_nv = self.target.logits(last_hidden);
-        let [_, v] = logits_nv.dims();
-        (output.features_nf, host(logits_nv).chunks(v).map(<[f32]>::to_vec).collect())
-    }
-}
-
-fn sample(logits: &[Vec<f32>], temperature: f64, u: f64) -> u32 {
-    logits.last().map_or(0, |last| Distribution::from_logits(last, temperature).sample(u))
 }

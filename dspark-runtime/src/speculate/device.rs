@@ -89,7 +89,7 @@ pub struct JudgedRow {
 
 /// What the device makes of rows, still there.
 #[derive(Clone, Debug)]
-pub struct Judged {
+pub struct JudgedRows {
     /// The token to go on with if the sequence's round ends at the row, `[r]`.
     pub next_r: Tensor<1, Int>,
     /// What the drafted tokens had in the target's distributions and in the draft's, `[2, r]`.
@@ -103,13 +103,13 @@ pub fn judge_rows(
     rows: &[JudgedRow],
     proposals_nu: Option<Tensor<2>>,
     vocabulary: Option<&DraftVocabulary>,
-) -> Judged {
+) -> JudgedRows {
     let [r, v] = logits_rv.dims();
     let device = logits_rv.device();
     let temperatures: Vec<f64> = rows.iter().map(|row| row.temperature).collect();
     let target_rv = softmax(logits_rv.cast(DType::F32) * inverse(&temperatures, &device), 1);
     let Some(proposals_nu) = proposals_nu.filter(|_| rows.iter().any(|row| row.drafted.is_some())) else {
-        return Judged { next_r: race(target_rv), probabilities_2r: Tensor::zeros([2, r], &device) };
+        return JudgedRows { next_r: race(target_rv), probabilities_2r: Tensor::zeros([2, r], &device) };
     };
     let [n, u] = proposals_nu.dims();
     // A row of zeros for places that nothing was drafted for: their residual is the target's distribution.
@@ -133,7 +133,7 @@ pub fn judge_rows(
     let residual_rv = (target_rv.clone() - draft_rv).clamp_min(0.0);
     let nothing_r1 = residual_rv.clone().sum_dim(1).lower_equal_scalar(NO_RESIDUAL);
     let residual_rv = residual_rv.mask_where(nothing_r1.expand([r, v]), target_rv);
-    Judged { next_r: race(residual_rv), probabilities_2r }
+    JudgedRows { next_r: race(residual_rv), probabilities_2r }
 }
 
 /// One token per row of weights that need not sum to one, `[r, v] -> [r]`: the winner of the race.
@@ -229,7 +229,8 @@ mod tests {
             .collect();
         let two_rows = Tensor::stack::<3>(vec![rows(&TARGET, ROUNDS, device), rows(&BEHIND, ROUNDS, device)], 1);
         let logits = two_rows.reshape([2 * ROUNDS, 6]);
-        let Judged { next_r, probabilities_2r } = judge_rows(logits.clone(), &judged, Some(proposals), vocabulary);
+        let JudgedRows { next_r, probabilities_2r } =
+            judge_rows(logits.clone(), &judged, Some(proposals), vocabulary);
         let next_r = if residual { next_r } else { judge_rows(logits, &judged, None, vocabulary).next_r };
         let next: Vec<u32> = next_r.try_into_vec_as().unwrap();
         let shares: Vec<f32> = probabilities_2r.try_into_vec_as().unwrap();

@@ -64,6 +64,12 @@ impl JudgedShares<'_> {
     }
 }
 
+/// The accepted length (tau): tokens that rounds committed within the limit of new tokens, per round; `None` without rounds.
+/// The module's documentation defines what counts. Every report of the project computes it here.
+pub fn accepted_length(committed_tokens: u64, rounds: u64) -> Option<f64> {
+    (rounds > 0).then(|| committed_tokens as f64 / rounds as f64)
+}
+
 /// One round as it is counted. See the module's documentation for the definition of the accepted length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoundRecord {
@@ -151,6 +157,7 @@ mod tests {
         assert_eq!(round, RoundRecord { proposed: 0, accepted: 0, committed: 1, counted: 1, stopped: false });
     }
 
+    #[derive(Debug)]
     struct Fixed(Vec<f64>);
 
     impl Uniforms for Fixed {

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use rand::Rng;
+
 use super::coupling::{PositionNoise, judge_coupled};
 use super::distribution::{Distribution, is_greedy};
 use super::filters::Filters;
@@ -9,16 +11,31 @@ use super::round::{JudgedShares, Verdict, judge};
 use super::uniforms::{SeededUniforms, Uniforms};
 
 /// Where the randomness of a sequence comes from.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Randomness {
     /// Noise keyed by seed and position: the text does not depend on the draft ([`judge_coupled`]).
     Coupled(u64),
     /// A stream of numbers: rejection sampling, which accepts more ([`judge`]).
-    Stream(Box<SeededUniforms>),
+    Stream(Box<dyn Uniforms + Send + Sync>),
+}
+
+impl Randomness {
+    /// What a request's seed means: coupled noise with a seed, rejection sampling from a stream of its own without.
+    pub fn of_request(seed: Option<u64>) -> Self {
+        match seed {
+            Some(seed) => Self::Coupled(seed),
+            None => Self::stream(SeededUniforms::new(rand::rng().next_u64(), 0)),
+        }
+    }
+
+    /// Rejection sampling from these numbers.
+    pub fn stream(uniforms: impl Uniforms + Send + Sync + 'static) -> Self {
+        Self::Stream(Box::new(uniforms))
+    }
 }
 
 /// Settings and randomness of one sequence.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Sampler {
     temperature: f64,
     filters: Filters,
@@ -28,6 +45,16 @@ pub struct Sampler {
 }
 
 impl Sampler {
+    /// Takes the likeliest token everywhere.
+    pub fn greedy() -> Self {
+        Self::new(0.0, Filters::NONE, Randomness::Coupled(0))
+    }
+
+    /// Rejection sampling without filters, from a stream of its own that the next run repeats.
+    pub fn repeatable(temperature: f64, seed: u64, stream: u64) -> Self {
+        Self::new(temperature, Filters::NONE, Randomness::stream(SeededUniforms::new(seed, stream)))
+    }
+
     /// Temperature 0 is greedy and needs no randomness.
     pub fn new(temperature: f64, filters: Filters, randomness: Randomness) -> Self {
         Self { temperature, filters, randomness, noise: VecDeque::new() }

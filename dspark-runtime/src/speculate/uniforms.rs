@@ -1,5 +1,7 @@
 //! Where random numbers come from, so that a recorded decoding run can be replayed.
 
+use std::fmt;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -9,7 +11,7 @@ use super::distribution::Distribution;
 ///
 /// Decoding draws in a fixed order: the first token; then per round the draft tokens left to right, one number for the
 /// acceptance of each verified token, and one for the next token (drawn even when an accepted stop token ends the round).
-pub trait Uniforms {
+pub trait Uniforms: fmt::Debug {
     /// The next number.
     fn next(&mut self) -> f64;
 

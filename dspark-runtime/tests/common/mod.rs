@@ -8,7 +8,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use dspark_runtime::checkpoint::JsonFields;
 use dspark_runtime::model::{
-    Draft, DraftConfig, DraftShape, Eagle3Shape, LayerId, MarkovHeadType, Target, TargetConfig,
+    Draft, DraftConfig, DraftShape, Eagle3Shape, LayerId, MarkovHeadType, Target, TargetConfig, TargetSegment,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -85,6 +85,19 @@ pub fn eagle3_draft(target: &Target, ttt_length: usize) -> Draft {
     let draft = Draft::new(DraftConfig::eagle3(target.config(), &shape).unwrap(), target, 0);
     let parameters = fill(draft.parameters.clone(), 99, 0.4);
     draft.with_parameters(parameters)
+}
+
+/// The target's greedy answer, every token by a pass over all tokens before it: no cache, no rounds.
+pub fn greedy(target: &Target, prompt: &[u32], max_new_tokens: usize) -> Vec<u32> {
+    let mut ids = prompt.to_vec();
+    for _ in 0..max_new_tokens {
+        let output = target.forward(&mut [TargetSegment { ids: &ids, cache: None }], &[]);
+        let last = output.last_hidden_nd.narrow(0, ids.len() - 1, 1);
+        let logits: Vec<f32> = target.logits(last).try_into_vec_as().unwrap();
+        let best = (0..logits.len()).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+        ids.push(best as u32);
+    }
+    ids.split_off(prompt.len())
 }
 
 /// How often each run of tokens was seen.

@@ -13,8 +13,9 @@ use serde_json::{Map, Value, json};
 use self::painter::Painter;
 use self::status::{Counts, StatusLine};
 use super::engine::{EngineArguments, Running};
-use super::output::{count, temperature, template_arguments};
-use crate::engine::{Answer, Event, Request, Sampling};
+use super::output::{count, template_arguments};
+use super::sampling::SamplingArguments;
+use crate::engine::{Answer, Event, Request};
 use crate::text::ChatTemplate;
 
 const HELP: &str = "/reset forgets the conversation, /quit ends it; Ctrl-C stops an answer";
@@ -30,15 +31,8 @@ pub struct Arguments {
     /// A variable of the chat template, `enable_thinking=false`; may be given several times
     #[arg(long = "template-argument", value_name = "NAME=VALUE")]
     template_arguments: Vec<String>,
-    /// Sampling temperature; 0 is greedy
-    #[arg(long, default_value_t = 0.0, value_parser = temperature)]
-    temperature: f64,
-    /// Sample from the most likely tokens up to this share of the probability
-    #[arg(long, default_value_t = 1.0)]
-    top_p: f64,
-    /// Seed of sampling: the same conversation again
-    #[arg(long)]
-    seed: Option<u64>,
+    #[command(flatten)]
+    sampling: SamplingArguments,
     /// Token limit of each answer
     #[arg(long, default_value_t = 1024, value_parser = count)]
     max_new_tokens: usize,
@@ -162,12 +156,7 @@ impl Conversation<'_> {
         let request = Request {
             prompt: tokenizer.encode(&rendered, false)?,
             max_new_tokens: arguments.max_new_tokens,
-            sampling: Sampling {
-                temperature: arguments.temperature,
-                top_p: arguments.top_p,
-                seed: arguments.seed,
-                ..Sampling::default()
-            },
+            sampling: arguments.sampling.sampling(),
             stop_token_ids: tokenizer.stop_token_ids().to_vec(),
             stop_strings: Vec::new(),
             logprobs: None,

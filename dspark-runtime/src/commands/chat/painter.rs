@@ -87,7 +87,7 @@ mod tests {
         let output = |id: &TokenId, drafted| TokenOutput { id: *id, drafted, logprobs: None };
         let tokens =
             drafted[..kept].iter().map(|id| output(id, true)).chain(own[..1].iter().map(|id| output(id, false)));
-        Delta { text: String::new(), tokens: tokens.collect(), drafted }
+        Delta { tokens: tokens.collect(), round: !drafted.is_empty(), drafted, ..Delta::default() }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use terminal_size::{Height, Width, terminal_size};
 
 use crate::engine::Delta;
+use crate::speculate::accepted_length;
 
 /// Lines that a terminal must have for one of them to be spared.
 const LEAST_LINES: u16 = 4;
@@ -13,26 +14,26 @@ const LEAST_LINES: u16 = 4;
 /// Counts of the chat and of its current answer.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
-    chat: Rounds,
-    answer: Rounds,
+    chat: RoundCounts,
+    answer: RoundCounts,
     tokens: usize,
     first_token: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Rounds {
-    rounds: usize,
-    tokens: usize,
+struct RoundCounts {
+    rounds: u64,
+    tokens: u64,
 }
 
-impl Rounds {
+impl RoundCounts {
     fn add(&mut self, tokens: usize) {
         self.rounds += 1;
-        self.tokens += tokens;
+        self.tokens += tokens as u64;
     }
 
     fn accepted_length(self) -> Option<f64> {
-        (self.rounds > 0).then(|| self.tokens as f64 / self.rounds as f64)
+        accepted_length(self.tokens, self.rounds)
     }
 }
 
@@ -48,7 +49,7 @@ impl Counts {
             self.first_token = Some(Instant::now());
         }
         self.tokens += delta.tokens.len();
-        if !delta.drafted.is_empty() {
+        if delta.round {
             self.chat.add(delta.tokens.len());
             self.answer.add(delta.tokens.len());
         }
@@ -127,7 +128,7 @@ mod tests {
 
     fn step(tokens: usize, drafted: usize) -> Delta {
         let token = TokenOutput { id: 5, drafted: false, logprobs: None };
-        Delta { text: String::new(), tokens: vec![token; tokens], drafted: vec![5; drafted] }
+        Delta { tokens: vec![token; tokens], drafted: vec![5; drafted], round: drafted > 0, ..Delta::default() }
     }
 
     #[test]

@@ -37,20 +37,20 @@ fn models() -> (Target, Draft) {
 /// Forty tokens: the context holds the first 20, the features of the others wait; those of token `i` are all `i`.
 fn finished(memory: &mut CacheMemory, (target, draft): &(Target, Draft)) -> (Vec<u32>, SequenceCache) {
     let ids: Vec<u32> = (0..40).map(|i| i % 7).collect();
-    let mut cache = memory.admit(&ids, 1000, target, Some(draft)).unwrap();
-    cache.target.fill_with_zeros(40);
-    cache.context.as_mut().unwrap().fill_with_zeros(20);
+    let mut cache = memory.admit(&ids, 1000, Rounds::new(target, Some(draft))).unwrap();
+    cache.state.target.fill_with_zeros(40);
+    cache.state.context.as_mut().unwrap().fill_with_zeros(20);
     for part in [20..23, 23..40] {
         let rows: Vec<f32> = part.clone().flat_map(|i| [i as f32; 8]).collect();
         let rows = Tensor::<1>::from_floats(rows.as_slice(), &Device::flex()).reshape([part.len(), 8]);
-        cache.waiting.push(&rows, 0..part.len());
+        cache.state.waiting.push(&rows, 0..part.len());
     }
     (ids, cache)
 }
 
 fn waiting(cache: &SequenceCache) -> Vec<f32> {
     let rows = |part: Tensor<2>| part.narrow(1, 0, 1).try_into_vec_as::<f32>().unwrap();
-    cache.waiting.clone().take().into_iter().flat_map(rows).collect()
+    cache.state.waiting.clone().take().into_iter().flat_map(rows).collect()
 }
 
 #[test]
@@ -63,10 +63,10 @@ fn features_that_wait_go_on_with_the_tokens_that_they_are_of() {
         memory.keep(ids.clone(), cache);
         let next: Vec<u32> = ids[..same].iter().copied().chain((same..45).map(|_| 7)).take(same.max(41)).collect();
         let next = if same == 40 { &next[..40] } else { &next[..] };
-        let cache = memory.admit(next, 1000, &models.0, Some(&models.1)).unwrap();
+        let cache = memory.admit(next, 1000, Rounds::new(&models.0, Some(&models.1))).unwrap();
         let expected: Vec<f32> = expected.map(|i| i as f32).collect();
         assert_eq!(waiting(&cache), expected, "{same} tokens alike");
-        assert_eq!(cache.target.len(), cache.context.as_ref().unwrap().len() + expected.len());
+        assert_eq!(cache.state.target.len(), cache.state.context.as_ref().unwrap().len() + expected.len());
     }
 }
 
@@ -83,8 +83,8 @@ fn an_eagle3_draft_goes_on_a_token_earlier() {
         let (ids, cache) = finished(&mut memory, &models);
         memory.keep(ids.clone(), cache);
         let next: Vec<u32> = ids[..same].iter().copied().chain((same..40).map(|_| 7)).collect();
-        let cache = memory.admit(&next, 1000, &models.0, Some(&models.1)).unwrap();
-        assert_eq!(cache.target.len(), expected, "{same} tokens alike");
+        let cache = memory.admit(&next, 1000, Rounds::new(&models.0, Some(&models.1))).unwrap();
+        assert_eq!(cache.state.target.len(), expected, "{same} tokens alike");
     }
 }
 
@@ -104,13 +104,13 @@ fn there_is_room_for_an_answer_where_that_leaves_room_for_others() {
     ];
     for (capacity, limit, first, later) in cases {
         let mut memory = CacheMemory::new(capacity, &target, Some(&draft));
-        let mut cache = memory.admit(&ids, limit, &target, Some(&draft)).unwrap();
-        assert_eq!((cache.room, cache.target.capacity()), (first, first), "{capacity} {limit}");
+        let mut cache = memory.admit(&ids, limit, Rounds::new(&target, Some(&draft))).unwrap();
+        assert_eq!((cache.room, cache.state.target.capacity()), (first, first), "{capacity} {limit}");
         assert!(memory.grow(&mut cache, 200, limit.max(200)));
         assert_eq!((cache.room, memory.in_use), (later, later), "{capacity} {limit}");
     }
     let mut memory = CacheMemory::new(4096, &target, Some(&draft));
-    let mut cache = memory.admit(&ids, 5000, &target, Some(&draft)).unwrap();
+    let mut cache = memory.admit(&ids, 5000, Rounds::new(&target, Some(&draft))).unwrap();
     assert!(memory.grow(&mut cache, 800, 5000));
     assert_eq!(cache.room, 1664, "twice what is there");
 }
@@ -125,13 +125,16 @@ fn what_has_to_go_lends_its_buffers() {
     memory.keep(ids, cache);
     let others: Vec<u32> = (0..40).map(|i| (3 * i + 2) % 7).collect();
     // Too large for so small a sequence, and there is room beside it.
-    let small = memory.admit(&others, 50, &models.0, Some(&models.1)).unwrap();
+    let small = memory.admit(&others, 50, Rounds::new(&models.0, Some(&models.1))).unwrap();
     assert_eq!((small.room, memory.kept.len()), (64, 1));
     memory.release(small);
     // A fresh one would have room for 320.
-    let large = memory.admit(&others, 1000, &models.0, Some(&models.1)).unwrap();
-    assert_eq!((large.room, large.target.capacity(), memory.kept.len()), (384, 384, 0));
-    assert_eq!((large.target.len(), large.context.as_ref().unwrap().len(), large.waiting.rows()), (0, 0, 0));
+    let large = memory.admit(&others, 1000, Rounds::new(&models.0, Some(&models.1))).unwrap();
+    assert_eq!((large.room, large.state.target.capacity(), memory.kept.len()), (384, 384, 0));
+    assert_eq!(
+        (large.state.target.len(), large.state.context.as_ref().unwrap().len(), large.state.waiting.rows()),
+        (0, 0, 0)
+    );
     assert_eq!((memory.in_use, memory.held()), (384, 384));
     memory.release(large);
     assert_eq!((memory.in_use, memory.waiting, memory.held()), (0, 0, 0));
@@ -149,15 +152,15 @@ fn features_that_wait_take_the_place_of_what_was_kept() {
     assert_eq!(memory.held(), 64 + share(20));
     // Room for the next is there, but not beside what waits.
     let other: Vec<u32> = (0..30).map(|i| (i + 3) % 7).collect();
-    let mut cache = memory.admit(&other, 1000, &models.0, Some(&models.1)).unwrap();
+    let mut cache = memory.admit(&other, 1000, Rounds::new(&models.0, Some(&models.1))).unwrap();
     assert_eq!(memory.held(), 64, "what was kept is gone");
     // Of a sequence that runs they are counted before every step, and never stand in its way.
-    cache.waiting.push(&Tensor::zeros([30, 8], &Device::flex()), 0..30);
+    cache.state.waiting.push(&Tensor::zeros([30, 8], &Device::flex()), 0..30);
     assert!(memory.grow(&mut cache, 31, 1000));
     assert_eq!(memory.held(), 64 + share(30));
     assert!(memory.grow(&mut cache, 124, 1000));
     assert_eq!(memory.held(), 128 + share(30));
-    cache.waiting.take();
+    cache.state.waiting.take();
     assert!(memory.grow(&mut cache, 124, 1000));
     assert_eq!(memory.held(), 128);
     memory.release(cache);

@@ -26,6 +26,7 @@ fn table() -> SpsTable {
         requests: vec![1, 3, 4],
         slots: vec![1, 3],
         seconds: vec![vec![0.004, 0.008, 0.012], vec![0.006, 0.014, 0.022]],
+        context_seconds: 0.0001,
     };
     SpsTable::new(probes(&[2, 4, 8], &[100.0, 80.0, 20.0]), 16, Some(draft), Some(identity()))
 }

@@ -90,7 +90,7 @@ async fn take(script: ScriptedEngine) -> (Taken, ScriptedEngine) {
 
 fn delta(text: &str) -> Event {
     let tokens = vec![TokenOutput { id: 5, drafted: false, logprobs: None }];
-    Event::Delta(Delta { text: text.to_owned(), tokens, drafted: Vec::new() })
+    Event::Delta(Delta { text: text.to_owned(), tokens, ..Delta::default() })
 }
 
 fn finished() -> Event {

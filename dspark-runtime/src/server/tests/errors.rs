@@ -221,7 +221,7 @@ async fn failures_are_told_before_and_within_a_stream() {
         std::thread::spawn(move || {
             while let Some(taken) = script.take() {
                 let tokens = vec![TokenOutput { id: 5, drafted: false, logprobs: None }];
-                taken.send(Event::Delta(Delta { text: "well".to_owned(), tokens, drafted: Vec::new() }));
+                taken.send(Event::Delta(Delta { text: "well".to_owned(), tokens, ..Delta::default() }));
                 taken.send(Event::Failed(told.clone()));
             }
         });

@@ -39,7 +39,7 @@ fn answer(taken: &Taken, tokenizer: &Tokenizer) {
     let mut hand_out = |said: &str, up_to: usize, tokens: Vec<TokenOutput>| {
         let text = said[handed_out..up_to.max(handed_out)].to_owned();
         handed_out += text.len();
-        taken.send(Event::Delta(Delta { text, tokens, drafted: Vec::new() }));
+        taken.send(Event::Delta(Delta { text, tokens, ..Delta::default() }));
     };
     for (position, id) in ids.into_iter().enumerate() {
         if position == request.max_new_tokens {
@@ -66,6 +66,8 @@ fn answer(taken: &Taken, tokenizer: &Tokenizer) {
         cached_prompt_tokens: 1,
         new_tokens: tokens,
         rounds: tokens / 2,
+        // As where the last round ended with an accepted stop token.
+        round_tokens: tokens.saturating_sub(2),
         verified_tokens: tokens,
         accepted_tokens: tokens / 2,
     };

@@ -38,7 +38,7 @@ async fn a_chat_answer_has_the_fields_of_the_api() {
     assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 1);
     assert_eq!(
         usage["completion_tokens_details"],
-        json!({"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 3, "draft_rounds": 2, "accepted_length": 2.0})
+        json!({"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 3, "draft_rounds": 2, "accepted_length": 1.5})
     );
 }
 

@@ -5,8 +5,9 @@
 
 use burn::tensor::{DType, Element, Tensor, TensorData, Transaction};
 
+use super::device::{JudgedRow, judge_rows};
+use super::round::JudgedShares;
 use crate::model::{DraftVocabulary, Target, ints};
-use crate::speculate::{JudgedRow, JudgedShares, judge_rows};
 
 /// What a sequence needs to know about its rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,7 +21,7 @@ pub(super) enum Wanted {
 }
 
 impl Wanted {
-    fn rows(&self) -> usize {
+    pub fn rows(&self) -> usize {
         match self {
             Self::Logits(rows) | Self::Likeliest(rows) => *rows,
             Self::Judged(rows) => rows.len(),

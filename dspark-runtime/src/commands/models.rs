@@ -1,0 +1,120 @@
+//! The models that a verb works with: how they are named on the command line, and loading them.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::output::weight_precision;
+use crate::checkpoint::{CheckpointError, WeightPrecision, resolve_model};
+use crate::device::DeviceChoice;
+use crate::model::{Draft, DraftHeads, Target};
+use crate::profile::{ProfileOptions, cache_folder, identity, load_or_measure};
+use crate::schedule::{Identity, SpsTable, StsTable};
+use crate::text::Tokenizer;
+
+/// Target, draft, and how they compute.
+#[derive(Debug, Args)]
+pub struct ModelArguments {
+    /// The target: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
+    #[arg(long, value_name = "DIR")]
+    pub target: String,
+    /// A draft for the target: a checkpoint folder; without one the target decodes alone
+    #[arg(long, value_name = "DIR")]
+    pub draft: Option<PathBuf>,
+    /// Weight precision: f32, or `stored`, which keeps bf16 files in bf16 (half the memory, the same results on the CPU)
+    #[arg(long, value_name = "f32|stored", default_value = "f32", value_parser = weight_precision)]
+    pub weights: WeightPrecision,
+    /// Weights that drafts use for vocabulary-sized products: `int8`, 8-bit copies on the CPU, or `exact`. The target's
+    /// distribution is preserved either way; acceptance may differ slightly
+    #[arg(long, value_name = "int8|exact", default_value_t)]
+    pub draft_heads: DraftHeads,
+    /// cpu, cuda or cuda:INDEX
+    #[arg(long, default_value_t)]
+    pub device: DeviceChoice,
+}
+
+/// Loaded models.
+#[derive(Debug)]
+pub struct LoadedModels<'a> {
+    arguments: &'a ModelArguments,
+    /// The target's folder or file.
+    pub folder: PathBuf,
+    /// The target.
+    pub target: Target,
+    /// The target's tokeniser.
+    pub tokenizer: Tokenizer,
+    /// The draft, proposing with the heads asked for.
+    pub draft: Option<Draft>,
+}
+
+impl ModelArguments {
+    /// Loads the tokeniser, the target and the draft.
+    ///
+    /// # Errors
+    /// When one of them cannot be loaded, or the draft does not fit the target.
+    pub fn open(&self) -> Result<LoadedModels<'_>> {
+        let device = self.device.open()?;
+        let folder = resolve_model(&self.target)?;
+        let tokenizer = Tokenizer::of_model(&folder)?;
+        let target = Target::load_with(&folder, self.weights, &device)?;
+        let draft = self.draft.as_deref();
+        let draft = draft.map(|folder| Draft::load_with(folder, self.weights, &target)).transpose()?;
+        let draft = draft.map(|draft| draft.with_heads(self.draft_heads));
+        Ok(LoadedModels { arguments: self, folder, target, tokenizer, draft })
+    }
+}
+
+impl LoadedModels<'_> {
+    /// Returns what a speed table must have been measured for to fit these models here.
+    ///
+    /// # Errors
+    /// When a file of the models cannot be read.
+    pub fn identity(&self, options: &ProfileOptions) -> Result<Identity, CheckpointError> {
+        let arguments = self.arguments;
+        let precisions = (arguments.weights, arguments.draft_heads);
+        identity(&self.folder, arguments.draft.as_deref(), arguments.device, precisions, options)
+    }
+
+    /// Returns what passes cost on this machine: as measured before, else measured now. `None` without a draft: only scheduling
+    /// asks for it.
+    ///
+    /// # Errors
+    /// When a file of the models cannot be read, or the table cannot be kept.
+    pub fn speed_table(&self, max_requests: usize) -> Result<Option<SpsTable>> {
+        let Some(draft) = &self.draft else { return Ok(None) };
+        let options = ProfileOptions { max_requests, ..ProfileOptions::default() };
+        let identity = self.identity(&options)?;
+        let mut told = false;
+        let observe = |_: &str, _: usize, _: f64| {
+            if !std::mem::replace(&mut told, true) {
+                eprintln!("measuring what a pass costs on this machine; the next start will find it");
+            }
+        };
+        let cache = cache_folder();
+        let table = load_or_measure(&self.target, Some(draft), &options, &identity, cache.as_deref(), observe);
+        table.context("the speed table").map(Some)
+    }
+
+    /// Returns the calibration table beside the draft, if the draft was calibrated.
+    ///
+    /// # Errors
+    /// When the table cannot be read or does not fit the draft.
+    pub fn calibration(&self) -> Result<Option<StsTable>, CheckpointError> {
+        let (Some(folder), Some(draft)) = (&self.arguments.draft, &self.draft) else { return Ok(None) };
+        let file = folder.join(StsTable::FILE);
+        file.is_file().then(|| StsTable::read(&file, draft.config().block_size)).transpose()
+    }
+
+    /// Returns the name of the target: that of its folder or file.
+    pub fn name(&self) -> String {
+        let name =
+            self.folder.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+        name.unwrap_or_else(|| self.arguments.target.clone())
+    }
+
+    /// Returns the draft's folder with the draft.
+    pub fn named_draft(&self) -> Option<(&Path, &Draft)> {
+        self.arguments.draft.as_deref().zip(self.draft.as_ref())
+    }
+}

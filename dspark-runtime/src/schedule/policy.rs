@@ -1,0 +1,292 @@
+//! What a step drafts and how much of it is verified: mode, guard, history and speed table together.
+//!
+//! The engine and the simulator ask the same questions, in this order. [`Policy::step`]: does this step draft, for which of its
+//! requests, and how far? [`Policy::lengths`]: how much of each block is verified? Then they tell what came of it:
+//! [`judged`](Policy::judged), [`caught_up`](Policy::caught_up), [`drafted`](Policy::drafted) or
+//! [`decoded_plainly`](Policy::decoded_plainly), [`answered`](Policy::answered).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::asynchronous::Asynchronous;
+use super::break_even::{BreakEven, BreakEvenSettings};
+use super::confidences::Confidences;
+use super::experience::Experience;
+use super::joining::{Candidate, Joining, Won};
+use super::mode::Mode;
+use super::pace::Paces;
+use super::sps_table::SpsTable;
+use super::stopping::Stopping;
+use super::sts_table::StsTable;
+
+/// A block is drafted on only while its survival is at least this share of the least likely token that was verified in the
+/// step before: what is far below will not be verified in this one either.
+const MARGIN: f64 = 0.5;
+
+/// After so many steps with drafts one is plain again, so that what drafting is compared with does not grow old.
+const COMPARED_EVERY: u32 = 128;
+
+/// Decides for every step. Nothing here looks at what was sampled at or after the token that it decides on.
+///
+/// In `scheduled` mode a step drafts when its guard ([`BreakEven`]) agrees; the other modes do what they are told.
+#[derive(Debug)]
+pub struct Policy {
+    mode: Mode,
+    /// How long steps take; needed by [`Mode::Scheduled`] alone.
+    table: Option<Arc<SpsTable>>,
+    calibration: Option<Arc<StsTable>>,
+    /// Block size of the draft; 0 without a draft.
+    block: usize,
+    guard: BreakEven,
+    asynchronous: Asynchronous,
+    experience: Experience,
+    paces: Paces,
+    joining: Joining,
+    /// For each request of this step, whether it drafts.
+    drafts: Vec<bool>,
+    /// The requests that draft in this step.
+    requests: Vec<u64>,
+    /// Number of requests that go through this step without drafting.
+    beside: usize,
+    /// Slots of the last step with drafts.
+    slots: usize,
+    /// How many of them were verified at most; where steps before verified more, it falls by one a step. `None` at the
+    /// beginning of a try.
+    longest: Option<usize>,
+    /// The lowest survival that was verified in the last step with drafts.
+    marginal: f64,
+    /// Steps with drafts since the last plain one.
+    since_plain: u32,
+    confidences: Confidences,
+    /// Drafted tokens of each block.
+    tokens: Vec<usize>,
+    lengths: Vec<usize>,
+}
+
+impl Policy {
+    /// Starts without a past. `block` is the draft's block size, 0 without a draft; without a table, `scheduled` never drafts. Where
+    /// the calibration says how often drafts were accepted, the policy begins with that.
+    pub fn new(mode: Mode, table: Option<Arc<SpsTable>>, calibration: Option<Arc<StsTable>>, block: usize) -> Self {
+        let context_seconds = table.as_ref().map_or(0.0, |table| table.context_seconds());
+        let acceptance = calibration.as_ref().map_or(&[][..], |table| &table.acceptance);
+        Self {
+            mode: if block == 0 { Mode::Off } else { mode },
+            experience: Experience::expecting(acceptance),
+            table,
+            calibration,
+            block,
+            guard: BreakEven::new(BreakEvenSettings::default()),
+            asynchronous: Asynchronous::default(),
+            paces: Paces::default(),
+            joining: Joining::new(context_seconds),
+            drafts: Vec::new(),
+            requests: Vec::new(),
+            beside: 0,
+            slots: 1,
+            longest: None,
+            marginal: 0.0,
+            since_plain: 0,
+            confidences: Confidences::default(),
+            tokens: Vec::new(),
+            lengths: Vec::new(),
+        }
+    }
+
+    /// Decides how far the next step drafts, and for which of its requests ([`drafts`](Self::drafts)); `None`: it decodes plainly.
+    /// Asked once per step, before anything of it is sampled. `requests` are all that go through the step.
+    pub fn step(&mut self, requests: &[Candidate]) -> Option<Stopping> {
+        self.drafts.clear();
+        self.drafts.resize(requests.len(), false);
+        let stopping = Stopping { calibration: self.calibration.clone(), ..Stopping::after(self.block) };
+        if !requests.iter().any(|request| request.decoding) {
+            return None;
+        }
+        match (self.mode, self.table.clone()) {
+            (Mode::Off, _) | (Mode::Scheduled, None) => None,
+            (Mode::Fixed(slots), _) => {
+                self.choose(requests, |_| true);
+                Some(Stopping { slots: slots.min(self.block), ..stopping })
+            }
+            (Mode::Threshold(confidence), _) => {
+                self.choose(requests, |_| true);
+                Some(Stopping { confidence, ..stopping })
+            }
+            (Mode::Scheduled, Some(table)) => {
+                if !self.paces.known(requests.len()) || self.since_plain >= COMPARED_EVERY {
+                    return None;
+                }
+                // Nothing is left to draft behind the last token that an answer may get.
+                if !requests.iter().any(|request| request.decoding && request.remaining > 1) {
+                    return None;
+                }
+                self.join(&table, requests);
+                let limit = table.max_batch_tokens();
+                let price = match self.requests.is_empty() {
+                    true => f64::INFINITY,
+                    false => table.price(requests.len(), self.block, limit, &self.experience),
+                };
+                if !self.guard.drafts(price) {
+                    self.longest = None;
+                    self.guard.plain();
+                    self.experience.plain();
+                    self.asynchronous.pass();
+                    self.drafts.fill(false);
+                    return None;
+                }
+                self.slots = self.slots(&table);
+                Some(Stopping { slots: self.slots, survival: MARGIN * self.marginal, ..stopping })
+            }
+        }
+    }
+
+    /// For each request of the last [`step`](Self::step), whether it drafts.
+    pub fn drafts(&self) -> &[bool] {
+        &self.drafts
+    }
+
+    /// Decides how many tokens of each block are verified. `blocks` has one entry per request that drafts, in the order of
+    /// the requests: the calibrated confidences, and how many tokens were drafted (a block may have a confidence more).
+    pub fn lengths<'b>(&mut self, blocks: impl IntoIterator<Item = (&'b [f64], usize)>) -> &[usize] {
+        self.confidences.clear();
+        self.tokens.clear();
+        for (confidences, tokens) in blocks {
+            self.confidences.push(confidences.iter().copied());
+            self.tokens.push(tokens);
+        }
+        let limit = self.table.as_ref().map_or(usize::MAX, |table| table.max_batch_tokens());
+        let limit = limit.saturating_sub(self.beside);
+        let (confidences, lengths) = (&self.confidences, &mut self.lengths);
+        let rows = 0..confidences.requests();
+        lengths.clear();
+        match (self.mode, &self.table) {
+            (Mode::Off, _) | (Mode::Scheduled, None) => lengths.resize(rows.len(), 0),
+            (Mode::Fixed(count), _) => lengths.extend(rows.map(|row| confidences.confidence(row).len().min(count))),
+            (Mode::Threshold(threshold), _) => lengths.extend(rows.map(|row| {
+                let row = confidences.confidence(row);
+                row.iter().position(|confidence| *confidence < threshold).unwrap_or(row.len())
+            })),
+            (Mode::Scheduled, Some(table)) => {
+                let curve = table.curve_beside(self.requests.len(), self.slots, self.beside);
+                self.asynchronous.step(&self.requests, confidences, &curve, limit, lengths);
+            }
+        }
+        trim(lengths, limit.saturating_sub(confidences.requests()));
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        self.longest = Some(longest.max(self.longest.map_or(0, |before| before.saturating_sub(1))));
+        self.marginal = 1.0;
+        for (row, (length, tokens)) in lengths.iter_mut().zip(&self.tokens).enumerate() {
+            *length = (*length).min(*tokens);
+            if *length > 0 {
+                self.marginal = self.marginal.min(confidences.survival(row)[*length - 1]);
+            }
+        }
+        lengths
+    }
+
+    /// Tells how many drafted tokens of one request were verified, and how many of them accepted.
+    pub fn judged(&mut self, verified: usize, accepted: usize) {
+        self.experience.judged(verified, accepted);
+    }
+
+    /// Tells that a plain step of so many requests is over. Not to be told of steps in which prompts took part.
+    pub fn decoded_plainly(&mut self, requests: usize, time: Duration) {
+        self.since_plain = 0;
+        if let Some(table) = &self.table {
+            self.paces.note(table, requests, time);
+        }
+    }
+
+    /// Tells that a step that drafts had contexts to bring up to date first, with so many tokens, which took so long: to be told
+    /// before [`drafted`](Self::drafted).
+    pub fn caught_up(&mut self, tokens: usize, time: Duration) {
+        self.joining.caught_up(tokens, time);
+        let plain = self.plain_seconds(self.drafts.len());
+        self.guard.prepared(plain.map_or(0.0, |plain| time.as_secs_f64() / plain));
+    }
+
+    /// Tells that a step that drafted is over: tokens committed over all its requests, those that did not draft too, and what
+    /// all of it took. Not to be told of steps in which prompts took part.
+    pub fn drafted(&mut self, committed: usize, time: Duration) {
+        self.since_plain += 1;
+        let requests = self.drafts.len();
+        if let Some(plain) = self.plain_seconds(requests) {
+            // What the step gained over plain ones, in plain steps: tokens per request, less the plain steps that fit into its time.
+            let gain = committed as f64 / requests as f64 - time.as_secs_f64() / plain;
+            self.guard.drafted(requests, gain);
+        }
+    }
+
+    /// Tells how many tokens an answer had.
+    pub fn answered(&mut self, tokens: usize) {
+        self.joining.answered(tokens);
+    }
+
+    /// Lets those requests draft that are decoding and for which `joins` says so.
+    fn choose(&mut self, requests: &[Candidate], joins: impl Fn(&Candidate) -> bool) {
+        self.requests.clear();
+        for (request, drafts) in requests.iter().zip(&mut self.drafts) {
+            *drafts = request.decoding && joins(request);
+            if *drafts {
+                self.requests.push(request.request);
+            }
+        }
+        self.beside = requests.len() - self.requests.len();
+    }
+
+    /// Chooses the requests that draft if any do: those whose contexts are up to date, and those for which catching up will pay.
+    /// While nothing is known of the draft, the one that costs least is enough to learn from.
+    fn join(&mut self, table: &SpsTable, requests: &[Candidate]) {
+        let running = requests.len();
+        let Some(plain) = self.plain_seconds(running) else { return self.choose(requests, |_| false) };
+        let (gain, tokens) = table.gain(running, self.block, table.max_batch_tokens(), &self.experience);
+        let won = Won { seconds: plain * gain / running as f64, tokens };
+        let (joining, block) = (self.joining.clone(), self.block);
+        let pays = move |request: &Candidate| request.remaining > 1 && joining.pays(request, block, won);
+        if !self.experience.is_empty() {
+            return self.choose(requests, pays);
+        }
+        let one = requests.iter().filter(|request| request.decoding && pays(request));
+        let one = one.min_by_key(|request| request.waiting).map(|request| request.request);
+        self.choose(requests, |request| Some(request.request) == one);
+    }
+
+    /// Returns how many slots the step drafts: as far as any block was verified in the last steps and one further, and not
+    /// more than may be verified over all requests by confidences that are two steps old. A try begins with what pays best
+    /// if acceptance is as it was; where nothing is known of that, with one slot, the cheapest way to learn something.
+    ///
+    /// What is not drafted cannot be verified, so this must not look at the step's own drafts, and does not.
+    fn slots(&mut self, table: &SpsTable) -> usize {
+        let (requests, limit) = (self.requests.len(), table.max_batch_tokens());
+        let curve = table.curve_beside(requests, self.slots, self.beside);
+        let capacity = self.asynchronous.capacity(&self.requests, &curve, limit);
+        let wanted = match self.longest {
+            Some(longest) => (longest + 1).min(capacity.unwrap_or(self.slots + 1)),
+            None if self.experience.is_empty() => 1,
+            None => table.best_length(requests, self.block, limit, &self.experience),
+        };
+        // At least one, so that there are new confidences to decide by: a block has one more than it has tokens.
+        wanted.clamp(1, self.block.max(1))
+    }
+
+    /// Returns what a plain step of so many requests takes here and now; `None` before one was timed.
+    fn plain_seconds(&self, requests: usize) -> Option<f64> {
+        self.paces.plain_seconds(self.table.as_ref()?, requests)
+    }
+}
+
+/// Shortens lengths until they add up to `room`, the last positions and among those the last requests first.
+fn trim(lengths: &mut [usize], room: usize) {
+    let mut total: usize = lengths.iter().sum();
+    while total > room {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        for length in lengths.iter_mut().rev().filter(|length| **length == longest) {
+            if total > room {
+                *length -= 1;
+                total -= 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

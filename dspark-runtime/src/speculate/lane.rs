@@ -1,0 +1,86 @@
+//! A sequence as a round sees it.
+
+use super::sampler::Sampler;
+use crate::kernels::RowBuffer;
+use crate::model::{Draft, DraftContext, KvCache, Target};
+
+/// What was computed of a sequence so far.
+#[derive(Debug)]
+pub struct SequenceState {
+    /// The target's keys and values.
+    pub target: KvCache,
+    /// The draft's context; absent without a draft. It may lag behind the target's cache and never runs ahead of it.
+    pub context: Option<DraftContext>,
+    /// Features of the tokens that the context lacks.
+    pub waiting: RowBuffer,
+}
+
+impl SequenceState {
+    /// Returns an empty state with room for `capacity` tokens.
+    pub fn new(target: &Target, draft: Option<&Draft>, capacity: usize) -> Self {
+        Self {
+            target: target.new_cache(capacity),
+            context: draft.map(|draft| draft.new_context(capacity)),
+            waiting: RowBuffer::default(),
+        }
+    }
+
+    /// Forgets all tokens from `length` on.
+    pub fn truncate(&mut self, length: usize) {
+        self.target.truncate(length);
+        if let Some(context) = &mut self.context {
+            context.truncate(length);
+            self.waiting.truncate(length - context.len());
+        }
+    }
+
+    /// Returns a copy of the first `length` tokens with room for `capacity`.
+    #[must_use]
+    pub fn copy_prefix(&self, length: usize, capacity: usize) -> Self {
+        let context = self.context.as_ref().map(|context| context.copy_prefix(length.min(context.len()), capacity));
+        let waiting = self.waiting.first(length - context.as_ref().map_or(length, DraftContext::len));
+        Self { target: self.target.copy_prefix(length, capacity), context, waiting }
+    }
+
+    /// Makes room for exactly `capacity` tokens, at least those it holds.
+    pub fn resize(&mut self, capacity: usize) {
+        self.target.resize(capacity);
+        if let Some(context) = &mut self.context {
+            context.resize(capacity);
+        }
+    }
+}
+
+/// One of the sequences that go through a round together.
+#[derive(Debug)]
+pub struct Lane<'a> {
+    /// Token ids of the prompt, then of the answer so far.
+    pub ids: &'a mut Vec<u32>,
+    /// Maximum number of tokens, prompt and answer together.
+    pub limit: usize,
+    /// Tokens that end the answer.
+    pub stop_token_ids: &'a [u32],
+    /// Draws the tokens.
+    pub sampler: &'a mut Sampler,
+    /// What was computed so far.
+    pub state: &'a mut SequenceState,
+    /// Whether the caller needs the target's logits: they then come to the host, whoever samples.
+    pub keep_logits: bool,
+}
+
+impl Lane<'_> {
+    /// Returns how many tokens have to go through the target before the next one can be sampled, at least one.
+    pub fn pending(&self) -> usize {
+        self.ids.len() - self.state.target.len()
+    }
+
+    /// Returns whether a block can be drafted: only the last token is pending, and something stands before it.
+    pub fn is_decoding(&self) -> bool {
+        self.pending() == 1 && !self.state.target.is_empty()
+    }
+
+    /// Returns how many tokens may still be added.
+    pub fn remaining(&self) -> usize {
+        self.limit - self.ids.len()
+    }
+}
