@@ -87,7 +87,8 @@ fn served(draft: Option<&Path>, temperature: &str) -> Value {
     let mut server = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let address = line.trim().strip_prefix("serving tiny on http://").and_then(|url| url.strip_suffix("/v1")).unwrap();
+    let address =
+        line.trim().strip_prefix("serving tiny on http://").and_then(|url| url.strip_suffix("/v1")).unwrap();
     let body = json!({
         "model": "tiny", "messages": [{"role": "user", "content": PROMPT}],
         "temperature": temperature.parse::<f64>().unwrap(), "seed": SEED.parse::<u64>().unwrap(),
@@ -112,9 +113,26 @@ fn evaluated(draft: &Path, temperature: &str, sampling: &str, folder: &Path) -> 
     fs::write(&task, format!("{}\n", json!({"turns": [PROMPT]}))).unwrap();
     let paths = [draft, &task, &answers, &report].map(|path: &Path| path.to_str().unwrap());
     let output = deepspec(&[
-        "evaluate", "--target", TARGET, "--draft", paths[0], "--task", paths[1], "--answers", paths[2], "--json",
-        paths[3], "--no-plain", "--sampling", sampling, "--temperature", temperature, "--seed", SEED,
-        "--max-new-tokens", TOKENS,
+        "evaluate",
+        "--target",
+        TARGET,
+        "--draft",
+        paths[0],
+        "--task",
+        paths[1],
+        "--answers",
+        paths[2],
+        "--json",
+        paths[3],
+        "--no-plain",
+        "--sampling",
+        sampling,
+        "--temperature",
+        temperature,
+        "--seed",
+        SEED,
+        "--max-new-tokens",
+        TOKENS,
     ]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_str(&fs::read_to_string(&report).unwrap()).unwrap();
@@ -154,9 +172,11 @@ fn a_seed_says_one_text_whichever_command_serves_it() {
             // One definition of accepted length: what rounds committed, per round.
             let (tokens, rounds) = (reply["usage"]["completion_tokens"].as_f64(), details["draft_rounds"].as_f64());
             let per_round = (tokens.unwrap() - 1.0) / rounds.unwrap();
-            for (name, length) in [("usage", details["accepted_length"].as_f64()), ("evaluate", Some(tau)),
-                ("generate", own["accepted_length"].as_f64())]
-            {
+            for (name, length) in [
+                ("usage", details["accepted_length"].as_f64()),
+                ("evaluate", Some(tau)),
+                ("generate", own["accepted_length"].as_f64()),
+            ] {
                 assert_eq!(length, Some(per_round), "{name}, temperature {temperature}");
             }
             // Rejection sampling draws otherwise: were it used anywhere above, its text would not be this one.

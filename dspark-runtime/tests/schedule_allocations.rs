@@ -63,7 +63,7 @@ fn a_step_allocates_nothing_once_it_has_grown() {
         }
         let (mut before, mut drafted) = (0, 0);
         for step in 0..40 {
-            if step == 8 {
+            if step == 16 {
                 before = ALLOCATIONS.with(Cell::get);
             }
             // Some requests leave and others come; never more than at first.

@@ -1,7 +1,6 @@
 //! What a draft is worth under load: traced rounds, replayed against a measured speed table.
 //!
-//! Each simulated request goes through the rounds of one traced prompt; when its answer has as many tokens as in the trace, the
-//! next prompt begins. Every decision is made by the code that the engine runs ([`dspark_runtime::schedule::Policy`]): whether
+//! Each simulated request goes through the rounds of one traced prompt; when they end, the next prompt begins. Every decision is made by the code that the engine runs ([`dspark_runtime::schedule::Policy`]): whether
 //! a step drafts, which requests join, how far blocks are drafted and how much of them is verified. A step commits what
 //! would have been accepted and takes the time that the table says. A traced round was judged whole, so it is known how many
 //! tokens any shorter prefix would have had accepted.

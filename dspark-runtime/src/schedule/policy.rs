@@ -113,6 +113,7 @@ impl Policy {
             }
             (Mode::Scheduled, Some(table)) => {
                 if !self.paces.known(requests.len()) || self.since_plain >= COMPARED_EVERY {
+                    self.asynchronous.pass();
                     return None;
                 }
                 // Nothing is left to draft behind the last token that an answer may get.
