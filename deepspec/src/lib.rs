@@ -3,8 +3,8 @@
 pub mod calibration;
 pub mod cards;
 pub mod commands;
+pub mod compatibility;
 pub mod conversation;
-pub mod engines;
 pub mod evaluation;
 pub mod logging;
 pub mod objective;
