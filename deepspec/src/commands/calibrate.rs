@@ -13,8 +13,9 @@ use dspark_runtime::schedule::StsTable;
 use super::evaluate::find_task;
 use super::setup::load_target;
 use crate::calibration::{calibrate, table, write_diagram};
-use crate::evaluation::{EvaluationOptions, Models, Task, TraceRound, TraceWriter, evaluate_observed, read_trace};
-use crate::recipe::Turns;
+use crate::evaluation::{
+    EvaluationOptions, Models, Task, TraceRound, TraceWriter, Turns, evaluate_observed, read_trace,
+};
 
 /// The reliability diagram beside the table.
 const DIAGRAM: &str = "reliability.svg";

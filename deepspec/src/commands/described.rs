@@ -16,7 +16,7 @@ use crate::cards::{Card, Kind, dataset_folders};
 use crate::conversation::{ReadOptions, Sample, read_samples, split_validation};
 use crate::evaluation::Task;
 use crate::objective::{BlockChoice, Denominator, LossWeights};
-use crate::recipe::{Algorithm, Compute, OptimizerKind, Recipe, Schedule, Supervision};
+use crate::recipe::{Algorithm, Compute, LearningRateSchedule, OptimizerKind, Recipe, Supervision};
 use crate::trainer::{LearningRate, MicroBatches, OptimizerSettings, TrainSettings};
 
 /// A recipe with its target's configuration and tokeniser.
@@ -149,7 +149,7 @@ impl Described {
                 mask_token_id,
                 num_anchors: model.num_anchors,
                 markov_rank: model.markov_rank,
-                markov_head_type: model.markov_head_type.into(),
+                markov_head_type: model.markov_head_type,
                 enable_confidence_head: model.enable_confidence_head,
                 confidence_head_with_markov: model.confidence_head_with_markov,
             },
@@ -159,7 +159,7 @@ impl Described {
     /// The trainer's settings.
     pub fn train_settings(&self, samples: usize) -> TrainSettings {
         let (train, model) = (&self.recipe.train, &self.recipe.model);
-        let overshoot = train.schedule == Schedule::Reference;
+        let overshoot = train.schedule == LearningRateSchedule::Reference;
         // Left out of an Eagle3 recipe, they are as many as there can be.
         let count = if model.num_anchors == 0 { usize::MAX } else { model.num_anchors };
         let blocks = match (model.algorithm, model.supervision) {

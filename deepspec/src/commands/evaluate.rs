@@ -11,8 +11,7 @@ use dspark_runtime::model::Draft;
 
 use super::setup::load_target;
 use crate::cards::{Card, Kind, dataset_folders};
-use crate::evaluation::{EvaluationOptions, Models, Task, evaluate, table};
-use crate::recipe::Turns;
+use crate::evaluation::{EvaluationOptions, Models, Task, Turns, evaluate, table};
 
 /// Arguments of `deepspec evaluate`.
 #[derive(Debug, Args)]

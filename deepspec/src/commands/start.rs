@@ -72,7 +72,6 @@ impl Prepared {
 fn check_shape(folder: &Path, model: &ModelSection, draft: &Draft) -> Result<(), StartError> {
     let config = draft.config();
     let ids: Vec<i64> = config.target_layer_ids.iter().map(|id| id.0).collect();
-    let kind = dspark_runtime::model::MarkovHeadType::from(model.markov_head_type);
     let text = |value: &dyn ToString| value.to_string();
     let mut pairs = vec![
         ("block_size", text(&model.block_size), text(&config.block_size)),
@@ -90,7 +89,7 @@ fn check_shape(folder: &Path, model: &ModelSection, draft: &Draft) -> Result<(),
         pairs.push(("mask_token_id", text(&mask), text(&config.mask_token_id)));
     }
     if config.markov_rank > 0 {
-        pairs.push(("markov_head_type", text(&kind.name()), text(&config.markov_head_type.name())));
+        pairs.push(("markov_head_type", text(&model.markov_head_type.name()), text(&config.markov_head_type.name())));
     }
     if config.enable_confidence_head && config.markov_rank > 0 {
         let (recipe, found) = (model.confidence_head_with_markov, config.confidence_head_with_markov);

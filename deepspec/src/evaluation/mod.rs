@@ -12,6 +12,6 @@ mod tests;
 mod trace;
 
 pub use report::{EvaluationReport, TaskReport, table};
-pub use run::{EvaluateError, EvaluationOptions, Models, Task, evaluate, evaluate_observed};
+pub use run::{EvaluateError, EvaluationOptions, Models, Task, Turns, evaluate, evaluate_observed};
 pub use statistics::RoundStatistics;
 pub use trace::{TraceError, TraceRound, TraceWriter, read_trace};

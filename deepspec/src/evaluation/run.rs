@@ -6,14 +6,24 @@ use std::time::Duration;
 use dspark_runtime::model::{Draft, Target};
 use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, SeededUniforms};
 use dspark_runtime::text::{TextError, Tokenizer};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::report::{EvaluationReport, TaskReport};
 use super::statistics::RoundStatistics;
 use super::trace::{TraceError, TraceRound, TraceWriter};
 use crate::conversation::{ConversationError, EvaluationPrompt, read_evaluation_prompts};
-use crate::recipe::Turns;
 use crate::trainer::Progress;
+
+/// Which turns of an evaluation conversation are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Turns {
+    /// Every turn, in order.
+    All,
+    /// The first turn only, as the published figures are measured.
+    First,
+}
 
 /// How to evaluate.
 #[derive(Clone, Debug)]
