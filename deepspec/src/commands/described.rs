@@ -1,23 +1,40 @@
-//! A recipe and what its target says of itself, without the weights: enough to read the data and to know the draft.
+//! A recipe with its target's configuration and tokeniser, without weights: enough to read the data and to shape the draft.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::DType;
+use clap::Args;
 use dspark_runtime::checkpoint::{CheckpointError, resolve_model};
+use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{DSpark, DraftConfig, DraftShape, Drafter, Eagle3, Eagle3Shape, LayerId, TargetConfig};
 use dspark_runtime::text::Tokenizer;
 use sha2::{Digest, Sha256};
 
 use super::data_files::data_files;
-use super::setup::{RecipeArguments, hash_ends, hash_file, model_files, special_tokens};
-use super::stages::hex;
+use super::digest::{hash_ends, hash_file, hex, model_files};
 use crate::cards::{Card, Kind, dataset_folders};
 use crate::conversation::{ReadOptions, Sample, read_samples, split_validation};
 use crate::evaluation::Task;
 use crate::objective::{BlockChoice, Denominator, LossWeights};
 use crate::recipe::{Algorithm, Compute, LearningRateSchedule, OptimizerKind, Recipe, Supervision};
 use crate::trainer::{LearningRate, MicroBatches, OptimizerSettings, TrainSettings};
+
+/// Arguments that name a recipe, its overrides and the device.
+#[derive(Debug, Args)]
+pub struct RecipeArguments {
+    /// The recipe file
+    pub recipe: PathBuf,
+    /// Override a field of the recipe, `train.lr=3e-4`; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Stop at the first malformed line of the data (the recipe's `data.strict`)
+    #[arg(long)]
+    pub strict: bool,
+    /// cpu, cuda or cuda:INDEX
+    #[arg(long, default_value_t)]
+    pub device: DeviceChoice,
+}
 
 /// A recipe with its target's configuration and tokeniser.
 pub struct Described {
@@ -242,4 +259,11 @@ impl Described {
         };
         self.recipe.evaluate.tasks.iter().map(of).collect()
     }
+}
+
+/// The tokeniser's special tokens with their ids, for an error message.
+fn special_tokens(tokenizer: &Tokenizer) -> String {
+    let tokens: Vec<String> =
+        tokenizer.special_tokens().iter().map(|(id, token)| format!("{token} ({id})")).collect();
+    if tokens.is_empty() { "none".to_owned() } else { tokens.join(", ") }
 }

@@ -52,7 +52,7 @@ impl Prepared {
     /// When the draft that exists is not the one that the recipe describes; as
     /// [`fresh_draft`](Self::fresh_draft).
     pub fn starting_draft(&self, samples: &[Sample]) -> Result<Draft> {
-        match &self.recipe.train.from {
+        match &self.described.recipe.train.from {
             Some(folder) => Ok(self.existing_draft(folder)?),
             None => self.fresh_draft(samples),
         }
@@ -60,11 +60,12 @@ impl Prepared {
 
     fn existing_draft(&self, folder: &Path) -> Result<Draft, StartError> {
         let draft = Draft::load(folder, &self.target)?;
-        check_shape(folder, &self.recipe.model, &draft)?;
-        if other_tables(folder, &self.target_folder)? == Some(true) {
+        let model = &self.described.recipe.model;
+        check_shape(folder, model, &draft)?;
+        if other_tables(folder, &self.described.target_folder)? == Some(true) {
             return Err(StartError::OtherTables { path: folder.to_owned() });
         }
-        Ok(draft.with_num_anchors(self.recipe.model.num_anchors))
+        Ok(draft.with_num_anchors(model.num_anchors))
     }
 }
 

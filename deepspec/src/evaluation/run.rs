@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 use super::report::{EvaluationReport, TaskReport};
 use super::statistics::RoundStatistics;
 use super::trace::{TraceError, TraceRound, TraceWriter};
+use crate::console::Progress;
 use crate::conversation::{ConversationError, EvaluationPrompt, read_evaluation_prompts};
-use crate::trainer::Progress;
 
 /// Which turns of an evaluation conversation are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

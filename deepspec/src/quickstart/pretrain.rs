@@ -17,8 +17,9 @@ use super::conversation::Domain;
 use super::split::{Split, conversations};
 use super::tokenizer::{VOCABULARY_SIZE, train_tokenizer};
 use super::write::QuickstartError;
+use crate::console::Progress;
 use crate::conversation::{ConversationError, Format, ReadOptions, Sample, read_samples};
-use crate::trainer::{GradientSum, LearningRate, Optimizer, OptimizerSettings, Progress, step_samples};
+use crate::trainer::{GradientSum, LearningRate, Optimizer, OptimizerSettings, step_samples};
 
 /// Rows of the embedding: the tokens, and some that no token uses, of which the first becomes the draft's mask token.
 const EMBEDDING_ROWS: usize = VOCABULARY_SIZE + 16;

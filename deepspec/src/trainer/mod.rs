@@ -11,7 +11,6 @@ mod error;
 mod optimizer;
 mod order;
 mod packing;
-mod progress;
 mod run;
 mod schedule;
 #[cfg(test)]
@@ -22,6 +21,5 @@ pub use error::TrainError;
 pub use optimizer::{GradientSum, Optimizer, OptimizerSettings};
 pub use order::{anchor_randoms, step_samples};
 pub use packing::MicroBatches;
-pub use progress::Progress;
 pub use run::{TrainJob, TrainReport, TrainSettings, train};
 pub use schedule::LearningRate;

@@ -15,14 +15,14 @@ use super::error::TrainError;
 use super::optimizer::{GradientSum, Optimizer, OptimizerSettings};
 use super::order::{anchor_randoms, step_samples};
 use super::packing::MicroBatches;
-use super::progress::Progress;
 use super::schedule::LearningRate;
+use crate::console::Progress;
 use crate::conversation::Sample;
 use crate::logging::RunLog;
 use crate::objective::{
     BlockChoice, LossSums, LossWeights, Metrics, MicroBatch, SampleBlocks, draft_loss, global_weight,
 };
-use crate::plan::resident;
+use crate::process::resident;
 use crate::teacher::teach;
 
 /// Step number from which validation draws its anchors: one that no training step has.
