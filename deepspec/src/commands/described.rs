@@ -14,11 +14,11 @@ use sha2::{Digest, Sha256};
 use super::data_files::data_files;
 use super::digest::{hash_ends, hash_file, hex, model_files};
 use crate::cards::{Card, Kind, dataset_folders};
-use crate::conversation::{ReadOptions, Sample, read_samples, split_validation};
+use crate::conversation::{ReadOptions, Samples, read_samples, split_validation};
 use crate::evaluation::Task;
 use crate::objective::{BlockChoice, Denominator, LossWeights};
 use crate::recipe::{Algorithm, Compute, LearningRateSchedule, OptimizerKind, Recipe, Supervision};
-use crate::trainer::{LearningRate, MicroBatches, OptimizerSettings, TrainSettings};
+use crate::trainer::{BatchSettings, LearningRate, MicroBatches, OptimizerSettings, TrainSettings};
 
 /// Arguments that name a recipe, its overrides and the device.
 #[derive(Debug, Args)]
@@ -46,14 +46,6 @@ pub struct Described {
     pub target_config: TargetConfig,
     /// Its tokeniser.
     pub tokenizer: Tokenizer,
-}
-
-/// Tokenised conversations.
-pub struct Samples {
-    /// To train on.
-    pub training: Vec<Sample>,
-    /// To validate on; may be empty.
-    pub validation: Vec<Sample>,
 }
 
 impl Described {
@@ -107,7 +99,7 @@ impl Described {
                     split.validation.len()
                 );
             }
-            return Ok(Samples { training: split.training, validation: split.validation });
+            return Ok(split);
         }
         if data.validation.is_empty() {
             return Ok(Samples { training, validation: Vec::new() });
@@ -206,18 +198,20 @@ impl Described {
                 muon: train.optimizer == OptimizerKind::Muon,
             },
             loss,
-            global_batch_size: train.global_batch_size,
-            micro_batches: match (train.micro_batch_size, train.micro_batch_tokens) {
-                (None, Some(tokens)) => MicroBatches::Tokens(tokens),
-                (samples, _) => MicroBatches::Samples(samples.unwrap_or(1)),
-            },
             compute: match train.compute {
                 Compute::F32 => DType::F32,
                 Compute::Bf16 => DType::BF16,
             },
-            blocks,
-            block_size: model.slots(),
-            seed: train.seed,
+            batches: BatchSettings {
+                global_batch_size: train.global_batch_size,
+                micro_batches: match (train.micro_batch_size, train.micro_batch_tokens) {
+                    (None, Some(tokens)) => MicroBatches::Tokens(tokens),
+                    (samples, _) => MicroBatches::Samples(samples.unwrap_or(1)),
+                },
+                blocks,
+                block_size: model.slots(),
+                seed: train.seed,
+            },
             checkpoint_every: train.checkpoint_every,
             keep_last: train.keep_last,
             validate_every: train.validate_every,

@@ -7,12 +7,13 @@ use dspark_runtime::commands::print;
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{DraftParameters, target_shapes};
 
-use super::described::{Described, Samples};
+use super::described::Described;
+use crate::conversation::Samples;
 use crate::estimate::{
     Estimate, Memory, MicroBatchShape, ModelShapes, Parameters, operations, product_speed, seconds,
 };
 use crate::process::resident;
-use crate::trainer::{TrainSettings, anchor_randoms, step_samples};
+use crate::trainer::{Batch, Batches, DrawnSample};
 
 /// Steps whose batches are drawn. The rest of a longer training is extrapolated from them.
 const STEPS: u64 = 400;
@@ -46,8 +47,9 @@ pub fn estimate(described: &Described, samples: &Samples, choice: DeviceChoice) 
 
     let (mut tokens, mut work, mut looked_at) = (0_u64, 0.0, 0_u64);
     let mut largest: Option<(MicroBatchShape, Memory)> = None;
+    let mut batches = Batches::new(&samples.training, settings.batches);
     for step in 0..steps.min(STEPS) {
-        let shapes = micro_batches(samples, &settings, step);
+        let shapes = shapes(&batches.of_step(step));
         looked_at += 1;
         tokens += shapes.iter().map(|shape| shape.tokens as u64).sum::<u64>();
         work += shapes.iter().map(|shape| operations(&models, shape)).sum::<f64>();
@@ -75,31 +77,14 @@ pub fn estimate(described: &Described, samples: &Samples, choice: DeviceChoice) 
     })
 }
 
-/// The micro-batches of a step.
-fn micro_batches(samples: &Samples, settings: &TrainSettings, step: u64) -> Vec<MicroBatchShape> {
-    let training = &samples.training;
-    let own: Vec<MicroBatchShape> = step_samples(training.len(), settings.global_batch_size, settings.seed, step)
-        .into_iter()
-        .map(|index| {
-            let sample = &training[index];
-            let random = anchor_randoms(sample.token_ids.len(), settings.seed, step, index);
-            let blocks = settings.blocks.blocks(&sample.loss_mask, &random, settings.block_size);
-            MicroBatchShape {
-                tokens: sample.token_ids.len(),
-                blocks: blocks.anchors.len(),
-                supervised: blocks.supervised().count(),
-            }
-        })
-        .collect();
-    let lengths: Vec<usize> = own.iter().map(|sample| sample.tokens).collect();
-    let together = |indices: Vec<usize>| {
-        indices.into_iter().fold(MicroBatchShape::default(), |sum, index| MicroBatchShape {
-            tokens: sum.tokens + own[index].tokens,
-            blocks: sum.blocks + own[index].blocks,
-            supervised: sum.supervised + own[index].supervised,
-        })
+/// Sizes of the micro-batches of a batch.
+fn shapes(batch: &Batch<'_>) -> Vec<MicroBatchShape> {
+    let shape = |samples: Vec<&DrawnSample<'_>>| MicroBatchShape {
+        tokens: samples.iter().map(|sample| sample.token_ids.len()).sum(),
+        blocks: samples.iter().map(|sample| sample.blocks.anchors.len()).sum(),
+        supervised: samples.iter().map(|sample| sample.blocks.supervised().count()).sum(),
     };
-    settings.micro_batches.split(&lengths).into_iter().map(together).collect()
+    batch.micro_batches().map(shape).collect()
 }
 
 /// Prints an estimate as text.

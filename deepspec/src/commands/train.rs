@@ -9,10 +9,11 @@ use clap::Args;
 use dspark_runtime::checkpoint::expand_home;
 use dspark_runtime::commands::print;
 
-use super::described::{Described, RecipeArguments, Samples};
+use super::described::{Described, RecipeArguments};
 use super::estimate::{estimate, print_estimate};
 use super::setup::Prepared;
-use crate::trainer::{TrainJob, TrainReport, train};
+use crate::conversation::Samples;
+use crate::trainer::{RunFolder, TrainJob, TrainReport, train};
 
 /// Arguments of `deepspec train`.
 #[derive(Debug, Args)]
@@ -60,12 +61,9 @@ pub fn train_prepared(prepared: &Prepared, samples: &Samples, resume: bool) -> R
     let job = TrainJob {
         target,
         draft: prepared.starting_draft(&samples.training)?,
-        training: &samples.training,
-        validation: &samples.validation,
+        samples,
         settings: described.train_settings(samples.training.len()),
-        folder: described.recipe.output_dir(),
-        digest: described.training_digest()?,
-        resume,
+        run: RunFolder { path: described.recipe.output_dir(), digest: described.training_digest()?, resume },
         interrupter: on_interrupt(),
     };
     TRAINING.store(true, Ordering::Relaxed);
