@@ -25,3 +25,26 @@ impl TrainingCheckpoints {
         TrainError::NotFinite { step, term, value, kept }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objective::{LossSums, LossWeights};
+
+    #[test]
+    fn every_loss_term_is_looked_at() {
+        let root = tempfile::tempdir().unwrap();
+        let checkpoints = TrainingCheckpoints::new(root.path().to_owned(), 1);
+        let finite = LossSums::default().metrics(&LossWeights::eagle3(0.8));
+        checkpoints.check_loss(3, "", &finite).unwrap();
+        for (expected, metrics) in [
+            ("cross-entropy", Metrics { ce_loss: f64::NAN, ..finite.clone() }),
+            ("soft cross-entropy", Metrics { soft_ce_loss: f64::INFINITY, ..finite.clone() }),
+            ("L1 distance", Metrics { l1_loss: f64::NAN, ..finite.clone() }),
+            ("confidence loss", Metrics { confidence_loss: f64::NAN, ..finite.clone() }),
+        ] {
+            let error = checkpoints.check_loss(3, "validation ", &metrics).unwrap_err().to_string();
+            assert!(error.contains(&format!("step 3: the validation {expected} is ")), "{error}");
+        }
+    }
+}

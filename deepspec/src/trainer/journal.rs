@@ -73,6 +73,7 @@ impl Journal {
             ("validation/ce_loss", metrics.ce_loss),
             ("validation/soft_ce_loss", metrics.soft_ce_loss),
             ("validation/l1_loss", metrics.l1_loss),
+            ("validation/confidence_loss", metrics.confidence_loss),
             ("validation/tau_probabilistic", tau),
         ]);
     }
