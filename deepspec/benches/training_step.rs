@@ -8,7 +8,7 @@ mod shape;
 
 use burn::tensor::{Device, Tensor};
 use deepspec::objective::{BlockChoice, LossWeights, MicroBatch, draft_loss, global_weight};
-use deepspec::plan::resident;
+use deepspec::process::resident;
 use deepspec::trainer::{GradientSum, LearningRate, Optimizer, OptimizerSettings, anchor_randoms};
 use divan::Bencher;
 use dspark_runtime::model::{Draft, DraftParameters};

@@ -3,12 +3,14 @@
 pub mod calibration;
 pub mod cards;
 pub mod commands;
+pub mod compatibility;
+pub mod console;
 pub mod conversation;
-pub mod engines;
+pub mod estimate;
 pub mod evaluation;
 pub mod logging;
 pub mod objective;
-pub mod plan;
+pub mod process;
 pub mod quickstart;
 pub mod recipe;
 pub mod replay;

@@ -14,9 +14,9 @@ use super::evaluate::find_task;
 use super::setup::load_target;
 use crate::calibration::{calibrate, table, write_diagram};
 use crate::evaluation::{
-    EvaluationOptions, Models, Progressed, Task, TraceRound, TraceWriter, evaluate_observed, read_trace,
+    EvaluationOptions, Models, Progressed, SamplingMethod, Task, TraceRound, TraceWriter, Turns, evaluate_observed,
+    read_trace,
 };
-use crate::recipe::{SamplingMethod, Turns};
 
 /// The reliability diagram beside the table.
 const DIAGRAM: &str = "reliability.svg";

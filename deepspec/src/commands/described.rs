@@ -1,23 +1,40 @@
-//! A recipe and what its target says of itself, without the weights: enough to read the data and to know the draft.
+//! A recipe with its target's configuration and tokeniser, without weights: enough to read the data and to shape the draft.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::DType;
+use clap::Args;
 use dspark_runtime::checkpoint::{CheckpointError, resolve_model};
+use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{DSpark, DraftConfig, DraftShape, Drafter, Eagle3, Eagle3Shape, LayerId, TargetConfig};
 use dspark_runtime::text::Tokenizer;
 use sha2::{Digest, Sha256};
 
 use super::data_files::data_files;
-use super::setup::{RecipeArguments, hash_ends, hash_file, model_files, special_tokens};
-use super::stages::hex;
+use super::digest::{hash_ends, hash_file, hex, model_files};
 use crate::cards::{Card, Kind, dataset_folders};
-use crate::conversation::{ReadOptions, Sample, read_samples, split_validation};
+use crate::conversation::{ReadOptions, Samples, read_samples, split_validation};
 use crate::evaluation::Task;
 use crate::objective::{BlockChoice, Denominator, LossWeights};
-use crate::recipe::{Algorithm, Compute, OptimizerKind, Recipe, Schedule, Supervision};
-use crate::trainer::{LearningRate, MicroBatches, OptimizerSettings, TrainSettings};
+use crate::recipe::{Algorithm, Compute, LearningRateSchedule, OptimizerKind, Recipe, Supervision};
+use crate::trainer::{BatchSettings, LearningRate, MicroBatches, OptimizerSettings, TrainSettings};
+
+/// Arguments that name a recipe, its overrides and the device.
+#[derive(Debug, Args)]
+pub struct RecipeArguments {
+    /// The recipe file
+    pub recipe: PathBuf,
+    /// Override a field of the recipe, `train.lr=3e-4`; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Stop at the first malformed line of the data (the recipe's `data.strict`)
+    #[arg(long)]
+    pub strict: bool,
+    /// cpu, cuda or cuda:INDEX
+    #[arg(long, default_value_t)]
+    pub device: DeviceChoice,
+}
 
 /// A recipe with its target's configuration and tokeniser.
 pub struct Described {
@@ -29,14 +46,6 @@ pub struct Described {
     pub target_config: TargetConfig,
     /// Its tokeniser.
     pub tokenizer: Tokenizer,
-}
-
-/// Tokenised conversations.
-pub struct Samples {
-    /// To train on.
-    pub training: Vec<Sample>,
-    /// To validate on; may be empty.
-    pub validation: Vec<Sample>,
 }
 
 impl Described {
@@ -90,7 +99,7 @@ impl Described {
                     split.validation.len()
                 );
             }
-            return Ok(Samples { training: split.training, validation: split.validation });
+            return Ok(split);
         }
         if data.validation.is_empty() {
             return Ok(Samples { training, validation: Vec::new() });
@@ -149,7 +158,7 @@ impl Described {
                 mask_token_id,
                 num_anchors: model.num_anchors,
                 markov_rank: model.markov_rank,
-                markov_head_type: model.markov_head_type.into(),
+                markov_head_type: model.markov_head_type,
                 enable_confidence_head: model.enable_confidence_head,
                 confidence_head_with_markov: model.confidence_head_with_markov,
             },
@@ -159,7 +168,7 @@ impl Described {
     /// The trainer's settings.
     pub fn train_settings(&self, samples: usize) -> TrainSettings {
         let (train, model) = (&self.recipe.train, &self.recipe.model);
-        let overshoot = train.schedule == Schedule::Reference;
+        let overshoot = train.schedule == LearningRateSchedule::Reference;
         // Left out of an Eagle3 recipe, they are as many as there can be.
         let count = if model.num_anchors == 0 { usize::MAX } else { model.num_anchors };
         let blocks = match (model.algorithm, model.supervision) {
@@ -189,18 +198,20 @@ impl Described {
                 muon: train.optimizer == OptimizerKind::Muon,
             },
             loss,
-            global_batch_size: train.global_batch_size,
-            micro_batches: match (train.micro_batch_size, train.micro_batch_tokens) {
-                (None, Some(tokens)) => MicroBatches::Tokens(tokens),
-                (samples, _) => MicroBatches::Samples(samples.unwrap_or(1)),
-            },
             compute: match train.compute {
                 Compute::F32 => DType::F32,
                 Compute::Bf16 => DType::BF16,
             },
-            blocks,
-            block_size: model.slots(),
-            seed: train.seed,
+            batches: BatchSettings {
+                global_batch_size: train.global_batch_size,
+                micro_batches: match (train.micro_batch_size, train.micro_batch_tokens) {
+                    (None, Some(tokens)) => MicroBatches::Tokens(tokens),
+                    (samples, _) => MicroBatches::Samples(samples.unwrap_or(1)),
+                },
+                blocks,
+                block_size: model.slots(),
+                seed: train.seed,
+            },
             checkpoint_every: train.checkpoint_every,
             keep_last: train.keep_last,
             validate_every: train.validate_every,
@@ -242,4 +253,11 @@ impl Described {
         };
         self.recipe.evaluate.tasks.iter().map(of).collect()
     }
+}
+
+/// The tokeniser's special tokens with their ids, for an error message.
+fn special_tokens(tokenizer: &Tokenizer) -> String {
+    let tokens: Vec<String> =
+        tokenizer.special_tokens().iter().map(|(id, token)| format!("{token} ({id})")).collect();
+    if tokens.is_empty() { "none".to_owned() } else { tokens.join(", ") }
 }

@@ -8,8 +8,7 @@ use dspark_runtime::checkpoint::write_file;
 use dspark_runtime::commands::{ModelArguments, count, print, share, temperature, template_arguments};
 
 use crate::cards::{Card, Kind, dataset_folders};
-use crate::evaluation::{EvaluationOptions, Models, Records, Task, evaluate, table};
-use crate::recipe::{SamplingMethod, Turns};
+use crate::evaluation::{EvaluationOptions, Models, Records, SamplingMethod, Task, Turns, evaluate, table};
 
 /// Arguments of `deepspec evaluate`.
 #[derive(Debug, Args)]

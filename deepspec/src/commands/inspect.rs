@@ -1,6 +1,7 @@
 //! `deepspec inspect`
 
-mod judged;
+mod compatibility;
+mod replay;
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,7 @@ use dspark_runtime::model::{
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::engines::Verdict;
+use crate::compatibility::Verdict;
 use crate::replay::Difference;
 
 /// Tables that a draft may leave to its target.
@@ -74,7 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
         if !findings.engines.is_empty() {
             print("")?;
-            judged::lines(&findings.engines).iter().try_for_each(print)?;
+            compatibility::lines(&findings.engines).iter().try_for_each(print)?;
             print("")?;
         }
         for warning in &findings.warnings {

@@ -3,11 +3,12 @@
 mod calibrate;
 mod data_files;
 mod described;
+mod digest;
 mod draft_folder;
+mod estimate;
 mod evaluate;
 mod export;
 mod inspect;
-mod plan;
 mod quickstart;
 mod run;
 mod setup;

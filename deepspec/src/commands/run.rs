@@ -13,9 +13,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::described::{Described, RecipeArguments};
+use super::digest::{digest, hash_file, hex};
 use super::draft_folder::{FolderOptions, prompt_limits, write_draft_folder};
-use super::setup::{Prepared, RecipeArguments, hash_file};
-use super::stages::{Stages, digest, hex};
+use super::setup::Prepared;
+use super::stages::Stages;
 use super::train::train_prepared;
 use crate::conversation::read_evaluation_prompts;
 use crate::evaluation::{EvaluateError, EvaluationOptions, EvaluationReport, Models, Records, Task, evaluate, table};
@@ -54,13 +56,14 @@ pub struct Outcome {
 /// Data, train, export, evaluate, report. What is evaluated is what was exported, in its number type.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let prepared = Prepared::load(&arguments.recipe)?;
-    let tasks = checked_tasks(&prepared)?;
+    let tasks = checked_tasks(&prepared.described)?;
+    let folder = prepared.described.recipe.output_dir();
     if arguments.restart {
-        remove_run(&prepared.recipe.output_dir())?;
+        remove_run(&folder)?;
     }
     let Outcome { training, evaluation, exported } = execute(&prepared, &tasks, "evaluate")?;
     let report = json!({"evaluation": evaluation, "training": training});
-    let report_path = prepared.recipe.output_dir().join("report.json");
+    let report_path = folder.join("report.json");
     write_file(&report_path, (serde_json::to_string_pretty(&report)? + "\n").as_bytes())?;
 
     print(format_args!("\n{}", table(&evaluation)))?;
@@ -73,12 +76,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 ///
 /// # Errors
 /// When a task has no file, an unusable one, or the target has no chat template to ask with.
-pub fn checked_tasks(prepared: &Prepared) -> Result<Vec<Task>> {
-    let tasks = prepared.tasks()?;
+pub fn checked_tasks(described: &Described) -> Result<Vec<Task>> {
+    let tasks = described.tasks()?;
     for task in &tasks {
         read_evaluation_prompts(&task.path)?;
     }
-    if !tasks.is_empty() && prepared.tokenizer.chat_template().is_none() {
+    if !tasks.is_empty() && described.tokenizer.chat_template().is_none() {
         return Err(EvaluateError::NoTemplate.into());
     }
     Ok(tasks)
@@ -90,40 +93,42 @@ pub fn checked_tasks(prepared: &Prepared) -> Result<Vec<Task>> {
 /// # Errors
 /// When a stage fails.
 pub fn execute(prepared: &Prepared, tasks: &[Task], evaluation: &str) -> Result<Outcome> {
-    let folder = prepared.recipe.output_dir();
+    let Prepared { described, target } = prepared;
+    let recipe = &described.recipe;
+    let folder = recipe.output_dir();
     let stages = Stages::of_run(&folder);
-    let training_digest = prepared.training_digest()?;
+    let training_digest = described.training_digest()?;
     let mut read = None;
     stages.run("data", &training_digest, || {
-        let samples = read.insert(prepared.samples()?);
+        let samples = read.insert(described.samples()?);
         Ok((DataResult { training: samples.training.len(), validation: samples.validation.len() }, Vec::new()))
     })?;
     let training: Value = stages.run("train", &training_digest, || {
         let samples = match read.take() {
             Some(samples) => samples,
-            None => prepared.samples()?,
+            None => described.samples()?,
         };
         let report = train_prepared(prepared, &samples, true)?;
         Ok((serde_json::to_value(&report)?, vec![report.checkpoint]))
     })?;
     let checkpoint = training["checkpoint"].as_str().context("the training stage recorded no checkpoint")?;
     let exported = folder.join("draft");
-    let without = prepared.recipe.output.without_embeddings;
+    let without = recipe.output.without_embeddings;
     let tables = if without { "without" } else { "with" };
     let export_digest = digest(&[&training_digest, checkpoint, tables, "replay", &task_digest(tasks)?]);
     stages.run("export", &export_digest, || {
-        let trained = Draft::load(Path::new(checkpoint), &prepared.target)?;
-        let limits = prompt_limits(&prepared.target);
-        let prompts = task_prompts(tasks, &prepared.tokenizer, &prepared.recipe.data.template_arguments, limits)?;
+        let trained = Draft::load(Path::new(checkpoint), target)?;
+        let limits = prompt_limits(target);
+        let prompts = task_prompts(tasks, &described.tokenizer, &recipe.data.template_arguments, limits)?;
         let options = FolderOptions { dtype: WeightDtype::Bf16, with_embeddings: !without, speculators: None };
-        let stop = prepared.tokenizer.stop_token_ids();
-        write_draft_folder(&trained, &exported, &options, &prepared.target, stop, &prompts)?;
+        let stop = described.tokenizer.stop_token_ids();
+        write_draft_folder(&trained, &exported, &options, target, stop, &prompts)?;
         Ok((Value::Null, vec![exported.clone()]))
     })?;
-    let settings = serde_json::to_string(&prepared.recipe.evaluate)?;
+    let settings = serde_json::to_string(&recipe.evaluate)?;
     let inputs = digest(&[&export_digest, &settings, &task_digest(tasks)?]);
     let evaluation: EvaluationReport = stages.run(evaluation, &inputs, || {
-        let draft = Draft::load(&exported, &prepared.target)?.with_heads(prepared.recipe.evaluate.draft_heads);
+        let draft = Draft::load(&exported, target)?.with_heads(described.recipe.evaluate.draft_heads);
         Ok((evaluate_recipe(prepared, &draft, &exported, tasks)?, Vec::new()))
     })?;
     Ok(Outcome { training, evaluation, exported })
@@ -154,7 +159,8 @@ fn task_digest(tasks: &[Task]) -> Result<String> {
 }
 
 fn evaluate_recipe(prepared: &Prepared, draft: &Draft, folder: &Path, tasks: &[Task]) -> Result<EvaluationReport> {
-    let settings = &prepared.recipe.evaluate;
+    let Prepared { described, target } = prepared;
+    let settings = &described.recipe.evaluate;
     let options = EvaluationOptions {
         temperature: settings.temperature,
         max_new_tokens: settings.max_new_tokens,
@@ -163,30 +169,31 @@ fn evaluate_recipe(prepared: &Prepared, draft: &Draft, folder: &Path, tasks: &[T
         sampling: settings.sampling,
         turns: settings.turns,
         confidence_threshold: settings.confidence_threshold,
-        template_arguments: prepared.recipe.data.template_arguments.clone(),
+        template_arguments: described.recipe.data.template_arguments.clone(),
         measure_plain: true,
     };
-    let models = Models { target: &prepared.target, draft, tokenizer: &prepared.tokenizer };
-    let names = (prepared.recipe.target.as_str(), &*folder.to_string_lossy());
+    let models = Models { target, draft, tokenizer: &described.tokenizer };
+    let names = (described.recipe.target.as_str(), &*folder.to_string_lossy());
     Ok(evaluate(models, names, tasks, &options, Records::default())?)
 }
 
 /// Answers the first prompt of the first task with the draft and without, at temperature 0.
 fn show_sample(prepared: &Prepared, draft: &Draft, tasks: &[Task]) -> Result<()> {
     let Some(task) = tasks.first() else { return Ok(()) };
+    let Described { recipe, tokenizer, .. } = &prepared.described;
     let prompts = read_evaluation_prompts(&task.path)?;
-    let (Some(prompt), Some(template)) = (prompts.first(), prepared.tokenizer.chat_template()) else {
+    let (Some(prompt), Some(template)) = (prompts.first(), tokenizer.chat_template()) else {
         return Ok(());
     };
     let Some(turn) = prompt.turns.first() else {
         return Ok(());
     };
     let messages = [json!({"role": "user", "content": turn})];
-    let text = template.render(&messages, &prepared.recipe.data.template_arguments, true)?;
-    let ids = prepared.tokenizer.encode(&text, false)?;
+    let text = template.render(&messages, &recipe.data.template_arguments, true)?;
+    let ids = tokenizer.encode(&text, false)?;
     let options = GenerationOptions {
         max_new_tokens: SAMPLE_TOKENS,
-        stop_token_ids: prepared.tokenizer.stop_token_ids().to_vec(),
+        stop_token_ids: tokenizer.stop_token_ids().to_vec(),
         confidence_threshold: 0.0,
     };
     let answer = |draft: Option<&Draft>| -> Generation {
@@ -194,7 +201,7 @@ fn show_sample(prepared: &Prepared, draft: &Draft, tasks: &[Task]) -> Result<()>
     };
     let (with_draft, alone) = (answer(Some(draft)), answer(None));
     print(format_args!("\nprompt:  {turn}"))?;
-    let text = prepared.tokenizer.decode(&alone.ids, true)?;
+    let text = tokenizer.decode(&alone.ids, true)?;
     print(format_args!("answer:  {}", text.trim().replace('\n', "\n         ")))?;
     let passes = with_draft.rounds.len() + 1;
     let same = with_draft.ids == alone.ids;

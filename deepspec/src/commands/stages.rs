@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use dspark_runtime::checkpoint::write_file;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 /// Complete stages of one run, each a file in its folder `stages/`.
 #[derive(Debug)]
@@ -58,21 +57,6 @@ impl Stages {
     }
 }
 
-/// A digest of parts, each delimited.
-pub fn digest(parts: &[&str]) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part.as_bytes());
-    }
-    hex(hash)
-}
-
-/// The digest in hexadecimal.
-pub fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,10 +84,5 @@ mod tests {
         };
         assert_eq!(stages.run("train", "b", work).unwrap(), 7);
         assert_eq!(again, 1);
-    }
-
-    #[test]
-    fn digests_tell_where_one_part_ends() {
-        assert_ne!(digest(&["ab", "c"]), digest(&["a", "bc"]));
     }
 }

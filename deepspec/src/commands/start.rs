@@ -52,7 +52,7 @@ impl Prepared {
     /// When the draft that exists is not the one that the recipe describes; as
     /// [`fresh_draft`](Self::fresh_draft).
     pub fn starting_draft(&self, samples: &[Sample]) -> Result<Draft> {
-        match &self.recipe.train.from {
+        match &self.described.recipe.train.from {
             Some(folder) => Ok(self.existing_draft(folder)?),
             None => self.fresh_draft(samples),
         }
@@ -60,11 +60,12 @@ impl Prepared {
 
     fn existing_draft(&self, folder: &Path) -> Result<Draft, StartError> {
         let draft = Draft::load(folder, &self.target)?;
-        check_shape(folder, &self.recipe.model, &draft)?;
-        if other_tables(folder, &self.target_folder)? == Some(true) {
+        let model = &self.described.recipe.model;
+        check_shape(folder, model, &draft)?;
+        if other_tables(folder, &self.described.target_folder)? == Some(true) {
             return Err(StartError::OtherTables { path: folder.to_owned() });
         }
-        Ok(draft.with_num_anchors(self.recipe.model.num_anchors))
+        Ok(draft.with_num_anchors(model.num_anchors))
     }
 }
 
@@ -72,7 +73,6 @@ impl Prepared {
 fn check_shape(folder: &Path, model: &ModelSection, draft: &Draft) -> Result<(), StartError> {
     let config = draft.config();
     let ids: Vec<i64> = config.target_layer_ids.iter().map(|id| id.0).collect();
-    let kind = dspark_runtime::model::MarkovHeadType::from(model.markov_head_type);
     let text = |value: &dyn ToString| value.to_string();
     let mut pairs = vec![
         ("block_size", text(&model.block_size), text(&config.block_size)),
@@ -90,7 +90,7 @@ fn check_shape(folder: &Path, model: &ModelSection, draft: &Draft) -> Result<(),
         pairs.push(("mask_token_id", text(&mask), text(&config.mask_token_id)));
     }
     if config.markov_rank > 0 {
-        pairs.push(("markov_head_type", text(&kind.name()), text(&config.markov_head_type.name())));
+        pairs.push(("markov_head_type", text(&model.markov_head_type.name()), text(&config.markov_head_type.name())));
     }
     if config.enable_confidence_head && config.markov_rank > 0 {
         let (recipe, found) = (model.confidence_head_with_markov, config.confidence_head_with_markov);

@@ -9,10 +9,11 @@ use clap::Args;
 use dspark_runtime::checkpoint::expand_home;
 use dspark_runtime::commands::print;
 
-use super::described::{Described, Samples};
-use super::plan::{plan, print_plan};
-use super::setup::{Prepared, RecipeArguments};
-use crate::trainer::{TrainJob, TrainReport, train};
+use super::described::{Described, RecipeArguments};
+use super::estimate::{estimate, print_estimate};
+use super::setup::Prepared;
+use crate::conversation::Samples;
+use crate::trainer::{RunFolder, TrainJob, TrainReport, train};
 
 /// Arguments of `deepspec train`.
 #[derive(Debug, Args)]
@@ -38,29 +39,31 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.plan {
         let described = Described::load(&arguments.recipe)?;
-        let plan = plan(&described, &described.samples()?, arguments.recipe.device)?;
-        return if arguments.json { Ok(print(serde_json::to_string_pretty(&plan)?)?) } else { print_plan(&plan) };
+        let estimate = estimate(&described, &described.samples()?, arguments.recipe.device)?;
+        return if arguments.json {
+            Ok(print(serde_json::to_string_pretty(&estimate)?)?)
+        } else {
+            print_estimate(&estimate)
+        };
     }
     let mut prepared = Prepared::load(&arguments.recipe)?;
     if let Some(from) = &arguments.from {
-        prepared.recipe.train.from = Some(expand_home(from));
+        prepared.described.recipe.train.from = Some(expand_home(from));
     }
-    let samples = prepared.samples()?;
+    let samples = prepared.described.samples()?;
     let report = train_prepared(&prepared, &samples, arguments.resume)?;
     if arguments.json { Ok(print(serde_json::to_string_pretty(&report)?)?) } else { print_report(&report) }
 }
 
 /// Trains a prepared recipe in its output folder.
 pub fn train_prepared(prepared: &Prepared, samples: &Samples, resume: bool) -> Result<TrainReport> {
+    let Prepared { described, target } = prepared;
     let job = TrainJob {
-        target: &prepared.target,
+        target,
         draft: prepared.starting_draft(&samples.training)?,
-        training: &samples.training,
-        validation: &samples.validation,
-        settings: prepared.train_settings(samples.training.len()),
-        folder: prepared.recipe.output_dir(),
-        digest: prepared.training_digest()?,
-        resume,
+        samples,
+        settings: described.train_settings(samples.training.len()),
+        run: RunFolder { path: described.recipe.output_dir(), digest: described.training_digest()?, resume },
         interrupter: on_interrupt(),
     };
     TRAINING.store(true, Ordering::Relaxed);

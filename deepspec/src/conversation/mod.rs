@@ -30,5 +30,5 @@ pub use evaluation_prompt::{EvaluationPrompt, read_evaluation_prompts};
 pub use message::{Conversation, Message};
 pub use read::{Format, ReadOptions, read_samples};
 pub use report::{MalformedRow, ReadReport, RowNumber};
-pub use sample::{MINIMUM_SUPERVISED_TOKENS, Sample};
-pub use split::{Split, split_validation};
+pub use sample::{MINIMUM_SUPERVISED_TOKENS, Sample, Samples};
+pub use split::split_validation;

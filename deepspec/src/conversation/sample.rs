@@ -22,8 +22,17 @@ pub struct Sample {
     pub loss_mask: Vec<bool>,
 }
 
+/// The samples of a training.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Samples {
+    /// Samples to train on, in the order of the data.
+    pub training: Vec<Sample>,
+    /// Samples to validate on, in the order of the data; may be empty.
+    pub validation: Vec<Sample>,
+}
+
 impl Sample {
-    /// How many tokens carry loss.
+    /// Number of tokens that carry loss.
     pub fn supervised_tokens(&self) -> usize {
         self.loss_mask.iter().filter(|supervised| **supervised).count()
     }

@@ -3,16 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::error::ConversationError;
-use super::sample::Sample;
-
-/// Samples to train on and samples to measure with.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Split {
-    /// What the draft is trained on, in the order of the data.
-    pub training: Vec<Sample>,
-    /// What it never sees, in the order of the data.
-    pub validation: Vec<Sample>,
-}
+use super::sample::{Sample, Samples};
 
 /// Sets about `share` of the samples aside (`0 <= share < 1`).
 ///
@@ -21,12 +12,12 @@ pub struct Split {
 ///
 /// # Errors
 /// [`ConversationError::Share`] if `share` is out of range.
-pub fn split_validation(samples: Vec<Sample>, share: f64) -> Result<Split, ConversationError> {
+pub fn split_validation(samples: Vec<Sample>, share: f64) -> Result<Samples, ConversationError> {
     if !(0.0..1.0).contains(&share) {
         return Err(ConversationError::Share(share));
     }
     let (validation, training) = samples.into_iter().partition(|sample| position(sample) < share);
-    Ok(Split { training, validation })
+    Ok(Samples { training, validation })
 }
 
 /// A number in `0..1`, evenly spread over different samples.

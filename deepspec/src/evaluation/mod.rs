@@ -4,6 +4,7 @@
 //! answered by the target alone, for the speed without a draft. Accepted length is defined in
 //! [`dspark_runtime::speculate`].
 
+mod options;
 mod report;
 mod run;
 mod statistics;
@@ -12,6 +13,7 @@ mod tests;
 mod trace;
 
 pub use report::{EvaluationReport, TaskReport, table};
-pub use run::{EvaluateError, EvaluationOptions, Models, Records, Task, evaluate, evaluate_observed};
+pub use options::{EvaluationOptions, Records, SamplingMethod, Task, Turns};
+pub use run::{EvaluateError, Models, evaluate, evaluate_observed};
 pub use statistics::RoundStatistics;
 pub use trace::{Answered, Progressed, TraceError, TraceRound, TraceWriter, read_trace};

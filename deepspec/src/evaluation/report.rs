@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use dspark_runtime::model::DraftHeads;
 
 use super::statistics::RoundStatistics;
-use crate::recipe::SamplingMethod;
+use super::options::SamplingMethod;
 
 /// The contract of `--json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]

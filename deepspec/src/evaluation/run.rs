@@ -1,51 +1,19 @@
 //! Answering the prompts of every task, with the draft and without.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use dspark_runtime::model::{Draft, Target};
 use dspark_runtime::speculate::{Decoder, Filters, Generation, GenerationOptions, Randomness, Sampler};
 use dspark_runtime::text::{TextError, Tokenizer};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::report::{EvaluationReport, TaskReport};
 use super::statistics::RoundStatistics;
+use super::options::{EvaluationOptions, Records, SamplingMethod, Task, Turns};
 use super::trace::{Answered, Progressed, TraceError, TraceRound, TraceWriter};
+use crate::console::Progress;
 use crate::conversation::{ConversationError, EvaluationPrompt, read_evaluation_prompts};
-use crate::recipe::{SamplingMethod, Turns};
-use crate::trainer::Progress;
-
-/// How to evaluate.
-#[derive(Clone, Debug)]
-pub struct EvaluationOptions {
-    /// Sampling temperature; 0 is greedy.
-    pub temperature: f64,
-    /// Token limit of an answer.
-    pub max_new_tokens: usize,
-    /// Prompts per task; `None`: all.
-    pub samples: Option<usize>,
-    /// Seed of sampling.
-    pub seed: u64,
-    /// How tokens are drawn from the seed.
-    pub sampling: SamplingMethod,
-    /// Which turns are answered.
-    pub turns: Turns,
-    /// Slots below this confidence end a proposal; 0: none.
-    pub confidence_threshold: f64,
-    /// Extra variables for the chat template.
-    pub template_arguments: Map<String, Value>,
-    /// Whether the target alone answers too, for its speed.
-    pub measure_plain: bool,
-}
-
-/// A named file of prompts.
-#[derive(Clone, Debug)]
-pub struct Task {
-    /// Name in the report.
-    pub name: String,
-    /// JSONL with `turns` per line.
-    pub path: PathBuf,
-}
 
 /// Why an evaluation failed.
 #[derive(Debug, thiserror::Error)]
@@ -120,15 +88,6 @@ pub struct Models<'a> {
     pub draft: &'a Draft,
     /// The target's tokeniser.
     pub tokenizer: &'a Tokenizer,
-}
-
-/// Files that an evaluation writes beside its report.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Records<'a> {
-    /// One JSON line per round.
-    pub trace: Option<&'a Path>,
-    /// One JSON line per answer of the draft's run.
-    pub answers: Option<&'a Path>,
 }
 
 /// Answers all prompts of all tasks; `names` are the target's and the draft's for the report.

@@ -11,7 +11,6 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::recipe::{SamplingMethod, Turns};
 
 const SYSTEM: &str = "Answer in one sentence.";
 const TURNS: [[&str; 2]; 2] =

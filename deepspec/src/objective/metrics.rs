@@ -180,3 +180,15 @@ pub struct Metrics {
     /// Supervised slots.
     pub supervised_tokens: u64,
 }
+
+impl Metrics {
+    /// The loss terms by name.
+    pub fn terms(&self) -> [(&'static str, f64); 4] {
+        [
+            ("cross-entropy", self.ce_loss),
+            ("soft cross-entropy", self.soft_ce_loss),
+            ("L1 distance", self.l1_loss),
+            ("confidence loss", self.confidence_loss),
+        ]
+    }
+}

@@ -17,8 +17,9 @@ use super::conversation::Domain;
 use super::split::{Split, conversations};
 use super::tokenizer::{VOCABULARY_SIZE, train_tokenizer};
 use super::write::QuickstartError;
+use crate::console::Progress;
 use crate::conversation::{ConversationError, Format, ReadOptions, Sample, read_samples};
-use crate::trainer::{GradientSum, LearningRate, Optimizer, OptimizerSettings, Progress, step_samples};
+use crate::trainer::{GradientSum, LearningRate, Optimizer, OptimizerSettings, SampleOrder};
 
 /// Rows of the embedding: the tokens, and some that no token uses, of which the first becomes the draft's mask token.
 const EMBEDDING_ROWS: usize = VOCABULARY_SIZE + 16;
@@ -147,9 +148,9 @@ fn train(target: Target, samples: &[Sample], settings: &PretrainSettings) -> Tar
     let rate = LearningRate::new(settings.learning_rate, settings.steps, 0.05, false);
     let mut progress = Progress::new("pretrain", settings.steps, 0);
     let mut parameters = target.parameters().clone().unfreeze().train();
+    let mut order = SampleOrder::new(samples.len(), settings.batch, settings.seed);
     for step in 0..settings.steps {
-        let indices = step_samples(samples.len(), settings.batch, settings.seed, step);
-        let batch: Vec<&Sample> = indices.iter().map(|&index| &samples[index]).collect();
+        let batch: Vec<&Sample> = order.of_step(step).iter().map(|&index| &samples[index]).collect();
         let model = target.with_parameters(parameters);
         let loss = next_token_loss(&model, &batch);
         let mut gradients = GradientSum::default();

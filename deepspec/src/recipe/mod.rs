@@ -11,6 +11,9 @@
 //!   where nothing is there, relative to the folder that holds the recipe;
 //! * `output.dir` is always relative to the working directory.
 //!
+//! An option that configures one module is defined there ([`Format`](crate::conversation::Format),
+//! [`Turns`](crate::evaluation::Turns)), so that none of them knows recipes.
+//!
 //! Every field is described for users in `recipes/README.md`; a test keeps that file and the structs
 //! together.
 
@@ -28,8 +31,8 @@ mod tests;
 pub use error::{Place, RecipeError};
 pub use paths::resolve_input;
 pub use schema::{
-    Algorithm, Compute, DataSection, EvaluateSection, EvaluationTask, MarkovHeadType, ModelSection, OptimizerKind,
-    OutputSection, Recipe, SamplingMethod, Schedule, Supervision, TrainSection, Turns,
+    Algorithm, Compute, DataSection, EvaluateSection, EvaluationTask, LearningRateSchedule, ModelSection,
+    OptimizerKind, OutputSection, Recipe, Supervision, TrainSection,
 };
 
 use std::path::Path;

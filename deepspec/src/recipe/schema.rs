@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use dspark_runtime::model::DraftHeads;
+use dspark_runtime::model::{DraftHeads, MarkovHeadType};
 use serde::{Deserialize, Serialize};
 
 use crate::conversation::Format;
+use crate::evaluation::{SamplingMethod, Turns};
 
 /// A whole recipe: what to train, on what, how, and how to measure it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,28 +61,6 @@ pub enum Supervision {
     Reference,
 }
 
-/// How the logits of a draft position depend on the token drafted before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MarkovHeadType {
-    /// A low-rank bias looked up by the previous token.
-    Vanilla,
-    /// The same, and the position's hidden state says how much of it counts.
-    Gated,
-    /// A low-rank bias that depends on all tokens of the block so far.
-    Rnn,
-}
-
-impl From<MarkovHeadType> for dspark_runtime::model::MarkovHeadType {
-    fn from(kind: MarkovHeadType) -> Self {
-        match kind {
-            MarkovHeadType::Vanilla => Self::Vanilla,
-            MarkovHeadType::Gated => Self::Gated,
-            MarkovHeadType::Rnn => Self::Rnn,
-        }
-    }
-}
-
 /// `[model]`: the draft's shape and the weights of its loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -110,7 +89,7 @@ pub struct ModelSection {
     #[serde(default)]
     pub draft_vocab_size: Option<usize>,
     /// Kind of Markov head.
-    #[serde(default = "defaults::markov_head_type")]
+    #[serde(default)]
     pub markov_head_type: MarkovHeadType,
     /// Whether the draft predicts its own acceptance.
     #[serde(default = "defaults::yes")]
@@ -196,10 +175,10 @@ impl Compute {
     }
 }
 
-/// How the learning rate moves over the steps of a run.
+/// How the learning rate changes over the steps of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Schedule {
+pub enum LearningRateSchedule {
     /// Linear warm-up to `lr`, then a cosine to 0.
     Cosine,
     /// The reference's schedule, overshoot included, for repeating its runs.
@@ -240,7 +219,7 @@ pub struct TrainSection {
     pub optimizer: OptimizerKind,
     /// Learning-rate schedule.
     #[serde(default = "defaults::schedule")]
-    pub schedule: Schedule,
+    pub schedule: LearningRateSchedule,
     /// Global gradient norm above which gradients are scaled down.
     #[serde(default = "defaults::max_grad_norm")]
     pub max_grad_norm: f64,
@@ -315,16 +294,6 @@ pub struct DataSection {
     pub strict: bool,
 }
 
-/// Which turns of an evaluation conversation are answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Turns {
-    /// Every turn, in order.
-    All,
-    /// The first turn only, as the published figures are measured.
-    First,
-}
-
 /// One evaluation task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -334,26 +303,6 @@ pub struct EvaluationTask {
     /// JSONL file with `turns` per line; `None`: the dataset card of this name says where it is.
     #[serde(default)]
     pub path: Option<PathBuf>,
-}
-
-/// How an evaluation draws its tokens.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum SamplingMethod {
-    /// Rejection sampling from a repeatable stream: what requests without a seed get, and what published figures measure.
-    #[default]
-    Rejection,
-    /// Noise by seed and position: what requests with this seed get. It accepts less often than rejection sampling.
-    Coupled,
-}
-
-impl std::fmt::Display for SamplingMethod {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Rejection => "rejection",
-            Self::Coupled => "coupled",
-        })
-    }
 }
 
 /// `[evaluate]`: what is measured after training.
@@ -436,16 +385,13 @@ mod by_name {
 
 /// Defaults as functions, the form serde asks for.
 mod defaults {
-    use super::{Algorithm, MarkovHeadType, Schedule};
+    use super::{Algorithm, LearningRateSchedule};
 
     pub(super) fn algorithm() -> Algorithm {
         Algorithm::Dspark
     }
-    pub(super) fn markov_head_type() -> MarkovHeadType {
-        MarkovHeadType::Vanilla
-    }
-    pub(super) fn schedule() -> Schedule {
-        Schedule::Cosine
+    pub(super) fn schedule() -> LearningRateSchedule {
+        LearningRateSchedule::Cosine
     }
     pub(super) fn yes() -> bool {
         true

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::{Algorithm, Recipe, RecipeError, Schedule, Supervision, Turns, resolve_input};
+use super::{Algorithm, LearningRateSchedule, Recipe, RecipeError, Supervision, resolve_input};
+use crate::evaluation::Turns;
 
 const README: &str = include_str!("../../../recipes/README.md");
 const QUICKSTART: &str = include_str!("../../../recipes/quickstart.toml");
@@ -48,7 +49,7 @@ fn defaults_are_the_published_settings() {
     assert_eq!(recipe.model.block_size, 7);
     assert_eq!(recipe.model.loss_decay(), Some(4.0));
     assert_eq!((recipe.model.ce_loss_alpha, recipe.model.l1_loss_alpha), (0.1, 0.9));
-    assert_eq!(recipe.train.schedule, Schedule::Cosine);
+    assert_eq!(recipe.train.schedule, LearningRateSchedule::Cosine);
     assert_eq!((recipe.train.adam_beta1, recipe.train.adam_beta2), (0.9, 0.999));
     assert_eq!(recipe.data.min_supervised_tokens, 14);
     assert_eq!((recipe.evaluate.temperature, recipe.evaluate.max_new_tokens), (1.0, 2048));
@@ -115,7 +116,7 @@ fn overrides_replace_add_and_keep_strings_without_quotes() {
     assert_eq!(recipe.data.template_arguments["enable_thinking"], false);
     assert_eq!((recipe.evaluate.tasks[0].name.as_str(), &recipe.evaluate.tasks[0].path), ("sums", &None));
     assert_eq!(recipe.model.loss_decay(), None);
-    assert_eq!(recipe.train.schedule, Schedule::Reference);
+    assert_eq!(recipe.train.schedule, LearningRateSchedule::Reference);
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub struct Best {
     pub tau_probabilistic: f64,
 }
 
-/// What a checkpoint remembers besides weights and moments.
+/// Contents of a checkpoint's `state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainingState {
     /// Optimiser steps done.
@@ -43,6 +43,22 @@ pub struct TrainingState {
     pub best: Option<Best>,
     /// Seconds trained so far.
     pub seconds: f64,
+}
+
+impl TrainingState {
+    /// The state before the first step.
+    pub fn new(digest: String) -> Self {
+        Self { step: 0, digest, best: None, seconds: 0.0 }
+    }
+
+    /// Records a validation of the weights so far; whether it is the best.
+    pub fn improve(&mut self, tau_probabilistic: f64) -> bool {
+        let better = self.best.is_none_or(|best| tau_probabilistic > best.tau_probabilistic);
+        if better {
+            self.best = Some(Best { step: self.step, tau_probabilistic });
+        }
+        better
+    }
 }
 
 /// The checkpoints of one run.
@@ -86,10 +102,16 @@ impl TrainingCheckpoints {
     /// Writes a checkpoint, then removes those that are no longer wanted.
     ///
     /// # Errors
-    /// When anything cannot be written; older checkpoints are then untouched.
+    /// When a weight is not finite or anything cannot be written; older checkpoints are then untouched.
     pub fn save(&self, draft: &Draft, optimizer: &Optimizer, state: &TrainingState) -> Result<(), TrainError> {
         let directory = AtomicDirectory::begin(&self.path(state.step))?;
-        draft.write_into(directory.path(), WeightDtype::F32, false)?;
+        draft.write_into(directory.path(), WeightDtype::F32, false).map_err(|error| match error {
+            // No loss looked at this weight: the row of a token that did not occur, for example.
+            CheckpointError::NotFinite { name, value, .. } => {
+                self.not_finite(state.step, format!("weight `{name}`"), value.into())
+            }
+            other => other.into(),
+        })?;
         let moments = directory.path().join("optimizer.bpk");
         optimizer.save(&moments).map_err(io::Error::other).map_err(CheckpointError::io(&moments))?;
         let text = serde_json::to_string_pretty(state).unwrap_or_default() + "\n";

@@ -1,27 +1,36 @@
 //! Training a draft.
 //!
-//! A step takes a global batch ([`order`]), runs it through the teacher and the draft in micro-batches ([`packing`]), sums their
-//! gradients and applies AdamW, or Muon and AdamW ([`optimizer`]), at the rate of the [`schedule`]. What a step does depends on the seed and
-//! its number alone, so a run continued from a [`checkpoint`] is the run that was never interrupted.
+//! A step takes a global batch ([`order`], [`batch`]), runs it through teacher and draft in micro-batches ([`packing`],
+//! [`batch_loss`]), sums their gradients and applies AdamW, or Muon and AdamW ([`optimizer`]), at the rate of the
+//! [`schedule`]. [`run`] is the loop: it also validates, saves a [`checkpoint`] once its weights gave a finite loss, and
+//! logs ([`journal`]). A step depends on the seed and its number alone, so a run continued from a checkpoint is the run that
+//! was never interrupted.
 //!
 //! [`checkpoint`]: TrainingCheckpoints
 
+mod batch;
+mod batch_loss;
 mod checkpoint;
 mod error;
+mod finite;
+mod job;
+mod journal;
 mod optimizer;
 mod order;
 mod packing;
-mod progress;
 mod run;
 mod schedule;
+mod settings;
 #[cfg(test)]
 mod tests;
 
+pub use batch::{Batch, BatchSettings, Batches, DrawnSample};
 pub use checkpoint::{Best, TrainingCheckpoints, TrainingState};
 pub use error::TrainError;
+pub use job::{RunFolder, TrainJob, TrainReport};
 pub use optimizer::{GradientSum, Optimizer, OptimizerSettings};
-pub use order::{anchor_randoms, step_samples};
+pub use order::{SampleOrder, anchor_randoms};
 pub use packing::MicroBatches;
-pub use progress::Progress;
-pub use run::{TrainJob, TrainReport, TrainSettings, train};
+pub use run::train;
 pub use schedule::LearningRate;
+pub use settings::TrainSettings;

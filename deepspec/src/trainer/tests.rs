@@ -10,7 +10,7 @@ use dspark_runtime::model::{Draft, DraftParameters, FeedForward, Target};
 use serde_json::Value;
 
 use super::*;
-use crate::conversation::Sample;
+use crate::conversation::{Sample, Samples};
 use crate::objective::{BlockChoice, Denominator, LossWeights};
 use crate::testing::{TINY_VOCABULARY as VOCABULARY, tiny_eagle3_models as eagle3_models, tiny_models as models};
 
@@ -24,6 +24,11 @@ fn samples(count: usize, supervised: impl Fn(usize) -> bool) -> Vec<Sample> {
         loss_mask: vec![supervised(index); TOKENS],
     };
     (0..count).map(sample).collect()
+}
+
+/// Samples that all carry loss, and none to validate on.
+fn training(count: usize) -> Samples {
+    Samples { training: samples(count, |_| true), validation: Vec::new() }
 }
 
 fn settings(steps: u64) -> TrainSettings {
@@ -45,12 +50,14 @@ fn settings(steps: u64) -> TrainSettings {
             decay: Some(4.0),
             denominator: Denominator::SlotWeights,
         },
-        global_batch_size: 1,
-        micro_batches: MicroBatches::Samples(1),
         compute: DType::F32,
-        blocks: BlockChoice::Drawn { count: 3, first: 0 },
-        block_size: 4,
-        seed: 5,
+        batches: BatchSettings {
+            global_batch_size: 1,
+            micro_batches: MicroBatches::Samples(1),
+            blocks: BlockChoice::Drawn { count: 3, first: 0 },
+            block_size: 4,
+            seed: 5,
+        },
         checkpoint_every: 1,
         keep_last: 9,
         validate_every: 0,
@@ -62,15 +69,18 @@ fn settings(steps: u64) -> TrainSettings {
 fn eagle3_settings(steps: u64, count: usize) -> TrainSettings {
     TrainSettings {
         loss: LossWeights::eagle3(0.8),
-        blocks: BlockChoice::Drawn { count, first: 1 },
+        batches: BatchSettings { blocks: BlockChoice::Drawn { count, first: 1 }, ..settings(steps).batches },
         ..settings(steps)
     }
 }
 
+fn run_folder(path: &Path, resume: bool) -> RunFolder {
+    RunFolder { path: path.to_owned(), digest: "digest".to_owned(), resume }
+}
+
 struct Run<'a> {
     models: &'a (Target, Draft),
-    training: &'a [Sample],
-    validation: &'a [Sample],
+    samples: &'a Samples,
     folder: &'a Path,
 }
 
@@ -79,12 +89,9 @@ impl Run<'_> {
         train(TrainJob {
             target: &self.models.0,
             draft: self.models.1.clone(),
-            training: self.training,
-            validation: self.validation,
+            samples: self.samples,
             settings,
-            folder: self.folder.to_owned(),
-            digest: "digest".to_owned(),
-            resume,
+            run: run_folder(self.folder, resume),
             interrupter: Interrupter::new(),
         })
     }
@@ -117,14 +124,15 @@ fn not_finite(result: Result<TrainReport, TrainError>, expected_step: u64, expec
 #[test]
 fn weights_whose_loss_is_not_finite_never_become_a_checkpoint() {
     let models = models();
-    let settled = |seed| (0..2).flat_map(move |step| step_samples(5, 1, seed, step)).collect::<Vec<_>>();
-    let training = samples(5, |index| !settled(settings(5).seed).contains(&index));
+    let mut order = SampleOrder::new(5, 1, settings(5).batches.seed);
+    let settled: Vec<usize> = (0..2).flat_map(|step| order.of_step(step).to_vec()).collect();
+    let training = samples(5, |index| !settled.contains(&index));
     let ruinous = |steps: u64, validate_every: u64| TrainSettings {
         learning_rate: LearningRate::new(1e38, steps, 0.0, false),
         validate_every,
         ..settings(steps)
     };
-    let validation = samples(1, |_| true);
+    let samples = Samples { training, validation: samples(1, |_| true) };
     for (steps, validate_every, expected_step, term) in [
         (5, 0, 4, "cross-entropy"),
         // After the last step there is no next one.
@@ -132,7 +140,7 @@ fn weights_whose_loss_is_not_finite_never_become_a_checkpoint() {
         (5, 3, 3, "validation cross-entropy"),
     ] {
         let root = tempfile::tempdir().unwrap();
-        let run = Run { models: &models, training: &training, validation: &validation, folder: root.path() };
+        let run = Run { models: &models, samples: &samples, folder: root.path() };
         not_finite(run.train(ruinous(steps, validate_every), false), expected_step, term, "step-00000002");
         assert_eq!(run.steps(), [1, 2], "{term}");
         // Going on from there ends in the same way and spoils nothing.
@@ -144,11 +152,11 @@ fn weights_whose_loss_is_not_finite_never_become_a_checkpoint() {
 #[test]
 fn a_gradient_or_weight_that_is_not_finite_is_named() {
     let (target, mut draft) = models();
-    let training = samples(4, |_| true);
+    let samples = training(4);
     let root = tempfile::tempdir().unwrap();
     let overflowing = LossWeights { cross_entropy: 1e39, decay: None, ..settings(3).loss };
     let models = (target, draft.clone());
-    let run = Run { models: &models, training: &training, validation: &[], folder: root.path() };
+    let run = Run { models: &models, samples: &samples, folder: root.path() };
     not_finite(run.train(TrainSettings { loss: overflowing, ..settings(3) }, false), 1, "gradient norm", "none yet");
 
     // The Markov row of a token that no sample has: no loss looks at it.
@@ -159,7 +167,7 @@ fn a_gradient_or_weight_that_is_not_finite_is_named() {
     });
     let root = tempfile::tempdir().unwrap();
     let models = (models.0, draft);
-    let run = Run { models: &models, training: &training, validation: &[], folder: root.path() };
+    let run = Run { models: &models, samples: &samples, folder: root.path() };
     not_finite(run.train(settings(3), false), 1, "weight `markov_head.markov_w1.weight`", "none yet");
     assert!(run.steps().is_empty());
 }
@@ -175,17 +183,18 @@ fn so_is_a_continued_run_of_an_eagle3_draft() {
 }
 
 fn continued(models: &(Target, Draft), settings: TrainSettings) {
-    let training = samples(6, |_| true);
+    let samples = training(6);
     // Muon's momentum and AdamW's moments both have to come back.
     let optimizer = OptimizerSettings { muon: true, ..settings.optimizer };
-    let settings = TrainSettings { global_batch_size: 2, optimizer, ..settings };
+    let batches = BatchSettings { global_batch_size: 2, ..settings.batches };
+    let settings = TrainSettings { optimizer, batches, ..settings };
     let whole = tempfile::tempdir().unwrap();
-    let whole = Run { models, training: &training, validation: &[], folder: whole.path() };
+    let whole = Run { models, samples: &samples, folder: whole.path() };
     whole.train(settings.clone(), false).unwrap();
     assert_eq!(whole.steps(), [1, 2, 3, 4, 5, 6, 7]);
     for step in [1, 4, 6] {
         let root = tempfile::tempdir().unwrap();
-        let run = Run { models, training: &training, validation: &[], folder: root.path() };
+        let run = Run { models, samples: &samples, folder: root.path() };
         let (from, to) = (whole.checkpoints().path(step), run.checkpoints().path(step));
         fs::create_dir_all(&to).unwrap();
         for file in ["config.json", "model.safetensors", "optimizer.bpk", "state.json"] {
@@ -209,22 +218,24 @@ fn micro_batches_do_not_change_the_step() {
 #[test]
 fn nor_does_an_eagle3_drafts_step_depend_on_them() {
     split(&eagle3_models(), eagle3_settings(4, usize::MAX));
-    let reference = TrainSettings { blocks: BlockChoice::Eagle3Reference, ..eagle3_settings(4, 0) };
-    split(&eagle3_models(), reference);
+    let usual = eagle3_settings(4, 0);
+    let batches = BatchSettings { blocks: BlockChoice::Eagle3Reference, ..usual.batches };
+    split(&eagle3_models(), TrainSettings { batches, ..usual });
 }
 
 fn split(models: &(Target, Draft), settings: TrainSettings) {
     // Different numbers of supervised slots, so that a mean of means would show.
-    let mut training = samples(4, |_| true);
-    for (index, sample) in training.iter_mut().enumerate() {
+    let mut samples = training(4);
+    for (index, sample) in samples.training.iter_mut().enumerate() {
         sample.token_ids.truncate(TOKENS - 5 * index);
         sample.loss_mask.truncate(TOKENS - 5 * index);
         sample.loss_mask[..3 * index].fill(false);
     }
     let last = |micro_batches: MicroBatches| {
         let root = tempfile::tempdir().unwrap();
-        let run = Run { models, training: &training, validation: &[], folder: root.path() };
-        let settings = TrainSettings { global_batch_size: 4, micro_batches, ..settings.clone() };
+        let run = Run { models, samples: &samples, folder: root.path() };
+        let batches = BatchSettings { global_batch_size: 4, micro_batches, ..settings.batches };
+        let settings = TrainSettings { batches, ..settings.clone() };
         run.train(settings, false).unwrap().last.unwrap()
     };
     let whole = last(MicroBatches::Samples(4));
@@ -239,10 +250,10 @@ fn split(models: &(Target, Draft), settings: TrainSettings) {
 #[test]
 fn computing_in_bf16_trains_almost_alike() {
     for (models, settings) in [(models(), settings(12)), (eagle3_models(), eagle3_settings(12, usize::MAX))] {
-        let training = samples(3, |_| true);
+        let samples = training(3);
         let last = |compute: DType| {
             let root = tempfile::tempdir().unwrap();
-            let run = Run { models: &models, training: &training, validation: &[], folder: root.path() };
+            let run = Run { models: &models, samples: &samples, folder: root.path() };
             run.train(TrainSettings { compute, ..settings.clone() }, false).unwrap().last.unwrap().loss
         };
         let (wide, narrow) = (last(DType::F32), last(DType::BF16));
@@ -285,9 +296,9 @@ fn the_newest_and_the_best_checkpoint_are_kept() {
 #[test]
 fn the_report_names_the_best_checkpoint() {
     let models = models();
-    let (training, validation) = (samples(4, |_| true), samples(2, |_| true));
+    let samples = Samples { validation: samples(2, |_| true), ..training(4) };
     let root = tempfile::tempdir().unwrap();
-    let run = Run { models: &models, training: &training, validation: &validation, folder: root.path() };
+    let run = Run { models: &models, samples: &samples, folder: root.path() };
     let settings = TrainSettings { checkpoint_every: 100, keep_last: 1, validate_every: 2, ..settings(9) };
     let report = run.train(settings, false).unwrap();
     let best = report.best.unwrap();
@@ -311,9 +322,9 @@ fn the_report_names_the_best_checkpoint() {
 #[test]
 fn a_best_checkpoint_that_nothing_beats_stays_the_best_of_a_continued_run() {
     let models = models();
-    let (training, validation) = (samples(4, |_| true), samples(2, |_| true));
+    let samples = Samples { validation: samples(2, |_| true), ..training(4) };
     let root = tempfile::tempdir().unwrap();
-    let run = Run { models: &models, training: &training, validation: &validation, folder: root.path() };
+    let run = Run { models: &models, samples: &samples, folder: root.path() };
     let optimizer = Optimizer::new(&settings(1).optimizer);
     let best = Best { step: 2, tau_probabilistic: 99.0 };
     let state = TrainingState { step: 2, digest: "digest".to_owned(), best: Some(best), seconds: 0.0 };
@@ -403,20 +414,17 @@ impl ModuleVisitor for Squares<'_> {
 #[test]
 fn an_interrupt_before_the_first_update_leaves_a_run_that_can_be_continued() {
     let models = models();
-    let training = samples(4, |_| true);
+    let samples = training(4);
     let root = tempfile::tempdir().unwrap();
-    let run = Run { models: &models, training: &training, validation: &[], folder: root.path() };
+    let run = Run { models: &models, samples: &samples, folder: root.path() };
     let interrupter = Interrupter::new();
     interrupter.stop(None);
     let stopped = train(TrainJob {
         target: &models.0,
         draft: models.1.clone(),
-        training: &training,
-        validation: &[],
+        samples: &samples,
         settings: settings(3),
-        folder: root.path().to_owned(),
-        digest: "digest".to_owned(),
-        resume: false,
+        run: run_folder(root.path(), false),
         interrupter,
     });
     assert!(matches!(stopped, Err(TrainError::Interrupted { step: 0 })));

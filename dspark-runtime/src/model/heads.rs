@@ -6,6 +6,7 @@
 use burn::module::Module;
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Device, Int, Tensor, TensorData, s};
+use serde::{Deserialize, Serialize};
 
 use super::draft_config::DraftConfig;
 use super::layers::{Embedding, Linear};
@@ -30,7 +31,8 @@ pub struct MarkovHead {
 }
 
 /// The kinds of Markov head, by the name that `markov_head_type` gives them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum MarkovHeadType {
     /// Looks at the token before alone.
     #[default]

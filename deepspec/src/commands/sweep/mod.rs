@@ -14,8 +14,9 @@ use dspark_runtime::device::DeviceChoice;
 
 use self::axis::{Axis, grid};
 use self::report::{Point, SweepReport};
+use super::described::RecipeArguments;
 use super::run::{checked_tasks, execute, remove_run};
-use super::setup::{Prepared, RecipeArguments};
+use super::setup::Prepared;
 use crate::recipe::Recipe;
 
 /// Arguments of `deepspec sweep`.
@@ -62,7 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let named = Point::name(&planned.recipe, &planned.settings, arguments.recipes.len() > 1);
         eprintln!("point {} of {}: {named}", number + 1, points.len());
         let prepared = Prepared::load(&recipe_arguments(arguments, planned))?;
-        let tasks = checked_tasks(&prepared)?;
+        let tasks = checked_tasks(&prepared.described)?;
         if tasks.is_empty() {
             bail!("{}: a sweep compares by [evaluate] tasks, and the recipe has none", planned.recipe.display());
         }

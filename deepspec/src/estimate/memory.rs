@@ -35,7 +35,7 @@ pub struct MicroBatchShape {
 /// Bytes, by what they are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Memory {
-    /// What the process had when the plan was made: program, tokeniser, data. Nothing of it is in a device's own memory.
+    /// Memory of the process before training: program, tokeniser, data. None of it is in a GPU's memory.
     pub process: usize,
     /// The target's weights.
     pub target: usize,
@@ -66,9 +66,9 @@ pub struct Parameters {
     pub largest: usize,
 }
 
-/// What is known before anything is loaded.
+/// Shapes of the models of a training, and where it would run.
 #[derive(Clone, Copy, Debug)]
-pub struct Models<'a> {
+pub struct ModelShapes<'a> {
     /// The teacher.
     pub target: &'a TargetConfig,
     /// The draft.
@@ -81,7 +81,7 @@ pub struct Models<'a> {
     pub products: DType,
 }
 
-impl Models<'_> {
+impl ModelShapes<'_> {
     /// Memory of a step whose largest micro-batch this is. `several` micro-batches need their gradients added up.
     pub fn memory(&self, process: usize, shape: &MicroBatchShape, several: bool) -> Memory {
         let weights = F32 * self.parameters.draft;

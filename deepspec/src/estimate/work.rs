@@ -4,10 +4,10 @@
 
 use dspark_runtime::model::LayerConfig;
 
-use super::memory::{MicroBatchShape, Models};
+use super::memory::{MicroBatchShape, ModelShapes};
 
 /// Operations of a micro-batch: the teacher's pass, the draft's there and twice as many back, and the loss.
-pub fn operations(models: &Models<'_>, shape: &MicroBatchShape) -> f64 {
+pub fn operations(models: &ModelShapes<'_>, shape: &MicroBatchShape) -> f64 {
     let (target, draft) = (models.target, models.draft);
     let (s, n) = (shape.tokens as f64, (shape.blocks * draft.block_size) as f64);
     let d = target.layer.hidden_size as f64;

@@ -1,14 +1,14 @@
-//! What a person sees while training runs: a bar on standard error, or plain lines where there is no terminal.
+//! Progress on standard error: a bar on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Seconds between plain lines where there is no terminal.
+/// Time between plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Progress of a run of known length.
+/// Progress of work whose number of steps is known.
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
@@ -18,7 +18,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A bar named `name` over `total` steps, of which `done` were done before.
+    /// Starts a bar named `name` over `total` steps, the first `done` of which an earlier process did.
     pub fn new(name: &str, total: u64, done: u64) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let target = if terminal { ProgressDrawTarget::stderr_with_hz(4) } else { ProgressDrawTarget::hidden() };
@@ -31,7 +31,7 @@ impl Progress {
         Self { bar, next_line: (!terminal).then(Instant::now), name: name.to_owned() }
     }
 
-    /// One step done; `message` says how it went.
+    /// Counts one step. `message` is evaluated only when it is shown.
     pub fn step(&mut self, message: impl FnOnce() -> String) {
         self.bar.inc(1);
         let finished = self.bar.length() == Some(self.bar.position());
@@ -46,7 +46,7 @@ impl Progress {
         }
     }
 
-    /// A line that stays.
+    /// Prints a line that stays above the bar.
     pub fn note(&self, line: &str) {
         match self.next_line {
             None => self.bar.println(line),
@@ -54,7 +54,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(self) {
         self.bar.finish_and_clear();
     }

@@ -7,18 +7,22 @@ use dspark_runtime::commands::print;
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{DraftParameters, target_shapes};
 
-use super::described::{Described, Samples};
-use crate::plan::{MicroBatchShape, Models, Parameters, Plan, operations, product_speed, resident, seconds};
-use crate::trainer::{TrainSettings, anchor_randoms, step_samples};
+use super::described::Described;
+use crate::conversation::Samples;
+use crate::estimate::{
+    Estimate, Memory, MicroBatchShape, ModelShapes, Parameters, operations, product_speed, seconds,
+};
+use crate::process::resident;
+use crate::trainer::{Batch, Batches, DrawnSample};
 
-/// Steps that are looked at one by one; longer trainings are taken to go on like them.
+/// Steps whose batches are drawn. The rest of a longer training is extrapolated from them.
 const STEPS: u64 = 400;
 
-/// The plan of a training on a device.
+/// Estimates a training on a device.
 ///
 /// # Errors
 /// When the recipe does not fit the target, or there is no such device.
-pub fn plan(described: &Described, samples: &Samples, choice: DeviceChoice) -> Result<Plan> {
+pub fn estimate(described: &Described, samples: &Samples, choice: DeviceChoice) -> Result<Estimate> {
     let device = &choice.open()?;
     let mut config = described.draft_config()?;
     config.draft_vocab_size = described.recipe.model.draft_vocab_size.unwrap_or(config.vocab_size);
@@ -34,7 +38,7 @@ pub fn plan(described: &Described, samples: &Samples, choice: DeviceChoice) -> R
     };
     let settings = described.train_settings(samples.training.len());
     let products = settings.compute;
-    let models = Models { target: &described.target_config, draft: &config, parameters, device, products };
+    let models = ModelShapes { target: &described.target_config, draft: &config, parameters, device, products };
     let steps = settings.learning_rate.total_steps;
     let process = match choice {
         DeviceChoice::Cuda(_) => 0,
@@ -42,15 +46,16 @@ pub fn plan(described: &Described, samples: &Samples, choice: DeviceChoice) -> R
     };
 
     let (mut tokens, mut work, mut looked_at) = (0_u64, 0.0, 0_u64);
-    let mut largest = None;
+    let mut largest: Option<(MicroBatchShape, Memory)> = None;
+    let mut batches = Batches::new(&samples.training, settings.batches);
     for step in 0..steps.min(STEPS) {
-        let shapes = micro_batches(samples, &settings, step);
+        let shapes = shapes(&batches.of_step(step));
         looked_at += 1;
         tokens += shapes.iter().map(|shape| shape.tokens as u64).sum::<u64>();
         work += shapes.iter().map(|shape| operations(&models, shape)).sum::<f64>();
         for shape in &shapes {
             let memory = models.memory(process, shape, shapes.len() > 1);
-            if largest.as_ref().is_none_or(|(_, most): &(_, crate::plan::Memory)| memory.peak > most.peak) {
+            if largest.as_ref().is_none_or(|(_, most)| memory.peak > most.peak) {
                 largest = Some((*shape, memory));
             }
         }
@@ -58,7 +63,7 @@ pub fn plan(described: &Described, samples: &Samples, choice: DeviceChoice) -> R
     let share = steps as f64 / looked_at.max(1) as f64;
     let operations_per_second = product_speed(device, products);
     let (largest, memory) = largest.unwrap_or_default();
-    Ok(Plan {
+    Ok(Estimate {
         parameters,
         samples: samples.training.len(),
         steps,
@@ -72,45 +77,31 @@ pub fn plan(described: &Described, samples: &Samples, choice: DeviceChoice) -> R
     })
 }
 
-/// The micro-batches of a step.
-fn micro_batches(samples: &Samples, settings: &TrainSettings, step: u64) -> Vec<MicroBatchShape> {
-    let training = &samples.training;
-    let own: Vec<MicroBatchShape> = step_samples(training.len(), settings.global_batch_size, settings.seed, step)
-        .into_iter()
-        .map(|index| {
-            let sample = &training[index];
-            let random = anchor_randoms(sample.token_ids.len(), settings.seed, step, index);
-            let blocks = settings.blocks.blocks(&sample.loss_mask, &random, settings.block_size);
-            MicroBatchShape {
-                tokens: sample.token_ids.len(),
-                blocks: blocks.anchors.len(),
-                supervised: blocks.supervised().count(),
-            }
-        })
-        .collect();
-    let lengths: Vec<usize> = own.iter().map(|sample| sample.tokens).collect();
-    let together = |indices: Vec<usize>| {
-        indices.into_iter().fold(MicroBatchShape::default(), |sum, index| MicroBatchShape {
-            tokens: sum.tokens + own[index].tokens,
-            blocks: sum.blocks + own[index].blocks,
-            supervised: sum.supervised + own[index].supervised,
-        })
+/// Sizes of the micro-batches of a batch.
+fn shapes(batch: &Batch<'_>) -> Vec<MicroBatchShape> {
+    let shape = |samples: Vec<&DrawnSample<'_>>| MicroBatchShape {
+        tokens: samples.iter().map(|sample| sample.token_ids.len()).sum(),
+        blocks: samples.iter().map(|sample| sample.blocks.anchors.len()).sum(),
+        supervised: samples.iter().map(|sample| sample.blocks.supervised().count()).sum(),
     };
-    settings.micro_batches.split(&lengths).into_iter().map(together).collect()
+    batch.micro_batches().map(shape).collect()
 }
 
-/// The plan in words.
+/// Prints an estimate as text.
 ///
 /// # Errors
 /// When standard output is gone.
-pub fn print_plan(plan: &Plan) -> Result<()> {
-    let Plan { parameters, memory, largest, .. } = plan;
+pub fn print_estimate(estimate: &Estimate) -> Result<()> {
+    let Estimate { parameters, memory, largest, .. } = estimate;
     let line = |name: &str, value: String| print(format_args!("{name:<24} {value}"));
     line(
         "parameters",
         format!("{} trained, {} of the target", million(parameters.draft), million(parameters.target)),
     )?;
-    line("data", format!("{} samples, {} steps, {:.2e} tokens", plan.samples, plan.steps, plan.tokens as f64))?;
+    line(
+        "data",
+        format!("{} samples, {} steps, {:.2e} tokens", estimate.samples, estimate.steps, estimate.tokens as f64),
+    )?;
     line(
         "largest micro-batch",
         format!("{} tokens, {} blocks, {} supervised slots", largest.tokens, largest.blocks, largest.supervised),
@@ -130,10 +121,14 @@ pub fn print_plan(plan: &Plan) -> Result<()> {
     }
     line(
         "work",
-        format!("{:.2e} operations at about {:.0} GFLOP/s", plan.operations, plan.operations_per_second / 1e9),
+        format!(
+            "{:.2e} operations at about {:.0} GFLOP/s",
+            estimate.operations,
+            estimate.operations_per_second / 1e9
+        ),
     )?;
-    line("time", format!("about {}, {:.0} tokens/s", duration(plan.seconds), plan.tokens_per_second()))?;
-    if let (Some(false), Some(available)) = (plan.fits(), plan.available) {
+    line("time", format!("about {}, {:.0} tokens/s", duration(estimate.seconds), estimate.tokens_per_second()))?;
+    if let (Some(false), Some(available)) = (estimate.fits(), estimate.available) {
         print(format_args!(
             "WARNING: this does not fit: {} are needed at the peak and {} are there. A smaller `train.micro_batch_tokens` (or \
              `micro_batch_size`), a shorter `data.max_length` or fewer `model.num_anchors` need less",

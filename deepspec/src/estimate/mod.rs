@@ -1,66 +1,65 @@
-//! What a training will take, before anything is loaded: parameters, memory, work, time.
+//! Estimates what a training takes before any weights are loaded: parameters, memory, operations, time.
 //!
-//! Memory is counted from shapes ([`memory`]), of the largest micro-batch that the data have. Time is the [`work`] divided by what
-//! this machine's matrix products reach in a moment's trial, times a share that training steps were seen to reach of it.
+//! [`memory`] counts bytes from shapes, for the largest micro-batch of the data. Time is the [`work`] divided by the speed of
+//! a short trial of matrix products on this machine, corrected by the share of it that training steps reach.
 
 mod memory;
 mod work;
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use serde::Serialize;
 
-pub use memory::{Memory, MicroBatchShape, Models, Parameters};
+pub use memory::{Memory, MicroBatchShape, ModelShapes, Parameters};
 pub use work::operations;
 
-/// Of the speed of large matrix products, what a training step reaches.
+/// Share of the speed of large matrix products that a training step reaches.
 const REACHED: f64 = 0.6;
 
-/// The whole plan.
+/// The whole estimate.
 #[derive(Clone, Debug, Serialize)]
-pub struct Plan {
-    /// How large the models are.
+pub struct Estimate {
+    /// Numbers of parameters.
     pub parameters: Parameters,
     /// Training samples.
     pub samples: usize,
     /// Optimiser steps.
     pub steps: u64,
-    /// Tokens that go through the teacher in all steps.
+    /// Tokens that the teacher processes in all steps.
     pub tokens: u64,
-    /// The largest micro-batch.
+    /// The micro-batch that needs the most memory.
     pub largest: MicroBatchShape,
-    /// Bytes.
+    /// Memory of a step on that micro-batch.
     pub memory: Memory,
-    /// Bytes that the device has; `None` where that is not known.
+    /// Bytes available on the device; `None` when unknown.
     pub available: Option<usize>,
     /// Floating-point operations of all steps.
     pub operations: f64,
-    /// Operations per second that a large matrix product reaches here.
+    /// Operations per second of a large matrix product on this device.
     pub operations_per_second: f64,
-    /// Seconds of training, about.
+    /// Seconds of training, approximately.
     pub seconds: f64,
 }
 
-impl Plan {
-    /// Tokens per second that go through the teacher, about.
+impl Estimate {
+    /// Tokens per second that the teacher processes, approximately.
     pub fn tokens_per_second(&self) -> f64 {
         self.tokens as f64 / self.seconds
     }
 
-    /// Whether it fits, if that can be known.
+    /// Whether the peak fits the available memory; `None` when that is unknown.
     pub fn fits(&self) -> Option<bool> {
         self.available.map(|available| self.memory.peak <= available)
     }
 }
 
-/// Seconds for so many operations.
+/// Seconds that training takes for a number of operations.
 pub fn seconds(operations: f64, operations_per_second: f64) -> f64 {
     operations / (REACHED * operations_per_second)
 }
 
-/// Operations per second of a matrix product of such numbers.
+/// Measures the operations per second of a matrix product in the number type `products`.
 pub fn product_speed(device: &Device, products: DType) -> f64 {
     // As large as it takes to keep all units of the device busy for longer than waiting for it takes.
     let mut size = 768;
@@ -86,14 +85,4 @@ pub fn product_speed(device: &Device, products: DType) -> f64 {
         }
         size *= 2;
     }
-}
-
-/// Bytes of this process that are in memory, now and at most so far; `None` where the system does not say.
-pub fn resident() -> Option<(usize, usize)> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        Some(line.trim_start_matches(':').split_whitespace().next()?.parse::<usize>().ok()? * 1024)
-    };
-    Some((field("VmRSS")?, field("VmHWM")?))
 }

@@ -1,0 +1,79 @@
+//! What an evaluation is told.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Which turns of an evaluation conversation are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Turns {
+    /// Every turn, in order.
+    All,
+    /// The first turn only, as the published figures are measured.
+    First,
+}
+
+/// How an evaluation draws its tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum SamplingMethod {
+    /// Rejection sampling from a repeatable stream: what requests without a seed get, and what published figures measure.
+    #[default]
+    Rejection,
+    /// Noise by seed and position: what requests with this seed get. It accepts less often than rejection sampling.
+    Coupled,
+}
+
+impl fmt::Display for SamplingMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rejection => "rejection",
+            Self::Coupled => "coupled",
+        })
+    }
+}
+
+/// How to evaluate.
+#[derive(Clone, Debug)]
+pub struct EvaluationOptions {
+    /// Sampling temperature; 0 is greedy.
+    pub temperature: f64,
+    /// Token limit of an answer.
+    pub max_new_tokens: usize,
+    /// Prompts per task; `None`: all.
+    pub samples: Option<usize>,
+    /// Seed of sampling.
+    pub seed: u64,
+    /// How tokens are drawn from the seed.
+    pub sampling: SamplingMethod,
+    /// Which turns are answered.
+    pub turns: Turns,
+    /// Slots below this confidence end a proposal; 0: none.
+    pub confidence_threshold: f64,
+    /// Extra variables for the chat template.
+    pub template_arguments: Map<String, Value>,
+    /// Whether the target alone answers too, for its speed.
+    pub measure_plain: bool,
+}
+
+/// A named file of prompts.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Name in the report.
+    pub name: String,
+    /// JSONL with `turns` per line.
+    pub path: PathBuf,
+}
+
+/// Files that an evaluation writes beside its report.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Records<'a> {
+    /// One JSON line per round.
+    pub trace: Option<&'a Path>,
+    /// One JSON line per answer of the draft's run.
+    pub answers: Option<&'a Path>,
+}
+

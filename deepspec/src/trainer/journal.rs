@@ -1,0 +1,91 @@
+//! What a training shows and logs while it runs, and how long it takes.
+
+use std::path::Path;
+use std::time::Instant;
+
+use super::checkpoint::TrainingState;
+use crate::console::Progress;
+use crate::logging::{LogError, RunLog};
+use crate::objective::Metrics;
+
+/// Progress, metrics log and clock of one session of a run.
+pub(super) struct Journal {
+    progress: Progress,
+    log: RunLog,
+    /// Values of the current step that are not logged yet.
+    row: Vec<(&'static str, f64)>,
+    /// Seconds of earlier sessions.
+    before: f64,
+    started: Instant,
+    /// Tokens that the teacher processed for steps of this session.
+    tokens: u64,
+}
+
+impl Journal {
+    /// Starts the logs in `folder`, or continues them after the step of `state`. The run has `total` steps.
+    pub fn open(folder: &Path, total: u64, state: &TrainingState) -> Result<Self, LogError> {
+        let log = if state.step > 0 { RunLog::resume(folder, state.step)? } else { RunLog::create(folder)? };
+        let progress = Progress::new("train", total, state.step);
+        Ok(Self { progress, log, row: Vec::new(), before: state.seconds, started: Instant::now(), tokens: 0 })
+    }
+
+    /// Seconds of all sessions.
+    pub fn seconds(&self) -> f64 {
+        self.before + self.started.elapsed().as_secs_f64()
+    }
+
+    /// Tokens per second that the teacher processed for steps of this session.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.started.elapsed().as_secs_f64()
+    }
+
+    /// Shows a step of `tokens` tokens, and puts it into the log where `logged`.
+    pub fn step(&mut self, tokens: usize, metrics: &Metrics, rate: f64, norm: f64, logged: bool) {
+        self.tokens += tokens as u64;
+        let speed = self.tokens_per_second();
+        self.progress.step(|| {
+            let (loss, tau) = (metrics.loss, metrics.tau_probabilistic);
+            format!("loss {loss:.3} tau {tau:.2} lr {rate:.1e} {speed:.0} tok/s")
+        });
+        if logged {
+            self.row.extend([
+                ("train/loss", metrics.loss),
+                ("train/ce_loss", metrics.ce_loss),
+                ("train/soft_ce_loss", metrics.soft_ce_loss),
+                ("train/l1_loss", metrics.l1_loss),
+                ("train/confidence_loss", metrics.confidence_loss),
+                ("train/confidence_abs_error", metrics.confidence_abs_error),
+                ("train/tau_probabilistic", metrics.tau_probabilistic),
+                ("train/lr", rate),
+                ("train/grad_norm", norm),
+                ("train/supervised_tokens", metrics.supervised_tokens as f64),
+                ("train/tokens_per_second", speed),
+            ]);
+        }
+    }
+
+    /// Shows a validation and puts it into the log.
+    pub fn validation(&mut self, step: u64, metrics: &Metrics) {
+        let (loss, tau) = (metrics.loss, metrics.tau_probabilistic);
+        self.progress.note(&format!("step {step}: validation loss {loss:.4}, tau {tau:.3}"));
+        self.row.extend([
+            ("validation/loss", loss),
+            ("validation/ce_loss", metrics.ce_loss),
+            ("validation/soft_ce_loss", metrics.soft_ce_loss),
+            ("validation/l1_loss", metrics.l1_loss),
+            ("validation/confidence_loss", metrics.confidence_loss),
+            ("validation/tau_probabilistic", tau),
+        ]);
+    }
+
+    /// Writes what was put into the log for a step, if anything.
+    pub fn write(&mut self, step: u64) -> Result<(), LogError> {
+        let row = std::mem::take(&mut self.row);
+        if row.is_empty() { Ok(()) } else { self.log.record(step, &row) }
+    }
+
+    /// Removes the progress bar.
+    pub fn finish(self) {
+        self.progress.finish();
+    }
+}
