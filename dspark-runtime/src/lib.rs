@@ -16,11 +16,13 @@ pub mod gradient;
 pub mod kernels;
 pub mod model;
 mod normals;
+pub mod numbers;
 pub mod plot;
 pub mod profile;
 pub mod schedule;
 pub mod server;
 pub mod speculate;
+pub mod tensors;
 pub mod text;
 
 pub use normals::Normals;
