@@ -220,7 +220,7 @@ impl Bench<'_> {
         let measured = run_load(&handle, &Load { requests, concurrency });
         handle.shut_down(std::time::Duration::ZERO);
         engine.join();
-        measured
+        Ok(measured?)
     }
 
     /// Times every length once more, if a ceiling is wanted.

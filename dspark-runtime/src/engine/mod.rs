@@ -22,7 +22,7 @@ mod sequence;
 mod start;
 mod step;
 mod stop_strings;
-#[cfg(test)]
+#[cfg(all(test, feature = "server"))]
 pub(crate) mod testing;
 
 pub use config::EngineConfig;
