@@ -9,7 +9,6 @@ pub mod evaluation;
 pub mod logging;
 pub mod objective;
 pub mod plan;
-pub mod quickstart;
 pub mod recipe;
 pub mod replay;
 pub mod simulation;

@@ -8,7 +8,6 @@ mod evaluate;
 mod export;
 mod inspect;
 mod plan;
-mod quickstart;
 mod run;
 mod setup;
 mod simulate;
@@ -49,12 +48,6 @@ enum Verb {
     Export(export::Arguments),
     /// Say what a checkpoint is, and what is wrong with it
     Inspect(inspect::Arguments),
-    /// Write the quickstart's conversations
-    QuickstartData(quickstart::DataArguments),
-    /// Train the quickstart's tiny target from nothing
-    QuickstartTarget(quickstart::TargetArguments),
-    /// Measure the quickstart's tiny target: sums right, code that parses, sentences
-    QuickstartCheck(quickstart::CheckArguments),
 }
 
 impl Cli {
@@ -72,9 +65,6 @@ impl Cli {
             Verb::Simulate(arguments) => simulate::run(&arguments),
             Verb::Export(arguments) => export::run(&arguments),
             Verb::Inspect(arguments) => inspect::run(&arguments),
-            Verb::QuickstartData(arguments) => quickstart::write_data(&arguments),
-            Verb::QuickstartTarget(arguments) => quickstart::train_target(&arguments),
-            Verb::QuickstartCheck(arguments) => quickstart::check_target(&arguments),
         }
     }
 }
