@@ -11,7 +11,6 @@ pub mod evaluation;
 pub mod logging;
 pub mod objective;
 pub mod process;
-pub mod quickstart;
 pub mod recipe;
 pub mod replay;
 pub mod simulation;

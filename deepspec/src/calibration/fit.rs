@@ -1,5 +1,7 @@
 //! Sequential temperature scaling.
 
+use dspark_runtime::numbers::sigmoid;
+
 use super::JudgedBlock;
 use super::measures::{bins, expected_error};
 
@@ -53,10 +55,6 @@ pub fn survival(blocks: &[JudgedBlock], temperatures: &[f64], position: usize) -
         .filter(|block| position < block.judged)
         .map(|block| (predicted(block), position < block.accepted))
         .unzip()
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ mod estimate;
 mod evaluate;
 mod export;
 mod inspect;
-mod quickstart;
 mod run;
 mod setup;
 mod simulate;
@@ -50,12 +49,6 @@ enum Verb {
     Export(export::Arguments),
     /// Say what a checkpoint is, and what is wrong with it
     Inspect(inspect::Arguments),
-    /// Write the quickstart's conversations
-    QuickstartData(quickstart::DataArguments),
-    /// Train the quickstart's tiny target from nothing
-    QuickstartTarget(quickstart::TargetArguments),
-    /// Measure the quickstart's tiny target: sums right, code that parses, sentences
-    QuickstartCheck(quickstart::CheckArguments),
 }
 
 impl Cli {
@@ -73,9 +66,6 @@ impl Cli {
             Verb::Simulate(arguments) => simulate::run(&arguments),
             Verb::Export(arguments) => export::run(&arguments),
             Verb::Inspect(arguments) => inspect::run(&arguments),
-            Verb::QuickstartData(arguments) => quickstart::write_data(&arguments),
-            Verb::QuickstartTarget(arguments) => quickstart::train_target(&arguments),
-            Verb::QuickstartCheck(arguments) => quickstart::check_target(&arguments),
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use dspark_runtime::checkpoint::json_kind;
 use serde_json::{Map, Value};
 
 use super::error::ConversationError;
 use super::message::{Conversation, Message, USER, text_field};
-use super::rows::{Rows, kind};
+use super::rows::Rows;
 
 /// One conversation to hold with the target: what the user says, turn by turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +23,8 @@ impl EvaluationPrompt {
     /// `prompt` or `question`.
     fn from_row(row: &Map<String, Value>) -> Result<Self, String> {
         if let Some(turns) = row.get("turns") {
-            let list = turns.as_array().ok_or_else(|| format!("`turns` should be a list, found {}", kind(turns)))?;
+            let list =
+                turns.as_array().ok_or_else(|| format!("`turns` should be a list, found {}", json_kind(turns)))?;
             if list.is_empty() {
                 return Err("`turns` is empty".to_owned());
             }

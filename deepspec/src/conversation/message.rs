@@ -9,9 +9,8 @@
 //! the system message, unless the conversation has one. Roles are `system`, `developer`, `user` (`human`),
 //! `assistant` (`gpt`) and `tool`; the names in brackets are those of `from`/`value` data.
 
+use dspark_runtime::checkpoint::json_kind;
 use serde_json::{Map, Value};
-
-use super::rows::kind;
 
 /// Every field that is read from a row, also by the other forms of data.
 pub(super) const FIELDS: [&str; 11] = [
@@ -88,7 +87,7 @@ impl Conversation {
                     messages.insert(0, Message::new(SYSTEM, text));
                 }
             }
-            Some(other) => return Err(format!("`system` should be text, found {}", kind(other))),
+            Some(other) => return Err(format!("`system` should be text, found {}", json_kind(other))),
         }
         match messages.iter().find(|message| message.role == USER || message.role == ASSISTANT) {
             Some(first) if first.role == USER => Ok(Self { messages }),
@@ -99,7 +98,8 @@ impl Conversation {
 
     fn find_messages(row: &Map<String, Value>) -> Result<Vec<Message>, String> {
         if let Some((name, list)) = LISTS.iter().find_map(|name| Some((name, row.get(*name)?))) {
-            let list = list.as_array().ok_or_else(|| format!("`{name}` should be a list, found {}", kind(list)))?;
+            let list =
+                list.as_array().ok_or_else(|| format!("`{name}` should be a list, found {}", json_kind(list)))?;
             return list
                 .iter()
                 .enumerate()
@@ -125,7 +125,7 @@ impl Conversation {
 }
 
 fn parse_message(item: &Value) -> Result<Message, String> {
-    let fields = item.as_object().ok_or_else(|| format!("should be an object, found {}", kind(item)))?;
+    let fields = item.as_object().ok_or_else(|| format!("should be an object, found {}", json_kind(item)))?;
     let (role_field, content_field) =
         if fields.contains_key("from") { ("from", "value") } else { ("role", "content") };
     let field = |name: &str| {
@@ -151,7 +151,7 @@ fn parse_message(item: &Value) -> Result<Message, String> {
 
 /// The text of a field.
 pub(super) fn text_field<'a>(value: &'a Value, name: &str) -> Result<&'a str, String> {
-    value.as_str().ok_or_else(|| format!("`{name}` should be text, found {}", kind(value)))
+    value.as_str().ok_or_else(|| format!("`{name}` should be text, found {}", json_kind(value)))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
+use dspark_runtime::checkpoint::json_kind;
 use serde_json::{Map, Value};
 
 use super::error::ConversationError;
@@ -92,19 +93,7 @@ impl Iterator for JsonLines {
 fn parse_object(line: &[u8]) -> Result<Map<String, Value>, String> {
     match serde_json::from_slice(line) {
         Ok(Value::Object(fields)) => Ok(fields),
-        Ok(other) => Err(format!("should be a JSON object, found {}", kind(&other))),
+        Ok(other) => Err(format!("should be a JSON object, found {}", json_kind(&other))),
         Err(error) => Err(format!("not valid JSON: {error}")),
-    }
-}
-
-/// What a JSON value is, for messages.
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
     }
 }

@@ -5,8 +5,10 @@
 //! Legend: `n` supervised slots, `d` hidden size, `r` Markov rank, `f` width of the target's features, `s` tokens.
 
 use burn::tensor::activation::log_sigmoid;
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use dspark_runtime::model::{Draft, DraftSample};
+use dspark_runtime::numbers::sigmoid;
+use dspark_runtime::tensors::{host, ints};
 
 use super::anchors::SampleBlocks;
 use super::metrics::{LossSums, SlotOutcome};
@@ -116,10 +118,8 @@ pub fn draft_loss(
     let lift = |x: Tensor<2>| if train { Tensor::from_inner(x) } else { x };
     let hidden_bd = draft.forward_blocks(lift(slots.features_sf.clone()), &slots.samples);
     let device = hidden_bd.device();
-    let indices: Tensor<1, Int> =
-        Tensor::from_data(TensorData::new(slots.block_rows.clone(), [slots.block_rows.len()]), &device);
     // Whatever products are taken in, losses are f32.
-    let hidden_nd = hidden_bd.select(0, indices).cast(DType::F32);
+    let hidden_nd = hidden_bd.select(0, ints(slots.block_rows.clone(), &device)).cast(DType::F32);
     let factors_nr = draft.markov_factors(&slots.previous);
     let lengths: Vec<usize> = batch.blocks.iter().flat_map(|blocks| blocks.slots.iter().map(Vec::len)).collect();
     let markov = draft
@@ -177,9 +177,9 @@ pub fn draft_loss(
                     cross_entropy: f64::from(vocabulary.cross_entropy[row]),
                     soft_cross_entropy: f64::from(vocabulary.soft_cross_entropy[row]),
                     l1: f64::from(vocabulary.l1[row]),
-                    confidence: confidence.as_ref().map(|(losses, logits)| {
-                        (f64::from(losses[row]), 1.0 / (1.0 + (-f64::from(logits[row])).exp()))
-                    }),
+                    confidence: confidence
+                        .as_ref()
+                        .map(|(losses, logits)| (f64::from(losses[row]), sigmoid(f64::from(logits[row])))),
                 })
                 .collect();
             sums.add_block(&outcomes);
@@ -249,9 +249,4 @@ impl<'a> Slots<'a> {
         }
         Some(slots)
     }
-}
-
-fn host(tensor: Tensor<1>) -> Vec<f32> {
-    let tensor = if tensor.is_autodiff() { tensor.inner() } else { tensor };
-    tensor.try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"))
 }

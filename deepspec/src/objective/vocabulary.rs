@@ -21,9 +21,10 @@ mod tests;
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 use dspark_runtime::gradient::with_gradient;
 use dspark_runtime::kernels::soft_cap;
+use dspark_runtime::tensors::ints;
 use on_host::OnHost;
 pub use on_host::VOCABULARY_PARTS;
 
@@ -271,14 +272,4 @@ impl VocabularyRows {
             None => logits,
         }
     }
-}
-
-fn values(tensor: Tensor<2>) -> Vec<f32> {
-    tensor.try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"))
-}
-
-fn ints(values: Vec<usize>, device: &Device) -> Tensor<1, Int> {
-    let count = values.len();
-    let values: Vec<i32> = values.into_iter().map(|value| value as i32).collect();
-    Tensor::from_data(TensorData::new(values, [count]), device)
 }

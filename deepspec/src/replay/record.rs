@@ -5,6 +5,7 @@
 use burn::tensor::Tensor;
 use dspark_runtime::model::{Draft, DraftSample, MarkovState, Target, TargetSegment};
 use dspark_runtime::speculate::{Decoder, GenerationOptions, Sampler};
+use dspark_runtime::tensors::host;
 
 use super::{Case, Convention, Replay, ReplayPrompt, Round, Rows, Stage};
 
@@ -221,8 +222,4 @@ fn rounds(target: &Target, draft: &Draft, prompt: &[u32], stop_token_ids: &[u32]
 
 fn rows<const D: usize>(tensor: Tensor<D>) -> Rows {
     Rows { shape: tensor.dims().to_vec(), values: host(tensor) }
-}
-
-fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"))
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::engine::{EngineHandle, Event, Metrics, Phase, Request, Usage};
+use crate::engine::{EngineHandle, Event, Failure, Metrics, Phase, Refusal, Request, Usage};
 
 /// What to ask of an engine.
 #[derive(Clone, Debug)]
@@ -68,6 +68,23 @@ impl Measured {
     }
 }
 
+/// Why a load was not answered in full.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The engine did not take a request.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The engine gave a request up.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// The engine stopped.
+    #[error("the engine ended in the middle of an answer")]
+    EngineEnded,
+    /// A defect.
+    #[error("a client panicked")]
+    ClientPanicked,
+}
+
 /// One client's share.
 #[derive(Default)]
 struct Share {
@@ -87,10 +104,10 @@ struct Share {
 ///
 /// # Errors
 /// When the engine refuses a request or gives one up: a measurement must not leave anything out.
-pub fn run(handle: &EngineHandle, load: &Load) -> anyhow::Result<Measured> {
+pub fn run(handle: &EngineHandle, load: &Load) -> Result<Measured, LoadError> {
     let next = AtomicUsize::new(0);
     let started = Instant::now();
-    let shares: Vec<anyhow::Result<Share>> = std::thread::scope(|scope| {
+    let shares: Vec<Result<Share, LoadError>> = std::thread::scope(|scope| {
         let client = || {
             let mut share = Share::default();
             loop {
@@ -101,10 +118,7 @@ pub fn run(handle: &EngineHandle, load: &Load) -> anyhow::Result<Measured> {
             }
         };
         let clients: Vec<_> = (0..load.concurrency).map(|_| scope.spawn(client)).collect();
-        clients
-            .into_iter()
-            .map(|client| client.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a client panicked"))))
-            .collect()
+        clients.into_iter().map(|client| client.join().unwrap_or(Err(LoadError::ClientPanicked))).collect()
     });
     let time = started.elapsed();
     let mut all = Share::default();
@@ -126,7 +140,7 @@ pub fn run(handle: &EngineHandle, load: &Load) -> anyhow::Result<Measured> {
 
 impl Share {
     /// Asks, waits for the answer, and returns its text.
-    fn ask(&mut self, handle: &EngineHandle, request: Request) -> anyhow::Result<String> {
+    fn ask(&mut self, handle: &EngineHandle, request: Request) -> Result<String, LoadError> {
         let started = Instant::now();
         let mut answer = handle.submit(request)?;
         let (mut first, mut last) = (None, started);
@@ -162,7 +176,7 @@ impl Share {
                 Event::Failed(failure) => return Err(failure.into()),
             }
         }
-        anyhow::bail!("the engine ended in the middle of an answer")
+        Err(LoadError::EngineEnded)
     }
 
     fn add(&mut self, other: Self) {

@@ -6,6 +6,6 @@ mod prompts;
 mod report;
 
 pub use ceiling::Ceiling;
-pub use load::{Load, Measured, run};
+pub use load::{Load, LoadError, Measured, run};
 pub use prompts::{PromptError, read_prompts};
 pub use report::{Ratio, Run};

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::load::Measured;
 use crate::engine::Phase;
-use crate::statistics::median;
+use crate::numbers::median;
 
 /// All repeats of one mode at one concurrency; every figure is the median over the repeats.
 #[derive(Clone, Debug)]

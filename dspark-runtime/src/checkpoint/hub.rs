@@ -50,7 +50,7 @@ fn refused(error: &HFError) -> bool {
     )
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "cli"))]
 mod tests {
     use super::*;
     use crate::commands::exit_code;

@@ -44,7 +44,7 @@ impl JsonFields {
             Value::Object(fields) => Ok(Self { path: path.to_owned(), fields }),
             other => Err(CheckpointError::Invalid {
                 path: path.to_owned(),
-                reason: format!("expected a JSON object, found {}", kind(&other)),
+                reason: format!("expected a JSON object, found {}", json_kind(&other)),
             }),
         }
     }
@@ -169,7 +169,8 @@ impl JsonFields {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+/// The kind of a JSON value, for messages.
+pub fn json_kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

@@ -6,6 +6,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 
 use super::{CheckpointError, WeightPrecision, Weights};
+use crate::numbers::fnv;
 
 /// Loads every parameter of `module` from the tensor named by its path.
 ///
@@ -89,12 +90,9 @@ impl ModuleMapper for StableIds {
     }
 }
 
-/// FNV-1a of the dotted path.
+/// A hash of the dotted path.
 fn stable_id(path: &[String]) -> ParamId {
-    let bytes = path.iter().flat_map(|part| part.bytes().chain([b'.']));
-    ParamId::from(
-        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)),
-    )
+    ParamId::from(fnv(path.iter().flat_map(|part| part.bytes().chain([b'.']))))
 }
 
 struct Loader<'a> {

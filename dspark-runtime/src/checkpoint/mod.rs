@@ -17,7 +17,7 @@ mod weights;
 
 pub use atomic::{AtomicDirectory, write_file, write_file_with};
 pub use error::CheckpointError;
-pub use json_fields::JsonFields;
+pub use json_fields::{JsonFields, json_kind};
 pub use load::{load_module, parameter_shapes, with_stable_ids};
 pub use resolve::{expand_home, resolve_model};
 pub use save::{WeightDtype, WeightsToSave};

@@ -10,6 +10,7 @@ use half::bf16;
 use safetensors::{Dtype, View};
 
 use super::CheckpointError;
+use crate::tensors::host;
 
 /// The number type that weights are written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -54,7 +55,7 @@ impl Numbers {
     }
 
     fn values(&self) -> Vec<f32> {
-        self.flat.try_to_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"))
+        host(self.flat.clone())
     }
 }
 

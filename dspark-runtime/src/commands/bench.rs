@@ -15,7 +15,7 @@ use crate::engine::{Engine, EngineConfig, Request};
 use crate::plot::Chart;
 use crate::profile::{ProfileOptions, draft_seconds, verify_seconds};
 use crate::schedule::{Mode, SpsTable, StsTable};
-use crate::statistics::median;
+use crate::numbers::median;
 
 /// Arguments of `dspark bench`.
 #[derive(Debug, Args)]
@@ -198,7 +198,7 @@ impl Bench<'_> {
         let measured = run_load(&handle, &Load { requests, concurrency });
         handle.shut_down(std::time::Duration::ZERO);
         engine.join();
-        measured
+        Ok(measured?)
     }
 
     /// Times every length once more, if a ceiling is wanted.

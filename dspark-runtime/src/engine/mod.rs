@@ -21,7 +21,7 @@ mod start;
 mod step;
 mod step_loop;
 mod stop_strings;
-#[cfg(test)]
+#[cfg(all(test, feature = "server"))]
 pub(crate) mod testing;
 
 pub use config::EngineConfig;

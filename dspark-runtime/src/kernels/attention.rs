@@ -19,7 +19,7 @@ use rayon::prelude::*;
 
 use self::panel::{ROWS, Rows};
 use self::run::{Attended, RUN, Run};
-use super::{from_host, host, slice};
+use super::{from_host, on_cpu, slice};
 
 /// Products below this are done by one thread.
 const PARALLEL_PRODUCTS: usize = 1 << 16;
@@ -54,7 +54,7 @@ pub enum Keys<'a> {
 /// then composes tensor operations.
 pub fn attend(queries_nhw: &Tensor<3>, keys: &Keys<'_>, seen: impl Fn(usize) -> Range<usize>) -> Option<Tensor<2>> {
     let [n, h, w] = queries_nhw.dims();
-    let queries = host(queries_nhw)?;
+    let queries = on_cpu(queries_nhw)?;
     let seen: Vec<Range<usize>> = (0..n).map(seen).collect();
     let attended = |c: usize, keys: Heads<'_>, values: Heads<'_>| {
         let mut out = vec![0.0; n * h * w];
@@ -64,7 +64,7 @@ pub fn attend(queries_nhw: &Tensor<3>, keys: &Keys<'_>, seen: impl Fn(usize) -> 
     match keys {
         Keys::Cache { buffer_mctw, keys, values } => {
             let [_, c, capacity, _] = buffer_mctw.dims();
-            let buffer = host(buffer_mctw)?;
+            let buffer = on_cpu(buffer_mctw)?;
             let heads = |index: usize| {
                 let values = &slice(&buffer)[index * c * capacity * w..][..c * capacity * w];
                 Heads { values, head: capacity * w, row: w }
@@ -73,7 +73,7 @@ pub fn attend(queries_nhw: &Tensor<3>, keys: &Keys<'_>, seen: impl Fn(usize) -> 
         }
         Keys::Rows { keys_ncw, values_ncw } => {
             let [_, c, _] = keys_ncw.dims();
-            let (keys, values) = (host(keys_ncw)?, host(values_ncw)?);
+            let (keys, values) = (on_cpu(keys_ncw)?, on_cpu(values_ncw)?);
             let heads = |values| Heads { values, head: w, row: c * w };
             attended(c, heads(slice(&keys)), heads(slice(&values)))
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
 
-use super::host;
+use super::on_cpu;
 
 /// How long a worker looks for work before it may sleep: longer than what lies between two products of a pass, shorter than
 /// anyone would notice.
@@ -29,7 +29,7 @@ thread_local! {
 /// A worker that looks for work runs what it finds and ends by itself, so nothing ever waits for it.
 pub fn keep_awake(x_nd: &Tensor<2>) {
     let Some(caller) = rayon::current_thread_index() else { return };
-    if rayon::current_num_threads() > 1 && host(x_nd).is_some() {
+    if rayon::current_num_threads() > 1 && on_cpu(x_nd).is_some() {
         rayon::spawn_broadcast(move |worker| {
             if worker.index() != caller {
                 look_for_work();

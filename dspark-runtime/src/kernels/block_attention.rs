@@ -14,7 +14,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::matrix::{Matrix, multiply};
-use super::{from_host, host, simd, slice};
+use super::{from_host, on_cpu, simd, slice};
 
 /// Rows of a tile, if its blocks have as few: keys and values are read once per tile.
 const TILE: usize = 96;
@@ -38,7 +38,7 @@ pub fn block_gradients(
     seen: &[Range<usize>],
     given: [&Tensor<2>; 3],
 ) -> Option<[Tensor<3>; 5]> {
-    let [attended, log_sums, gradient] = given.map(host);
+    let [attended, log_sums, gradient] = given.map(on_cpu);
     let (attended, log_sums, gradient) = (attended?, log_sums?, gradient?);
     let given = [&attended, &log_sums, &gradient].map(slice);
     let gradients = on_host(inputs, seen, |blocks| blocks.gradients(given))?;
@@ -51,7 +51,7 @@ pub fn block_gradients(
 fn on_host<T>(inputs: &[Tensor<3>; 5], seen: &[Range<usize>], run: impl FnOnce(&Blocks<'_>) -> T) -> Option<T> {
     let [_, h, w] = inputs[0].dims();
     let [_, c, _] = inputs[1].dims();
-    let [queries, context_keys, context_values, block_keys, block_values] = inputs.each_ref().map(host);
+    let [queries, context_keys, context_values, block_keys, block_values] = inputs.each_ref().map(on_cpu);
     let (queries, context_keys, context_values) = (queries?, context_keys?, context_values?);
     let (block_keys, block_values) = (block_keys?, block_values?);
     Some(run(&Blocks {

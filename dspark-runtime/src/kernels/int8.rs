@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::linear::products;
 #[cfg(target_arch = "x86_64")]
 use super::vnni;
-use super::{from_host, host, slice, widened};
+use super::{from_host, on_cpu, slice, widened};
 
 /// Rows are padded with zeros to a multiple of this, the widest vector of bytes.
 pub(super) const WIDTH: usize = 64;
@@ -41,7 +41,7 @@ impl Int8Matrix {
     /// where other products are used, or is not finite.
     pub fn new(weight_ok: &Tensor<2>) -> Option<Self> {
         let [o, k] = weight_ok.dims();
-        let wide = host(&widened(weight_ok.clone()))?;
+        let wide = on_cpu(&widened(weight_ok.clone()))?;
         let wide = slice(&wide);
         if k == 0 || !wide.par_iter().all(|value| value.is_finite()) {
             return None;
@@ -62,7 +62,7 @@ impl Int8Matrix {
     /// `[n, k] -> [n, o]`. `None` for rows that are not plain ones on the CPU. Where the machine has integer dot products,
     /// the rows are rounded like those of the weight.
     pub fn linear(&self, x_nk: &Tensor<2>) -> Option<Tensor<2>> {
-        let x = host(x_nk)?;
+        let x = on_cpu(x_nk)?;
         let y = self.products(slice(&x));
         Some(from_host(y, [x_nk.dims()[0], self.rows.len()]))
     }

@@ -9,7 +9,7 @@ use pulp::bytemuck::Pod;
 use rayon::prelude::*;
 
 use super::simd::Weight;
-use super::{from_host, host, host_as, simd, slice, slice_as};
+use super::{from_host, on_cpu, on_cpu_as, simd, slice, slice_as};
 
 /// Products below this are done by one thread: waking another costs more.
 const PARALLEL_PRODUCTS: usize = 1 << 16;
@@ -30,7 +30,7 @@ pub fn linear(x_nk: Tensor<2>, weight_ok: Tensor<2>) -> Tensor<2> {
 /// The same rows times several weights of one number type: what [`linear`] gives for each, with the threads meeting once
 /// instead of once per weight.
 pub fn linears<const M: usize>(x_nk: Tensor<2>, weights_ok: [Tensor<2>; M]) -> [Tensor<2>; M] {
-    if let Some(x) = host(&x_nk)
+    if let Some(x) = on_cpu(&x_nk)
         && let Some(y) = products_of::<f32, M>(slice(&x), &weights_ok, DType::F32)
             .or_else(|| products_of::<bf16, M>(slice(&x), &weights_ok, DType::BF16))
     {
@@ -49,7 +49,7 @@ fn products_of<W: Weight + Element + Pod, const M: usize>(
     weights_ok: &[Tensor<2>; M],
     dtype: DType,
 ) -> Option<[Tensor<2>; M]> {
-    let weights: Vec<FlexTensor> = weights_ok.iter().map(|weight| host_as(weight, dtype)).collect::<Option<_>>()?;
+    let weights: Vec<FlexTensor> = weights_ok.iter().map(|weight| on_cpu_as(weight, dtype)).collect::<Option<_>>()?;
     let k = weights_ok[0].dims()[1];
     let y = products(x, k, std::array::from_fn::<_, M, _>(|index| slice_as::<W>(&weights[index])));
     Some(y.map(|y| {
@@ -63,7 +63,7 @@ pub fn widened(weight_ok: Tensor<2>) -> Tensor<2> {
     if weight_ok.dtype() == DType::F32 {
         return weight_ok;
     }
-    let Some(narrow) = host_as(&weight_ok, DType::BF16) else {
+    let Some(narrow) = on_cpu_as(&weight_ok, DType::BF16) else {
         return weight_ok.cast(DType::F32);
     };
     let narrow = slice_as::<bf16>(&narrow);

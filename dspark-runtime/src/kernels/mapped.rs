@@ -13,7 +13,7 @@ use burn_flex::FlexTensor;
 use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty};
 use memmap2::MmapMut;
 
-use super::host;
+use super::on_cpu;
 
 /// The size of a huge page, and of the smallest buffer that gets pages of its own.
 const HUGE_PAGE: usize = 2 << 20;
@@ -22,7 +22,7 @@ const HUGE_PAGE: usize = 2 << 20;
 pub fn mapped_zeros<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     let bytes = shape.iter().product::<usize>() * size_of::<f32>();
     let usual = |shape: [usize; D]| Tensor::zeros(shape, device);
-    if bytes < HUGE_PAGE || host(&Tensor::<1>::zeros([1], device)).is_none() {
+    if bytes < HUGE_PAGE || on_cpu(&Tensor::<1>::zeros([1], device)).is_none() {
         return usual(shape);
     }
     // The allocator's own way out of too little memory is no worse.
@@ -85,7 +85,7 @@ mod tests {
     fn a_buffer_of_its_own_is_a_tensor_like_any_other() {
         for (rows, own) in [(HUGE_PAGE / 16 - 1, false), (HUGE_PAGE / 16, true), (HUGE_PAGE / 16 + 1, true)] {
             let mut x_rd = mapped_zeros([rows, 4], &Device::flex());
-            let address = |x_rd: &Tensor<2>| host(x_rd).unwrap().as_slice::<f32>().unwrap().as_ptr() as usize;
+            let address = |x_rd: &Tensor<2>| on_cpu(x_rd).unwrap().as_slice::<f32>().unwrap().as_ptr() as usize;
             let before = address(&x_rd);
             assert_eq!(before.is_multiple_of(HUGE_PAGE), own);
             for row in [0, rows - 1] {

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Tensor};
 use burn_flex::FlexTensor;
 use half::bf16;
 
-use super::{host_as, simd, slice, slice_as};
+use super::{on_cpu_as, simd, slice, slice_as};
 
 /// A tensor in this machine's memory, in f32 or bf16, row-major.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ impl HostMatrix {
     pub fn new(x_nd: &Tensor<2>) -> Option<Self> {
         let [_, columns] = x_nd.dims();
         let narrow = x_nd.dtype() == DType::BF16;
-        let tensor = host_as(x_nd, if narrow { DType::BF16 } else { DType::F32 })?;
+        let tensor = on_cpu_as(x_nd, if narrow { DType::BF16 } else { DType::F32 })?;
         Some(Self { tensor, columns, narrow })
     }
 

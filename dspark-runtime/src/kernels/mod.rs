@@ -32,17 +32,19 @@ pub use rows::{geglu, rms_norm, rotate, soft_cap, swiglu};
 use std::ops::Range;
 
 use burn::backend::Flex;
-use burn::tensor::{DType, Element, Int, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Element, Shape, Tensor, TensorData};
 use burn_flex::FlexTensor;
 use pulp::bytemuck::Pod;
 
+use crate::tensors::ints;
+
 /// The values of a tensor that lies in this machine's memory as plain f32, row-major; `None` on other devices, under
 /// autodiff, or for other number types.
-fn host<const D: usize>(x: &Tensor<D>) -> Option<FlexTensor> {
-    host_as(x, DType::F32)
+fn on_cpu<const D: usize>(x: &Tensor<D>) -> Option<FlexTensor> {
+    on_cpu_as(x, DType::F32)
 }
 
-fn host_as<const D: usize>(x: &Tensor<D>, dtype: DType) -> Option<FlexTensor> {
+fn on_cpu_as<const D: usize>(x: &Tensor<D>, dtype: DType) -> Option<FlexTensor> {
     if x.is_autodiff() || x.dtype() != dtype {
         return None;
     }
@@ -61,12 +63,8 @@ fn from_host<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
 /// `[n, d]` -> `[m, d]` for each range of `m` rows
 pub fn copied_rows(x_nd: &Tensor<2>, parts: &[Range<usize>]) -> Vec<Tensor<2>> {
     let [_, d] = x_nd.dims();
-    let Some(x) = host(x_nd) else {
-        let select = |part: &Range<usize>| {
-            let indices: Vec<i32> = part.clone().map(|row| row as i32).collect();
-            let indices = TensorData::new(indices, [part.len()]);
-            x_nd.clone().select(0, Tensor::<1, Int>::from_data(indices, &x_nd.device()))
-        };
+    let Some(x) = on_cpu(x_nd) else {
+        let select = |part: &Range<usize>| x_nd.clone().select(0, ints(part.clone().collect(), &x_nd.device()));
         return parts.iter().map(select).collect();
     };
     let values = slice(&x);
@@ -78,7 +76,9 @@ fn slice(tensor: &FlexTensor) -> &[f32] {
 }
 
 fn slice_as<E: Element + Pod>(tensor: &FlexTensor) -> &[E] {
-    tensor.as_slice::<E>().unwrap_or_else(|| unreachable!("host() asked for the type and made the tensor contiguous"))
+    tensor
+        .as_slice::<E>()
+        .unwrap_or_else(|| unreachable!("on_cpu() asked for the type and made the tensor contiguous"))
 }
 
 #[cfg(test)]

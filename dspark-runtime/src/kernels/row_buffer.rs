@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-use super::{copied_rows, from_host, host, slice};
+use super::{copied_rows, from_host, on_cpu, slice};
 
 /// Rows that there is room for beyond those that came first. A row is added in every step, and moving all of them to get
 /// room for one would cost more than the row.
@@ -42,7 +42,7 @@ impl RowBuffer {
         }
         self.width = d;
         self.rows += rows.len();
-        match host(x_nd) {
+        match on_cpu(x_nd) {
             Some(x) => {
                 assert!(self.parts.is_empty(), "rows in this machine's memory behind rows on a device");
                 let new = rows.len() * d;

@@ -9,7 +9,7 @@ use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use rayon::prelude::*;
 
 use super::rows_gradients::{rms_norm_gradients, swiglu_gradients};
-use super::{from_host, host, simd, slice};
+use super::{from_host, on_cpu, simd, slice};
 use crate::gradient::with_gradient;
 
 /// Values below this are done by one thread.
@@ -46,7 +46,7 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight_d: Tensor<1>, eps: f64) -> 
     }
     if x.is_autodiff() {
         let inner = (x.clone().inner(), weight_d.clone().inner());
-        if host(&inner.0).is_none() || host(&inner.1).is_none() {
+        if on_cpu(&inner.0).is_none() || on_cpu(&inner.1).is_none() {
             return composed_rms_norm(x, weight_d, eps);
         }
         let rows = shape.iter().product::<usize>() / width;
@@ -58,7 +58,7 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight_d: Tensor<1>, eps: f64) -> 
         });
         return y_nd.reshape(shape);
     }
-    if let (Some(values), Some(weight)) = (host(&x), host(&weight_d)) {
+    if let (Some(values), Some(weight)) = (on_cpu(&x), on_cpu(&weight_d)) {
         let mut out = slice(&values).to_vec();
         let weight = slice(&weight);
         by_rows(&mut out, width, |_, rows| {
@@ -104,14 +104,14 @@ pub fn rotate(x_nhw: Tensor<3>, cos_n1p: &Tensor<3>, sin_n1p: &Tensor<3>) -> Ten
     if x_nhw.is_autodiff() {
         let inner = |x: &Tensor<3>| if x.is_autodiff() { x.clone().inner() } else { x.clone() };
         let (plain, cos, sin) = (inner(&x_nhw), inner(cos_n1p), inner(sin_n1p));
-        if host(&plain).is_none() {
+        if on_cpu(&plain).is_none() {
             return composed_rotate(x_nhw, cos_n1p, sin_n1p);
         }
         let turned = rotate(plain, &cos, &sin);
         // The other way round.
         return with_gradient([x_nhw], turned, move |gradient| [rotate(gradient, &cos, &sin.clone().neg())]);
     }
-    if let (Some(x), Some(cos), Some(sin)) = (host(&x_nhw), host(cos_n1p), host(sin_n1p)) {
+    if let (Some(x), Some(cos), Some(sin)) = (on_cpu(&x_nhw), on_cpu(cos_n1p), on_cpu(sin_n1p)) {
         let mut out = slice(&x).to_vec();
         let (cos, sin) = (slice(&cos), slice(&sin));
         by_rows(&mut out, h * w, |first, tokens| {
@@ -146,14 +146,14 @@ pub fn swiglu(gate_nf: Tensor<2>, up_nf: Tensor<2>) -> Tensor<2> {
     }
     if gate_nf.is_autodiff() {
         let plain = [gate_nf.clone().inner(), up_nf.clone().inner()];
-        if plain.iter().any(|x| host(x).is_none()) {
+        if plain.iter().any(|x| on_cpu(x).is_none()) {
             return silu(gate_nf) * up_nf;
         }
         let [gate, up] = plain.clone();
         let y_nf = swiglu(gate, up);
         return with_gradient([gate_nf, up_nf], y_nf, move |gradient_nf| swiglu_gradients(&plain, &gradient_nf));
     }
-    if let (Some(gate), Some(up)) = (host(&gate_nf), host(&up_nf)) {
+    if let (Some(gate), Some(up)) = (on_cpu(&gate_nf), on_cpu(&up_nf)) {
         let mut out = slice(&gate).to_vec();
         let (up, [_, f]) = (slice(&up), gate_nf.dims());
         by_rows(&mut out, f, |first, gates| {
@@ -176,7 +176,7 @@ pub fn geglu(gate_nf: Tensor<2>, up_nf: Tensor<2>) -> Tensor<2> {
     if gate_nf.dtype() == DType::BF16 {
         return widely([gate_nf, up_nf], |[gate_nf, up_nf]| geglu(gate_nf, up_nf));
     }
-    if let (Some(gate), Some(up)) = (host(&gate_nf), host(&up_nf)) {
+    if let (Some(gate), Some(up)) = (on_cpu(&gate_nf), on_cpu(&up_nf)) {
         let mut out = slice(&gate).to_vec();
         let (up, [_, f]) = (slice(&up), gate_nf.dims());
         by_rows(&mut out, f, |first, gates| {
@@ -199,7 +199,7 @@ pub fn geglu(gate_nf: Tensor<2>, up_nf: Tensor<2>) -> Tensor<2> {
 
 /// `cap * tanh(x / cap)`, `[n, v] -> [n, v]`; on the CPU to about `1e-7 cap`, because `tanh` is computed from `e^(-2|x|)`.
 pub fn soft_cap(x_nv: Tensor<2>, cap: f64) -> Tensor<2> {
-    if let Some(x) = host(&x_nv) {
+    if let Some(x) = on_cpu(&x_nv) {
         let mut out = slice(&x).to_vec();
         let [_, v] = x_nv.dims();
         let cap = cap as f32;

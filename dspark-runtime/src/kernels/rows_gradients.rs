@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::rows::by_rows;
-use super::{from_host, host, simd, slice};
+use super::{from_host, on_cpu, simd, slice};
 
 /// Rows whose contributions to a weight's gradient are added up by one task: a fixed number, so that the sum does not depend
 /// on the number of threads.
@@ -20,7 +20,7 @@ pub(super) fn rms_norm_gradients(
     gradient_nd: &Tensor<2>,
 ) -> [Tensor<2>; 2] {
     let [n, d] = x_nd.dims();
-    let [x, weight, gradient] = [host(x_nd), host(weight_d), host(gradient_nd)].map(on_host);
+    let [x, weight, gradient] = [on_cpu(x_nd), on_cpu(weight_d), on_cpu(gradient_nd)].map(on_host);
     let (x, weight) = (slice(&x), slice(&weight));
     let mut dx = slice(&gradient).to_vec();
     let sums: Vec<Vec<f32>> = dx
@@ -68,7 +68,7 @@ fn norm_row_gradients(dx: &mut [f32], x: &[f32], weight: &[f32], eps: f64, d_wei
 /// Of `silu(gate) * up`: with respect to both, `[n, f]`.
 pub(super) fn swiglu_gradients([gate_nf, up_nf]: &[Tensor<2>; 2], gradient_nf: &Tensor<2>) -> [Tensor<2>; 2] {
     let [n, f] = gate_nf.dims();
-    let [gate, up, gradient] = [host(gate_nf), host(up_nf), host(gradient_nf)].map(on_host);
+    let [gate, up, gradient] = [on_cpu(gate_nf), on_cpu(up_nf), on_cpu(gradient_nf)].map(on_host);
     let (gate, up, gradient) = (slice(&gate), slice(&up), slice(&gradient));
     let gradient_of = |of_gate: bool| {
         let mut out = gradient.to_vec();

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor};
 
 use super::block_attention::attend_blocks;
 use super::draft_config::DraftConfig;
@@ -21,6 +21,7 @@ use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotary;
 use super::target::Target;
 use crate::checkpoint::with_stable_ids;
+use crate::tensors::ints;
 use crate::{Normals, kernels};
 
 /// What training changes, named as on disk.
@@ -403,9 +404,4 @@ impl DraftParameters {
     pub fn new(config: &DraftConfig, device: &Device) -> Self {
         config.drafter.parameters(config, device)
     }
-}
-
-pub(crate) fn ints(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
-    let count = values.len();
-    Tensor::from_data(TensorData::new(values, [count]), device)
 }

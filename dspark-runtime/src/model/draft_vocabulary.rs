@@ -8,9 +8,10 @@
 
 use std::path::Path;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use crate::checkpoint::CheckpointError;
+use crate::tensors::ints;
 
 /// Some tokens of a vocabulary, increasing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,9 +74,8 @@ impl DraftVocabulary {
 
     /// The rows of a table that belong to the draft's tokens, `[v, c] -> [u, c]`.
     pub fn rows(&self, table_vc: Tensor<2>) -> Tensor<2> {
-        let ids: Vec<i32> = self.ids.iter().map(|&id| id as i32).collect();
-        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [self.ids.len()]), &table_vc.device());
-        table_vc.select(0, ids)
+        let ids_u = ints(self.ids.to_vec(), &table_vc.device());
+        table_vc.select(0, ids_u)
     }
 
     /// Tokens of the target, `v`.

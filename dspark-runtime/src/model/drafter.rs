@@ -17,6 +17,7 @@ use super::draft_config::{DraftConfig, DrafterFields};
 use super::dspark::DSpark;
 use super::eagle3::Eagle3;
 use crate::checkpoint::{CheckpointError, JsonFields};
+use crate::tensors::ints;
 
 /// All that there are.
 pub const DRAFTERS: [&dyn Drafter; 2] = [&DSpark, &Eagle3];
@@ -108,12 +109,6 @@ pub(super) fn rows(x_nd: Tensor<2>, which: &[usize], n: usize) -> Tensor<2> {
     if which.len() == n {
         return x_nd;
     }
-    let indices = which.iter().map(|&row| row as i32).collect();
     let device = x_nd.device();
-    x_nd.select(0, super::draft::ints(indices, &device))
-}
-
-/// A tensor's values on the host, row-major; the device is waited for.
-pub(super) fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"))
+    x_nd.select(0, ints(which.to_vec(), &device))
 }

@@ -8,12 +8,13 @@ use burn::tensor::{DType, Device, Int, Tensor, Transaction};
 use rayon::prelude::*;
 
 use super::config::Family;
-use super::draft::{Draft, DraftContext, DraftParameters, DraftSample, ints};
+use super::draft::{Draft, DraftContext, DraftParameters, DraftSample};
 use super::draft_config::{DraftConfig, DrafterFields};
-use super::drafter::{BlocksAtOnce, Drafter, Drafting, host, rows};
+use super::drafter::{BlocksAtOnce, Drafter, Drafting, rows};
 use super::heads::{ConfidenceHead, MarkovHead, MarkovHeadType, MarkovState};
 use super::layers::{DecoderLayer, Linear, RmsNorm};
 use crate::checkpoint::{CheckpointError, JsonFields};
+use crate::tensors::{host, ints};
 
 /// Blocks in one pass, with a Markov and a confidence head or without.
 #[derive(Debug)]

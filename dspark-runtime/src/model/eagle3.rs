@@ -16,13 +16,14 @@ use serde_json::json;
 use super::attention::KeysValues;
 use super::block_attention::attend_blocks;
 use super::config::{Family, TargetConfig};
-use super::draft::{Draft, DraftContext, DraftParameters, DraftSample, ints, seen_contexts};
+use super::draft::{Draft, DraftContext, DraftParameters, DraftSample, seen_contexts};
 use super::draft_config::{DraftConfig, DrafterFields};
-use super::drafter::{Drafter, Drafting, host, rows};
+use super::drafter::{Drafter, Drafting, rows};
 use super::layers::{DecoderLayer, Linear, RmsNorm};
 use super::target::LayerId;
 use crate::checkpoint::{CheckpointError, JsonFields};
 use crate::kernels;
+use crate::tensors::{host, ints};
 
 /// One layer that goes on from features, slot by slot.
 #[derive(Debug)]

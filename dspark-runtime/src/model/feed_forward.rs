@@ -3,11 +3,12 @@
 //! Legend: `n` rows (tokens), `d` hidden size, `f` width inside an MLP, `e` experts, `m` rows of one expert.
 
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
-use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{Device, IndexingUpdateOp, Tensor, TensorData};
 
 use super::config::{Activation, ExpertsConfig, LayerConfig};
 use super::layers::Linear;
 use crate::kernels;
+use crate::tensors::{host, ints};
 
 /// The gated MLP: `down(a(gate x) * up x)`, `a` being the activation.
 #[derive(Module, Debug)]
@@ -66,8 +67,7 @@ impl Experts {
         let (device, mut out_nd) = (x_nd.device(), x_nd.zeros_like());
         let scores_ne = self.gate.forward(x_nd.clone());
         let scores_ne = if scores_ne.is_autodiff() { scores_ne.inner() } else { scores_ne };
-        let scores: Vec<f32> =
-            scores_ne.try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"));
+        let scores = host(scores_ne);
         let mut rows: Vec<(Vec<i32>, Vec<f32>)> = vec![Default::default(); self.experts.len()];
         for (row, scores) in scores.chunks(self.experts.len()).enumerate() {
             for (expert, weight) in chosen(scores, self.per_token, self.normalize) {
@@ -80,7 +80,7 @@ impl Experts {
             if m == 0 {
                 continue;
             }
-            let rows_m: Tensor<1, Int> = Tensor::from_data(TensorData::new(rows, [m]), &device);
+            let rows_m = ints(rows, &device);
             let weights_m1: Tensor<2> = Tensor::from_data(TensorData::new(weights, [m, 1]), &device);
             let y_md = expert.forward(x_nd.clone().select(0, rows_m.clone())) * weights_m1;
             out_nd = out_nd.select_assign(0, rows_m, y_md, IndexingUpdateOp::Add);

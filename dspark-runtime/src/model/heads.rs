@@ -5,11 +5,12 @@
 
 use burn::module::Module;
 use burn::tensor::activation::sigmoid;
-use burn::tensor::{Device, Int, Tensor, TensorData, s};
+use burn::tensor::{Device, Int, Tensor, s};
 use serde::{Deserialize, Serialize};
 
 use super::draft_config::DraftConfig;
 use super::layers::{Embedding, Linear};
+use crate::tensors::ints;
 
 /// A bias on the logits that depends on the tokens before: `W2 u` (paper, eq. 4 and 5), where `u` comes of the factors
 /// `f = W1[x]` of the token before, and for some kinds of the slot's hidden state `h` too.
@@ -114,11 +115,7 @@ impl MarkovHead {
             return self.step(hidden_nd, factors_nr, &mut MarkovState::default());
         }
         let device = factors_nr.device();
-        let rows = |indices: &[usize]| {
-            let indices: Vec<i32> = indices.iter().map(|&index| index as i32).collect();
-            let count = indices.len();
-            Tensor::<1, Int>::from_data(TensorData::new(indices, [count]), &device)
-        };
+        let rows = |indices: &[usize]| ints(indices.to_vec(), &device);
         let firsts: Vec<usize> = lengths
             .iter()
             .scan(0, |next, &length| {

@@ -23,6 +23,7 @@ use super::draft::Draft;
 use super::layers::DecoderLayer;
 use super::target::{LayerId, Target, TargetSegment};
 use crate::checkpoint::with_stable_ids;
+use crate::tensors::host;
 
 /// The matrices behind the norm before attention.
 const ATTENTION: (&str, [&str; 3]) =
@@ -114,8 +115,7 @@ impl ModuleVisitor for Tensors {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let values = param.val().try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"));
-        self.by_name.insert(self.path.join("."), (param.lazy_shape().to_vec(), values));
+        self.by_name.insert(self.path.join("."), (param.lazy_shape().to_vec(), host(param.val())));
     }
 }
 

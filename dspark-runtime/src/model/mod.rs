@@ -36,7 +36,6 @@ pub use attention::KeysValues;
 pub(crate) use attention::{attend_composed, causal_mask};
 pub use block_attention::{attend_blocks, unseen_context};
 pub use config::{Activation, ExpertsConfig, Family, GemmaLayer, LayerConfig, RopeScaling, TargetConfig};
-pub(crate) use draft::ints;
 pub use draft::{Draft, DraftContext, DraftParameters, DraftSample};
 pub use draft_config::{DraftConfig, DraftShape, DrafterFields, check_layer_ids};
 pub use draft_files::{VERIFIER_TENSORS, VOCABULARY_TENSORS};
@@ -53,3 +52,5 @@ pub use layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 pub use rope::Rotary;
 pub use speculators_layout::{Verifier, is_speculators};
 pub use target::{LayerId, Target, TargetOutput, TargetParameters, TargetSegment, target_shapes};
+
+pub(crate) use crate::tensors::ints;

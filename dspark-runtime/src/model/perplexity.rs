@@ -3,6 +3,7 @@
 //! Legend: `n` rows (tokens), `d` hidden size, `v` vocabulary.
 
 use super::target::{Target, TargetSegment};
+use crate::tensors::host;
 
 /// Rows whose logits are on the host at a time.
 const ROWS: usize = 64;
@@ -19,8 +20,7 @@ impl Target {
         let mut losses = Vec::with_capacity(next.len());
         for (first, tokens) in (0..).step_by(ROWS).zip(next.chunks(ROWS)) {
             let logits_nv = self.logits(hidden_nd.clone().narrow(0, first, tokens.len()));
-            let values: Vec<f32> =
-                logits_nv.try_into_vec_as().unwrap_or_else(|error| panic!("the device failed: {error}"));
+            let values = host(logits_nv);
             let rows = values.chunks(self.config().vocab_size).zip(tokens);
             losses.extend(rows.map(|(logits, token)| loss(logits, *token as usize)));
         }

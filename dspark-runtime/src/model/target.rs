@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
 use super::attention::attend_sequence;
 use super::config::TargetConfig;
@@ -18,6 +18,7 @@ use crate::checkpoint::{
     with_stable_ids, write_file,
 };
 use crate::normals::INITIAL_STD;
+use crate::tensors::ints;
 use crate::{Normals, kernels};
 
 /// Which hidden state of the target: the output of decoder layer `0..N`, or -1 for the embedding's output.
@@ -184,7 +185,7 @@ impl Target {
             }
         }
         let rotations = self.rotaries.at(&positions, &self.device);
-        let mut x_nd = self.weights.model.embed_tokens.forward(self.ints(ids));
+        let mut x_nd = self.weights.model.embed_tokens.forward(ints(ids, &self.device));
         if self.config.embedding_scale != 1.0 {
             x_nd = x_nd.mul_scalar(self.config.embedding_scale);
         }
@@ -259,11 +260,6 @@ impl Target {
         weights.write(&folder.join("model.safetensors"), dtype)?;
         let config = serde_json::to_string_pretty(self.config.fields.as_map()).unwrap_or_default() + "\n";
         write_file(&folder.join("config.json"), config.as_bytes())
-    }
-
-    fn ints(&self, values: Vec<i32>) -> Tensor<1, Int> {
-        let count = values.len();
-        Tensor::from_data(TensorData::new(values, [count]), &self.device)
     }
 }
 

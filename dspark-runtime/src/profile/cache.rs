@@ -7,6 +7,7 @@ use crate::checkpoint::gguf::is_gguf;
 use crate::checkpoint::{CheckpointError, WeightPrecision};
 use crate::device::DeviceChoice;
 use crate::model::{Draft, DraftHeads, Target, TargetConfig};
+use crate::numbers::fnv;
 use crate::schedule::{Identity, SpsTable};
 
 /// What a table is measured for: models of these shapes on this device with this many threads. How long a pass takes does
@@ -30,7 +31,7 @@ pub fn identity(
     Ok(Identity {
         model: format!(
             "{name} {:016x}, {max_batch_tokens} tokens, {max_requests} requests, context {context}",
-            fnv(&configs)
+            fnv(configs.bytes())
         ),
         device: format!("{device}, {}", processor()),
         dtype: match draft {
@@ -96,7 +97,7 @@ fn config_text(folder: &Path) -> Result<String, CheckpointError> {
 
 fn file_name(identity: &Identity) -> String {
     let Identity { model, device, dtype, threads, version } = identity;
-    format!("{:016x}.json", fnv(&format!("{model}|{device}|{dtype}|{threads}|{version}")))
+    format!("{:016x}.json", fnv(format!("{model}|{device}|{dtype}|{threads}|{version}").bytes()))
 }
 
 /// The processor's name where the system tells it.
@@ -111,11 +112,6 @@ fn processor() -> String {
     let wide = line("flags").is_some_and(|flags| flags.contains("avx512f"));
     let name = line("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned());
     if wide { format!("{name}, AVX-512") } else { name }
-}
-
-/// FNV-1a, 64 bits.
-fn fnv(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

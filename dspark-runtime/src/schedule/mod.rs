@@ -59,4 +59,4 @@ pub use prefix::{Admission, PrefixScheduler, SpeedCurve};
 pub use prompts::prompt_rows;
 pub use sps_table::{Identity, Rise, SpsTable, StepCurve};
 pub use stopping::Stopping;
-pub use sts_table::{StsTable, sigmoid};
+pub use sts_table::StsTable;

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::sts_table::{StsTable, sigmoid};
+use super::sts_table::StsTable;
+use crate::numbers::sigmoid;
 
 /// When to stop drafting a block. Whether slot `j` is drafted follows from the tokens before it alone.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{CheckpointError, JsonFields, write_file};
+use crate::numbers::sigmoid;
 
 /// One temperature per position of the block: confidence `c_j = sigmoid(z_j / T_j)` of the head's logit `z_j`.
 #[derive(Clone, Debug, PartialEq)]
@@ -126,11 +127,6 @@ impl StsTable {
         }
         fields
     }
-}
-
-/// `1 / (1 + exp(-x))`
-pub fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! What chat templates expect of Python: its values, its string methods, and the functions that the
 //! `transformers` package gives to Jinja. `tojson` has a file of its own.
 
-use std::fmt::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
-
+use jiff::ZonedDateTime;
+use jiff::fmt::strtime::{BrokenDownTime, Config, PosixCustom};
 use minijinja::value::{Tuple, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, Output, State, escape_formatter};
 
@@ -90,109 +89,96 @@ pub(super) fn call_method(state: &mut State, value: &Value, method: &str, args: 
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
-/// `strftime_now(format)`: the moment of rendering. Python uses the local time zone; here it is UTC, since
-/// the standard library knows no other. A template that shows a date takes `date_string` as an argument,
-/// which is how a run stays reproducible.
+/// `strftime_now(format)`: the local date and time, as `transformers` writes it. A template that shows a date takes
+/// `date_string` as an argument, which keeps a run reproducible.
 pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
-    strftime(format, seconds)
+    strftime(format, &ZonedDateTime::now())
 }
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-/// From the weekday of the first of January 1970.
-const WEEKDAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
-
-fn strftime(format: &str, unix_seconds: u64) -> Result<String, Error> {
-    let (days, second_of_day) = (unix_seconds / 86_400, unix_seconds % 86_400);
-    let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
-    let (year, month, day) = civil_date(days);
-    let (month_name, weekday) = (MONTHS[month as usize - 1], WEEKDAYS[(days % 7) as usize]);
-    let hour_of_12 = (hour + 11) % 12 + 1;
-    let mut out = String::new();
-    let mut characters = format.chars();
-    while let Some(character) = characters.next() {
-        if character != '%' {
-            out.push(character);
-            continue;
-        }
-        let directive = characters.next();
-        // Writing to a string cannot fail.
-        let _ = match directive {
-            Some('Y') => write!(out, "{year}"),
-            Some('y') => write!(out, "{:02}", year % 100),
-            Some('m') => write!(out, "{month:02}"),
-            Some('B') => write!(out, "{month_name}"),
-            Some('b') => write!(out, "{}", &month_name[..3]),
-            Some('d') => write!(out, "{day:02}"),
-            Some('A') => write!(out, "{weekday}"),
-            Some('a') => write!(out, "{}", &weekday[..3]),
-            Some('H') => write!(out, "{hour:02}"),
-            Some('I') => write!(out, "{hour_of_12:02}"),
-            Some('p') => write!(out, "{}", if hour < 12 { "AM" } else { "PM" }),
-            Some('M') => write!(out, "{minute:02}"),
-            Some('S') => write!(out, "{second:02}"),
-            Some('%') => write!(out, "%"),
-            other => {
-                let shown = other.map(String::from).unwrap_or_default();
-                return Err(Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("strftime_now: the directive `%{shown}` is not known; known are YymBbdAaHIpMS%"),
-                ));
-            }
-        };
-    }
-    Ok(out)
-}
-
-/// Year, month and day of the Gregorian calendar, `days` after 1970-01-01. Years are counted from March, so
-/// that the leap day is the last one of its year.
-fn civil_date(days: u64) -> (u64, u64, u64) {
-    const DAYS_FROM_MARCH_0000: u64 = 719_468;
-    const DAYS_PER_ERA: u64 = 146_097;
-    let days = days + DAYS_FROM_MARCH_0000;
-    let (era, day_of_era) = (days / DAYS_PER_ERA, days % DAYS_PER_ERA);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+/// `datetime.strftime` of Python in the C locale. Directives for time zones and fractions of a second are errors: a
+/// `datetime.now()` has no zone, and Python writes fractions in a form of its own.
+fn strftime(format: &str, now: &ZonedDateTime) -> Result<String, Error> {
+    let config = Config::new().custom(PosixCustom::new());
+    let mut time = BrokenDownTime::from(now.datetime());
+    let written = time.set_subsec_nanosecond(None).and_then(|()| time.to_string_with_config(&config, format));
+    written.map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now('{format}'): {error}")))
 }
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+    use jiff::civil::DateTime;
+    use jiff::tz::TimeZone;
+
     use super::*;
 
-    #[test]
-    fn dates_are_those_of_the_calendar() {
-        for (seconds, written) in [
-            (0, "Thu 01 Jan 1970 12:00:00 AM"),
-            (951_782_400, "Tue 29 Feb 2000 12:00:00 AM"),
-            (1_709_251_199, "Thu 29 Feb 2024 11:59:59 PM"),
-            (1_735_689_599, "Tue 31 Dec 2024 11:59:59 PM"),
-            (4_102_444_800, "Fri 01 Jan 2100 12:00:00 AM"),
-        ] {
-            assert_eq!(strftime("%a %d %b %Y %I:%M:%S %p", seconds).unwrap(), written);
-        }
-        assert_eq!(strftime("%A, %B %d, %y %H%% %m", 1_709_251_199).unwrap(), "Thursday, February 29, 24 23% 02");
+    /// A moment by the clocks of Berlin.
+    fn berlin(unix_seconds: i64) -> ZonedDateTime {
+        let zone = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
+        Timestamp::from_second(unix_seconds).unwrap().to_zoned_datetime(zone)
     }
 
     #[test]
-    fn an_unknown_date_directive_is_named() {
-        let message = strftime("%Q", 0).unwrap_err().to_string();
-        assert!(message.contains("`%Q`"), "{message}");
+    fn dates_are_local() {
+        for (seconds, written) in [
+            (0, "Thu 01 Jan 1970 01:00:00 AM"),
+            (951_782_400, "Tue 29 Feb 2000 01:00:00 AM"),
+            // The last second of the year in London.
+            (1_735_689_599, "Wed 01 Jan 2025 12:59:59 AM"),
+            // The clocks go forward from 2 to 3 and back from 3 to 2.
+            (1_711_846_799, "Sun 31 Mar 2024 01:59:59 AM"),
+            (1_711_846_800, "Sun 31 Mar 2024 03:00:00 AM"),
+            (1_729_990_800, "Sun 27 Oct 2024 02:00:00 AM"),
+        ] {
+            assert_eq!(strftime("%a %d %b %Y %I:%M:%S %p", &berlin(seconds)).unwrap(), written);
+        }
+    }
+
+    /// A second process renders, in a time zone 14 hours before UTC.
+    #[test]
+    fn now_is_local_time() {
+        const ZONE: &str = "ABC-14";
+        if std::env::var("TZ").is_ok_and(|zone| zone == ZONE) {
+            println!("<{}>", strftime_now("%Y-%m-%dT%H:%M:%S").unwrap());
+            return;
+        }
+        let before = Timestamp::now().as_second();
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "text::python::tests::now_is_local_time", "--nocapture"])
+            .env("TZ", ZONE)
+            .output()
+            .unwrap();
+        let after = Timestamp::now().as_second();
+        let output = String::from_utf8(output.stdout).unwrap();
+        let (_, rest) = output.split_once('<').unwrap_or_else(|| panic!("{output}"));
+        let local: DateTime = rest.split_once('>').unwrap().0.parse().unwrap();
+        let found = local.to_zoned_datetime(TimeZone::UTC).unwrap().timestamp().as_second() - 14 * 3600;
+        assert!((before..=after).contains(&found), "{before} {found} {after}");
+    }
+
+    #[test]
+    fn directives_are_those_of_python() {
+        // `datetime(2024, 2, 5, 9, 3, 7).strftime(...)`
+        let now = berlin(1_707_120_187);
+        for (format, written) in [
+            ("%d %b %Y", "05 Feb 2024"),
+            ("%B %d, %Y", "February 05, 2024"),
+            ("%A, %-d %B %Y", "Monday, 5 February 2024"),
+            ("%Y-%m-%d %H:%M:%S", "2024-02-05 09:03:07"),
+            ("%y %j %I%p %% %e|%F|%T", "24 036 09AM %  5|2024-02-05|09:03:07"),
+            ("%c|%x|%X", "Mon Feb  5 09:03:07 2024|02/05/24|09:03:07"),
+        ] {
+            assert_eq!(strftime(format, &now).unwrap(), written, "{format}");
+        }
+    }
+
+    #[test]
+    fn a_directive_that_is_not_pythons_is_named() {
+        for (format, named) in
+            [("%d %J", "directive `J`"), ("%Q", "%Q failed"), ("%Z", "%Z failed"), ("%f", "%f failed")]
+        {
+            let message = strftime(format, &berlin(0)).unwrap_err().to_string();
+            assert!(message.contains(&format!("strftime_now('{format}')")) && message.contains(named), "{message}");
+        }
     }
 }

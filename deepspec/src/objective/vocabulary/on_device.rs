@@ -5,9 +5,10 @@
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{IndexingUpdateOp, Tensor, TensorData};
 #[cfg(feature = "cube")]
-use {burn::tensor::Int, dspark_runtime::cube};
+use dspark_runtime::cube;
+use dspark_runtime::tensors::{host, ints};
 
-use super::{RowTerms, VocabularyRows, VocabularyWeights, ints, values};
+use super::{RowTerms, VocabularyRows, VocabularyWeights};
 
 impl VocabularyRows {
     /// The same on devices with their own memory: in a kernel, or composed of tensor operations where there is none.
@@ -34,10 +35,6 @@ impl VocabularyRows {
         weights: Option<&VocabularyWeights>,
     ) -> (Vec<RowTerms>, Option<Tensor<2>>) {
         let device = logits_mv.device();
-        let signed = |values: Vec<i32>| {
-            let count = values.len();
-            Tensor::<1, Int>::from_data(TensorData::new(values, [count]), &device)
-        };
         let factors = weights.map(|weights| {
             let of_row = |row: usize| [weights.cross_entropy[row], weights.soft_cross_entropy[row], weights.l1[row]];
             let factors: Vec<f32> = (0..local.len()).flat_map(of_row).collect();
@@ -47,12 +44,12 @@ impl VocabularyRows {
             logits_mu: logits_mv,
             teacher_tv,
             teacher_rows_m: ints(local, &device),
-            labels_m: signed(self.labels.iter().map(|label| label.map_or(-1, |label| label as i32)).collect()),
+            labels_m: ints(self.labels.iter().map(|label| label.map_or(-1, i64::from)).collect(), &device),
             factors_m3: factors,
-            ids_u: self.vocabulary.as_ref().map(|ids| ints(ids.iter().map(|&id| id as usize).collect(), &device)),
+            ids_u: self.vocabulary.as_ref().map(|ids| ints(ids.to_vec(), &device)),
         };
         let (losses_m3, gradient) = rows.losses();
-        let losses = values(losses_m3);
+        let losses = host(losses_m3);
         let losses = losses.as_chunks::<3>().0.iter();
         let losses =
             losses.map(|&[cross_entropy, soft_cross_entropy, l1]| RowTerms { cross_entropy, soft_cross_entropy, l1 });
@@ -70,15 +67,15 @@ impl VocabularyRows {
         let m = local.len();
         let column = |values: Vec<f32>| Tensor::<2>::from_data(TensorData::new(values, [m, 1]), &device);
         // A row without a label that could be proposed takes any, and counts it as nothing.
-        let labels = self.labels.iter().map(|label| label.map_or(0, |label| label as usize));
-        let labels = ints(labels.collect(), &device).reshape([m, 1]);
+        let labels = self.labels.iter().map(|label| label.unwrap_or(0)).collect();
+        let labels = ints(labels, &device).reshape([m, 1]);
         let labelled = column(self.labels.iter().map(|label| f32::from(u8::from(label.is_some()))).collect());
         let log_p = log_softmax(logits_mv, 1);
         let cross_entropy_m1 = log_p.clone().gather(1, labels.clone()).neg() * labelled.clone();
         let q = softmax(teacher_tv, 1);
         let (q, mass_t1) = match &self.vocabulary {
             Some(ids) => {
-                let q = q.select(1, ints(ids.iter().map(|&id| id as usize).collect(), &device));
+                let q = q.select(1, ints(ids.to_vec(), &device));
                 (q.clone(), q.sum_dim(1))
             }
             None => (q.clone(), q.narrow(1, 0, 1).ones_like()),
@@ -98,7 +95,7 @@ impl VocabularyRows {
             let gradient = p * (w_ce.clone() + w_l1 * (sign - mean_sign)) + soft * w_soft;
             gradient.scatter(1, labels, w_ce.neg(), IndexingUpdateOp::Add)
         });
-        let losses = values(cross_entropy_m1).into_iter().zip(values(soft_cross_entropy_m1)).zip(values(l1_m1));
+        let losses = host(cross_entropy_m1).into_iter().zip(host(soft_cross_entropy_m1)).zip(host(l1_m1));
         let losses = losses.map(|((cross_entropy, soft_cross_entropy), l1)| RowTerms {
             cross_entropy,
             soft_cross_entropy,

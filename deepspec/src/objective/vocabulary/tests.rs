@@ -1,4 +1,6 @@
+use burn::tensor::TensorData;
 use burn::tensor::activation::{log_softmax, softmax};
+use dspark_runtime::tensors::host;
 use dspark_runtime::{Normals, kernels};
 
 use super::*;
@@ -24,13 +26,13 @@ fn by_autodiff(rows: &VocabularyRows, weights: &VocabularyWeights) -> (Tensor<1>
     let column = |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [n, 1]), &device);
     let (q, outside) = match &rows.vocabulary {
         Some(ids) => {
-            let q = all.clone().select(1, ints(ids.iter().map(|&id| id as usize).collect(), &device.clone().inner()));
+            let q = all.clone().select(1, ints(ids.to_vec(), &device.clone().inner()));
             (constant(q.clone()), constant(all.sum_dim(1) - q.sum_dim(1)))
         }
         None => (constant(all), column(&vec![0.0; n])),
     };
     let labelled: Vec<f32> = rows.labels.iter().map(|label| f32::from(u8::from(label.is_some()))).collect();
-    let labels = rows.labels.iter().map(|label| label.unwrap_or(0) as usize).collect();
+    let labels = rows.labels.iter().map(|label| label.unwrap_or(0)).collect();
     let labels = ints(labels, &device).reshape([n, 1]);
     let cross_entropy = log_softmax(logits.clone(), 1).gather(1, labels).neg() * column(&labelled);
     let soft_cross_entropy = (log_softmax(logits.clone(), 1) * q.clone()).sum_dim(1).neg();
@@ -64,7 +66,7 @@ fn logits_beyond_the_range_of_exp_have_a_finite_loss() {
     assert_eq!((loss.cross_entropy, loss.soft_cross_entropy, loss.l1), (vec![1000.0], vec![1000.0], vec![2.0]));
     let gradients = loss.surrogate.unwrap().backward();
     // (1, -1, 0) times the head.
-    assert_eq!(values(hidden_nd.grad(&gradients).unwrap()), [1000.0]);
+    assert_eq!(host(hidden_nd.grad(&gradients).unwrap()), [1000.0]);
 }
 
 /// Rows of a draft that has all tokens, or every third; with logits as they are, or capped where most of them are.
@@ -128,7 +130,7 @@ fn products_in_bf16_are_off_by_rounding_alone() {
             let loss = in_chunks(&rows, Some(&weights), 5);
             let gradients = loss.surrogate.unwrap().backward();
             let (factors, w2) = rows.markov.unwrap();
-            let gradients = [rows.hidden_nd, factors, w2].map(|x| values(x.grad(&gradients).unwrap()));
+            let gradients = [rows.hidden_nd, factors, w2].map(|x| host(x.grad(&gradients).unwrap()));
             [loss.cross_entropy, loss.soft_cross_entropy, loss.l1].into_iter().chain(gradients).collect::<Vec<_>>()
         });
         let [narrow, wide] = &found;
@@ -164,7 +166,7 @@ fn the_gradient_is_rounded_to_bf16_before_it_is_multiplied() {
             let weights =
                 VocabularyWeights { cross_entropy: vec![0.1], soft_cross_entropy: vec![0.0], l1: vec![0.9] };
             let gradients = vocabulary_loss(&rows, Some(&weights)).surrogate.unwrap().backward();
-            values(hidden_nd.grad(&gradients).unwrap())
+            host(hidden_nd.grad(&gradients).unwrap())
         });
         let mut rounded = gradient[0].clone();
         kernels::round_to_bf16(&mut rounded);
@@ -182,7 +184,7 @@ fn chunks_and_device_forms_agree_with_plain_autodiff() {
             let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst <= tolerance * scale, "{worst} of {scale}");
         };
-        let [cross_entropy, soft_cross_entropy, l1] = losses.map(|loss| values(loss.inner()));
+        let [cross_entropy, soft_cross_entropy, l1] = losses.map(|loss| host(loss.inner()));
         let (factors, w2) = rows.markov.clone().unwrap();
         // All rows at once, and chunks of which the last is smaller; and as other devices compute it.
         let plain = rows.plain();
@@ -194,7 +196,7 @@ fn chunks_and_device_forms_agree_with_plain_autodiff() {
             close(&loss.l1, l1.clone(), 1e-5);
             let own = loss.surrogate.unwrap().backward();
             for tensor in [&rows.hidden_nd, &factors, &w2] {
-                close(&values(tensor.grad(&own).unwrap()), values(tensor.grad(&gradients).unwrap()), 1e-5);
+                close(&host(tensor.grad(&own).unwrap()), host(tensor.grad(&gradients).unwrap()), 1e-5);
             }
         }
     }
@@ -210,7 +212,7 @@ fn the_number_of_threads_changes_nothing() {
             let loss = vocabulary_loss(&rows, Some(&weights));
             let gradients = loss.surrogate.unwrap().backward();
             let (factors, w2) = rows.markov.clone().unwrap();
-            let gradients = [&rows.hidden_nd, &factors, &w2].map(|x| values(x.grad(&gradients).unwrap()));
+            let gradients = [&rows.hidden_nd, &factors, &w2].map(|x| host(x.grad(&gradients).unwrap()));
             (loss.cross_entropy, loss.l1, gradients)
         })
     };
@@ -257,7 +259,7 @@ fn the_kernel_computes_what_the_loops_do() {
             let loss = vocabulary_loss(&rows, Some(&weights));
             assert_eq!(without.l1, loss.l1);
             let gradients = loss.surrogate.unwrap().backward();
-            let gradients = [hidden_nd, factors_nr, w2_ur].map(|x| values(x.grad(&gradients).unwrap()));
+            let gradients = [hidden_nd, factors_nr, w2_ur].map(|x| host(x.grad(&gradients).unwrap()));
             ([loss.cross_entropy, loss.soft_cross_entropy, loss.l1], gradients)
         });
         let [host, cube] = found.map(|(losses, gradients)| losses.into_iter().chain(gradients));

@@ -60,7 +60,8 @@ fn is_ordinary(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quickstart::{Domain, Split, conversations};
+    use crate::conversation::Domain;
+    use crate::split::{Split, conversations};
 
     #[test]
     fn every_generated_sum_is_solved_and_judged_right() {

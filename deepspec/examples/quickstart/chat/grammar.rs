@@ -5,7 +5,7 @@
 
 use super::topics::Topic;
 use super::wording::{OPINIONS, PAST, Request, SENTENCES, WHEN};
-use crate::quickstart::dice::Dice;
+use crate::dice::Dice;
 
 /// Somebody who talks about one topic and does not say the same phrase twice.
 pub(super) struct Speaker<'a> {

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use anyhow::{Result, anyhow, ensure};
+use dspark_runtime::checkpoint::write_file;
 use serde_json::{Value, json};
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -10,9 +12,8 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split as SplitAt, SplitPattern};
 use tokenizers::{AddedToken, DecoderWrapper, SplitDelimiterBehavior, Tokenizer};
 
-use super::conversation::Domain;
-use super::split::{Split, conversations};
-use super::write::{QuickstartError, write_atomically};
+use crate::conversation::Domain;
+use crate::split::{Split, conversations};
 
 /// Tokens of the shipped tokeniser, special tokens included.
 pub const VOCABULARY_SIZE: usize = 1536;
@@ -43,19 +44,12 @@ const PIECES: &str = r" ?\p{L}+(?:'\p{L}+)?|\p{N}| ?[^\s\p{L}\p{N}]+|\n *|\s";
 /// `tokenizer_config.json` (with [`CHAT_TEMPLATE`]) and `generation_config.json` into `folder`, which is made
 /// if needed. The ids are 0 `<|endoftext|>`, 1 `<|im_start|>`, 2 `<|im_end|>`, then the 256 bytes, then
 /// merges. Equal arguments give equal files.
-///
-/// # Errors
-/// [`QuickstartError::Tokenizer`] if `vocabulary_size` leaves no room for bytes and special tokens, or more
-/// than the conversations have merges for; [`QuickstartError::Write`] naming what cannot be written.
-pub fn train_tokenizer(folder: &Path, seed: u64, vocabulary_size: usize) -> Result<(), QuickstartError> {
-    let tokenizer = train(seed, vocabulary_size).map_err(|error| QuickstartError::Tokenizer(error.to_string()))?;
+pub fn train_tokenizer(folder: &Path, seed: u64, vocabulary_size: usize) -> Result<()> {
+    let tokenizer = train(seed, vocabulary_size).map_err(|error| anyhow!(error))?;
     let found = tokenizer.get_vocab_size(true);
-    if found != vocabulary_size {
-        let reason = format!("{vocabulary_size} tokens were asked for, the conversations make {found}");
-        return Err(QuickstartError::Tokenizer(reason));
-    }
-    let model = tokenizer.to_string(true).map_err(|error| QuickstartError::Tokenizer(error.to_string()))?;
-    write_atomically(&folder.join("tokenizer.json"), model.as_bytes())?;
+    ensure!(found == vocabulary_size, "{vocabulary_size} tokens were asked for, but the conversations give {found}");
+    let model = tokenizer.to_string(true).map_err(|error| anyhow!(error))?;
+    write_file(&folder.join("tokenizer.json"), model.as_bytes())?;
     let special = |content: &str| {
         json!({
             "content": content, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false,
@@ -104,8 +98,8 @@ fn train(seed: u64, vocabulary_size: usize) -> tokenizers::Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<(), QuickstartError> {
-    write_atomically(path, format!("{value:#}\n").as_bytes())
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    Ok(write_file(path, format!("{value:#}\n").as_bytes())?)
 }
 
 #[cfg(test)]

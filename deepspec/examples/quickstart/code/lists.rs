@@ -1,7 +1,7 @@
 //! Functions over a list of numbers: choose some, change them, put them together.
 
 use super::{Function, line};
-use crate::quickstart::dice::Dice;
+use crate::dice::Dice;
 
 /// Plural of what the list holds, and the two names an element may get.
 const LISTS: &[(&str, [&str; 2])] = &[

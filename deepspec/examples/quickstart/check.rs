@@ -1,4 +1,4 @@
-//! `deepspec quickstart-data`, `quickstart-target` and `quickstart-check`: how the quickstart's files were made.
+//! Counting the target's good answers.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -8,82 +8,27 @@ use anyhow::{Context, Result};
 use clap::Args;
 use dspark_runtime::commands::print;
 use dspark_runtime::device::DeviceChoice;
+use dspark_runtime::model::Target;
 use dspark_runtime::speculate::{Decoder, GenerationOptions, Sampler};
+use dspark_runtime::text::Tokenizer;
 use serde_json::{Map, json};
 
-use super::setup::load_target;
-use crate::quickstart::{
-    Domain, PretrainSettings, Sizes, Split, conversations, judge_sum, pretrain_target, reads_as_sentences,
-    write_datasets,
-};
+use crate::conversation::Domain;
+use crate::judge::{judge_sum, reads_as_sentences};
+use crate::split::{Split, conversations};
 
-/// Arguments of `deepspec quickstart-data`.
 #[derive(Debug, Args)]
-pub struct DataArguments {
-    /// Where to write the files
-    #[arg(long, default_value = "datasets/quickstart")]
-    out: PathBuf,
-    /// Seed of the conversations
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-}
-
-/// Writes the conversations.
-pub fn write_data(arguments: &DataArguments) -> Result<()> {
-    for path in write_datasets(&arguments.out, arguments.seed, Sizes::default())? {
-        print(format_args!("wrote {}", path.display()))?;
-    }
-    Ok(())
-}
-
-/// Arguments of `deepspec quickstart-target`.
-#[derive(Debug, Args)]
-pub struct TargetArguments {
-    /// Where to write the target
+pub struct Arguments {
+    /// Folder of the target
     #[arg(long, default_value = "checkpoints/quickstart-target")]
-    out: PathBuf,
-    /// Optimiser steps
-    #[arg(long, default_value_t = 3600)]
-    steps: u64,
-    /// Conversations per step
-    #[arg(long, default_value_t = 16)]
-    batch: usize,
-    /// Peak learning rate
-    #[arg(long, default_value_t = 2e-3)]
-    lr: f64,
-    /// Seed of tokeniser, data and weights
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// cpu, cuda or cuda:INDEX
-    #[arg(long, default_value_t)]
-    device: DeviceChoice,
-}
-
-/// Trains the target.
-pub fn train_target(arguments: &TargetArguments) -> Result<()> {
-    let settings = PretrainSettings {
-        steps: arguments.steps,
-        batch: arguments.batch,
-        learning_rate: arguments.lr,
-        seed: arguments.seed,
-    };
-    pretrain_target(&arguments.out, &settings, &arguments.device.open()?)?;
-    Ok(print(format_args!("wrote {}", arguments.out.display()))?)
-}
-
-/// Arguments of `deepspec quickstart-check`.
-#[derive(Debug, Args)]
-pub struct CheckArguments {
-    /// The target
-    #[arg(long, default_value = "checkpoints/quickstart-target")]
-    target: String,
-    /// Prompts per domain, of the split that no training saw
+    target: PathBuf,
+    /// Prompts per domain, from the split that no training uses
     #[arg(long, default_value_t = 200)]
     prompts: usize,
     /// Seed of the prompts
     #[arg(long, default_value_t = 1000)]
     seed: u64,
-    /// Answers shown per domain
+    /// Answers to show per domain
     #[arg(long, default_value_t = 2)]
     show: usize,
     /// cpu, cuda or cuda:INDEX
@@ -92,8 +37,9 @@ pub struct CheckArguments {
 }
 
 /// Answers unseen prompts greedily and counts the good answers.
-pub fn check_target(arguments: &CheckArguments) -> Result<()> {
-    let (_, target, tokenizer) = load_target(&arguments.target, &arguments.device.open()?)?;
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let target = Target::load(&arguments.target, &arguments.device.open()?)?;
+    let tokenizer = Tokenizer::of_model(&arguments.target)?;
     let template = tokenizer.chat_template().context("the target has no chat template")?;
     let options = GenerationOptions {
         max_new_tokens: 256,
@@ -125,7 +71,7 @@ pub fn check_target(arguments: &CheckArguments) -> Result<()> {
     Ok(())
 }
 
-/// Asks Python itself.
+/// Asks Python's own parser.
 fn parses_as_python(code: &str) -> Result<bool> {
     let mut python = Command::new("python3")
         .args(["-c", "import ast, sys; ast.parse(sys.stdin.read())"])

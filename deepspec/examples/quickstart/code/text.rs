@@ -1,7 +1,7 @@
 //! Functions over strings and words.
 
 use super::{Function, line, names};
-use crate::quickstart::dice::Dice;
+use crate::dice::Dice;
 
 /// Kinds of characters: plural noun, name part, and a test of the variable `{c}`.
 const KINDS: &[(&str, &str, &str)] = &[

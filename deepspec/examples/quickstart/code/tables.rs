@@ -1,7 +1,7 @@
 //! Functions that build or read dictionaries.
 
 use super::{Function, line};
-use crate::quickstart::dice::Dice;
+use crate::dice::Dice;
 
 /// What a dictionary maps: its name, its keys, its values.
 const TABLES: &[(&str, &str, &str)] = &[

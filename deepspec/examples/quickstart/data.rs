@@ -1,22 +1,43 @@
 //! The dataset files of the quickstart.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::conversation::Domain;
-use super::split::{Split, conversations};
+use anyhow::Result;
+use clap::Args;
+use dspark_runtime::checkpoint::{CheckpointError, write_file};
+use dspark_runtime::commands::print;
+
+use crate::conversation::Domain;
+use crate::split::{Split, conversations};
+
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Folder to write the files to
+    #[arg(long, default_value = "datasets/quickstart")]
+    out: PathBuf,
+    /// Seed of the conversations
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+/// Writes the files.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    for path in write_datasets(&arguments.out, arguments.seed, Sizes::default())? {
+        print(format_args!("wrote {}", path.display()))?;
+    }
+    Ok(())
+}
 
 /// Conversations per domain in each file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sizes {
+struct Sizes {
     /// Rows of `<domain>.train.jsonl`.
-    pub train: usize,
+    train: usize,
     /// Rows of `<domain>.validation.jsonl`.
-    pub validation: usize,
+    validation: usize,
     /// Rows of `<domain>.evaluate.jsonl`.
-    pub evaluate: usize,
+    evaluate: usize,
 }
 
 impl Default for Sizes {
@@ -36,33 +57,14 @@ impl Sizes {
     }
 }
 
-/// Why quickstart files could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum QuickstartError {
-    /// A file or folder cannot be written.
-    #[error("cannot write {}: {source}", path.display())]
-    Write {
-        /// The file or folder.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The tokeniser cannot be trained with these settings.
-    #[error("cannot train the tokeniser: {0}")]
-    Tokenizer(String),
-}
-
-/// Writes `<domain>.<split>.jsonl` for every domain and split into `folder` (made if needed) and returns
-/// their paths. Equal seeds and sizes give equal bytes. No two rows of a file open with the same request.
-///
-/// # Errors
-/// [`QuickstartError::Write`] naming what cannot be written.
-pub fn write_datasets(folder: &Path, seed: u64, sizes: Sizes) -> Result<Vec<PathBuf>, QuickstartError> {
+/// Writes `<domain>.<split>.jsonl` for every domain and split into `folder` (created if needed) and returns
+/// their paths. Equal seeds and sizes give equal bytes. No two rows of a file begin with the same request.
+fn write_datasets(folder: &Path, seed: u64, sizes: Sizes) -> Result<Vec<PathBuf>, CheckpointError> {
     let mut paths = Vec::new();
     for domain in Domain::ALL {
         for split in Split::ALL {
             let path = folder.join(format!("{}.{}.jsonl", domain.name(), split.name()));
-            write_atomically(&path, rows(domain, split, seed, sizes.of(split)).as_bytes())?;
+            write_file(&path, rows(domain, split, seed, sizes.of(split)).as_bytes())?;
             paths.push(path);
         }
     }
@@ -85,24 +87,6 @@ fn rows(domain: Domain, split: Split, seed: u64, count: usize) -> String {
         text.push('\n');
     }
     text
-}
-
-/// Writes `bytes` to `path` so that a reader finds the old file or the whole new one, never a part.
-pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), QuickstartError> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".partial");
-    let partial = folder.join(name);
-    let write = || {
-        std::fs::create_dir_all(folder)?;
-        let mut file = File::create(&partial)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, path)?;
-        // The rename itself must reach the disk, too.
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(|source| QuickstartError::Write { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -152,7 +136,7 @@ mod tests {
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
         let message = write_datasets(&file.join("below"), 1, SMALL).unwrap_err().to_string();
-        assert!(message.contains("cannot write") && message.contains("sums.train.jsonl"), "{message}");
+        assert!(message.contains("below"), "{message}");
     }
 
     #[test]

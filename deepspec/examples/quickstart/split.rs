@@ -2,9 +2,9 @@
 
 use sha2::{Digest, Sha256};
 
-use super::conversation::{Conversation, Domain};
-use super::dice::Dice;
-use super::{chat, code, sums};
+use crate::conversation::{Conversation, Domain};
+use crate::dice::Dice;
+use crate::{chat, code, sums};
 
 /// What a conversation is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,7 +48,8 @@ impl Split {
     }
 }
 
-/// An endless stream of conversations of one domain and split, the same for the same seed.
+/// An endless stream of conversations of one domain and split, the same for the same seed. Streams of different splits
+/// never share a request, whatever their seeds.
 pub fn conversations(domain: Domain, split: Split, seed: u64) -> Conversations {
     let label = format!("{}.{}", domain.name(), split.name());
     Conversations { domain, split, dice: Dice::new(seed, &label) }

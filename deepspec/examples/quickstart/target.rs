@@ -1,25 +1,29 @@
-//! Training the tiny target of the quickstart from nothing.
+//! Training the tiny target from random weights.
 //!
 //! Legend: `n` supervised tokens, `s` tokens of a batch, `d` hidden size, `v` vocabulary.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::PathBuf;
 
+use anyhow::Result;
 use burn::module::Module;
+use burn::tensor::Tensor;
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use dspark_runtime::checkpoint::{AtomicDirectory, CheckpointError, JsonFields, WeightDtype};
+use clap::Args;
+use deepspec::console::Progress;
+use deepspec::conversation::{Format, ReadOptions, Sample, read_samples};
+use deepspec::trainer::{GradientSum, LearningRate, Optimizer, OptimizerSettings, SampleOrder};
+use dspark_runtime::checkpoint::{AtomicDirectory, JsonFields, WeightDtype};
+use dspark_runtime::commands::print;
+use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{Target, TargetConfig, TargetSegment};
-use dspark_runtime::text::{TextError, Tokenizer};
+use dspark_runtime::tensors::ints;
+use dspark_runtime::text::Tokenizer;
 use serde_json::{Value, json};
 
-use super::conversation::Domain;
-use super::split::{Split, conversations};
-use super::tokenizer::{VOCABULARY_SIZE, train_tokenizer};
-use super::write::QuickstartError;
-use crate::console::Progress;
-use crate::conversation::{ConversationError, Format, ReadOptions, Sample, read_samples};
-use crate::trainer::{GradientSum, LearningRate, Optimizer, OptimizerSettings, SampleOrder};
+use crate::conversation::Domain;
+use crate::split::{Split, conversations};
+use crate::tokenizer::{VOCABULARY_SIZE, train_tokenizer};
 
 /// Rows of the embedding: the tokens, and some that no token uses, of which the first becomes the draft's mask token.
 const EMBEDDING_ROWS: usize = VOCABULARY_SIZE + 16;
@@ -30,54 +34,41 @@ const MAX_LENGTH: usize = 256;
 /// Conversations of each domain for every ten: sums need the most practice.
 const MIXTURE: [(Domain, usize); 3] = [(Domain::Sums, 5), (Domain::Code, 2), (Domain::Chat, 3)];
 
-/// How long to train.
-#[derive(Clone, Copy, Debug)]
-pub struct PretrainSettings {
-    /// Optimiser steps.
-    pub steps: u64,
-    /// Conversations per step.
-    pub batch: usize,
-    /// Peak learning rate.
-    pub learning_rate: f64,
-    /// Decides data, weights and order.
-    pub seed: u64,
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Folder to write the target to
+    #[arg(long, default_value = "checkpoints/quickstart-target")]
+    out: PathBuf,
+    /// Optimiser steps
+    #[arg(long, default_value_t = 3600)]
+    steps: u64,
+    /// Conversations per step
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 2e-3)]
+    lr: f64,
+    /// Seed of tokeniser, data, order and weights
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// cpu, cuda or cuda:INDEX
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
 }
 
-/// Why the target could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum PretrainError {
-    /// Making the tokeniser failed.
-    #[error(transparent)]
-    Quickstart(#[from] QuickstartError),
-    /// Reading the tokeniser failed.
-    #[error(transparent)]
-    Text(#[from] TextError),
-    /// Tokenising the conversations failed.
-    #[error(transparent)]
-    Conversation(#[from] ConversationError),
-    /// Writing the target failed.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// The conversations could not be laid out.
-    #[error("writing the training conversations: {0}")]
-    Io(#[from] std::io::Error),
-}
-
-/// Makes tokeniser and target, and writes both to `folder`, whole or not at all.
-///
-/// # Errors
-/// When a file cannot be written.
-pub fn pretrain_target(folder: &Path, settings: &PretrainSettings, device: &Device) -> Result<(), PretrainError> {
-    let directory = AtomicDirectory::begin(folder)?;
-    train_tokenizer(directory.path(), settings.seed, VOCABULARY_SIZE)?;
+/// Trains tokeniser and target, and writes both, whole or not at all.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let device = arguments.device.open()?;
+    let directory = AtomicDirectory::begin(&arguments.out)?;
+    train_tokenizer(directory.path(), arguments.seed, VOCABULARY_SIZE)?;
     let tokenizer = Tokenizer::from_directory(directory.path())?;
-    let samples = training_samples(&tokenizer, settings)?;
+    let samples = training_samples(&tokenizer, arguments)?;
     let Value::Object(fields) = target_config() else { unreachable!("the configuration is an object") };
-    let config = TargetConfig::from_fields(JsonFields::new(folder.join("config.json"), fields))?;
-    let target = train(Target::random(config, settings.seed, device), &samples, settings);
+    let config = TargetConfig::from_fields(JsonFields::new(arguments.out.join("config.json"), fields))?;
+    let target = train(Target::random(config, arguments.seed, &device), &samples, arguments);
     target.write_into(directory.path(), WeightDtype::Bf16)?;
     directory.commit()?;
-    Ok(())
+    Ok(print(format_args!("wrote {}", arguments.out.display()))?)
 }
 
 /// Qwen3 in miniature: 2.3 million parameters.
@@ -110,14 +101,14 @@ fn target_config() -> Value {
 }
 
 /// As many conversations of the training split as the steps take, each seen once.
-fn training_samples(tokenizer: &Tokenizer, settings: &PretrainSettings) -> Result<Vec<Sample>, PretrainError> {
+fn training_samples(tokenizer: &Tokenizer, arguments: &Arguments) -> Result<Vec<Sample>> {
     let mut file = tempfile::Builder::new().suffix(".jsonl").tempfile()?;
-    let total = settings.steps as usize * settings.batch;
+    let total = arguments.steps as usize * arguments.batch;
     let parts: usize = MIXTURE.iter().map(|(_, part)| part).sum();
     {
         let mut out = std::io::BufWriter::new(file.as_file_mut());
         for (domain, part) in MIXTURE {
-            let rows = conversations(domain, Split::Train, settings.seed.wrapping_add(1));
+            let rows = conversations(domain, Split::Train, arguments.seed.wrapping_add(1));
             for (index, row) in rows.take((total * part).div_ceil(parts)).enumerate() {
                 writeln!(out, "{}", row.training_row(&format!("{}-{index}", domain.name())))?;
             }
@@ -136,7 +127,7 @@ fn training_samples(tokenizer: &Tokenizer, settings: &PretrainSettings) -> Resul
     Ok(samples)
 }
 
-fn train(target: Target, samples: &[Sample], settings: &PretrainSettings) -> Target {
+fn train(target: Target, samples: &[Sample], arguments: &Arguments) -> Target {
     let mut optimizer = Optimizer::new(&OptimizerSettings {
         beta_1: 0.9,
         beta_2: 0.98,
@@ -145,11 +136,11 @@ fn train(target: Target, samples: &[Sample], settings: &PretrainSettings) -> Tar
         muon: false,
         max_grad_norm: 1.0,
     });
-    let rate = LearningRate::new(settings.learning_rate, settings.steps, 0.05, false);
-    let mut progress = Progress::new("pretrain", settings.steps, 0);
+    let rate = LearningRate::new(arguments.lr, arguments.steps, 0.05, false);
+    let mut progress = Progress::new("pretrain", arguments.steps, 0);
     let mut parameters = target.parameters().clone().unfreeze().train();
-    let mut order = SampleOrder::new(samples.len(), settings.batch, settings.seed);
-    for step in 0..settings.steps {
+    let mut order = SampleOrder::new(samples.len(), arguments.batch, arguments.seed);
+    for step in 0..arguments.steps {
         let batch: Vec<&Sample> = order.of_step(step).iter().map(|&index| &samples[index]).collect();
         let model = target.with_parameters(parameters);
         let loss = next_token_loss(&model, &batch);
@@ -181,8 +172,7 @@ fn next_token_loss(model: &Target, batch: &[&Sample]) -> Tensor<1> {
     }
     let n = rows.len();
     let device = hidden_sd.device();
-    let ints = |values: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::new(values, [n]), &device);
-    let hidden_nd = hidden_sd.select(0, ints(rows));
+    let hidden_nd = hidden_sd.select(0, ints(rows, &device));
     let log_p_nv = log_softmax(model.logits(hidden_nd), 1);
-    log_p_nv.gather(1, ints(labels).reshape([n, 1])).mean().neg()
+    log_p_nv.gather(1, ints(labels, &device).reshape([n, 1])).mean().neg()
 }

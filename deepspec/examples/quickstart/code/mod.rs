@@ -8,9 +8,9 @@ mod numbers;
 mod tables;
 mod text;
 
-use super::conversation::{Conversation, Domain, Exchange};
-use super::dice::Dice;
-use super::split::Split;
+use crate::conversation::{Conversation, Domain, Exchange};
+use crate::dice::Dice;
+use crate::split::Split;
 
 /// A function to be written.
 struct Function {
@@ -90,7 +90,7 @@ fn names<const N: usize>(choices: [&str; N]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quickstart::conversations;
+    use crate::split::conversations;
 
     #[test]
     fn bodies_are_indented_and_named_requests_are_honoured() {

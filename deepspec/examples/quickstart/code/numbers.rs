@@ -1,7 +1,7 @@
 //! Functions of single numbers: counting loops, conversions, and choices between labels.
 
 use super::{Function, line, names};
-use crate::quickstart::dice::Dice;
+use crate::dice::Dice;
 
 pub(super) fn function(dice: &mut Dice) -> Function {
     match dice.between(0, 2) {

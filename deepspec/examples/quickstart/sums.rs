@@ -7,9 +7,9 @@
 
 use std::fmt::Write;
 
-use super::conversation::{Conversation, Domain, Exchange};
-use super::dice::Dice;
-use super::split::Split;
+use crate::conversation::{Conversation, Domain, Exchange};
+use crate::dice::Dice;
+use crate::split::Split;
 
 const COLUMNS: [&str; 4] = ["ones", "tens", "hundreds", "thousands"];
 
@@ -161,7 +161,7 @@ fn work_out(a: u32, sign: Sign, b: u32, text: &mut String) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quickstart::conversations;
+    use crate::split::conversations;
 
     #[test]
     fn columns_are_worked_out_as_on_paper() {

@@ -8,9 +8,9 @@ mod grammar;
 mod topics;
 mod wording;
 
-use super::conversation::{Conversation, Domain, Exchange};
-use super::dice::Dice;
-use super::split::Split;
+use crate::conversation::{Conversation, Domain, Exchange};
+use crate::dice::Dice;
+use crate::split::Split;
 use grammar::Speaker;
 use wording::{FOLLOW_UPS, REQUESTS};
 
@@ -43,7 +43,7 @@ pub(super) fn conversation(dice: &mut Dice, split: Split) -> Option<Conversation
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quickstart::conversations;
+    use crate::split::conversations;
 
     #[test]
     fn answers_are_short_and_leave_no_slot_open() {
