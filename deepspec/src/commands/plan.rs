@@ -17,7 +17,7 @@ const STEPS: u64 = 400;
 /// The plan of a training on a device.
 ///
 /// # Errors
-/// When the recipe does not fit the target, or there is no such device.
+/// When the recipe does not fit the target, there is no such device, or it fails.
 pub fn plan(described: &Described, samples: &Samples, choice: DeviceChoice) -> Result<Plan> {
     let device = &choice.open()?;
     let mut config = described.draft_config()?;
@@ -56,7 +56,7 @@ pub fn plan(described: &Described, samples: &Samples, choice: DeviceChoice) -> R
         }
     }
     let share = steps as f64 / looked_at.max(1) as f64;
-    let operations_per_second = product_speed(device, products);
+    let operations_per_second = product_speed(device, products)?;
     let (largest, memory) = largest.unwrap_or_default();
     Ok(Plan {
         parameters,
