@@ -70,7 +70,8 @@ number() { sed -n "s/^ *\"$1\": \([-0-9.eE+]*\),\{0,1\}\$/\1/p" | head -n 1; }
 # The array of numbers of a name in JSON on standard input, on one line.
 array() { tr -d '\n ' | sed -n "s/.*\"$1\":\[\([0-9,]*\)\].*/\1/p"; }
 
-gpu_memory() { nvidia-smi --id="$(cut -d: -f2 <<<"$DEVICE:0")" --query-gpu=memory.used --format=csv,noheader,nounits "$@" 2>/dev/null; }
+# MiB of the GPU that are in use.
+gpu_memory=(nvidia-smi --id="$(cut -d: -f2 <<<"${DEVICE-}:0")" --query-gpu=memory.used "--format=csv,noheader,nounits")
 
 # Trains the quickstart: a name, the number of steps, further settings. Leaves losses, samples and the report in $here/NAME.
 # Ends the training when the step has run for $train_limit seconds.
@@ -79,8 +80,8 @@ train() {
     shift 2
     mkdir -p "$run"
     if on_gpu; then
-        before=$(gpu_memory)
-        gpu_memory --loop-ms=500 >"$run/gpu_memory" &
+        before=$("${gpu_memory[@]}" 2>/dev/null)
+        "${gpu_memory[@]}" --loop-ms=500 >"$run/gpu_memory" 2>/dev/null &
         sampler=$!
     fi
     "$DEEPSPEC" train "$root/recipes/quickstart.toml" --device "$DEVICE" --json --set "output.dir=\"$run\"" \
@@ -265,10 +266,14 @@ step_memory() {
             }
             if (a && b && early) printf "%.4f", (late / b) / (early / a) - 1
         }'
-    figure resident_growth "$(awk 'NF == 3 && $2 > 0 { print $3 }' "$here/memory/samples" | awk "$grown")"
+    local resident device=0
+    resident=$(awk 'NF == 3 && $2 > 0 { print $3 }' "$here/memory/samples" | awk "$grown")
+    figure resident_growth "$resident"
     if [[ -s $here/memory/gpu_memory ]]; then
-        figure device_growth "$(awk "$grown" "$here/memory/gpu_memory")"
+        device=$(awk "$grown" "$here/memory/gpu_memory")
+        figure device_growth "$device"
     fi
+    [[ $(calculate "${resident:-0} <= 0.05 && ${device:-0} <= 0.05") == 1 ]] || fail "memory grew by more than 5 %"
 }
 
 step_plan() {
