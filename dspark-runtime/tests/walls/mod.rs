@@ -47,7 +47,8 @@ fn scan(src: &Path) -> (BTreeSet<String>, Vec<Use>) {
     let (mut rooms, mut aliases, mut before) = (BTreeSet::new(), BTreeMap::new(), "");
     for line in root.lines().map(|line| line.trim().trim_end_matches(';')) {
         // Rooms that only tests have do not count.
-        let module = line.trim_start_matches("pub ").strip_prefix("mod ");
+        let module = line.split_once("mod ").filter(|(before, _)| before.is_empty() || before.starts_with("pub"));
+        let module = module.map(|(_, name)| name);
         rooms.extend(module.filter(|_| before != "#[cfg(test)]").map(str::to_owned));
         // `pub use normals::Normals;` makes `crate::Normals` mean `normals`.
         if let Some((room, names)) = line.strip_prefix("pub use ").and_then(|path| path.split_once("::")) {
