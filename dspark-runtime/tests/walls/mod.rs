@@ -107,7 +107,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 
 /// The text without comments and without the module of tests at its end.
 fn code(text: &str) -> String {
-    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let text = text.split("\nmod tests {").next().unwrap();
     text.lines().map(|line| line.split("//").next().unwrap()).fold(String::new(), |code, line| code + line + "\n")
 }
 
