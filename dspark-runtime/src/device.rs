@@ -1,10 +1,17 @@
 //! Choosing the device that computes: `cpu`, `cuda` or `cuda:1`, and for tests of what GPUs compute, `cubecl-cpu`.
+//! [`checks`] and [`time_product`] try it out.
 
+mod check;
+
+#[cfg(any(feature = "cuda", test))]
+use std::path::PathBuf;
 use std::process::Command;
 use std::str::FromStr;
 use std::{env, fmt, fs};
 
 use burn::tensor::Device;
+
+pub use check::{Check, Product, Verdict, checks, number_types, time_product};
 
 /// A device as a person names it on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -42,6 +49,31 @@ pub enum DeviceError {
         /// How many GPUs there are.
         found: usize,
     },
+    /// The functions that kernels call are not installed.
+    #[error(
+        "CUDA's libdevice was not found: set CUDA_PATH to a folder with nvvm/libdevice/libdevice.10.bc (from the CUDA toolkit, \
+         or from the Python package nvidia-cuda-nvcc-cu12)"
+    )]
+    NoLibdevice,
+    /// The device failed while it computed.
+    #[error("the device failed: {reason}")]
+    Failed {
+        /// What the framework reports.
+        reason: String,
+    },
+}
+
+/// What the system says about a device; `None` where it says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// The processor's or the GPU's name.
+    pub name: Option<String>,
+    /// Version of the GPU's driver.
+    pub driver: Option<String>,
+    /// Bytes of memory.
+    pub memory: Option<usize>,
+    /// Bytes of memory that a new process could use.
+    pub free_memory: Option<usize>,
 }
 
 impl FromStr for DeviceChoice {
@@ -83,26 +115,55 @@ impl DeviceChoice {
         }
     }
 
-    /// Bytes of its memory that are free: on a processor, what the system would give to a new process; on a GPU, what
-    /// `nvidia-smi` says. `None` where nothing says so.
-    pub fn free_memory(self) -> Option<usize> {
+    /// Asks the system about the device: `/proc` about a processor, `nvidia-smi` about a GPU.
+    pub fn info(self) -> DeviceInfo {
         match self {
-            Self::Cpu | Self::CubeCpu => available(&fs::read_to_string("/proc/meminfo").ok()?),
-            Self::Cuda(index) => {
-                let id = gpu_id(index, env::var("CUDA_VISIBLE_DEVICES").ok().as_deref())?;
-                let mut command = Command::new("nvidia-smi");
-                command.args(["--query-gpu=memory.free", "--format=csv,noheader,nounits"]).arg(format!("--id={id}"));
-                let answer = command.output().ok().filter(|answer| answer.status.success())?;
-                let mebibytes: usize = str::from_utf8(&answer.stdout).ok()?.trim().parse().ok()?;
-                Some(mebibytes << 20)
+            Self::Cpu | Self::CubeCpu => {
+                let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
+                let (processor, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
+                DeviceInfo {
+                    name: proc_field(&processor, "model name").map(str::to_owned),
+                    driver: None,
+                    memory: proc_field(&memory, "MemTotal").and_then(kibibytes),
+                    free_memory: proc_field(&memory, "MemAvailable").and_then(kibibytes),
+                }
             }
+            Self::Cuda(index) => ask_nvidia_smi(index).unwrap_or_default(),
         }
+    }
+
+    /// Bytes of its memory that a new process could use; `None` where nothing says so.
+    pub fn free_memory(self) -> Option<usize> {
+        self.info().free_memory
     }
 }
 
-fn available(meminfo: &str) -> Option<usize> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(line.split_whitespace().next()?.parse::<usize>().ok()? * 1024)
+/// The first value of a name in a file of `NAME : VALUE` lines.
+fn proc_field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let pair = |line: &'a str| line.split_once(':').filter(|(key, _)| key.trim() == name);
+    text.lines().find_map(pair).map(|(_, value)| value.trim())
+}
+
+fn kibibytes(value: &str) -> Option<usize> {
+    Some(value.strip_suffix(" kB")?.trim().parse::<usize>().ok()? << 10)
+}
+
+fn ask_nvidia_smi(index: usize) -> Option<DeviceInfo> {
+    let id = gpu_id(index, env::var("CUDA_VISIBLE_DEVICES").ok().as_deref())?;
+    let mut command = Command::new("nvidia-smi");
+    command.arg("--query-gpu=driver_version,memory.total,memory.free,name");
+    command.arg("--format=csv,noheader,nounits").arg(format!("--id={id}"));
+    let answer = command.output().ok().filter(|answer| answer.status.success())?;
+    Some(gpu_info(str::from_utf8(&answer.stdout).ok()?))
+}
+
+/// From driver, MiB in all, MiB free and name, comma-separated.
+fn gpu_info(line: &str) -> DeviceInfo {
+    let mut fields = line.trim().splitn(4, ',').map(str::trim);
+    let mut text = || fields.next().filter(|field| !field.is_empty()).map(str::to_owned);
+    let mebibytes = |field: Option<String>| Some(field?.parse::<usize>().ok()? << 20);
+    let (driver, memory, free_memory) = (text(), mebibytes(text()), mebibytes(text()));
+    DeviceInfo { name: text(), driver, memory, free_memory }
 }
 
 /// The driver's name of a GPU that programs count among those they are shown.
@@ -121,7 +182,18 @@ fn open_cuda(index: usize) -> Result<Device, DeviceError> {
     if index >= found {
         return Err(DeviceError::NotFound { index, found });
     }
+    if !has_libdevice(env::var_os("CUDA_PATH").map(PathBuf::from)) {
+        return Err(DeviceError::NoLibdevice);
+    }
     Ok(Device::cuda(index))
+}
+
+/// Whether CubeCL will find libdevice: the first kernel that needs it panics otherwise.
+#[cfg(any(feature = "cuda", test))]
+fn has_libdevice(cuda_path: Option<PathBuf>) -> bool {
+    let usual = ["/usr/local/cuda", "/opt/cuda", "/usr/lib/cuda", "/usr"].map(PathBuf::from);
+    let roots = cuda_path.map_or_else(|| usual.to_vec(), |path| vec![path]);
+    roots.iter().any(|root| root.join("nvvm/libdevice/libdevice.10.bc").is_file())
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -153,12 +225,29 @@ mod tests {
             assert_eq!(name.parse::<DeviceChoice>(), Err(DeviceError::Unknown(name.to_owned())));
         }
     }
+
     #[test]
-    fn free_memory_is_that_of_the_device() {
-        assert_eq!(available("MemTotal:  9 kB\nMemFree:  5 kB\nMemAvailable:       7 kB\n"), Some(7 * 1024));
-        assert_eq!(available("MemTotal: 9 kB\n"), None);
+    fn answers_of_the_system_are_read() {
+        let meminfo = "MemTotal:  9 kB\nMemFree:  5 kB\nMemAvailable:       7 kB\n";
+        assert_eq!(proc_field(meminfo, "MemAvailable").and_then(kibibytes), Some(7 << 10));
+        assert_eq!(proc_field(meminfo, "Mem"), None);
+        assert_eq!(kibibytes("7 MB"), None);
+        let gpu = gpu_info("570.1, 143771, 143200, NVIDIA H200, SXM\n");
+        assert_eq!(gpu.name.as_deref(), Some("NVIDIA H200, SXM"));
+        assert_eq!((gpu.memory, gpu.free_memory), (Some(143_771 << 20), Some(143_200 << 20)));
+        assert_eq!(gpu_info("").driver, None);
+        assert_eq!(gpu_info("570.1, [N/A], [N/A], x").memory, None);
         assert_eq!(gpu_id(1, None), Some("1".to_owned()));
         assert_eq!(gpu_id(1, Some("3, GPU-a")), Some("GPU-a".to_owned()));
         assert_eq!(gpu_id(1, Some("3")), None);
+    }
+    #[test]
+    fn libdevice_is_looked_for_under_cuda_path_alone_where_it_is_set() {
+        let folder = tempfile::tempdir().unwrap();
+        let cuda_path = || Some(folder.path().to_owned());
+        assert!(!has_libdevice(cuda_path()));
+        fs::create_dir_all(folder.path().join("nvvm/libdevice")).unwrap();
+        fs::write(folder.path().join("nvvm/libdevice/libdevice.10.bc"), "").unwrap();
+        assert!(has_libdevice(cuda_path()));
     }
 }

@@ -21,7 +21,7 @@ const STEPS: u64 = 400;
 /// Estimates a training on a device.
 ///
 /// # Errors
-/// When the recipe does not fit the target, or there is no such device.
+/// When the recipe does not fit the target, there is no such device, or it fails.
 pub fn estimate(described: &Described, samples: &Samples, choice: DeviceChoice) -> Result<Estimate> {
     let device = &choice.open()?;
     let mut config = described.draft_config()?;
@@ -61,7 +61,7 @@ pub fn estimate(described: &Described, samples: &Samples, choice: DeviceChoice) 
         }
     }
     let share = steps as f64 / looked_at.max(1) as f64;
-    let operations_per_second = product_speed(device, products);
+    let operations_per_second = product_speed(device, products)?;
     let (largest, memory) = largest.unwrap_or_default();
     Ok(Estimate {
         parameters,

@@ -6,9 +6,10 @@
 mod memory;
 mod work;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use burn::tensor::{DType, Device, Distribution, Tensor};
+use burn::tensor::{DType, Device};
+use dspark_runtime::device::{DeviceError, time_product};
 use serde::Serialize;
 
 pub use memory::{Memory, MicroBatchShape, ModelShapes, Parameters};
@@ -60,28 +61,16 @@ pub fn seconds(operations: f64, operations_per_second: f64) -> f64 {
 }
 
 /// Measures the operations per second of a matrix product in the number type `products`.
-pub fn product_speed(device: &Device, products: DType) -> f64 {
+///
+/// # Errors
+/// When the device fails.
+pub fn product_speed(device: &Device, products: DType) -> Result<f64, DeviceError> {
     // As large as it takes to keep all units of the device busy for longer than waiting for it takes.
     let mut size = 768;
     loop {
-        #[expect(clippy::disallowed_methods, reason = "the numbers do not matter, only the time")]
-        let random = || Tensor::<2>::random([size, size], Distribution::Normal(0.0, 1.0), device).cast(products);
-        let (a, b) = (random(), random());
-        let run = || {
-            let product = a.clone().matmul(b.clone());
-            // Reading one number waits for the device.
-            let _: f32 = product.narrow(0, 0, 1).narrow(1, 0, 1).cast(DType::F32).into_scalar();
-        };
-        // What is done once is done then.
-        run();
-        let (started, mut runs) = (Instant::now(), 0);
-        while runs < 3 || started.elapsed() < Duration::from_millis(300) {
-            run();
-            runs += 1;
-        }
-        let seconds = started.elapsed().as_secs_f64() / f64::from(runs);
+        let seconds = time_product(device, [size; 3], products, Duration::from_millis(300))?.seconds;
         if seconds > 1e-3 || size >= 6144 {
-            return 2.0 * (size as f64).powi(3) / seconds;
+            return Ok(2.0 * (size as f64).powi(3) / seconds);
         }
         size *= 2;
     }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod device;
 mod engine;
 mod generate;
 mod models;
@@ -16,6 +17,8 @@ pub use output::{count, print, share, temperature, template_arguments, weight_pr
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+
+use crate::device::DeviceError;
 
 /// Decodes with a target model and a DSpark draft.
 #[derive(Debug, Parser)]
@@ -39,6 +42,8 @@ enum Verb {
     Perplexity(perplexity::Arguments),
     /// Measure throughput and latency under load
     Bench(bench::Arguments),
+    /// Say what a device is, check its results against the CPU's, and time matrix products on it
+    Device(device::Arguments),
 }
 
 impl Cli {
@@ -54,6 +59,7 @@ impl Cli {
             Verb::Profile(arguments) => profile::run(&arguments),
             Verb::Perplexity(arguments) => perplexity::run(&arguments),
             Verb::Bench(arguments) => bench::run(&arguments),
+            Verb::Device(arguments) => device::run(&arguments),
         }
     }
 }
@@ -63,9 +69,12 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.chain().any(machine_failed) { 1 } else { 2 }
 }
 
-/// Whether a cause is the machine's refusal (a full disk, a missing permission), not a file that is not there or not what
-/// it should be.
+/// Whether a cause is the machine's refusal (a full disk, a missing permission, a device that fails), not a file that is not
+/// there or not what it should be.
 pub fn machine_failed(cause: &(dyn std::error::Error + 'static)) -> bool {
+    if matches!(cause.downcast_ref::<DeviceError>(), Some(DeviceError::Failed { .. })) {
+        return true;
+    }
     use std::io::ErrorKind::{InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
     let input = [InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof];
     cause.downcast_ref::<std::io::Error>().is_some_and(|error| !input.contains(&error.kind()))
@@ -96,6 +105,8 @@ mod tests {
         let io = |source: io::Error| code(CheckpointError::io("model")(source));
         assert_eq!(io(io::ErrorKind::StorageFull.into()), 1);
         assert_eq!(io(io::Error::other("the hub does not answer")), 1);
+        let failed = DeviceError::Failed { reason: "out of memory".to_owned() };
+        assert_eq!(exit_code(&anyhow::Error::new(failed)), 1);
         assert_eq!(io(io::ErrorKind::NotFound.into()), 2);
         assert_eq!(code(CheckpointError::Invalid { path: "model".into(), reason: "no such model".into() }), 2);
     }

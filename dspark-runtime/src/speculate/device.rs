@@ -14,7 +14,8 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, DType, Device, Distribution as Numbers, Int, Tensor, TensorData};
 
 use super::distribution::{NO_RESIDUAL, is_greedy};
-use crate::model::{DraftVocabulary, ints};
+use crate::model::DraftVocabulary;
+use crate::tensors::ints;
 
 /// What the tokens of blocks were drawn from, where the device drew them.
 #[derive(Clone, Debug)]

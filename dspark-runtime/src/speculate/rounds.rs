@@ -22,7 +22,8 @@ use super::distribution::Distribution;
 use super::lane::{Lane, SequenceState};
 use super::round::{RoundRecord, Verdict};
 use super::scores::{RowScores, Scores, Wanted};
-use crate::model::{Draft, DraftContext, LayerId, Target, TargetSegment, ints};
+use crate::model::{Draft, DraftContext, LayerId, Target, TargetSegment};
+use crate::tensors::ints;
 
 /// A target, and the draft that speaks ahead of it.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,8 @@ use burn::tensor::{DType, Element, Tensor, TensorData, Transaction};
 
 use super::device::{JudgedRow, judge_rows};
 use super::round::JudgedShares;
-use crate::model::{DraftVocabulary, Target, ints};
+use crate::model::{DraftVocabulary, Target};
+use crate::tensors::ints;
 
 /// What a sequence needs to know about its rows.
 #[derive(Clone, Debug, PartialEq)]
