@@ -20,17 +20,15 @@ mod order;
 mod packing;
 mod run;
 mod schedule;
-mod settings;
 #[cfg(test)]
 mod tests;
 
 pub use batch::{Batch, BatchSettings, Batches, DrawnSample};
 pub use checkpoint::{Best, TrainingCheckpoints, TrainingState};
 pub use error::TrainError;
-pub use job::{RunFolder, TrainJob, TrainReport};
+pub use job::{RunFolder, TrainJob, TrainReport, TrainSettings};
 pub use optimizer::{GradientSum, Optimizer, OptimizerSettings};
 pub use order::{SampleOrder, anchor_randoms};
 pub use packing::MicroBatches;
 pub use run::train;
 pub use schedule::LearningRate;
-pub use settings::TrainSettings;

@@ -8,10 +8,9 @@ use super::batch::{Batch, Batches};
 use super::batch_loss::BatchLoss;
 use super::checkpoint::{TrainingCheckpoints, TrainingState};
 use super::error::TrainError;
-use super::job::{TrainJob, TrainReport};
+use super::job::{TrainJob, TrainReport, TrainSettings};
 use super::journal::Journal;
 use super::optimizer::Optimizer;
-use super::settings::TrainSettings;
 use crate::objective::Metrics;
 use crate::process::resident;
 
