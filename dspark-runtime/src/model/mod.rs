@@ -53,4 +53,3 @@ pub use rope::Rotary;
 pub use speculators_layout::{Verifier, is_speculators};
 pub use target::{LayerId, Target, TargetOutput, TargetParameters, TargetSegment, target_shapes};
 
-pub(crate) use crate::tensors::ints;
