@@ -28,8 +28,8 @@ mod tests;
 pub use error::{Place, RecipeError};
 pub use paths::resolve_input;
 pub use schema::{
-    Algorithm, Compute, DataSection, EvaluateSection, EvaluationTask, MarkovHeadType, ModelSection, OptimizerKind,
-    OutputSection, Recipe, Schedule, Supervision, TrainSection, Turns,
+    Algorithm, Compute, DataSection, EvaluateSection, EvaluationTask, ModelSection, OptimizerKind, OutputSection,
+    Recipe, Schedule, Supervision, TrainSection, Turns,
 };
 
 use std::path::Path;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use dspark_runtime::model::{DSparkConfig, DraftKind, Eagle3Config, MarkovHeadType};
 use serde::{Deserialize, Serialize};
 
 use crate::conversation::Format;
@@ -39,6 +40,14 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// The algorithm that makes drafts of a kind.
+    pub fn of(kind: &DraftKind) -> Self {
+        match kind {
+            DraftKind::DSpark(_) => Self::Dspark,
+            DraftKind::Eagle3(_) => Self::Eagle3,
+        }
+    }
+
     /// Its name in recipes.
     pub fn name(self) -> &'static str {
         match self {
@@ -57,28 +66,6 @@ pub enum Supervision {
     Predicted,
     /// The reference's, which is two tokens late, for repeating its runs.
     Reference,
-}
-
-/// How the logits of a draft position depend on the token drafted before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MarkovHeadType {
-    /// A low-rank bias looked up by the previous token.
-    Vanilla,
-    /// The same, and the position's hidden state says how much of it counts.
-    Gated,
-    /// A low-rank bias that depends on all tokens of the block so far.
-    Rnn,
-}
-
-impl From<MarkovHeadType> for dspark_runtime::model::MarkovHeadType {
-    fn from(kind: MarkovHeadType) -> Self {
-        match kind {
-            MarkovHeadType::Vanilla => Self::Vanilla,
-            MarkovHeadType::Gated => Self::Gated,
-            MarkovHeadType::Rnn => Self::Rnn,
-        }
-    }
 }
 
 /// `[model]`: the draft's shape and the weights of its loss.
@@ -109,7 +96,7 @@ pub struct ModelSection {
     #[serde(default)]
     pub draft_vocab_size: Option<usize>,
     /// Kind of Markov head.
-    #[serde(default = "defaults::markov_head_type")]
+    #[serde(default)]
     pub markov_head_type: MarkovHeadType,
     /// Whether the draft predicts its own acceptance.
     #[serde(default = "defaults::yes")]
@@ -155,9 +142,30 @@ impl ModelSection {
         }
     }
 
+    /// How the draft drafts. `mask_token_id` is asked where the recipe names no mask token.
+    ///
+    /// # Errors
+    /// As `mask_token_id`.
+    pub fn kind<E>(&self, mask_token_id: impl FnOnce() -> Result<u32, E>) -> Result<DraftKind, E> {
+        Ok(match self.algorithm {
+            Algorithm::Dspark => DraftKind::DSpark(DSparkConfig {
+                mask_token_id: self.mask_token_id.map_or_else(mask_token_id, Ok)?,
+                num_anchors: self.num_anchors,
+                markov_rank: self.markov_rank,
+                markov_head_type: self.markov_head_type,
+                enable_confidence_head: self.enable_confidence_head,
+                confidence_head_with_markov: self.confidence_head_with_markov,
+            }),
+            Algorithm::Eagle3 => DraftKind::Eagle3(Eagle3Config { step_loss_decay: Some(self.step_loss_decay) }),
+        })
+    }
+
     /// Whether the draft predicts its own acceptance.
     pub fn has_confidence_head(&self) -> bool {
-        self.algorithm == Algorithm::Dspark && self.enable_confidence_head
+        match self.algorithm {
+            Algorithm::Dspark => self.enable_confidence_head,
+            Algorithm::Eagle3 => false,
+        }
     }
 
     /// The loss decay, or `None` where every slot weighs the same.
@@ -388,13 +396,10 @@ impl Recipe {
 
 /// Defaults as functions, the form serde asks for.
 mod defaults {
-    use super::{Algorithm, MarkovHeadType, Schedule};
+    use super::{Algorithm, Schedule};
 
     pub(super) fn algorithm() -> Algorithm {
         Algorithm::Dspark
-    }
-    pub(super) fn markov_head_type() -> MarkovHeadType {
-        MarkovHeadType::Vanilla
     }
     pub(super) fn schedule() -> Schedule {
         Schedule::Cosine

@@ -6,8 +6,8 @@
 use burn::module::Module;
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Device, Int, Tensor, TensorData, s};
+use serde::{Deserialize, Serialize};
 
-use super::draft_config::DraftConfig;
 use super::layers::{Embedding, Linear};
 
 /// A bias on the logits that depends on the tokens before: `W2 u` (paper, eq. 4 and 5), where `u` comes of the factors
@@ -30,7 +30,8 @@ pub struct MarkovHead {
 }
 
 /// The kinds of Markov head, by the name that `markov_head_type` gives them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum MarkovHeadType {
     /// Looks at the token before alone.
     #[default]
@@ -68,13 +69,8 @@ impl MarkovState {
 }
 
 impl MarkovHead {
-    /// Blank, as [`Linear::new`].
-    pub fn new(config: &DraftConfig, device: &Device) -> Self {
-        let tokens = [config.vocab_size, config.draft_vocab_size];
-        Self::of_sizes(config.markov_head_type, tokens, config.layer.hidden_size, config.markov_rank, device)
-    }
-
-    fn of_sizes(kind: MarkovHeadType, [v, u]: [usize; 2], d: usize, r: usize, device: &Device) -> Self {
+    /// Blank, as [`Linear::new`], for the target's `v` tokens, of which `u` can be proposed.
+    pub fn new(kind: MarkovHeadType, [v, u]: [usize; 2], d: usize, r: usize, device: &Device) -> Self {
         Self {
             markov_w1: Embedding::new(v, r, device),
             markov_w2: Linear::new(r, u, false, device),
@@ -164,11 +160,12 @@ impl ConfidenceHead {
         Self { proj: Linear::new(width, 1, true, device) }
     }
 
-    /// One logit per slot: hidden `[n, d]`, factors `[n, r]` where the head takes them -> `[n]`
+    /// One logit per slot: hidden `[n, d]`, and factors `[n, r]`, which a head of width `d` leaves out -> `[n]`
     pub fn logits(&self, hidden_nd: Tensor<2>, factors_nr: Option<Tensor<2>>) -> Tensor<1> {
+        let ([_, d], [_, width]) = (hidden_nd.dims(), self.proj.weight.dims());
         let input = match factors_nr {
-            Some(factors_nr) => Tensor::cat(vec![hidden_nd, factors_nr], 1),
-            None => hidden_nd,
+            Some(factors_nr) if width > d => Tensor::cat(vec![hidden_nd, factors_nr], 1),
+            _ => hidden_nd,
         };
         self.proj.forward(input).squeeze_dim(1)
     }
@@ -190,7 +187,7 @@ mod tests {
         let hidden_nd = normals.tensor([n, d], 1.0, &device);
         let factors_nr = normals.tensor([n, r], 1.0, &device);
         for kind in MarkovHeadType::ALL {
-            let head = normals.matrices(MarkovHead::of_sizes(kind, [8, 8], d, r, &device), 0.02);
+            let head = normals.matrices(MarkovHead::new(kind, [8, 8], d, r, &device), 0.02);
             let together = head.blocks(&hidden_nd, factors_nr.clone(), &lengths);
             let mut row = 0;
             for length in lengths {

@@ -193,7 +193,10 @@ mod tests {
     use super::*;
     use crate::Normals;
     use crate::checkpoint::JsonFields;
-    use crate::model::{DraftConfig, DraftShape, DraftVocabulary, LayerId, MarkovHeadType, Target, TargetConfig};
+    use crate::model::{
+        DSparkConfig, DraftConfig, DraftKind, DraftShape, DraftVocabulary, LayerId, MarkovHeadType, Target,
+        TargetConfig,
+    };
     use crate::speculate::{Filters, Randomness};
 
     const BLOCK: usize = 6;
@@ -210,12 +213,7 @@ mod tests {
             block_size: BLOCK,
             num_draft_layers: 1,
             target_layer_ids: vec![LayerId(0)],
-            mask_token_id: 31,
-            num_anchors: 1,
-            markov_rank: 4,
-            markov_head_type,
-            enable_confidence_head: true,
-            confidence_head_with_markov: true,
+            kind: DraftKind::DSpark(DSparkConfig { markov_head_type, ..DSparkConfig::new(31, 4) }),
         };
         let device = Device::flex();
         let target = Target::random(config.clone(), 5, &device);

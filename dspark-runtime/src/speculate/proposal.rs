@@ -45,7 +45,7 @@ pub fn propose(
     uniforms: &mut dyn Uniforms,
 ) -> Proposal {
     let k = draft.config().block_size;
-    let goes_on = draft.config().drafter.drafts_past_stop_tokens();
+    let goes_on = draft.config().drafter().drafts_past_stop_tokens();
     let mut drafting = draft.begin(vec![context], &[anchor], k);
     let mut tokens = Vec::with_capacity(k);
     let mut distributions = Vec::with_capacity(k);
