@@ -3,7 +3,7 @@
 use burn::tensor::Device;
 use dspark_runtime::checkpoint::JsonFields;
 use dspark_runtime::model::{
-    Draft, DraftConfig, DraftShape, Eagle3Shape, LayerId, MarkovHeadType, Target, TargetConfig,
+    DSparkConfig, Draft, DraftConfig, DraftKind, DraftShape, Eagle3Config, LayerId, Target, TargetConfig,
 };
 use serde_json::{Value, json};
 
@@ -24,8 +24,13 @@ fn tiny_config(layers: usize) -> TargetConfig {
 pub(crate) fn tiny_eagle3_models() -> (Target, Draft) {
     let config = tiny_config(6);
     let target_layer_ids = (0..5).map(LayerId).collect();
-    let shape = Eagle3Shape { ttt_length: 4, step_loss_decay: 0.8, target_layer_ids };
-    let draft = DraftConfig::eagle3(&config, &shape).unwrap();
+    let shape = DraftShape {
+        block_size: 4,
+        num_draft_layers: 1,
+        target_layer_ids,
+        kind: DraftKind::Eagle3(Eagle3Config { step_loss_decay: Some(0.8) }),
+    };
+    let draft = DraftConfig::for_target(&config, &shape).unwrap();
     let target = Target::random(config, 1, &Device::flex());
     let draft = Draft::new(draft, &target, 2);
     (target, draft)
@@ -38,12 +43,7 @@ pub(crate) fn tiny_models() -> (Target, Draft) {
         block_size: 4,
         num_draft_layers: 1,
         target_layer_ids: vec![LayerId(0), LayerId(1)],
-        mask_token_id: TINY_VOCABULARY - 1,
-        num_anchors: 3,
-        markov_rank: 4,
-        markov_head_type: MarkovHeadType::Vanilla,
-        enable_confidence_head: true,
-        confidence_head_with_markov: true,
+        kind: DraftKind::DSpark(DSparkConfig::new(TINY_VOCABULARY - 1, 4)),
     };
     let draft = DraftConfig::for_target(&config, &shape).unwrap();
     let target = Target::random(config, 1, &Device::flex());

@@ -180,3 +180,22 @@ fn a_recipe_that_does_not_fit_the_target_is_refused() {
     refused(&train("model.target_layer_ids=[0, 1, 2, 3, 5]"), &["target_layer_ids", "final layer 5"]);
     refused(&train("model.markov_rank=8"), &["model.markov_rank", "eagle3"]);
 }
+
+#[test]
+fn an_eagle3_draft_is_trained_further() {
+    let root = tempfile::tempdir().unwrap();
+    let recipe = recipe(root.path(), &target(root.path()));
+    let first = deepspec(&["train", &recipe]);
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    let first = root.path().join("run/checkpoints/step-00000002").display().to_string();
+    let output = format!("output.dir={:?}", root.path().join("further"));
+    let train = |setting: &str| deepspec(&["train", &recipe, "--from", &first, "--set", &output, "--set", setting]);
+    let further = train("model.step_loss_decay=0.5");
+    assert!(further.status.success(), "{}", String::from_utf8_lossy(&further.stderr));
+    let config = read_json(&root.path().join("further/checkpoints/step-00000002/config.json"));
+    assert_eq!((&config["step_loss_decay"], &config["ttt_length"]), (&json!(0.5), &json!(3)));
+    assert!(config.get("num_anchors").is_none(), "{config}");
+    refused(&train("model.ttt_length=4"), &["train.from", "model.ttt_length is 4, the draft's is 3"]);
+    let dspark = "model={num_draft_layers = 1, target_layer_ids = [0, 1, 2, 3, 4], num_anchors = 8, markov_rank = 8}";
+    refused(&train(dspark), &["train.from", "model.algorithm is dspark, the draft's is eagle3"]);
+}

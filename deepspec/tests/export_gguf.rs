@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use dspark_runtime::checkpoint::WeightDtype;
 use dspark_runtime::checkpoint::gguf::{BlockType, GgufFile};
-use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, MarkovHeadType, Target, TargetSegment};
+use dspark_runtime::model::{
+    DSparkConfig, Draft, DraftConfig, DraftKind, DraftShape, LayerId, Target, TargetSegment,
+};
 use dspark_runtime::text::Tokenizer;
 use serde_json::{Value, json};
 
@@ -34,12 +36,7 @@ fn models(root: &Path) -> (PathBuf, PathBuf) {
         block_size: 5,
         num_draft_layers: 1,
         target_layer_ids: vec![LayerId(1), LayerId(3)],
-        mask_token_id: 1536,
-        num_anchors: 4,
-        markov_rank: 8,
-        markov_head_type: MarkovHeadType::Vanilla,
-        enable_confidence_head: true,
-        confidence_head_with_markov: true,
+        kind: DraftKind::DSpark(DSparkConfig::new(1536, 8)),
     };
     let draft = Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), &target, 2);
     draft.save(&draft_folder, WeightDtype::F32, false).unwrap();

@@ -6,11 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use dspark_runtime::checkpoint::WeightDtype;
-use dspark_runtime::model::MarkovHeadType;
+use dspark_runtime::model::{DSparkConfig, MarkovHeadType};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use common::drafts::{TARGET, Tensors, copy, edit_json, edit_tensors, edit_values, save, shape};
+use common::drafts::{TARGET, Tensors, copy, dspark, edit_json, edit_tensors, edit_values, save, shape, shape_of};
 use common::{deepspec, workspace};
 
 /// What `deepspec inspect` finds, and its exit code.
@@ -238,11 +238,11 @@ fn nothing_is_said_about_good_ones() {
     let shipped = ["smollm2-135m-dspark", "quickstart-target"].map(|name| workspace().join("checkpoints").join(name));
     let mut good: Vec<PathBuf> = shipped.to_vec();
     for (index, kind) in MarkovHeadType::ALL.into_iter().enumerate() {
-        let shape = dspark_runtime::model::DraftShape { markov_head_type: kind, ..shape() };
+        let shape = shape_of(DSparkConfig { markov_head_type: kind, ..dspark() });
         let dtype = if index == 0 { WeightDtype::Bf16 } else { WeightDtype::F32 };
         good.push(save(&root.path().join(kind.name()), &shape, dtype, index != 1));
     }
-    let plain = dspark_runtime::model::DraftShape { markov_rank: 0, enable_confidence_head: false, ..shape() };
+    let plain = shape_of(DSparkConfig { markov_rank: 0, enable_confidence_head: false, ..dspark() });
     good.push(save(&root.path().join("dflash"), &plain, WeightDtype::Bf16, false));
     let fixtures =
         std::env::var_os("DEEPSPEC_FIXTURES").map_or_else(|| workspace().join("../shared/fixtures"), PathBuf::from);

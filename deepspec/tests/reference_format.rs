@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use dspark_runtime::checkpoint::WeightDtype;
-use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, MarkovHeadType, Target};
+use dspark_runtime::model::{
+    DSparkConfig, Draft, DraftConfig, DraftKind, DraftShape, LayerId, MarkovHeadType, Target,
+};
 use safetensors::SafeTensors;
 
 use common::drafts::read_json;
@@ -68,15 +70,17 @@ fn keys_shapes_and_number_types_are_the_references() {
             block_size: size("block_size"),
             num_draft_layers: size("num_hidden_layers"),
             target_layer_ids: ids.iter().map(|id| LayerId(id.as_i64().unwrap())).collect(),
-            mask_token_id: size("mask_token_id") as u32,
-            num_anchors: size("num_anchors"),
-            markov_rank: theirs["markov_rank"].as_u64().unwrap_or(0) as usize,
-            markov_head_type: MarkovHeadType::ALL
-                .into_iter()
-                .find(|own| Some(own.name()) == kind)
-                .unwrap_or_default(),
-            enable_confidence_head: flag("enable_confidence_head"),
-            confidence_head_with_markov: flag("confidence_head_with_markov"),
+            kind: DraftKind::DSpark(DSparkConfig {
+                mask_token_id: size("mask_token_id") as u32,
+                num_anchors: size("num_anchors"),
+                markov_rank: theirs["markov_rank"].as_u64().unwrap_or(0) as usize,
+                markov_head_type: MarkovHeadType::ALL
+                    .into_iter()
+                    .find(|own| Some(own.name()) == kind)
+                    .unwrap_or_default(),
+                enable_confidence_head: flag("enable_confidence_head"),
+                confidence_head_with_markov: flag("confidence_head_with_markov"),
+            }),
         };
         let case = read_json(&folder.join("case.json"));
         let target = target(&folder.join(case["target_dir"].as_str().unwrap()));

@@ -166,7 +166,7 @@ fn other_target_layers_are_found_in_the_features() {
 fn swapped_layers_and_shifted_blocks_are_called_by_name() {
     let root = tempfile::tempdir().unwrap();
     let expected = read_replay(&exported(root.path(), &[])).unwrap();
-    assert_eq!(first_difference(&expected, &expected, 0.0), None);
+    assert_eq!(first_difference(&expected, &expected, false, 0.0), None);
     let spoiled = |case: usize, stage: Stage, spoil: &dyn Fn(&mut [f32], usize)| -> Replay {
         let mut found = expected.clone();
         let d = found.convention.hidden_size;
@@ -178,34 +178,34 @@ fn swapped_layers_and_shifted_blocks_are_called_by_name() {
     let swapped = spoiled(1, Stage::Features, &|values, d| {
         values.chunks_mut(2 * d).for_each(|row| row.rotate_left(d));
     });
-    let difference = first_difference(&expected, &swapped, 1e-3).unwrap();
+    let difference = first_difference(&expected, &swapped, false, 1e-3).unwrap();
     assert_eq!((difference.prompt, difference.stage.as_str()), (Some(1), "features"));
     assert!(difference.hint.unwrap().contains("layers are swapped"));
 
     let shifted = spoiled(0, Stage::Hidden, &|values, width| values.rotate_left(width));
-    let difference = first_difference(&expected, &shifted, 1e-3).unwrap();
+    let difference = first_difference(&expected, &shifted, false, 1e-3).unwrap();
     assert_eq!(difference.stage, "hidden");
     assert!(difference.hint.unwrap().contains("slot 1 should be: the block is read in the other convention"));
 
     // A head whose full row is off where no column is kept.
     let off = spoiled(2, Stage::BaseLogSumExp, &|values, _| values[3] += 0.5);
-    let difference = first_difference(&expected, &off, 1e-3).unwrap();
+    let difference = first_difference(&expected, &off, false, 1e-3).unwrap();
     assert_eq!((difference.prompt, difference.place.as_str()), (Some(2), "slot 3"));
 
     let not_a_number = spoiled(0, Stage::Context, &|values, _| values[5] = f32::NAN);
-    let difference = first_difference(&expected, &not_a_number, 1e-3).unwrap();
+    let difference = first_difference(&expected, &not_a_number, false, 1e-3).unwrap();
     assert_eq!((difference.found.as_str(), difference.place.as_str()), ("NaN", "position 0, component 5"));
 
     let mut judged = expected.clone();
     judged.cases[0].rounds[0].accepted += 1;
-    let difference = first_difference(&expected, &judged, 1e-3).unwrap();
+    let difference = first_difference(&expected, &judged, false, 1e-3).unwrap();
     assert_eq!((difference.stage.as_str(), difference.place.as_str()), ("round 0", "accepted tokens"));
     assert!(difference.hint.unwrap().contains("apart"));
 
     // Of two bundles, not only of a bundle and a draft.
     let mut other = expected.clone();
     other.convention.lookahead = 1;
-    let difference = first_difference(&expected, &other, 1e-3).unwrap();
+    let difference = first_difference(&expected, &other, false, 1e-3).unwrap();
     assert_eq!((difference.stage.as_str(), difference.place.as_str()), ("convention", "lookahead"));
 }
 

@@ -10,7 +10,8 @@ use burn::tensor::Tensor;
 use dspark_runtime::checkpoint::WeightDtype;
 use dspark_runtime::checkpoint::gguf::BlockType;
 use dspark_runtime::model::{
-    Draft, DraftConfig, DraftContext, DraftSample, DraftVocabulary, Eagle3Shape, LayerId, Target, TargetSegment,
+    Draft, DraftConfig, DraftContext, DraftKind, DraftSample, DraftShape, DraftVocabulary, Eagle3Config, LayerId,
+    Target, TargetSegment,
 };
 use dspark_runtime::schedule::Stopping;
 use dspark_runtime::speculate::{
@@ -254,6 +255,11 @@ fn what_does_not_fit_is_named() {
     let gguf = root.path().join("draft.gguf");
     let written = common::eagle3_draft(&target, SLOTS).write_gguf("draft", &[], BlockType::F32, true, &gguf);
     assert!(written.unwrap_err().to_string().contains("architectures") && !gguf.exists());
-    let shape = Eagle3Shape { ttt_length: 7, step_loss_decay: 0.8, target_layer_ids: vec![LayerId(0); 5] };
-    assert!(DraftConfig::eagle3(target.config(), &shape).is_err());
+    let shape = DraftShape {
+        block_size: 7,
+        num_draft_layers: 1,
+        target_layer_ids: vec![LayerId(0); 5],
+        kind: DraftKind::Eagle3(Eagle3Config { step_loss_decay: Some(0.8) }),
+    };
+    assert!(DraftConfig::for_target(target.config(), &shape).is_err());
 }

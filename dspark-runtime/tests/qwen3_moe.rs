@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use dspark_runtime::checkpoint::WeightDtype;
-use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, MarkovHeadType, Target, TargetSegment};
+use dspark_runtime::model::{
+    DSparkConfig, Draft, DraftConfig, DraftKind, DraftShape, LayerId, Target, TargetSegment,
+};
 use dspark_runtime::speculate::{Decoder, GenerationOptions, Sampler};
 use serde_json::Value;
 
@@ -37,12 +39,7 @@ fn draft(target: &Target) -> Draft {
         block_size: 4,
         num_draft_layers: 1,
         target_layer_ids: vec![LayerId(0), LayerId(2)],
-        mask_token_id: 0,
-        num_anchors: 4,
-        markov_rank: 4,
-        markov_head_type: MarkovHeadType::Vanilla,
-        enable_confidence_head: true,
-        confidence_head_with_markov: true,
+        kind: DraftKind::DSpark(DSparkConfig::new(0, 4)),
     };
     Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), target, 2)
 }

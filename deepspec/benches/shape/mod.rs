@@ -9,7 +9,7 @@ use deepspec::objective::{Denominator, LossWeights};
 use dspark_runtime::Normals;
 use dspark_runtime::checkpoint::JsonFields;
 use dspark_runtime::model::{
-    Draft, DraftConfig, DraftShape, Eagle3Shape, LayerId, MarkovHeadType, Target, TargetConfig,
+    DSparkConfig, Draft, DraftConfig, DraftKind, DraftShape, Eagle3Config, LayerId, Target, TargetConfig,
 };
 use serde_json::{Value, json};
 
@@ -23,12 +23,7 @@ pub fn dspark(num_anchors: usize, device: &Device) -> Draft {
         block_size: BLOCK,
         num_draft_layers: 2,
         target_layer_ids: [1, 3, 6].map(LayerId).to_vec(),
-        mask_token_id: VOCABULARY as u32 - 1,
-        num_anchors,
-        markov_rank: 64,
-        markov_head_type: MarkovHeadType::Vanilla,
-        enable_confidence_head: true,
-        confidence_head_with_markov: true,
+        kind: DraftKind::DSpark(DSparkConfig { num_anchors, ..DSparkConfig::new(VOCABULARY as u32 - 1, 64) }),
     };
     draft(|target| DraftConfig::for_target(target, &shape).expect("a valid draft"), device)
 }
@@ -36,8 +31,13 @@ pub fn dspark(num_anchors: usize, device: &Device) -> Draft {
 /// The Eagle3 draft: one layer, five captured ones, seven unrolled steps.
 pub fn eagle3(device: &Device) -> Draft {
     let target_layer_ids = [1, 2, 3, 5, 6].map(LayerId).to_vec();
-    let shape = Eagle3Shape { ttt_length: BLOCK, step_loss_decay: 0.8, target_layer_ids };
-    draft(|target| DraftConfig::eagle3(target, &shape).expect("a valid draft"), device)
+    let shape = DraftShape {
+        block_size: BLOCK,
+        num_draft_layers: 1,
+        target_layer_ids,
+        kind: DraftKind::Eagle3(Eagle3Config { step_loss_decay: Some(0.8) }),
+    };
+    draft(|target| DraftConfig::for_target(target, &shape).expect("a valid draft"), device)
 }
 
 fn draft(config: impl FnOnce(&TargetConfig) -> DraftConfig, device: &Device) -> Draft {

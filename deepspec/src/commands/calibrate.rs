@@ -106,7 +106,7 @@ fn decode(arguments: &Arguments, target_name: &str, draft_folder: &Path) -> Resu
     let device = arguments.device.open()?;
     let (_, target, tokenizer) = load_target(target_name, &device)?;
     let draft = Draft::load(draft_folder, &target)?.with_heads(arguments.draft_heads);
-    if !draft.config().enable_confidence_head {
+    if !draft.config().has_confidence_head() {
         bail!("{}: this draft has no confidence head, so there is nothing to calibrate", draft_folder.display());
     }
     let options = EvaluationOptions {

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use burn::tensor::DType;
 use clap::Args;
-use dspark_runtime::checkpoint::{CheckpointError, resolve_model};
+use dspark_runtime::checkpoint::resolve_model;
 use dspark_runtime::device::DeviceChoice;
-use dspark_runtime::model::{DSpark, DraftConfig, DraftShape, Drafter, Eagle3, Eagle3Shape, LayerId, TargetConfig};
+use dspark_runtime::model::{DSparkConfig, DraftConfig, DraftShape, Drafter, Eagle3Config, LayerId, TargetConfig};
 use dspark_runtime::text::Tokenizer;
 use sha2::{Digest, Sha256};
 
@@ -115,54 +115,30 @@ impl Described {
     /// When the recipe's layer ids or mask token do not fit the target.
     pub fn draft_config(&self) -> Result<DraftConfig> {
         let model = &self.recipe.model;
-        match model.algorithm {
-            Algorithm::Dspark => self.dspark_config()?,
-            Algorithm::Eagle3 => DraftConfig::eagle3(
-                &self.target_config,
-                &Eagle3Shape {
-                    ttt_length: model.ttt_length,
-                    step_loss_decay: model.step_loss_decay,
-                    target_layer_ids: self.layer_ids(),
-                },
-            ),
-        }
-        .and_then(|config| {
-            config.check_target(&self.target_folder, &self.target_config)?;
-            Ok(config)
-        })
-        .context("the recipe's [model] does not fit the target")
+        let shape = DraftShape {
+            block_size: model.slots(),
+            num_draft_layers: model.num_draft_layers,
+            target_layer_ids: model.target_layer_ids.iter().map(|&id| LayerId(id as i64)).collect(),
+            kind: model.kind(|| self.unused_row())?,
+        };
+        DraftConfig::for_target(&self.target_config, &shape)
+            .and_then(|config| {
+                config.check_target(&self.target_folder, &self.target_config)?;
+                Ok(config)
+            })
+            .context("the recipe's [model] does not fit the target")
     }
 
-    fn layer_ids(&self) -> Vec<LayerId> {
-        self.recipe.model.target_layer_ids.iter().map(|&id| LayerId(id as i64)).collect()
-    }
-
-    /// The outer error: the recipe must name a mask token; the inner one: what it names does not fit the target.
-    fn dspark_config(&self) -> Result<Result<DraftConfig, CheckpointError>> {
-        let model = &self.recipe.model;
+    /// The first embedding row that belongs to no token: the mask token of recipes that name none.
+    fn unused_row(&self) -> Result<u32> {
         let rows = self.target_config.vocab_size;
-        let mask_token_id = match model.mask_token_id.or_else(|| self.tokenizer.first_unused_row(rows)) {
-            Some(id) => id,
-            None => bail!(
+        self.tokenizer.first_unused_row(rows).with_context(|| {
+            format!(
                 "model.mask_token_id: every one of the target's {rows} embedding rows belongs to a token, so the recipe must \
                  name a reserved special token that texts never contain; the tokenizer's special tokens are {}",
                 special_tokens(&self.tokenizer)
-            ),
-        };
-        Ok(DraftConfig::for_target(
-            &self.target_config,
-            &DraftShape {
-                block_size: model.block_size,
-                num_draft_layers: model.num_draft_layers,
-                target_layer_ids: self.layer_ids(),
-                mask_token_id,
-                num_anchors: model.num_anchors,
-                markov_rank: model.markov_rank,
-                markov_head_type: model.markov_head_type,
-                enable_confidence_head: model.enable_confidence_head,
-                confidence_head_with_markov: model.confidence_head_with_markov,
-            },
-        ))
+            )
+        })
     }
 
     /// The trainer's settings.
@@ -172,8 +148,10 @@ impl Described {
         // Left out of an Eagle3 recipe, they are as many as there can be.
         let count = if model.num_anchors == 0 { usize::MAX } else { model.num_anchors };
         let blocks = match (model.algorithm, model.supervision) {
-            (Algorithm::Dspark, _) => BlockChoice::Drawn { count, first: DSpark.lookahead() },
-            (Algorithm::Eagle3, Supervision::Predicted) => BlockChoice::Drawn { count, first: Eagle3.lookahead() },
+            (Algorithm::Dspark, _) => BlockChoice::Drawn { count, first: DSparkConfig::default().lookahead() },
+            (Algorithm::Eagle3, Supervision::Predicted) => {
+                BlockChoice::Drawn { count, first: Eagle3Config::default().lookahead() }
+            }
             (Algorithm::Eagle3, Supervision::Reference) => BlockChoice::Eagle3Reference,
         };
         let loss = match model.algorithm {

@@ -11,7 +11,8 @@ use clap::Args;
 use dspark_runtime::checkpoint::{CheckpointError, JsonFields, Weights, parameter_shapes, resolve_model};
 use dspark_runtime::commands::{print, share};
 use dspark_runtime::model::{
-    Draft, DraftConfig, DraftParameters, TargetConfig, VERIFIER_TENSORS, VOCABULARY_TENSORS, is_speculators,
+    Draft, DraftConfig, DraftKind, DraftParameters, TargetConfig, VERIFIER_TENSORS, VOCABULARY_TENSORS,
+    is_speculators,
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -135,6 +136,20 @@ fn looks_like_draft(config: &TargetConfig) -> bool {
     config.fields.get("block_size").or(config.fields.get("target_layer_ids")).is_some()
 }
 
+/// A draft's heads in words; `None` without any.
+fn heads(kind: &DraftKind) -> Option<String> {
+    let own = match kind {
+        DraftKind::DSpark(own) if own.markov_rank > 0 || own.enable_confidence_head => own,
+        DraftKind::DSpark(_) | DraftKind::Eagle3(_) => return None,
+    };
+    let markov = match own.markov_rank {
+        0 => "no Markov head".to_owned(),
+        rank => format!("{} Markov head of rank {rank}", own.markov_head_type.name()),
+    };
+    let confidence = if own.enable_confidence_head { "confidence head" } else { "no confidence head" };
+    Some(format!("{markov}, {confidence}"))
+}
+
 impl Findings {
     fn fact(&mut self, name: &str, value: impl Into<Value>) {
         self.facts.insert(name.to_owned(), value.into());
@@ -146,27 +161,17 @@ impl Findings {
 
     fn draft(&mut self, folder: &Path, config: &DraftConfig, target: Option<&Path>) {
         let ids: Vec<String> = config.target_layer_ids.iter().map(ToString::to_string).collect();
-        let heads = match (config.markov_rank, config.enable_confidence_head) {
-            (0, false) => format!("none ({})", config.drafter.name(config)),
-            (rank, confidence) => {
-                let markov = if rank > 0 {
-                    format!("{} Markov head of rank {rank}", config.markov_head_type.name())
-                } else {
-                    "no Markov head".into()
-                };
-                let confidence = if confidence { "confidence head" } else { "no confidence head" };
-                format!("{markov}, {confidence}")
-            }
-        };
-        self.fact("algorithm", config.drafter.name(config));
-        self.fact("heads", heads);
+        let name = config.drafter().name();
+        self.fact("algorithm", name);
+        self.fact("heads", heads(&config.kind).unwrap_or_else(|| format!("none ({name})")));
         self.fact("block_size", config.block_size);
         self.fact("draft_layers", config.num_hidden_layers);
         self.fact("hidden_size", config.layer.hidden_size);
         self.fact("vocabulary", config.vocab_size);
         self.fact("draft_vocabulary", config.draft_vocab_size);
-        if config.fields().get("mask_token_id").is_some() {
-            self.fact("mask_token", config.mask_token_id);
+        match &config.kind {
+            DraftKind::DSpark(own) => self.fact("mask_token", own.mask_token_id),
+            DraftKind::Eagle3(_) => {}
         }
         self.fact("attention_heads", config.layer.num_attention_heads);
         self.fact("key_value_heads", config.layer.num_key_value_heads);

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use dspark_runtime::checkpoint::CheckpointError;
-use dspark_runtime::model::Draft;
+use dspark_runtime::model::{Draft, DraftConfig, DraftKind};
+use serde_json::json;
 
 use super::setup::Prepared;
 use super::tables::other_tables;
 use crate::conversation::Sample;
-use crate::recipe::ModelSection;
+use crate::recipe::{Algorithm, ModelSection};
 
 /// Why an existing draft cannot be trained further by a recipe.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +25,7 @@ pub enum StartError {
         /// The draft's folder.
         path: PathBuf,
         /// The key in the recipe's `[model]`.
-        field: &'static str,
+        field: String,
         /// What the recipe says.
         recipe: String,
         /// What the draft is.
@@ -60,44 +61,42 @@ impl Prepared {
 
     fn existing_draft(&self, folder: &Path) -> Result<Draft, StartError> {
         let draft = Draft::load(folder, &self.target)?;
-        let model = &self.described.recipe.model;
-        check_shape(folder, model, &draft)?;
+        let kind = kind_to_train(folder, &self.described.recipe.model, draft.config())?;
         if other_tables(folder, &self.described.target_folder)? == Some(true) {
             return Err(StartError::OtherTables { path: folder.to_owned() });
         }
-        Ok(draft.with_num_anchors(model.num_anchors))
+        Ok(draft.with_kind(kind))
     }
 }
 
-/// Compares everything in `[model]` that decides a draft's parameters.
-fn check_shape(folder: &Path, model: &ModelSection, draft: &Draft) -> Result<(), StartError> {
-    let config = draft.config();
+/// Fields of a draft's configuration that say how it was trained and decide none of its parameters.
+const OF_TRAINING: [&str; 2] = ["num_anchors", "step_loss_decay"];
+
+/// Compares everything in `[model]` that decides a draft's parameters. Returns the draft's kind with the settings that the
+/// recipe trains it with.
+fn kind_to_train(folder: &Path, model: &ModelSection, config: &DraftConfig) -> Result<DraftKind, StartError> {
+    let mask_token_id = match &config.kind {
+        DraftKind::DSpark(own) => own.mask_token_id,
+        DraftKind::Eagle3(_) => 0,
+    };
+    let kind = model.kind(|| Ok::<_, StartError>(mask_token_id))?;
     let ids: Vec<i64> = config.target_layer_ids.iter().map(|id| id.0).collect();
-    let text = |value: &dyn ToString| value.to_string();
+    let vocabulary = model.draft_vocab_size.unwrap_or(config.vocab_size);
+    let (recipe, found) = (kind.drafter().fields(model.slots()), config.drafter().fields(config.block_size));
     let mut pairs = vec![
-        ("block_size", text(&model.block_size), text(&config.block_size)),
-        ("num_draft_layers", text(&model.num_draft_layers), text(&config.num_hidden_layers)),
-        ("target_layer_ids", format!("{:?}", model.target_layer_ids), format!("{ids:?}")),
-        ("markov_rank", text(&model.markov_rank), text(&config.markov_rank)),
-        ("enable_confidence_head", text(&model.enable_confidence_head), text(&config.enable_confidence_head)),
-        (
-            "draft_vocab_size",
-            text(&model.draft_vocab_size.unwrap_or(config.vocab_size)),
-            text(&config.draft_vocab_size),
-        ),
+        ("algorithm", json!(model.algorithm.name()), json!(Algorithm::of(&config.kind).name())),
+        ("num_draft_layers", json!(model.num_draft_layers), json!(config.num_hidden_layers)),
+        ("target_layer_ids", json!(format!("{:?}", model.target_layer_ids)), json!(format!("{ids:?}"))),
+        ("draft_vocab_size", json!(vocabulary), json!(config.draft_vocab_size)),
     ];
-    if let Some(mask) = model.mask_token_id {
-        pairs.push(("mask_token_id", text(&mask), text(&config.mask_token_id)));
+    for (name, value) in recipe.as_object().into_iter().flatten() {
+        if !OF_TRAINING.contains(&name.as_str()) {
+            pairs.push((name, value.clone(), found[name].clone()));
+        }
     }
-    if config.markov_rank > 0 {
-        pairs.push(("markov_head_type", text(&model.markov_head_type.name()), text(&config.markov_head_type.name())));
-    }
-    if config.enable_confidence_head && config.markov_rank > 0 {
-        let (recipe, found) = (model.confidence_head_with_markov, config.confidence_head_with_markov);
-        pairs.push(("confidence_head_with_markov", text(&recipe), text(&found)));
-    }
-    match pairs.into_iter().find(|(_, recipe, found)| recipe != found) {
-        Some((field, recipe, found)) => Err(StartError::OtherShape { path: folder.to_owned(), field, recipe, found }),
-        None => Ok(()),
-    }
+    let Some((field, recipe, found)) = pairs.into_iter().find(|(_, recipe, found)| recipe != found) else {
+        return Ok(kind);
+    };
+    let [recipe, found] = [recipe, found].map(|value| value.to_string().trim_matches('"').to_owned());
+    Err(StartError::OtherShape { path: folder.to_owned(), field: field.to_owned(), recipe, found })
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use dspark_runtime::checkpoint::{CheckpointError, JsonFields, Weights};
-use dspark_runtime::model::is_speculators;
+use dspark_runtime::model::{DraftKind, is_speculators};
 use serde_json::Value;
 
 /// Where a configuration keeps its fields.
@@ -97,14 +97,11 @@ impl DraftFacts {
         let architecture = names.and_then(|list| list.first()).and_then(Value::as_str).unwrap_or_default().to_owned();
         let speculators = is_speculators(fields);
         let kind = fields.optional_text("speculators_model_type").ok().flatten().unwrap_or_default();
-        let drafts = match (speculators, kind) {
-            (true, "dspark" | "dflash") => Drafts::Blocks,
-            (true, "eagle3") => Drafts::Eagle3,
-            (false, _) if is_block_draft(&architecture) => Drafts::Blocks,
-            (false, _) if ["Qwen3Eagle3Model", "Gemma4Eagle3Model"].contains(&architecture.as_str()) => {
-                Drafts::Eagle3
-            }
-            _ => return None,
+        let drafts = match (speculators, kind, DraftKind::of_architecture(&architecture)) {
+            (true, "dspark" | "dflash", _) | (false, _, Some((DraftKind::DSpark(_), _))) => Drafts::Blocks,
+            (true, "eagle3", _) | (false, _, Some((DraftKind::Eagle3(_), _))) => Drafts::Eagle3,
+            (false, _, None) if is_block_draft(&architecture) => Drafts::Blocks,
+            (true, _, _) | (false, _, None) => return None,
         };
         let layout = match (speculators, nested.is_empty()) {
             (true, _) => Layout::Speculators,

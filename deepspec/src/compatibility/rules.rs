@@ -34,12 +34,15 @@ fn common(facts: &DraftFacts, row: &mut Verdict) {
     if facts.attention_bias {
         row.add(Answer::Refuses, "projections have biases, and drafts' layers are Qwen3's, which have none", "");
     }
-    if facts.drafts == Drafts::Eagle3 {
-        // Its slots read what was drafted, and no mask.
-    } else if facts.mask_token_id.is_none() {
-        row.add(Answer::Refuses, "`mask_token_id` is missing", "name it in config.json");
-    } else if facts.mask_token_id >= facts.vocab_size && facts.vocab_size.is_some() {
-        row.add(Answer::Refuses, "`mask_token_id` is beyond the vocabulary", "name a token that the target has");
+    match facts.drafts {
+        Drafts::Blocks if facts.mask_token_id.is_none() => {
+            row.add(Answer::Refuses, "`mask_token_id` is missing", "name it in config.json");
+        }
+        Drafts::Blocks if facts.mask_token_id >= facts.vocab_size && facts.vocab_size.is_some() => {
+            row.add(Answer::Refuses, "`mask_token_id` is beyond the vocabulary", "name a token that the target has");
+        }
+        // Slots of an Eagle3 draft read what was drafted, and no mask.
+        Drafts::Blocks | Drafts::Eagle3 => {}
     }
     if facts.target_layer_ids.is_none() {
         row.add(Answer::Refuses, "the captured target layers are not named", "name them in config.json");

@@ -4,7 +4,7 @@
 //! keys, `f` width inside the MLP, `m` captured layers, `u` tokens that the draft can propose, `v` vocabulary.
 
 use burn::tensor::{DType, Device};
-use dspark_runtime::model::{DraftConfig, LayerConfig, TargetConfig};
+use dspark_runtime::model::{DraftConfig, DraftKind, LayerConfig, TargetConfig};
 use serde::Serialize;
 
 use crate::objective::{VOCABULARY_PARTS, vocabulary_chunk};
@@ -120,20 +120,20 @@ impl ModelShapes<'_> {
         let Widths { d, q, k, f } = Widths::of(&self.draft.layer);
         let (s, n) = (shape.tokens, shape.blocks * self.draft.block_size);
         let layers = self.draft.num_hidden_layers;
-        let (context, slots) = match self.draft.drafter.lookahead() {
+        let (context, slots) = match self.draft.kind {
             // Keys before their norm and behind the rotation, and values.
-            0 => (layers * 3 * k + 2 * d, layers * (4 * d + 3 * q + 3 * k + 3 * f) + 2 * d),
+            DraftKind::DSpark(_) => (layers * 3 * k + 2 * d, layers * (4 * d + 3 * q + 3 * k + 3 * f) + 2 * d),
             // A slot's keys and values are put together anew with those before it in every step.
-            _ => (3 * k + 4 * d, 8 * d + 3 * q + k + 3 * f + k * (self.draft.block_size + 1)),
+            DraftKind::Eagle3(_) => (3 * k + 4 * d, 8 * d + 3 * q + k + 3 * f + k * (self.draft.block_size + 1)),
         };
-        let heads = shape.supervised * (2 * d + 2 * self.draft.markov_rank);
+        let heads = shape.supervised * (2 * d + 2 * self.draft.markov_rank());
         F32 * (s * context + n * slots + heads)
     }
 
     /// A chunk of rows: the draft's logits, the teacher's, and on the CPU the slopes where they are capped, elsewhere the Markov
     /// head's bias beside them; and what the loss derives to.
     fn vocabulary(&self, shape: &MicroBatchShape) -> usize {
-        let (u, v, rank) = (self.draft.draft_vocab_size, self.draft.vocab_size, self.draft.markov_rank);
+        let (u, v, rank) = (self.draft.draft_vocab_size, self.draft.vocab_size, self.draft.markov_rank());
         let d = self.draft.layer.hidden_size;
         let rows = shape.supervised.min(vocabulary_chunk(u, self.device));
         let derived = shape.supervised * (d + rank) + u * rank;

@@ -2,7 +2,7 @@
 //!
 //! Legend: as in [`memory`](super::memory).
 
-use dspark_runtime::model::LayerConfig;
+use dspark_runtime::model::{DraftKind, LayerConfig};
 
 use super::memory::{MicroBatchShape, ModelShapes};
 
@@ -12,11 +12,15 @@ pub fn operations(models: &ModelShapes<'_>, shape: &MicroBatchShape) -> f64 {
     let (s, n) = (shape.tokens as f64, (shape.blocks * draft.block_size) as f64);
     let d = target.layer.hidden_size as f64;
     let of_target: f64 = target.layers.iter().map(|layer| slot_products(layer, 1) + context_products(layer, 1)).sum();
-    let beside = if draft.drafter.lookahead() == 0 { 1 } else { 2 };
+    // What attention reads is so many times as wide as the hidden size.
+    let beside = match draft.kind {
+        DraftKind::DSpark(_) => 1,
+        DraftKind::Eagle3(_) => 2,
+    };
     let layers = draft.num_hidden_layers as f64;
     let of_slots = layers * (slot_products(&draft.layer, beside) + context_products(&draft.layer, beside));
     let of_context = layers * context_products(&draft.layer, beside) + draft.feature_width() as f64 * d;
-    let rank = draft.markov_rank as f64;
+    let rank = draft.markov_rank() as f64;
     let (u, v) = (draft.draft_vocab_size as f64, draft.vocab_size as f64);
     // Logits of draft and teacher, the gradient of the hidden states, and all three of the Markov head.
     let loss = shape.supervised as f64 * (2.0 * u * d + v * d + 3.0 * u * rank);

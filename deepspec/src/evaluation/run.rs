@@ -124,7 +124,7 @@ pub fn evaluate_observed(
     mut observe: impl FnMut(Progressed) -> Result<(), TraceError>,
 ) -> Result<EvaluationReport, EvaluateError> {
     let threshold = options.confidence_threshold;
-    if threshold > 0.0 && !models.draft.config().enable_confidence_head {
+    if threshold > 0.0 && !models.draft.config().has_confidence_head() {
         return Err(EvaluateError::NoConfidenceHead { threshold, draft: names.1.to_owned() });
     }
     let mut reports = Vec::new();

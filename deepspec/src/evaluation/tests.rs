@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use dspark_runtime::model::{Draft, DraftConfig, DraftShape, LayerId, MarkovHeadType, Target};
+use dspark_runtime::model::{DSparkConfig, Draft, DraftConfig, DraftKind, DraftShape, LayerId, Target};
 use dspark_runtime::speculate::{Decoder, Filters, Generation, GenerationOptions, Randomness, Sampler};
 use dspark_runtime::text::Tokenizer;
 use serde_json::{Map, Value, json};
@@ -31,12 +31,7 @@ impl Fixture {
             block_size: 4,
             num_draft_layers: 1,
             target_layer_ids: vec![LayerId(0), LayerId(2)],
-            mask_token_id: 1536,
-            num_anchors: 1,
-            markov_rank: 8,
-            markov_head_type: MarkovHeadType::Vanilla,
-            enable_confidence_head: true,
-            confidence_head_with_markov: true,
+            kind: DraftKind::DSpark(DSparkConfig::new(1536, 8)),
         };
         let config = DraftConfig::for_target(target.config(), &shape).unwrap();
         let draft = Draft::new(config, &target, 3).initialized_from(&target, &[&[1, 2, 3]]);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dspark_runtime::model::{DraftHeads, MarkovHeadType};
+use dspark_runtime::model::{DSparkConfig, DraftHeads, DraftKind, Eagle3Config, MarkovHeadType};
 use serde::{Deserialize, Serialize};
 
 use crate::conversation::Format;
@@ -41,6 +41,14 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// The algorithm that makes drafts of a kind.
+    pub fn of(kind: &DraftKind) -> Self {
+        match kind {
+            DraftKind::DSpark(_) => Self::Dspark,
+            DraftKind::Eagle3(_) => Self::Eagle3,
+        }
+    }
+
     /// Its name in recipes.
     pub fn name(self) -> &'static str {
         match self {
@@ -135,9 +143,30 @@ impl ModelSection {
         }
     }
 
+    /// How the draft drafts. `mask_token_id` is asked where the recipe names no mask token.
+    ///
+    /// # Errors
+    /// As `mask_token_id`.
+    pub fn kind<E>(&self, mask_token_id: impl FnOnce() -> Result<u32, E>) -> Result<DraftKind, E> {
+        Ok(match self.algorithm {
+            Algorithm::Dspark => DraftKind::DSpark(DSparkConfig {
+                mask_token_id: self.mask_token_id.map_or_else(mask_token_id, Ok)?,
+                num_anchors: self.num_anchors,
+                markov_rank: self.markov_rank,
+                markov_head_type: self.markov_head_type,
+                enable_confidence_head: self.enable_confidence_head,
+                confidence_head_with_markov: self.confidence_head_with_markov,
+            }),
+            Algorithm::Eagle3 => DraftKind::Eagle3(Eagle3Config { step_loss_decay: Some(self.step_loss_decay) }),
+        })
+    }
+
     /// Whether the draft predicts its own acceptance.
     pub fn has_confidence_head(&self) -> bool {
-        self.algorithm == Algorithm::Dspark && self.enable_confidence_head
+        match self.algorithm {
+            Algorithm::Dspark => self.enable_confidence_head,
+            Algorithm::Eagle3 => false,
+        }
     }
 
     /// The loss decay, or `None` where every slot weighs the same.

@@ -50,6 +50,12 @@ impl Document {
         self.table.get(section).is_some_and(|section| section.get(key).is_some())
     }
 
+    /// The keys that a section gives.
+    pub(super) fn keys(&self, section: &str) -> impl Iterator<Item = &str> {
+        let table = self.table.get(section).and_then(toml::Value::as_table);
+        table.into_iter().flatten().map(|(key, _)| key.as_str())
+    }
+
     /// Where `key`, or the nearest table around it, was written.
     pub(super) fn place(&self, key: &str) -> Place {
         let mut key = key;

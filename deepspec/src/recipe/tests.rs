@@ -287,6 +287,14 @@ fn every_algorithm_has_fields_of_its_own() {
     assert!(error(&["model.algorithm=eagle2"]).contains("must be one of \"dspark\", \"eagle3\""));
 }
 
+/// A run goes on only where the digest of its settings is the same, and that is taken of this text.
+#[test]
+fn the_text_of_the_model_section_stays_as_it_was() {
+    let text = |recipe: &str| serde_json::to_string(&parse(recipe, &[]).unwrap().model).unwrap();
+    let expected = r#"{"algorithm":"dspark","block_size":7,"num_draft_layers":2,"target_layer_ids":[1,8],"mask_token_id":null,"num_anchors":48,"markov_rank":64,"draft_vocab_size":null,"markov_head_type":"vanilla","enable_confidence_head":true,"confidence_head_with_markov":true,"loss_decay_gamma":4.0,"ce_loss_alpha":0.1,"soft_ce_loss_alpha":0.0,"l1_loss_alpha":0.9,"confidence_head_alpha":1.0,"initialize_from_target":false,"ttt_length":7,"step_loss_decay":0.8,"supervision":"predicted"}"#;
+    assert_eq!(text(SMALLEST), expected);
+}
+
 #[test]
 fn epochs_count_partly_filled_batches() {
     let recipe = parse(&SMALLEST.replace("steps = 10", "epochs = 3"), &[]).unwrap();

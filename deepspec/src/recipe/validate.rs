@@ -6,28 +6,31 @@ use super::schema::{Algorithm, DataSection, EvaluateSection, ModelSection, Recip
 use super::source::Document;
 use crate::conversation::Format;
 
-/// Keys of `[model]` that a DSpark recipe must give.
-const DSPARK_NEEDS: [&str; 3] = ["num_draft_layers", "num_anchors", "markov_rank"];
+/// Keys of `[model]` that every algorithm has.
+const COMMON_KEYS: [&str; 3] = ["algorithm", "target_layer_ids", "draft_vocab_size"];
 
-/// Keys of `[model]` that mean something to DSpark drafts alone.
-const DSPARK_ALONE: [&str; 13] = [
-    "block_size",
-    "num_draft_layers",
-    "mask_token_id",
-    "markov_rank",
-    "markov_head_type",
-    "enable_confidence_head",
-    "confidence_head_with_markov",
-    "loss_decay_gamma",
-    "ce_loss_alpha",
-    "soft_ce_loss_alpha",
-    "l1_loss_alpha",
-    "confidence_head_alpha",
-    "initialize_from_target",
-];
-
-/// Keys of `[model]` that mean something to Eagle3 drafts alone.
-const EAGLE3_ALONE: [&str; 3] = ["ttt_length", "step_loss_decay", "supervision"];
+/// Keys of `[model]` that not every algorithm has: those that a recipe of this one must give, and those that it may.
+fn own_keys(algorithm: Algorithm) -> (&'static [&'static str], &'static [&'static str]) {
+    match algorithm {
+        Algorithm::Dspark => (
+            &["num_draft_layers", "num_anchors", "markov_rank"],
+            &[
+                "block_size",
+                "mask_token_id",
+                "markov_head_type",
+                "enable_confidence_head",
+                "confidence_head_with_markov",
+                "loss_decay_gamma",
+                "ce_loss_alpha",
+                "soft_ce_loss_alpha",
+                "l1_loss_alpha",
+                "confidence_head_alpha",
+                "initialize_from_target",
+            ],
+        ),
+        Algorithm::Eagle3 => (&[], &["num_anchors", "ttt_length", "step_loss_decay", "supervision"]),
+    }
+}
 
 /// Reason a key's value cannot be used.
 type Complaint = (&'static str, String);
@@ -47,16 +50,14 @@ pub(super) fn check(recipe: &Recipe, document: &Document) -> Result<(), RecipeEr
         .map_err(|(key, reason)| RecipeError::Invalid { place: document.place(key), key: key.to_owned(), reason })
 }
 
-/// Every algorithm has keys of its own: none is missing, and none of another one is there.
+/// Checks that no key of the recipe's algorithm is missing and that no key of another one is given.
 fn check_algorithm(model: &ModelSection, document: &Document) -> Result<(), RecipeError> {
-    let (needed, foreign) = match model.algorithm {
-        Algorithm::Dspark => (&DSPARK_NEEDS[..], &EAGLE3_ALONE[..]),
-        Algorithm::Eagle3 => (&[][..], &DSPARK_ALONE[..]),
-    };
+    let (needed, optional) = own_keys(model.algorithm);
     if let Some(key) = needed.iter().find(|key| !document.has("model", key)) {
         return Err(RecipeError::Missing { place: document.place("model"), key: format!("model.{key}") });
     }
-    if let Some(key) = foreign.iter().find(|key| document.has("model", key)) {
+    let known = |key: &&str| [&COMMON_KEYS[..], needed, optional].iter().any(|keys| keys.contains(key));
+    if let Some(key) = document.keys("model").find(|key| !known(key)) {
         let key = format!("model.{key}");
         let reason = format!("has no meaning with `model.algorithm = {:?}`: leave it out", model.algorithm.name());
         return Err(RecipeError::Invalid { place: document.place(&key), key, reason });

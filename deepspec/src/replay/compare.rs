@@ -37,8 +37,14 @@ impl fmt::Display for Difference {
 }
 
 /// The first difference in the order of computing: convention, then prompt by prompt tokens, the block's stages and the
-/// rounds. Numbers are the same when they are within `tolerance` times their size plus the size of their row.
-pub fn first_difference(expected: &Replay, found: &Replay, tolerance: f32) -> Option<Difference> {
+/// rounds. Numbers are the same when they are within `tolerance` times their size plus the size of their row. The stages of
+/// an `autoregressive` draft are compared slot by slot.
+pub fn first_difference(
+    expected: &Replay,
+    found: &Replay,
+    autoregressive: bool,
+    tolerance: f32,
+) -> Option<Difference> {
     let plain = |stage: &str, place: String, expected: String, found: String| Difference {
         prompt: None,
         stage: stage.to_owned(),
@@ -63,9 +69,9 @@ pub fn first_difference(expected: &Replay, found: &Replay, tolerance: f32) -> Op
         let [a, b] = counts;
         return Some(plain("prompts", "count".to_owned(), a, b));
     }
-    let unrolled = expected.convention.lookahead > 0;
     expected.cases.iter().zip(&found.cases).enumerate().find_map(|(prompt, (expected, found))| {
-        let unrolled = unrolled && expected.stage(Stage::Layers).is_some_and(|rows| rows.shape.first() == Some(&1));
+        let unrolled =
+            autoregressive && expected.stage(Stage::Layers).is_some_and(|rows| rows.shape.first() == Some(&1));
         let difference = Comparison { expected, found, d: expected_width(expected), tolerance, unrolled }.first()?;
         Some(Difference { prompt: Some(prompt), ..difference })
     })

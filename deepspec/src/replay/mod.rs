@@ -14,7 +14,7 @@ mod prompts;
 mod record;
 
 use dspark_runtime::checkpoint::JsonFields;
-use dspark_runtime::model::DraftConfig;
+use dspark_runtime::model::{DSparkConfig, DraftConfig, DraftKind};
 use serde::{Deserialize, Serialize};
 
 pub use compare::{Difference, first_difference};
@@ -68,20 +68,24 @@ pub struct Convention {
 impl Convention {
     /// What a draft's configuration says.
     pub fn of(config: &DraftConfig) -> Self {
+        let own = match &config.kind {
+            DraftKind::DSpark(own) => own,
+            DraftKind::Eagle3(_) => &DSparkConfig::default(),
+        };
         Self {
             sample_from_anchor: true,
-            lookahead: config.drafter.lookahead(),
+            lookahead: config.drafter().lookahead(),
             block_size: config.block_size,
-            mask_token_id: config.mask_token_id,
+            mask_token_id: own.mask_token_id,
             target_layer_ids: config.target_layer_ids.iter().map(|id| id.0).collect(),
             num_target_layers: config.num_target_layers,
             hidden_size: config.layer.hidden_size,
             vocab_size: config.vocab_size,
             draft_vocab_size: config.draft_vocab_size,
-            markov_rank: config.markov_rank,
-            markov_head_type: config.markov_head_type.name().to_owned(),
-            enable_confidence_head: config.enable_confidence_head,
-            confidence_head_with_markov: config.confidence_head_with_markov,
+            markov_rank: own.markov_rank,
+            markov_head_type: own.markov_head_type.name().to_owned(),
+            enable_confidence_head: own.enable_confidence_head,
+            confidence_head_with_markov: own.confidence_head_with_markov,
         }
     }
 

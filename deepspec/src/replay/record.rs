@@ -77,9 +77,10 @@ struct Block {
 fn block(draft: &Draft, features_sf: Tensor<2>, ids: &[u32]) -> Block {
     let anchor_position = ids.len() - 1;
     let k = draft.config().block_size;
-    let (layers, hidden_kd) = match draft.config().drafter.lookahead() {
-        0 => observed(draft, features_sf, ids, anchor_position),
-        _ => unrolled(draft, features_sf, ids),
+    let (layers, hidden_kd) = if draft.config().drafter().is_autoregressive() {
+        unrolled(draft, features_sf, ids)
+    } else {
+        observed(draft, features_sf, ids, anchor_position)
     };
     let [_, d] = hidden_kd.dims();
     let layer_count = layers.len() / (k * d);
@@ -114,7 +115,7 @@ fn block(draft: &Draft, features_sf: Tensor<2>, ids: &[u32]) -> Block {
         (Stage::BaseLogits, keep(&base)),
         (Stage::BaseLogSumExp, Rows { shape: vec![k], values: base.chunks(u).map(log_sum_exp).collect() }),
     ];
-    if draft.config().markov_rank > 0 {
+    if draft.config().markov_rank() > 0 {
         stages.push((Stage::BiasedLogits, keep(&biased)));
     }
     stages.extend(confidence_k.map(|confidence_k| (Stage::ConfidenceLogits, rows(confidence_k))));
@@ -127,10 +128,7 @@ fn observed(draft: &Draft, features_sf: Tensor<2>, ids: &[u32], anchor_position:
     let mut layers = Vec::new();
     // Of one block, layer by layer or (with one layer) slot by slot: the order is the same.
     let observe = |_: usize, output: &Tensor<2>| layers.extend(host(output.clone()));
-    let hidden_kd = match draft.config().drafter.lookahead() {
-        0 => draft.forward_blocks_observed(features_sf, &samples, observe),
-        _ => draft.unroll_observed(features_sf, &samples, observe),
-    };
+    let hidden_kd = draft.forward_blocks_observed(features_sf, &samples, observe);
     (layers, hidden_kd)
 }
 

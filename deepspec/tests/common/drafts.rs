@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use dspark_runtime::checkpoint::WeightDtype;
-use dspark_runtime::model::{Draft, DraftConfig, DraftContext, DraftShape, LayerId, MarkovHeadType, Target};
+use dspark_runtime::model::{DSparkConfig, Draft, DraftConfig, DraftContext, DraftKind, DraftShape, LayerId, Target};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -16,17 +16,20 @@ use super::workspace;
 pub const TARGET: &str = "checkpoints/quickstart-target";
 
 pub fn shape() -> DraftShape {
+    shape_of(dspark())
+}
+
+pub fn shape_of(own: DSparkConfig) -> DraftShape {
     DraftShape {
         block_size: 4,
         num_draft_layers: 2,
         target_layer_ids: vec![LayerId(0), LayerId(2)],
-        mask_token_id: 1536,
-        num_anchors: 4,
-        markov_rank: 8,
-        markov_head_type: MarkovHeadType::Vanilla,
-        enable_confidence_head: true,
-        confidence_head_with_markov: true,
+        kind: DraftKind::DSpark(own),
     }
+}
+
+pub fn dspark() -> DSparkConfig {
+    DSparkConfig { num_anchors: 4, ..DSparkConfig::new(1536, 8) }
 }
 
 pub fn target() -> Target {

@@ -54,6 +54,15 @@ impl JsonFields {
         Self { path: path.into(), fields }
     }
 
+    /// The same with the fields of an object, which replace those of the same name.
+    #[must_use]
+    pub fn with(mut self, object: Value) -> Self {
+        if let Value::Object(fields) = object {
+            self.fields.extend(fields);
+        }
+        self
+    }
+
     /// The file that the fields came from.
     pub fn path(&self) -> &Path {
         &self.path

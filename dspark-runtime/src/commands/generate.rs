@@ -97,7 +97,7 @@ fn check_confidence_head(draft: Option<(&Path, &Draft)>, threshold: f64) -> Resu
         None => bail!(
             "--confidence-threshold {threshold}: there is no draft (--draft DIR) whose confidence could be read"
         ),
-        Some((folder, draft)) if !draft.config().enable_confidence_head => bail!(
+        Some((folder, draft)) if !draft.config().has_confidence_head() => bail!(
             "--confidence-threshold {threshold}: the draft {} has no confidence head; leave the threshold out, or take a draft with one",
             folder.display()
         ),

@@ -68,7 +68,7 @@ impl CacheMemory {
             (numbers(config.num_hidden_layers, &config.layer), features, config.block_size)
         });
         let feature_share = features as f64 / (own + drafts) as f64;
-        let lookahead = draft.map_or(0, |draft| draft.config().drafter.lookahead());
+        let lookahead = draft.map_or(0, |draft| draft.config().drafter().lookahead());
         Self { capacity, in_use: 0, waiting: 0, feature_share, kept: Vec::new(), block, lookahead }
     }
 

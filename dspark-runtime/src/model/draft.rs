@@ -1,5 +1,5 @@
-//! The draft: a small decoder that goes on from features of the target, in the way of its [`Drafter`](super::Drafter). Here
-//! are also the passes of DSpark drafts (paper, section 3), whose blocks attend to features of the target.
+//! The draft: a small decoder that goes on from features of the target. This file holds what all drafts share; the passes over
+//! contexts and blocks are those of a [`Drafter`](super::Drafter).
 //!
 //! Legend: `n` block rows, `s` context rows, `f = m * d` width of the target's features, `d` hidden size, `k` block size,
 //! `a` anchors, `v` vocabulary.
@@ -10,10 +10,10 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 
-use super::block_attention::attend_blocks;
+use super::attention::KeysValues;
 use super::draft_config::DraftConfig;
 use super::draft_vocabulary::DraftVocabulary;
-use super::drafter::Drafting;
+use super::drafter::{DraftKind, Drafting};
 use super::heads::{ConfidenceHead, MarkovHead, MarkovState};
 use super::int8_heads::Int8Heads;
 use super::kv_cache::KvCache;
@@ -24,20 +24,21 @@ use crate::checkpoint::with_stable_ids;
 use crate::tensors::ints;
 use crate::{Normals, kernels};
 
-/// What training changes, named as on disk.
+/// What training changes, named as on disk. A draft has the optional parts that its
+/// [`Drafter::parameters`](super::Drafter::parameters) makes.
 #[derive(Module, Debug)]
 pub struct DraftParameters {
     /// `[d, m * d]`, no bias
     pub fc: Linear,
-    /// Norm of the context feature; absent in Eagle3 drafts, whose layer has one.
+    /// Norm of the context feature.
     pub hidden_norm: Option<RmsNorm>,
     /// Draft layers.
     pub layers: Vec<DecoderLayer>,
     /// Final norm.
     pub norm: RmsNorm,
-    /// Absent when the rank is 0.
+    /// Adds to the logits what follows from the tokens before.
     pub markov_head: Option<MarkovHead>,
-    /// Absent when the configuration says so.
+    /// Predicts acceptance.
     pub confidence_head: Option<ConfidenceHead>,
 }
 
@@ -80,8 +81,7 @@ pub(super) fn seen_contexts(samples: &[DraftSample<'_>], before: usize) -> Vec<R
 #[derive(Debug)]
 pub struct DraftContext {
     pub(super) cache: KvCache,
-    /// Of an Eagle3 draft: `fc` of the newest token's feature, `[1, d]`, from which the next block goes on. Lost when the
-    /// context is cut.
+    /// The context feature of the newest token, `[1, d]`, where the drafter goes on from it. Lost when the context is cut.
     pub(super) newest: Option<Tensor<2>>,
 }
 
@@ -119,6 +119,26 @@ impl DraftContext {
     pub fn copy_prefix(&self, length: usize, capacity: usize) -> Self {
         let newest = self.newest.clone().filter(|_| length >= self.cache.len());
         Self { cache: self.cache.copy_prefix(length, capacity), newest }
+    }
+}
+
+/// Makes room for new rows behind each context, as many as stand beside it. Returns their positions.
+pub(super) fn reserve_rows(contexts: &mut [(&mut DraftContext, usize)]) -> Vec<usize> {
+    let mut positions = Vec::new();
+    for (context, count) in contexts.iter_mut() {
+        let first = context.cache.len();
+        positions.extend(first..first + *count);
+        context.cache.reserve(*count);
+    }
+    positions
+}
+
+/// Writes the new rows of a layer behind each context; [`KvCache::advance`] takes them in.
+pub(super) fn write_rows(contexts: &mut [(&mut DraftContext, usize)], layer: usize, new: &KeysValues) {
+    let mut first = 0;
+    for (context, count) in contexts.iter_mut() {
+        context.cache.write(layer, new.narrow(first, *count));
+        first += *count;
     }
 }
 
@@ -164,10 +184,10 @@ impl Draft {
         self
     }
 
-    /// The same draft, said to be trained with so many blocks per sequence.
+    /// The same draft with other settings of its kind: see [`DraftConfig::with_kind`].
     #[must_use]
-    pub fn with_num_anchors(self, num_anchors: usize) -> Self {
-        Self { config: self.config.with_num_anchors(num_anchors), ..self }
+    pub fn with_kind(self, kind: DraftKind) -> Self {
+        Self { config: self.config.with_kind(kind), ..self }
     }
 
     /// The tokens that it can propose; `None`: all of the target's.
@@ -199,15 +219,6 @@ impl Draft {
         }
     }
 
-    /// The embedded block inputs: the anchor, then `k - 1` mask tokens. `[a] -> [a * k, d]`
-    pub fn block_inputs(&self, anchor_ids: &[u32]) -> Tensor<2> {
-        let mask = self.config.mask_token_id as i32;
-        let slots = |&anchor: &u32| {
-            std::iter::once(anchor as i32).chain(std::iter::repeat_n(mask, self.config.block_size - 1))
-        };
-        self.embedded(anchor_ids.iter().flat_map(slots).collect())
-    }
-
     /// Embedded tokens, as large as the target has them: `[n] -> [n, d]`
     pub(super) fn embedded(&self, ids: Vec<i32>) -> Tensor<2> {
         let embedded_nd = self.embed_tokens.forward(ints(ids, &self.device()));
@@ -223,42 +234,18 @@ impl Draft {
     ///
     /// Each sample has at least one anchor, the first of them at least the drafter's [`lookahead`](super::Drafter::lookahead).
     pub fn forward_blocks(&self, features_sf: Tensor<2>, samples: &[DraftSample<'_>]) -> Tensor<2> {
-        self.config.drafter.forward_blocks(self, features_sf, samples)
+        self.forward_blocks_observed(features_sf, samples, |_, _| ())
     }
 
-    /// The same of a DSpark draft, handing the output of each layer `[a * k, d]` to `observe`.
+    /// The same, handing each step's output before the final norm to `observe`: of a pass over the blocks those of its layers,
+    /// `[a * k, d]`, of an autoregressive drafter those of its slots, `[a, d]`.
     pub fn forward_blocks_observed(
         &self,
         features_sf: Tensor<2>,
         samples: &[DraftSample<'_>],
         mut observe: impl FnMut(usize, &Tensor<2>),
     ) -> Tensor<2> {
-        let device = features_sf.device();
-        let k = self.config.block_size;
-        let context_sd = self.context_feature(features_sf);
-        let anchor_ids: Vec<u32> =
-            samples.iter().flat_map(|sample| sample.anchors.iter().map(|&anchor| sample.ids[anchor])).collect();
-        let context_positions: Vec<usize> = samples.iter().flat_map(|sample| 0..sample.ids.len()).collect();
-        let block_positions: Vec<usize> =
-            samples.iter().flat_map(|sample| sample.anchors.iter().flat_map(|&anchor| anchor..anchor + k)).collect();
-        let context_rotation = self.rotary.at(&context_positions, &device);
-        let block_rotation = self.rotary.at(&block_positions, &device);
-        let seen = seen_contexts(samples, 0);
-
-        let mut x_nd = self.block_inputs(&anchor_ids).cast(context_sd.dtype());
-        if device.is_autodiff() {
-            x_nd = Tensor::from_inner(x_nd);
-        }
-        for (index, layer) in self.parameters.layers.iter().enumerate() {
-            x_nd = layer.forward(x_nd, |attention, normed_nd| {
-                // The context goes through the layer's key and value projections, but not through its input norm.
-                let context = attention.keys_values(context_sd.clone(), &context_rotation);
-                let (queries_nhw, block) = attention.project(normed_nd, &block_rotation);
-                attention.output(attend_blocks(queries_nhw, &context, &block, &seen))
-            });
-            observe(index, &x_nd);
-        }
-        self.parameters.norm.forward(x_nd)
+        self.config.drafter().forward_blocks(self, features_sf, samples, &mut observe)
     }
 
     /// An empty context with room for `capacity` tokens.
@@ -281,75 +268,25 @@ impl Draft {
         features_nf: Tensor<2>,
         following: &[u32],
     ) {
-        self.config.drafter.extend_contexts(self, contexts, features_nf, following);
+        self.config.drafter().extend_contexts(self, contexts, features_nf, following);
     }
 
     /// Begins a block of up to `slots` tokens, at least one and at most the block size, behind the context of each sequence.
     /// The anchor of each is the token that follows its context. The contexts are as they were when the blocks are dropped.
     ///
     /// # Panics
-    /// When a context of an Eagle3 draft was cut and not extended since.
+    /// When the drafter goes on from the newest feature, and a context was cut and not extended since.
     pub fn begin<'a>(
         &'a self,
         contexts: Vec<&'a mut DraftContext>,
         anchors: &[u32],
         slots: usize,
     ) -> Box<dyn Drafting + 'a> {
-        self.config.drafter.begin(self, contexts, anchors, slots)
+        self.config.drafter().begin(self, contexts, anchors, slots)
     }
 
-    /// Adds features as the keys and values of every layer of a DSpark draft.
-    pub(super) fn extend_with_features(&self, contexts: &mut [(&mut DraftContext, usize)], features_nf: Tensor<2>) {
-        let mut positions = Vec::new();
-        for (context, count) in contexts.iter_mut() {
-            let first = context.cache.len();
-            positions.extend(first..first + *count);
-            context.cache.reserve(*count);
-        }
-        let rotation = self.rotary.at(&positions, &features_nf.device());
-        let context_nd = self.context_feature(features_nf);
-        for (index, layer) in self.parameters.layers.iter().enumerate() {
-            let new = layer.self_attn.keys_values(context_nd.clone(), &rotation);
-            let mut first = 0;
-            for (context, count) in contexts.iter_mut() {
-                context.cache.write(index, new.narrow(first, *count));
-                first += *count;
-            }
-        }
-        for (context, count) in contexts.iter_mut() {
-            context.cache.advance(*count);
-        }
-    }
-
-    /// One parallel pass of a DSpark draft over the blocks of `b` sequences, each at its own anchor, whose position is the
-    /// context's length: hidden states of all slots after the final norm, `[b * k, d]`. The contexts stay as they were.
-    pub(super) fn forward_contexts(&self, contexts: &mut [&mut DraftContext], anchors: &[u32]) -> Tensor<2> {
-        let k = self.config.block_size;
-        let mut positions = Vec::with_capacity(contexts.len() * k);
-        for context in contexts.iter_mut() {
-            let first = context.cache.len();
-            positions.extend(first..first + k);
-            context.cache.reserve(k);
-        }
-        let rotation = self.rotary.at(&positions, &self.device());
-        let mut x_nd = self.block_inputs(anchors);
-        kernels::keep_awake(&x_nd);
-        for (index, layer) in self.parameters.layers.iter().enumerate() {
-            x_nd = layer.forward(x_nd, |attention, normed_nd| {
-                let (queries_nhw, new) = attention.project(normed_nd, &rotation);
-                let mut rows = Vec::with_capacity(contexts.len());
-                for (block, context) in contexts.iter_mut().enumerate() {
-                    let queries_khw = queries_nhw.clone().narrow(0, block * k, k);
-                    rows.push(context.cache.attend(index, queries_khw, new.narrow(block * k, k), false));
-                }
-                attention.output(if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) })
-            });
-        }
-        self.parameters.norm.forward(x_nd)
-    }
-
-    /// `lm_head(hidden)`, capped where the target's logits are, `[n, d] -> [n, u]`, `u` being the tokens that it can propose: here and below `v` unless it has a
-    /// vocabulary of its own.
+    /// `lm_head(hidden)`, capped where the target's logits are, `[n, d] -> [n, u]`. `u` are the tokens that the draft can
+    /// propose: here and below `v`, unless it has a vocabulary of its own.
     pub fn base_logits(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
         self.capped(kernels::linear(hidden_nd, self.head_weight()))
     }
@@ -393,15 +330,13 @@ impl Draft {
     /// Confidence logits `[n]` of slots from their hidden states `[n, d]` and the Markov factors `[n, r]` of the tokens
     /// before them; `None` without a confidence head.
     pub fn confidence_logits(&self, hidden_nd: Tensor<2>, factors_nr: Option<Tensor<2>>) -> Option<Tensor<1>> {
-        let head = self.parameters.confidence_head.as_ref()?;
-        let factors_nr = factors_nr.filter(|_| self.config.confidence_head_with_markov);
-        Some(head.logits(hidden_nd, factors_nr))
+        Some(self.parameters.confidence_head.as_ref()?.logits(hidden_nd, factors_nr))
     }
 }
 
 impl DraftParameters {
     /// Blank parameters, to be read or drawn; nothing is allocated before the first use.
     pub fn new(config: &DraftConfig, device: &Device) -> Self {
-        config.drafter.parameters(config, device)
+        config.drafter().parameters(config, device)
     }
 }

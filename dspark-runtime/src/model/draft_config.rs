@@ -5,24 +5,19 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::config::{Family, LayerConfig, TargetConfig, embedding_scale, layer_config, layer_count};
-use super::drafter::{DRAFTERS, Drafter};
-use super::dspark::DSpark;
+use super::drafter::{DraftKind, Drafter};
 use super::gemma4;
-use super::heads::MarkovHeadType;
 use super::qwen3_moe;
 use super::speculators_layout::{from_speculators, is_speculators};
 use super::target::LayerId;
 use crate::checkpoint::{CheckpointError, JsonFields, WeightDtype};
 use crate::normals::INITIAL_STD;
 
-/// The families whose layers drafts have.
-const LAYER_FAMILIES: [Family; 2] = [Family::Qwen3, Family::Gemma4];
-
 /// What a draft is, and which target it was made for.
 #[derive(Clone, Debug)]
 pub struct DraftConfig {
-    /// How it drafts.
-    pub drafter: &'static dyn Drafter,
+    /// How it drafts, with the settings of that kind alone.
+    pub kind: DraftKind,
     /// Sizes of each draft layer.
     pub layer: LayerConfig,
     /// What embedded tokens are multiplied by, as in the target.
@@ -37,48 +32,17 @@ pub struct DraftConfig {
     pub num_hidden_layers: usize,
     /// Drafted tokens per round, `k`.
     pub block_size: usize,
-    /// The token that stands in for positions still to be drafted; of no meaning to Eagle3.
-    pub mask_token_id: u32,
     /// Target layers whose outputs make the context feature, strictly increasing.
     pub target_layer_ids: Vec<LayerId>,
     /// Decoder layers of the target.
     pub num_target_layers: usize,
-    /// Blocks per sequence that it was trained with; of no use when decoding.
-    pub num_anchors: usize,
-    /// Rank of the Markov head; 0: no head.
-    pub markov_rank: usize,
-    /// Kind of Markov head; of no meaning without one.
-    pub markov_head_type: MarkovHeadType,
-    /// Whether there is a confidence head.
-    pub enable_confidence_head: bool,
-    /// Whether the confidence head sees the Markov factors of the token before.
-    pub confidence_head_with_markov: bool,
     /// Standard deviation of a fresh draft's matrices, as the target's configuration has it.
     pub initializer_range: f64,
     /// The whole file.
     fields: JsonFields,
 }
 
-/// What drafters read of a configuration in their own ways; the fields are those of [`DraftConfig`].
-#[derive(Clone, Debug, Default)]
-pub struct DrafterFields {
-    /// Drafted tokens per round.
-    pub block_size: usize,
-    /// The stand-in token.
-    pub mask_token_id: u32,
-    /// Blocks per training sequence.
-    pub num_anchors: usize,
-    /// Rank of the Markov head; 0: none.
-    pub markov_rank: usize,
-    /// Kind of Markov head.
-    pub markov_head_type: MarkovHeadType,
-    /// Whether there is a confidence head.
-    pub enable_confidence_head: bool,
-    /// Whether it sees the Markov factors.
-    pub confidence_head_with_markov: bool,
-}
-
-/// What a recipe decides about a DSpark draft; everything else follows from the target.
+/// What a recipe decides about a draft; everything else follows from the target.
 #[derive(Clone, Debug)]
 pub struct DraftShape {
     /// Drafted tokens per round.
@@ -87,55 +51,20 @@ pub struct DraftShape {
     pub num_draft_layers: usize,
     /// Captured target layers.
     pub target_layer_ids: Vec<LayerId>,
-    /// The stand-in token.
-    pub mask_token_id: u32,
-    /// Blocks per training sequence.
-    pub num_anchors: usize,
-    /// Rank of the Markov head; 0: none.
-    pub markov_rank: usize,
-    /// Kind of Markov head; of no meaning without one.
-    pub markov_head_type: MarkovHeadType,
-    /// Whether there is a confidence head.
-    pub enable_confidence_head: bool,
-    /// Whether it sees the Markov factors.
-    pub confidence_head_with_markov: bool,
+    /// How it drafts, with the settings of that kind alone.
+    pub kind: DraftKind,
 }
 
 impl DraftConfig {
-    /// The configuration of a DSpark draft for a target.
+    /// The configuration of a draft for a target.
+    ///
+    /// Every family but Gemma 4, whose drafts have its full layers, gets Qwen3's layer (q/k norm). Only a Qwen3 target hands on
+    /// its attention bias, because the engines know no other draft layer.
     ///
     /// # Errors
-    /// When the layer ids do not fit the target (see [`check_layer_ids`]) or the mask token is outside the vocabulary.
+    /// When the layer ids do not fit the target (see [`check_layer_ids`]), or the drafter refuses a field, which is named.
     pub fn for_target(target: &TargetConfig, shape: &DraftShape) -> Result<Self, CheckpointError> {
-        let mut own = json!({
-            "block_size": shape.block_size,
-            "mask_token_id": shape.mask_token_id,
-            "num_anchors": shape.num_anchors,
-            "markov_rank": shape.markov_rank,
-            "enable_confidence_head": shape.enable_confidence_head,
-            "sample_from_anchor": true,
-        });
-        // The reference says nothing of heads that are not there.
-        if shape.markov_rank > 0 {
-            own["markov_head_type"] = json!(shape.markov_head_type.name());
-        }
-        if shape.enable_confidence_head {
-            own["confidence_head_with_markov"] = json!(shape.confidence_head_with_markov);
-        }
-        Self::from_target(target, &DSpark, shape.num_draft_layers, &shape.target_layer_ids, own)
-    }
-
-    /// The configuration of a draft of `layers` layers with fields of its drafter's own.
-    ///
-    /// Every family but Gemma 4, whose drafts have its full layers, gets Qwen3's layer (q/k norm); only a Qwen3 target hands on
-    /// its attention bias, because the engines know no other draft layer.
-    pub(super) fn from_target(
-        target: &TargetConfig,
-        drafter: &dyn Drafter,
-        layers: usize,
-        target_layer_ids: &[LayerId],
-        own: Value,
-    ) -> Result<Self, CheckpointError> {
+        let (drafter, layers) = (shape.kind.drafter(), shape.num_draft_layers);
         let mut fields = target.fields.as_map().clone();
         for field in ["mlp_bias", "pretraining_tp", "rope_interleaved", "is_llama_config", "transformers.js_config"] {
             fields.remove(field);
@@ -165,20 +94,19 @@ impl DraftConfig {
             "num_hidden_layers": layers,
             "layer_types": layer_types,
             "tie_word_embeddings": false,
-            "target_layer_ids": target_layer_ids.iter().map(|id| id.0).collect::<Vec<_>>(),
+            "target_layer_ids": shape.target_layer_ids.iter().map(|id| id.0).collect::<Vec<_>>(),
             "num_target_layers": target.num_hidden_layers,
         });
-        for more in [common, own] {
-            if let Value::Object(more) = more {
-                fields.extend(more);
-            }
+        let fields =
+            JsonFields::new(target.fields.path(), fields).with(common).with(drafter.fields(shape.block_size));
+        if gemma {
+            return Self::from_fields(fields);
         }
-        if !gemma {
-            fields.insert("head_dim".into(), json!(target.layer.head_dim));
-            fields.insert("num_key_value_heads".into(), json!(target.layer.num_key_value_heads));
-            fields.insert("hidden_act".into(), json!("silu"));
-        }
-        Self::from_fields(JsonFields::new(target.fields.path(), fields))
+        Self::from_fields(fields.with(json!({
+            "head_dim": target.layer.head_dim,
+            "num_key_value_heads": target.layer.num_key_value_heads,
+            "hidden_act": "silu",
+        })))
     }
 
     /// Reads `config.json` of a draft folder, in this project's layout or that of the `speculators` package.
@@ -211,21 +139,17 @@ impl DraftConfig {
 
     fn from_fields(fields: JsonFields) -> Result<Self, CheckpointError> {
         let architecture = fields.get("architectures").and_then(Value::as_array).and_then(|list| list.first());
-        let architecture = architecture.and_then(Value::as_str);
-        let kinds = || DRAFTERS.into_iter().flat_map(|drafter| LAYER_FAMILIES.map(|family| (drafter, family)));
-        let Some((drafter, family)) =
-            kinds().find(|(drafter, family)| Some(drafter.architecture(*family)) == architecture)
-        else {
-            let known: Vec<String> =
-                kinds().map(|(drafter, family)| format!("[\"{}\"]", drafter.architecture(family))).collect();
-            return Err(fields.wrong("architectures", format!("{}: a draft", known.join(" or "))));
-        };
+        let named = architecture.and_then(Value::as_str).and_then(DraftKind::of_architecture);
+        let (kind, family) = named.ok_or_else(|| {
+            let known: Vec<String> = DraftKind::all().map(|(name, ..)| format!("[\"{name}\"]")).collect();
+            fields.wrong("architectures", format!("{}: a draft", known.join(" or ")))
+        })?;
         let vocab_size = fields.size("vocab_size", 1)?;
         let draft_vocab_size = fields.optional_size("draft_vocab_size", 1)?.unwrap_or(vocab_size);
         if draft_vocab_size > vocab_size {
             return Err(fields.wrong("draft_vocab_size", format!("at most vocab_size {vocab_size}")));
         }
-        let own = drafter.read(&fields, vocab_size)?;
+        let kind = kind.drafter().read(&fields, vocab_size)?;
         let num_target_layers = fields.size("num_target_layers", 1)?;
         let target_layer_ids: Vec<LayerId> = fields.integers("target_layer_ids")?.into_iter().map(LayerId).collect();
         if let Err(expected) = check_layer_ids(&target_layer_ids, num_target_layers) {
@@ -233,22 +157,16 @@ impl DraftConfig {
         }
         let initializer_range = fields.optional_float("initializer_range")?.filter(|&std| std > 0.0);
         Ok(Self {
-            drafter,
+            block_size: fields.size(kind.drafter().block_size_field(), 1)?,
+            kind,
             layer: draft_layer(&fields, family)?,
             embedding_scale: embedding_scale(&fields, family)?,
             logit_softcap: gemma4::logit_softcap(&fields, family)?,
             vocab_size,
             draft_vocab_size,
             num_hidden_layers: layer_count(&fields)?,
-            block_size: own.block_size,
-            mask_token_id: own.mask_token_id,
             target_layer_ids,
             num_target_layers,
-            num_anchors: own.num_anchors,
-            markov_rank: own.markov_rank,
-            markov_head_type: own.markov_head_type,
-            enable_confidence_head: own.enable_confidence_head,
-            confidence_head_with_markov: own.confidence_head_with_markov,
             initializer_range: initializer_range.unwrap_or(INITIAL_STD),
             fields,
         })
@@ -292,24 +210,39 @@ impl DraftConfig {
         Ok(())
     }
 
-    /// The same draft, trained with so many blocks per sequence.
-    #[must_use]
-    pub fn with_num_anchors(mut self, num_anchors: usize) -> Self {
-        let mut fields = self.fields.as_map().clone();
-        fields.insert("num_anchors".into(), json!(num_anchors));
-        self.fields = JsonFields::new(self.fields.path(), fields);
-        self.num_anchors = num_anchors;
-        self
+    /// What computes such drafts.
+    pub fn drafter(&self) -> &dyn Drafter {
+        self.kind.drafter()
     }
 
-    /// The same draft, able to propose so many tokens.
+    /// Rank of the Markov head; 0: no head.
+    pub fn markov_rank(&self) -> usize {
+        match &self.kind {
+            DraftKind::DSpark(own) => own.markov_rank,
+            DraftKind::Eagle3(_) => 0,
+        }
+    }
+
+    /// Whether the draft predicts its own acceptance.
+    pub fn has_confidence_head(&self) -> bool {
+        match &self.kind {
+            DraftKind::DSpark(own) => own.enable_confidence_head,
+            DraftKind::Eagle3(_) => false,
+        }
+    }
+
+    /// The same draft with other settings of its kind, which must ask for the same parameters.
+    #[must_use]
+    pub fn with_kind(mut self, kind: DraftKind) -> Self {
+        self.fields = self.fields.with(kind.drafter().fields(self.block_size));
+        Self { kind, ..self }
+    }
+
+    /// The same draft, able to propose `size` tokens.
     #[must_use]
     pub fn with_draft_vocabulary(mut self, size: usize) -> Self {
-        let mut fields = self.fields.as_map().clone();
-        fields.insert("draft_vocab_size".into(), json!(size));
-        self.fields = JsonFields::new(self.fields.path(), fields);
-        self.draft_vocab_size = size;
-        self
+        self.fields = self.fields.with(json!({"draft_vocab_size": size}));
+        Self { draft_vocab_size: size, ..self }
     }
 
     /// Width of the concatenated target features, `m * d`.

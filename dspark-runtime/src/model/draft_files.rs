@@ -145,7 +145,7 @@ impl Draft {
         let native = self.config().to_json(dtype);
         let config = match verifier {
             None => native,
-            Some(verifier) => to_speculators(&native, verifier).ok_or_else(|| {
+            Some(verifier) => to_speculators(&self.config().kind, &native, verifier).ok_or_else(|| {
                 let expected = "a draft of Qwen3's layers: others are not written in the speculators layout";
                 self.config().fields().wrong("architectures", expected)
             })?,

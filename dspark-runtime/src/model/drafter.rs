@@ -1,54 +1,102 @@
 //! Ways of drafting, behind one interface.
 //!
-//! Every [`Draft`] has a configuration, parameters, two frozen tables and files. How context and blocks go through them is up
-//! to its [`Drafter`]; training, evaluation and serving know nothing else of it. Another way of drafting is a file that
-//! implements it, and a line in [`DRAFTERS`].
+//! Every [`Draft`] has a configuration, parameters, two frozen tables and files. Its [`Drafter`] decides how contexts and blocks
+//! go through them. A way of drafting is a variant of [`DraftKind`], whose settings implement [`Drafter`]. Other code that differs
+//! between drafters matches on [`DraftKind`] without a wildcard, so that the compiler names it when a variant is added.
 //!
 //! Legend: `a` anchors, `k` block size, `s` context rows, `n` rows, `f` width of the target's features, `d` hidden size, `u`
 //! tokens that the draft can propose, `g` sequences still going.
 
-use std::fmt;
-
 use burn::tensor::{Device, Int, Tensor};
+use serde_json::Value;
 
 use super::config::Family;
 use super::draft::{Draft, DraftContext, DraftParameters, DraftSample};
-use super::draft_config::{DraftConfig, DrafterFields};
-use super::dspark::DSpark;
-use super::eagle3::Eagle3;
+use super::draft_config::DraftConfig;
+use super::dspark::DSparkConfig;
+use super::eagle3::Eagle3Config;
 use crate::checkpoint::{CheckpointError, JsonFields};
 use crate::tensors::ints;
 
-/// All that there are.
-pub const DRAFTERS: [&dyn Drafter; 2] = [&DSpark, &Eagle3];
+/// The families whose layers drafts have.
+const LAYER_FAMILIES: [Family; 2] = [Family::Qwen3, Family::Gemma4];
 
-/// A way of drafting.
-pub trait Drafter: fmt::Debug + Send + Sync {
+/// A way of drafting, with the settings that it alone has.
+#[derive(Clone, Debug)]
+pub enum DraftKind {
+    /// Blocks in one pass, with a Markov and a confidence head or without (DFlash).
+    DSpark(DSparkConfig),
+    /// One layer that goes on from features, slot by slot.
+    Eagle3(Eagle3Config),
+}
+
+impl DraftKind {
+    /// Every entry of `architectures` that names a draft, with its kind, blank, and the family of its layers.
+    pub(super) fn all() -> impl Iterator<Item = (&'static str, Self, Family)> {
+        let kinds = [Self::DSpark(DSparkConfig::default()), Self::Eagle3(Eagle3Config::default())];
+        kinds
+            .into_iter()
+            .flat_map(|kind| LAYER_FAMILIES.map(|family| (kind.drafter().architecture(family), kind.clone(), family)))
+    }
+
+    /// The kind that an entry of `architectures` names, blank, and the family of its layers.
+    pub fn of_architecture(name: &str) -> Option<(Self, Family)> {
+        Self::all().find(|(known, ..)| *known == name).map(|(_, kind, family)| (kind, family))
+    }
+
+    /// What computes such drafts.
+    pub fn drafter(&self) -> &dyn Drafter {
+        match self {
+            Self::DSpark(own) => own,
+            Self::Eagle3(own) => own,
+        }
+    }
+}
+
+/// A way of drafting, implemented by its settings: how they are read and written, and what is computed with them.
+pub trait Drafter {
     /// The name of such a draft, for reports.
-    fn name(&self, config: &DraftConfig) -> &'static str;
+    fn name(&self) -> &'static str;
 
-    /// The entry of `architectures` that its configurations have, by the family of the draft's layers: Gemma 4 or, for all
-    /// others, Qwen3.
+    /// The entry of `architectures` in its configurations, by the family of the draft's layers: Gemma 4 or, for all others,
+    /// Qwen3.
     fn architecture(&self, family: Family) -> &'static str;
 
-    /// Its own fields of a configuration; `vocab_size` is the target's.
+    /// The field of configurations, and key of recipes, that holds the block size.
+    fn block_size_field(&self) -> &'static str;
+
+    /// Reads the settings of this kind from a configuration; `vocab_size` is the target's.
     ///
     /// # Errors
     /// When a field is missing or asks for something that is not supported; it is named.
-    fn read(&self, fields: &JsonFields, vocab_size: usize) -> Result<DrafterFields, CheckpointError>;
+    fn read(&self, fields: &JsonFields, vocab_size: usize) -> Result<DraftKind, CheckpointError>;
+
+    /// The settings and the block size as fields of a configuration, an object.
+    fn fields(&self, block_size: usize) -> Value;
 
     /// Blank parameters, to be read or drawn; nothing is allocated before the first use.
     fn parameters(&self, config: &DraftConfig, device: &Device) -> DraftParameters;
 
-    /// How many tokens behind a token its row of the context depends on: so many tokens of a sequence have to be known before
-    /// it can be drafted for.
+    /// How many tokens behind a token its row of the context depends on. A sequence needs that many before it can be drafted
+    /// for.
     fn lookahead(&self) -> usize;
 
-    /// Whether a block goes on behind a drafted stop token.
-    fn drafts_past_stop_tokens(&self) -> bool;
+    /// Whether the layers run once per slot and read the token that the slot before drafted.
+    fn is_autoregressive(&self) -> bool;
 
-    /// The training forward over several samples: see [`Draft::forward_blocks`].
-    fn forward_blocks(&self, draft: &Draft, features_sf: Tensor<2>, samples: &[DraftSample<'_>]) -> Tensor<2>;
+    /// Whether a block goes on behind a drafted stop token: a pass over the whole block has computed the slots anyway.
+    fn drafts_past_stop_tokens(&self) -> bool {
+        !self.is_autoregressive()
+    }
+
+    /// The training forward over several samples: see [`Draft::forward_blocks_observed`].
+    fn forward_blocks(
+        &self,
+        draft: &Draft,
+        features_sf: Tensor<2>,
+        samples: &[DraftSample<'_>],
+        observe: &mut dyn FnMut(usize, &Tensor<2>),
+    ) -> Tensor<2>;
 
     /// Adds features of committed tokens to contexts: see [`Draft::extend_contexts`].
     fn extend_contexts(

@@ -1,35 +1,55 @@
-//! The DSpark drafter (paper, section 3), and DFlash, which is the same without heads: one parallel pass over the block, then
-//! left to right through the Markov head. The passes themselves are in [`super::draft`].
+//! The DSpark drafter (paper, section 3), and DFlash, which is the same without heads: one parallel pass over the block, whose
+//! slots attend to features of the target, then left to right through the Markov head.
 //!
-//! Legend: `b` sequences, `g` sequences still going, `k` block size, `d` hidden size, `r` Markov rank, `u` tokens that the
-//! draft can propose.
+//! Legend: `a` anchors, `b` sequences, `g` sequences still going, `k` block size, `d` hidden size, `r` Markov rank, `u` tokens
+//! that the draft can propose.
 
 use burn::tensor::{DType, Device, Int, Tensor, Transaction};
 use rayon::prelude::*;
+use serde_json::{Value, json};
 
+use super::block_attention::attend_blocks;
 use super::config::Family;
-use super::draft::{Draft, DraftContext, DraftParameters, DraftSample};
-use super::draft_config::{DraftConfig, DrafterFields};
-use super::drafter::{BlocksAtOnce, Drafter, Drafting, rows};
+use super::draft::{Draft, DraftContext, DraftParameters, DraftSample, reserve_rows, seen_contexts, write_rows};
+use super::draft_config::DraftConfig;
+use super::drafter::{BlocksAtOnce, DraftKind, Drafter, Drafting, rows};
 use super::heads::{ConfidenceHead, MarkovHead, MarkovHeadType, MarkovState};
 use super::layers::{DecoderLayer, Linear, RmsNorm};
 use crate::checkpoint::{CheckpointError, JsonFields};
+use crate::kernels;
 use crate::tensors::{host, ints};
 
-/// Blocks in one pass, with a Markov and a confidence head or without.
-#[derive(Debug)]
-pub struct DSpark;
+/// Settings of DSpark drafts alone.
+#[derive(Clone, Debug, Default)]
+pub struct DSparkConfig {
+    /// The token that stands in for positions still to be drafted.
+    pub mask_token_id: u32,
+    /// Blocks per sequence that it is trained with; of no use when decoding.
+    pub num_anchors: usize,
+    /// Rank of the Markov head; 0: no head.
+    pub markov_rank: usize,
+    /// Kind of Markov head; of no meaning without one.
+    pub markov_head_type: MarkovHeadType,
+    /// Whether there is a confidence head.
+    pub enable_confidence_head: bool,
+    /// Whether the confidence head sees the Markov factors of the token before.
+    pub confidence_head_with_markov: bool,
+}
 
-impl Drafter for DSpark {
-    fn name(&self, config: &DraftConfig) -> &'static str {
-        if config.markov_rank > 0 { "DSpark" } else { "DFlash" }
+impl Drafter for DSparkConfig {
+    fn name(&self) -> &'static str {
+        if self.markov_rank > 0 { "DSpark" } else { "DFlash" }
     }
 
     fn architecture(&self, family: Family) -> &'static str {
         if family == Family::Gemma4 { "Gemma4DSparkModel" } else { "Qwen3DSparkModel" }
     }
 
-    fn read(&self, fields: &JsonFields, vocab_size: usize) -> Result<DrafterFields, CheckpointError> {
+    fn block_size_field(&self) -> &'static str {
+        "block_size"
+    }
+
+    fn read(&self, fields: &JsonFields, vocab_size: usize) -> Result<DraftKind, CheckpointError> {
         if !fields.flag("sample_from_anchor", true)? {
             let expected = "true: the anchor's own slot drafts the first token";
             return Err(fields.wrong("sample_from_anchor", expected));
@@ -48,29 +68,47 @@ impl Drafter for DSpark {
         if mask_token_id >= vocab_size {
             return Err(fields.wrong("mask_token_id", format!("a token id below vocab_size {vocab_size}")));
         }
-        Ok(DrafterFields {
-            block_size: fields.size("block_size", 1)?,
+        Ok(DraftKind::DSpark(Self {
             mask_token_id: mask_token_id as u32,
             num_anchors: fields.optional_size("num_anchors", 0)?.unwrap_or(0),
             markov_rank,
             markov_head_type,
             enable_confidence_head: fields.flag("enable_confidence_head", false)?,
             confidence_head_with_markov: fields.flag("confidence_head_with_markov", false)?,
-        })
+        }))
+    }
+
+    fn fields(&self, block_size: usize) -> Value {
+        let mut fields = json!({
+            "block_size": block_size,
+            "mask_token_id": self.mask_token_id,
+            "num_anchors": self.num_anchors,
+            "markov_rank": self.markov_rank,
+            "enable_confidence_head": self.enable_confidence_head,
+            "sample_from_anchor": true,
+        });
+        // The reference says nothing of heads that are not there.
+        if self.markov_rank > 0 {
+            fields["markov_head_type"] = json!(self.markov_head_type.name());
+        }
+        if self.enable_confidence_head {
+            fields["confidence_head_with_markov"] = json!(self.confidence_head_with_markov);
+        }
+        fields
     }
 
     fn parameters(&self, config: &DraftConfig, device: &Device) -> DraftParameters {
-        let d = config.layer.hidden_size;
+        let (d, r) = (config.layer.hidden_size, self.markov_rank);
         let norm = || RmsNorm::new(d, config.layer.rms_norm_eps, device);
-        let with_markov = config.confidence_head_with_markov && config.markov_rank > 0;
-        let confidence_width = d + if with_markov { config.markov_rank } else { 0 };
+        let tokens = [config.vocab_size, config.draft_vocab_size];
+        let confidence_width = if self.confidence_head_with_markov { d + r } else { d };
         DraftParameters {
             fc: Linear::new(config.feature_width(), d, false, device),
             hidden_norm: Some(norm()),
             layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(&config.layer, device)).collect(),
             norm: norm(),
-            markov_head: (config.markov_rank > 0).then(|| MarkovHead::new(config, device)),
-            confidence_head: config.enable_confidence_head.then(|| ConfidenceHead::new(confidence_width, device)),
+            markov_head: (r > 0).then(|| MarkovHead::new(self.markov_head_type, tokens, d, r, device)),
+            confidence_head: self.enable_confidence_head.then(|| ConfidenceHead::new(confidence_width, device)),
         }
     }
 
@@ -79,12 +117,43 @@ impl Drafter for DSpark {
         0
     }
 
-    fn drafts_past_stop_tokens(&self) -> bool {
-        true
+    fn is_autoregressive(&self) -> bool {
+        false
     }
 
-    fn forward_blocks(&self, draft: &Draft, features_sf: Tensor<2>, samples: &[DraftSample<'_>]) -> Tensor<2> {
-        draft.forward_blocks_observed(features_sf, samples, |_, _| ())
+    fn forward_blocks(
+        &self,
+        draft: &Draft,
+        features_sf: Tensor<2>,
+        samples: &[DraftSample<'_>],
+        observe: &mut dyn FnMut(usize, &Tensor<2>),
+    ) -> Tensor<2> {
+        let device = features_sf.device();
+        let k = draft.config().block_size;
+        let context_sd = draft.context_feature(features_sf);
+        let anchor_ids: Vec<u32> =
+            samples.iter().flat_map(|sample| sample.anchors.iter().map(|&anchor| sample.ids[anchor])).collect();
+        let context_positions: Vec<usize> = samples.iter().flat_map(|sample| 0..sample.ids.len()).collect();
+        let block_positions: Vec<usize> =
+            samples.iter().flat_map(|sample| sample.anchors.iter().flat_map(|&anchor| anchor..anchor + k)).collect();
+        let context_rotation = draft.rotary.at(&context_positions, &device);
+        let block_rotation = draft.rotary.at(&block_positions, &device);
+        let seen = seen_contexts(samples, 0);
+
+        let mut x_nd = self.block_inputs(draft, &anchor_ids).cast(context_sd.dtype());
+        if device.is_autodiff() {
+            x_nd = Tensor::from_inner(x_nd);
+        }
+        for (index, layer) in draft.parameters.layers.iter().enumerate() {
+            x_nd = layer.forward(x_nd, |attention, normed_nd| {
+                // The context goes through the layer's key and value projections, but not through its input norm.
+                let context = attention.keys_values(context_sd.clone(), &context_rotation);
+                let (queries_nhw, block) = attention.project(normed_nd, &block_rotation);
+                attention.output(attend_blocks(queries_nhw, &context, &block, &seen))
+            });
+            observe(index, &x_nd);
+        }
+        draft.parameters.norm.forward(x_nd)
     }
 
     fn extend_contexts(
@@ -94,7 +163,13 @@ impl Drafter for DSpark {
         features_nf: Tensor<2>,
         _following: &[u32],
     ) {
-        draft.extend_with_features(contexts, features_nf);
+        let positions = reserve_rows(contexts);
+        let rotation = draft.rotary.at(&positions, &features_nf.device());
+        let context_nd = draft.context_feature(features_nf);
+        for (index, layer) in draft.parameters.layers.iter().enumerate() {
+            write_rows(contexts, index, &layer.self_attn.keys_values(context_nd.clone(), &rotation));
+        }
+        contexts.iter_mut().for_each(|(context, count)| context.cache.advance(*count));
     }
 
     fn begin<'a>(
@@ -105,13 +180,13 @@ impl Drafter for DSpark {
         slots: usize,
     ) -> Box<dyn Drafting + 'a> {
         let (b, k) = (contexts.len(), draft.config().block_size);
-        let hidden_nd = draft.forward_contexts(&mut contexts, anchors);
+        let hidden_nd = self.forward_contexts(draft, &mut contexts, anchors);
         let [_, d] = hidden_nd.dims();
         let hidden_bkd = hidden_nd.reshape([b, k, d]);
         // Later slots shape earlier ones inside the block, but only those that will be drafted go through the output head.
         let base_nu = draft.proposal_logits(hidden_bkd.clone().narrow(1, 0, slots).reshape([b * slots, d]));
         let [_, u] = base_nu.dims();
-        Box::new(Blocks {
+        Box::new(DSparkDrafting {
             draft,
             base: Base::Computed(Box::new(base_nu)),
             u,
@@ -125,8 +200,52 @@ impl Drafter for DSpark {
     }
 }
 
+impl DSparkConfig {
+    /// A draft with a vanilla Markov head of a rank, and a confidence head that sees its factors.
+    pub fn new(mask_token_id: u32, markov_rank: usize) -> Self {
+        let heads = Self { enable_confidence_head: true, confidence_head_with_markov: true, ..Self::default() };
+        Self { mask_token_id, markov_rank, ..heads }
+    }
+
+    /// The embedded block inputs: the anchor, then `k - 1` mask tokens. `[a] -> [a * k, d]`
+    pub fn block_inputs(&self, draft: &Draft, anchor_ids: &[u32]) -> Tensor<2> {
+        let masks = draft.config().block_size - 1;
+        let slots = |&anchor: &u32| {
+            std::iter::once(anchor as i32).chain(std::iter::repeat_n(self.mask_token_id as i32, masks))
+        };
+        draft.embedded(anchor_ids.iter().flat_map(slots).collect())
+    }
+
+    /// One parallel pass over the blocks of `b` sequences, each at its own anchor, whose position is the context's length:
+    /// hidden states of all slots after the final norm, `[b * k, d]`. The contexts stay as they were.
+    fn forward_contexts(&self, draft: &Draft, contexts: &mut [&mut DraftContext], anchors: &[u32]) -> Tensor<2> {
+        let k = draft.config().block_size;
+        let mut positions = Vec::with_capacity(contexts.len() * k);
+        for context in contexts.iter_mut() {
+            let first = context.cache.len();
+            positions.extend(first..first + k);
+            context.cache.reserve(k);
+        }
+        let rotation = draft.rotary.at(&positions, &draft.device());
+        let mut x_nd = self.block_inputs(draft, anchors);
+        kernels::keep_awake(&x_nd);
+        for (index, layer) in draft.parameters.layers.iter().enumerate() {
+            x_nd = layer.forward(x_nd, |attention, normed_nd| {
+                let (queries_nhw, new) = attention.project(normed_nd, &rotation);
+                let mut rows = Vec::with_capacity(contexts.len());
+                for (block, context) in contexts.iter_mut().enumerate() {
+                    let queries_khw = queries_nhw.clone().narrow(0, block * k, k);
+                    rows.push(context.cache.attend(index, queries_khw, new.narrow(block * k, k), false));
+                }
+                attention.output(if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) })
+            });
+        }
+        draft.parameters.norm.forward(x_nd)
+    }
+}
+
 /// Blocks behind their parallel pass.
-struct Blocks<'a> {
+struct DSparkDrafting<'a> {
     draft: &'a Draft,
     hidden_bkd: Tensor<3>,
     base: Base,
@@ -160,7 +279,7 @@ impl Base {
     }
 }
 
-impl Drafting for Blocks<'_> {
+impl Drafting for DSparkDrafting<'_> {
     fn confidences(&mut self, previous: &[u32]) -> Option<Vec<f32>> {
         let [b, _, d] = self.hidden_bkd.dims();
         let factors_gr = self.draft.markov_factors(previous);

@@ -11,52 +11,29 @@
 //! propose.
 
 use burn::tensor::{Device, Tensor};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::attention::KeysValues;
 use super::block_attention::attend_blocks;
-use super::config::{Family, TargetConfig};
-use super::draft::{Draft, DraftContext, DraftParameters, DraftSample, seen_contexts};
-use super::draft_config::{DraftConfig, DrafterFields};
-use super::drafter::{Drafter, Drafting, rows};
+use super::config::Family;
+use super::draft::{Draft, DraftContext, DraftParameters, DraftSample, reserve_rows, seen_contexts, write_rows};
+use super::draft_config::DraftConfig;
+use super::drafter::{DraftKind, Drafter, Drafting, rows};
 use super::layers::{DecoderLayer, Linear, RmsNorm};
-use super::target::LayerId;
 use crate::checkpoint::{CheckpointError, JsonFields};
 use crate::kernels;
 use crate::tensors::{host, ints};
 
-/// One layer that goes on from features, slot by slot.
-#[derive(Debug)]
-pub struct Eagle3;
-
-/// What a recipe decides about an Eagle3 draft; everything else follows from the target.
-#[derive(Clone, Debug)]
-pub struct Eagle3Shape {
-    /// Slots that training unrolls, which is how many tokens a round drafts.
-    pub ttt_length: usize,
-    /// Slot `j` of a block weighs this to the power of `j` in training; of no use when decoding.
-    pub step_loss_decay: f64,
-    /// Captured target layers, none of them the embedding. The reference knows five, no fewer and no more.
-    pub target_layer_ids: Vec<LayerId>,
+/// Settings of Eagle3 drafts alone. Their block size is the number of slots that training unrolls, `ttt_length`. The reference
+/// captures exactly five target layers.
+#[derive(Clone, Debug, Default)]
+pub struct Eagle3Config {
+    /// Slot `j` of a block weighs this to the power of `j` in training; `None`: not known. Of no use when decoding.
+    pub step_loss_decay: Option<f64>,
 }
 
-impl DraftConfig {
-    /// The configuration of an Eagle3 draft for a target.
-    ///
-    /// # Errors
-    /// When the layer ids do not fit the target, or a number is out of its range; the field is named.
-    pub fn eagle3(target: &TargetConfig, shape: &Eagle3Shape) -> Result<Self, CheckpointError> {
-        let own = json!({
-            "draft_num_hidden_layers": 1,
-            "ttt_length": shape.ttt_length,
-            "step_loss_decay": shape.step_loss_decay,
-        });
-        Self::from_target(target, &Eagle3, 1, &shape.target_layer_ids, own)
-    }
-}
-
-impl Drafter for Eagle3 {
-    fn name(&self, _config: &DraftConfig) -> &'static str {
+impl Drafter for Eagle3Config {
+    fn name(&self) -> &'static str {
         "Eagle3"
     }
 
@@ -64,7 +41,11 @@ impl Drafter for Eagle3 {
         if family == Family::Gemma4 { "Gemma4Eagle3Model" } else { "Qwen3Eagle3Model" }
     }
 
-    fn read(&self, fields: &JsonFields, _vocab_size: usize) -> Result<DrafterFields, CheckpointError> {
+    fn block_size_field(&self) -> &'static str {
+        "ttt_length"
+    }
+
+    fn read(&self, fields: &JsonFields, _vocab_size: usize) -> Result<DraftKind, CheckpointError> {
         for field in ["num_hidden_layers", "draft_num_hidden_layers"] {
             if fields.size(field, 1)? != 1 {
                 return Err(fields.wrong(field, "1: an Eagle3 draft of one layer"));
@@ -74,12 +55,19 @@ impl Drafter for Eagle3 {
         if ids.iter().any(|&id| id < 0) {
             return Err(fields.wrong("target_layer_ids", "layers of the target, none of them -1 (the embedding)"));
         }
-        if let Some(decay) = fields.optional_float("step_loss_decay")?
-            && !(decay > 0.0 && decay <= 1.0)
-        {
+        let step_loss_decay = fields.optional_float("step_loss_decay")?;
+        if step_loss_decay.is_some_and(|decay| !(decay > 0.0 && decay <= 1.0)) {
             return Err(fields.wrong("step_loss_decay", "a number above 0 and at most 1"));
         }
-        Ok(DrafterFields { block_size: fields.size("ttt_length", 1)?, ..DrafterFields::default() })
+        Ok(DraftKind::Eagle3(Self { step_loss_decay }))
+    }
+
+    fn fields(&self, block_size: usize) -> Value {
+        let mut fields = json!({"draft_num_hidden_layers": 1, "ttt_length": block_size});
+        if let Some(decay) = self.step_loss_decay {
+            fields["step_loss_decay"] = json!(decay);
+        }
+        fields
     }
 
     fn parameters(&self, config: &DraftConfig, device: &Device) -> DraftParameters {
@@ -99,12 +87,62 @@ impl Drafter for Eagle3 {
         1
     }
 
-    fn drafts_past_stop_tokens(&self) -> bool {
-        false
+    fn is_autoregressive(&self) -> bool {
+        true
     }
 
-    fn forward_blocks(&self, draft: &Draft, features_sf: Tensor<2>, samples: &[DraftSample<'_>]) -> Tensor<2> {
-        draft.unroll_observed(features_sf, samples, |_, _| ())
+    fn forward_blocks(
+        &self,
+        draft: &Draft,
+        features_sf: Tensor<2>,
+        samples: &[DraftSample<'_>],
+        observe: &mut dyn FnMut(usize, &Tensor<2>),
+    ) -> Tensor<2> {
+        let device = features_sf.device();
+        let dtype = features_sf.dtype();
+        let lifted = |x: Tensor<2>| {
+            let x = x.cast(dtype);
+            if device.is_autodiff() { Tensor::from_inner(x) } else { x }
+        };
+        let layer = only_layer(draft);
+        let hidden_sd = draft.context_feature(features_sf);
+        // Nothing sees the row of a sample's last token, nor a slot that lies behind it.
+        let token = |sample: &DraftSample<'_>, position: usize| sample.ids.get(position).copied().unwrap_or(0);
+        let following: Vec<u32> =
+            samples.iter().flat_map(|sample| (1..=sample.ids.len()).map(|next| token(sample, next))).collect();
+        let positions: Vec<usize> = samples.iter().flat_map(|sample| 0..sample.ids.len()).collect();
+        let input_se = layer.input_beside(hidden_sd.clone(), lifted(draft.embedded(signed(&following))));
+        let context = layer.self_attn.keys_values(input_se, &draft.rotary.at(&positions, &device));
+
+        let seen = seen_contexts(samples, 1);
+        let mut offset = 0;
+        let mut first_rows = Vec::new();
+        for sample in samples {
+            first_rows.extend(sample.anchors.iter().map(|anchor| (offset + anchor - 1) as i32));
+            offset += sample.ids.len();
+        }
+        let mut hidden_ad = hidden_sd.select(0, ints(first_rows, &device));
+        let mut own: Vec<KeysValues> = Vec::new();
+        let mut normed = Vec::new();
+        for slot in 0..draft.config().block_size {
+            let anchors =
+                || samples.iter().flat_map(|sample| sample.anchors.iter().map(move |anchor| (sample, anchor)));
+            let previous: Vec<u32> = anchors().map(|(sample, anchor)| token(sample, anchor + slot)).collect();
+            let positions: Vec<usize> = anchors().map(|(_, anchor)| anchor - 1 + slot).collect();
+            let rotation = draft.rotary.at(&positions, &device);
+            hidden_ad =
+                layer.forward_beside(hidden_ad, lifted(draft.embedded(signed(&previous))), |attention, input_ae| {
+                    let (queries_ahw, new) = attention.project(input_ae, &rotation);
+                    own.push(new);
+                    let block = side_by_side(&own);
+                    attention.output(attend_blocks(queries_ahw, &context, &block, &seen))
+                });
+            observe(slot, &hidden_ad);
+            normed.push(draft.parameters.norm.forward(hidden_ad.clone()));
+        }
+        let [a, d] = hidden_ad.dims();
+        let k = normed.len();
+        Tensor::stack::<3>(normed, 1).reshape([a * k, d])
     }
 
     fn extend_contexts(
@@ -114,23 +152,16 @@ impl Drafter for Eagle3 {
         features_nf: Tensor<2>,
         following: &[u32],
     ) {
-        let mut positions = Vec::new();
-        for (context, count) in contexts.iter_mut() {
-            let first = context.cache.len();
-            positions.extend(first..first + *count);
-            context.cache.reserve(*count);
-        }
+        let positions = reserve_rows(contexts);
         let rotation = draft.rotary.at(&positions, &features_nf.device());
-        let hidden_nd = draft.parameters.fc.forward(features_nf);
-        let layer = draft.layer();
-        let keys_values = layer
-            .self_attn
-            .keys_values(layer.input_beside(hidden_nd.clone(), draft.embedded(signed(following))), &rotation);
+        let hidden_nd = draft.context_feature(features_nf);
+        let layer = only_layer(draft);
+        let input_ne = layer.input_beside(hidden_nd.clone(), draft.embedded(signed(following)));
+        write_rows(contexts, 0, &layer.self_attn.keys_values(input_ne, &rotation));
         // Only the last rows will be asked for more than keys and values.
         let mut ends = Vec::with_capacity(contexts.len());
         let mut first = 0;
         for (context, count) in contexts.iter_mut() {
-            context.cache.write(0, keys_values.narrow(first, *count));
             context.cache.advance(*count);
             first += *count;
             ends.push(first - 1..first);
@@ -154,7 +185,7 @@ impl Drafter for Eagle3 {
             let last_1d = context.newest.clone();
             newest.push(last_1d.unwrap_or_else(|| panic!("a context was not extended since it was truncated")));
         }
-        Box::new(Blocks {
+        Box::new(Eagle3Drafting {
             draft,
             lengths: contexts.iter().map(|context| context.cache.len()).collect(),
             going: (0..contexts.len()).collect(),
@@ -168,7 +199,7 @@ impl Drafter for Eagle3 {
 }
 
 /// Blocks while they are drafted: their slots lie behind the contexts' own rows.
-struct Blocks<'a> {
+struct Eagle3Drafting<'a> {
     draft: &'a Draft,
     contexts: Vec<&'a mut DraftContext>,
     /// Rows of the contexts themselves.
@@ -184,7 +215,7 @@ struct Blocks<'a> {
     logits: Vec<f32>,
 }
 
-impl Drafting for Blocks<'_> {
+impl Drafting for Eagle3Drafting<'_> {
     fn confidences(&mut self, previous: &[u32]) -> Option<Vec<f32>> {
         self.previous = previous.to_vec();
         None
@@ -204,7 +235,7 @@ impl Drafting for Blocks<'_> {
         let rotation = self.draft.rotary.at(&positions, &hidden_gd.device());
         let (contexts, going) = (&mut self.contexts, &self.going);
         kernels::keep_awake(&hidden_gd);
-        let out_gd = self.draft.layer().forward_beside(
+        let out_gd = only_layer(self.draft).forward_beside(
             hidden_gd,
             self.draft.embedded(signed(&previous)),
             |attention, input_ge| {
@@ -234,7 +265,7 @@ impl Drafting for Blocks<'_> {
     }
 }
 
-impl Drop for Blocks<'_> {
+impl Drop for Eagle3Drafting<'_> {
     /// The slots go, and the contexts are what they were.
     fn drop(&mut self) {
         for (context, &length) in self.contexts.iter_mut().zip(&self.lengths) {
@@ -243,65 +274,9 @@ impl Drop for Blocks<'_> {
     }
 }
 
-impl Draft {
-    /// The training forward of an Eagle3 draft, as [`forward_blocks`](Self::forward_blocks), handing what each slot left,
-    /// before the final norm, `[a, d]`, to `observe`. No anchor is a sample's first token.
-    pub fn unroll_observed(
-        &self,
-        features_sf: Tensor<2>,
-        samples: &[DraftSample<'_>],
-        mut observe: impl FnMut(usize, &Tensor<2>),
-    ) -> Tensor<2> {
-        let device = features_sf.device();
-        let dtype = features_sf.dtype();
-        let lifted = |x: Tensor<2>| {
-            let x = x.cast(dtype);
-            if device.is_autodiff() { Tensor::from_inner(x) } else { x }
-        };
-        let layer = self.layer();
-        let hidden_sd = self.parameters.fc.forward(features_sf);
-        // Nothing sees the row of a sample's last token, nor a slot that lies behind it.
-        let token = |sample: &DraftSample<'_>, position: usize| sample.ids.get(position).copied().unwrap_or(0);
-        let following: Vec<u32> =
-            samples.iter().flat_map(|sample| (1..=sample.ids.len()).map(|next| token(sample, next))).collect();
-        let positions: Vec<usize> = samples.iter().flat_map(|sample| 0..sample.ids.len()).collect();
-        let input_se = layer.input_beside(hidden_sd.clone(), lifted(self.embedded(signed(&following))));
-        let context = layer.self_attn.keys_values(input_se, &self.rotary.at(&positions, &device));
-
-        let seen = seen_contexts(samples, 1);
-        let mut offset = 0;
-        let mut first_rows = Vec::new();
-        for sample in samples {
-            first_rows.extend(sample.anchors.iter().map(|anchor| (offset + anchor - 1) as i32));
-            offset += sample.ids.len();
-        }
-        let mut hidden_ad = hidden_sd.select(0, ints(first_rows, &device));
-        let mut own: Vec<KeysValues> = Vec::new();
-        let mut normed = Vec::new();
-        for slot in 0..self.config().block_size {
-            let anchors =
-                || samples.iter().flat_map(|sample| sample.anchors.iter().map(move |anchor| (sample, anchor)));
-            let previous: Vec<u32> = anchors().map(|(sample, anchor)| token(sample, anchor + slot)).collect();
-            let positions: Vec<usize> = anchors().map(|(_, anchor)| anchor - 1 + slot).collect();
-            let rotation = self.rotary.at(&positions, &device);
-            hidden_ad =
-                layer.forward_beside(hidden_ad, lifted(self.embedded(signed(&previous))), |attention, input_ae| {
-                    let (queries_ahw, new) = attention.project(input_ae, &rotation);
-                    own.push(new);
-                    let block = side_by_side(&own);
-                    attention.output(attend_blocks(queries_ahw, &context, &block, &seen))
-                });
-            observe(slot, &hidden_ad);
-            normed.push(self.parameters.norm.forward(hidden_ad.clone()));
-        }
-        let [a, d] = hidden_ad.dims();
-        let k = normed.len();
-        Tensor::stack::<3>(normed, 1).reshape([a * k, d])
-    }
-
-    fn layer(&self) -> &DecoderLayer {
-        &self.parameters.layers[0]
-    }
+/// The layer of an Eagle3 draft.
+fn only_layer(draft: &Draft) -> &DecoderLayer {
+    &draft.parameters.layers[0]
 }
 
 /// Token ids as tables take them.

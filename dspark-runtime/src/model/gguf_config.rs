@@ -4,8 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::{Family, LayerConfig, RopeScaling, TargetConfig};
 use super::draft_config::DraftConfig;
-use super::drafter::Drafter;
-use super::dspark::DSpark;
+use super::drafter::DraftKind;
 use super::heads::MarkovHeadType;
 use crate::checkpoint::gguf::{BlockType, GgufFile, GgufValue};
 use crate::checkpoint::{CheckpointError, JsonFields};
@@ -219,33 +218,35 @@ pub(super) fn target_metadata(
     Ok(metadata)
 }
 
-/// A draft's configuration as metadata of llama.cpp's `dflash`, which is a DSpark draft when it has a Markov head.
+/// A draft's configuration as metadata of llama.cpp's `dflash`, which is a DSpark draft when it has a Markov head, and behind
+/// it the metadata of its tokeniser.
 ///
 /// # Errors
 /// When the draft has something that llama.cpp does not compute.
 pub(super) fn draft_metadata(
     config: &DraftConfig,
     name: &str,
+    tokenizer: &[(String, GgufValue)],
     block_type: BlockType,
 ) -> Result<Vec<(String, GgufValue)>, CheckpointError> {
     const ARCHITECTURE: &str = "dflash";
     let fields = config.fields();
-    if config.drafter.architecture(Family::Qwen3) != DSpark.architecture(Family::Qwen3) {
+    let DraftKind::DSpark(own) = &config.kind else {
         return Err(fields.wrong("architectures", "a DSpark draft: other drafts have no GGUF form here"));
-    }
-    if config.markov_rank == 0 {
+    };
+    if own.markov_rank == 0 {
         let expected = "at least 1: llama.cpp takes a draft without Markov head for a DFlash draft, whose blocks begin \
                         after the anchor";
         return Err(fields.wrong("markov_rank", expected));
     }
-    if config.markov_head_type != MarkovHeadType::Vanilla {
+    if own.markov_head_type != MarkovHeadType::Vanilla {
         return Err(fields.wrong("markov_head_type", "\"vanilla\": llama.cpp knows no other Markov head"));
     }
     if config.draft_vocab_size < config.vocab_size {
         let expected = format!("{}, the target's: llama.cpp's drafts propose every token", config.vocab_size);
         return Err(fields.wrong("draft_vocab_size", expected));
     }
-    if config.enable_confidence_head && !config.confidence_head_with_markov {
+    if own.enable_confidence_head && !own.confidence_head_with_markov {
         let expected = "true: llama.cpp's confidence head sees the Markov factors";
         return Err(fields.wrong("confidence_head_with_markov", expected));
     }
@@ -264,9 +265,11 @@ pub(super) fn draft_metadata(
     metadata.extend([
         (format!("{ARCHITECTURE}.block_size"), config.block_size.into()),
         (format!("{ARCHITECTURE}.sample_from_anchor"), GgufValue::Bool(true)),
-        (format!("{ARCHITECTURE}.has_confidence_head"), GgufValue::Bool(config.enable_confidence_head)),
+        (format!("{ARCHITECTURE}.has_confidence_head"), GgufValue::Bool(own.enable_confidence_head)),
         (format!("{ARCHITECTURE}.target_layers"), GgufValue::Integers(layers)),
     ]);
+    metadata.extend_from_slice(tokenizer);
+    metadata.push(("tokenizer.ggml.mask_token_id".to_owned(), (own.mask_token_id as usize).into()));
     Ok(metadata)
 }
 

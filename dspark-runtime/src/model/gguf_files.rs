@@ -70,10 +70,7 @@ impl Draft {
         with_embeddings: bool,
         out: &Path,
     ) -> Result<(), CheckpointError> {
-        let mut metadata = draft_metadata(self.config(), name, block_type)?;
-        metadata.extend_from_slice(tokenizer);
-        let mask = self.config().mask_token_id as usize;
-        metadata.push(("tokenizer.ggml.mask_token_id".to_owned(), mask.into()));
+        let metadata = draft_metadata(self.config(), name, tokenizer, block_type)?;
         let mut tensors = WeightsToSave::new();
         tensors.add_module(&self.parameters);
         if with_embeddings {

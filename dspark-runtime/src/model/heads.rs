@@ -8,7 +8,6 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::{Device, Int, Tensor, s};
 use serde::{Deserialize, Serialize};
 
-use super::draft_config::DraftConfig;
 use super::layers::{Embedding, Linear};
 use crate::tensors::ints;
 
@@ -71,13 +70,8 @@ impl MarkovState {
 }
 
 impl MarkovHead {
-    /// Blank, as [`Linear::new`].
-    pub fn new(config: &DraftConfig, device: &Device) -> Self {
-        let tokens = [config.vocab_size, config.draft_vocab_size];
-        Self::of_sizes(config.markov_head_type, tokens, config.layer.hidden_size, config.markov_rank, device)
-    }
-
-    fn of_sizes(kind: MarkovHeadType, [v, u]: [usize; 2], d: usize, r: usize, device: &Device) -> Self {
+    /// Blank, as [`Linear::new`], for the target's `v` tokens, of which `u` can be proposed.
+    pub fn new(kind: MarkovHeadType, [v, u]: [usize; 2], d: usize, r: usize, device: &Device) -> Self {
         Self {
             markov_w1: Embedding::new(v, r, device),
             markov_w2: Linear::new(r, u, false, device),
@@ -163,11 +157,12 @@ impl ConfidenceHead {
         Self { proj: Linear::new(width, 1, true, device) }
     }
 
-    /// One logit per slot: hidden `[n, d]`, factors `[n, r]` where the head takes them -> `[n]`
+    /// One logit per slot: hidden `[n, d]`, and factors `[n, r]`, which a head of width `d` leaves out -> `[n]`
     pub fn logits(&self, hidden_nd: Tensor<2>, factors_nr: Option<Tensor<2>>) -> Tensor<1> {
+        let ([_, d], [_, width]) = (hidden_nd.dims(), self.proj.weight.dims());
         let input = match factors_nr {
-            Some(factors_nr) => Tensor::cat(vec![hidden_nd, factors_nr], 1),
-            None => hidden_nd,
+            Some(factors_nr) if width > d => Tensor::cat(vec![hidden_nd, factors_nr], 1),
+            _ => hidden_nd,
         };
         self.proj.forward(input).squeeze_dim(1)
     }
@@ -189,7 +184,7 @@ mod tests {
         let hidden_nd = normals.tensor([n, d], 1.0, &device);
         let factors_nr = normals.tensor([n, r], 1.0, &device);
         for kind in MarkovHeadType::ALL {
-            let head = normals.matrices(MarkovHead::of_sizes(kind, [8, 8], d, r, &device), 0.02);
+            let head = normals.matrices(MarkovHead::new(kind, [8, 8], d, r, &device), 0.02);
             let together = head.blocks(&hidden_nd, factors_nr.clone(), &lengths);
             let mut row = 0;
             for length in lengths {

@@ -149,7 +149,7 @@ mod tests {
     use super::*;
     use crate::Normals;
     use crate::checkpoint::JsonFields;
-    use crate::model::{DraftConfig, DraftShape, MarkovHeadType, Rotary, TargetConfig};
+    use crate::model::{DSparkConfig, DraftConfig, DraftKind, DraftShape, Rotary, TargetConfig};
 
     const IDS: [u32; 9] = [3, 1, 4, 1, 5, 9, 2, 6, 5];
 
@@ -190,12 +190,7 @@ mod tests {
             block_size: 3,
             num_draft_layers: depth,
             target_layer_ids: vec![LayerId(0), LayerId(3 - depth as i64)],
-            mask_token_id: 39,
-            num_anchors: 2,
-            markov_rank: 4,
-            markov_head_type: MarkovHeadType::Vanilla,
-            enable_confidence_head: true,
-            confidence_head_with_markov: true,
+            kind: DraftKind::DSpark(DSparkConfig::new(39, 4)),
         };
         let draft = DraftConfig::for_target(&config, &shape).unwrap();
         let target = Target::random(config, 21, &Device::flex());

@@ -6,6 +6,10 @@
 
 use serde_json::{Map, Value, json};
 
+use super::config::Family;
+use super::drafter::DraftKind;
+use super::dspark::DSparkConfig;
+use super::eagle3::Eagle3Config;
 use crate::checkpoint::{CheckpointError, JsonFields};
 
 /// The version of the package that was read and tried.
@@ -17,10 +21,6 @@ const KIND: &str = "speculators_model_type";
 const LAYERS: &str = "transformer_layer_config";
 const LAYER_IDS: &str = "aux_hidden_state_layer_ids";
 const EAGLE3_LAYER_IDS: &str = "eagle_aux_hidden_state_layer_ids";
-
-/// This project's and the reference's names of what is written here.
-const DSPARK: &str = "Qwen3DSparkModel";
-const EAGLE3: &str = "Qwen3Eagle3Model";
 
 /// What DSpark adds to the target's fields, under the same name in both layouts.
 const OWN: [&str; 9] = [
@@ -61,15 +61,34 @@ pub fn is_speculators(fields: &JsonFields) -> bool {
 }
 
 /// A draft's fields in this project's layout, written in the other; `None` for a draft that the package has no model of.
-pub fn to_speculators(native: &Map<String, Value>, verifier: &Verifier) -> Option<Map<String, Value>> {
+pub fn to_speculators(
+    kind: &DraftKind,
+    native: &Map<String, Value>,
+    verifier: &Verifier,
+) -> Option<Map<String, Value>> {
     let value = |name: &str| native.get(name).cloned().unwrap_or(Value::Null);
-    let names = native.get("architectures").and_then(Value::as_array);
-    let eagle3 = match names.and_then(|names| names.first()).and_then(Value::as_str)? {
-        DSPARK => false,
-        EAGLE3 => true,
-        _ => return None,
+    // What is said here where the other layout says nothing; the package would take some of it for something else.
+    let (name, model, ids, own, said) = match kind {
+        DraftKind::DSpark(_) => {
+            let said = json!({
+                "markov_rank": 0,
+                "markov_head_type": "vanilla",
+                "enable_confidence_head": false,
+                "confidence_head_with_markov": false,
+                "sample_from_anchor": true,
+                "sliding_window_non_causal": false,
+            });
+            ("dspark", "DSparkSpeculator", LAYER_IDS, &OWN[..], said)
+        }
+        DraftKind::Eagle3(_) => {
+            let names = EAGLE3_OTHERWISE.into_iter().chain(["embed_requires_grad"]);
+            let said = names.map(|name| (name.to_owned(), json!(false))).collect();
+            ("eagle3", "Eagle3Speculator", EAGLE3_LAYER_IDS, &EAGLE3_OWN[..], said)
+        }
     };
-    let own = if eagle3 { &EAGLE3_OWN[..] } else { &OWN };
+    if native.get("architectures")?.get(0)?.as_str()? != kind.drafter().architecture(Family::Qwen3) {
+        return None;
+    }
     let mut layers = native.clone();
     own.iter().chain(&NOT_OF_LAYERS).for_each(|name| drop(layers.remove(*name)));
     // transformers 5 looks for the rope settings there; older ones take the flat fields.
@@ -79,35 +98,20 @@ pub fn to_speculators(native: &Map<String, Value>, verifier: &Verifier) -> Optio
         let parameters = json!({"rope_type": "default", "rope_theta": theta});
         layers.insert("rope_parameters".into(), parameters);
     }
-    let (kind, speculator, tokens) = match eagle3 {
-        true => ("eagle3", "Eagle3Speculator", value("ttt_length")),
-        false => ("dspark", "DSparkSpeculator", value("block_size")),
-    };
     let mut fields = Map::new();
     let mut set = |name: &str, value: Value| drop(fields.insert(name.to_owned(), value));
-    set(KIND, json!(kind));
+    set(KIND, json!(name));
     set("speculators_version", json!(VERSION));
-    set("architectures", json!([speculator]));
+    set("architectures", json!([model]));
     set(LAYERS, Value::Object(layers));
-    // What is said here where the other layout says nothing; the package would take some of it for something else.
     set("draft_vocab_size", value("vocab_size"));
-    if eagle3 {
-        EAGLE3_OTHERWISE.iter().for_each(|name| set(name, json!(false)));
-        set("embed_requires_grad", json!(false));
-    } else {
-        set("markov_rank", json!(0));
-        set("markov_head_type", json!("vanilla"));
-        set("enable_confidence_head", json!(false));
-        set("confidence_head_with_markov", json!(false));
-        set("sample_from_anchor", json!(true));
-        set("sliding_window_non_causal", json!(false));
-    }
+    said.as_object().into_iter().flatten().for_each(|(name, value)| set(name, value.clone()));
     for name in own.iter().filter(|name| native.get(**name).is_some_and(|value| !value.is_null())) {
         set(name, value(name));
     }
-    let ids = native.get("target_layer_ids").and_then(Value::as_array).into_iter().flatten();
-    let ids: Vec<i64> = ids.filter_map(|id| id.as_i64()?.checked_add(1)).collect();
-    set(if eagle3 { EAGLE3_LAYER_IDS } else { LAYER_IDS }, json!(ids));
+    let layers = native.get("target_layer_ids").and_then(Value::as_array).into_iter().flatten();
+    let layers: Vec<i64> = layers.filter_map(|id| id.as_i64()?.checked_add(1)).collect();
+    set(ids, json!(layers));
     set("num_target_layers", value("num_target_layers"));
     set("target_hidden_size", value("hidden_size"));
     set("tie_word_embeddings", json!(false));
@@ -115,10 +119,10 @@ pub fn to_speculators(native: &Map<String, Value>, verifier: &Verifier) -> Optio
     set(
         "speculators_config",
         json!({
-            "algorithm": kind,
+            "algorithm": name,
             "proposal_methods": [{
                 "proposal_type": "greedy",
-                "speculative_tokens": tokens,
+                "speculative_tokens": value(kind.drafter().block_size_field()),
                 "verifier_accept_k": 1,
                 "accept_tolerance": 0.0,
             }],
@@ -146,7 +150,7 @@ pub fn from_speculators(fields: &JsonFields, target_layers: Option<usize>) -> Re
     let mut native = layers.as_map().clone();
     let mut set = |name: &str, value: Value| drop(native.insert(name.to_owned(), value));
     set("draft_vocab_size", json!(32_000));
-    let (own, ids, architecture) = match kind {
+    let (kind, ids, own) = match kind {
         "eagle3" => {
             for name in EAGLE3_OTHERWISE {
                 if fields.flag(name, false)? {
@@ -157,7 +161,7 @@ pub fn from_speculators(fields: &JsonFields, target_layers: Option<usize>) -> Re
             }
             set("num_hidden_layers", json!(layers.optional_size("num_hidden_layers", 1)?.unwrap_or(1)));
             set("ttt_length", speculative_tokens(fields).unwrap_or_else(|| json!(3)));
-            (&EAGLE3_OWN[..], EAGLE3_LAYER_IDS, EAGLE3)
+            (DraftKind::Eagle3(Eagle3Config::default()), EAGLE3_LAYER_IDS, &EAGLE3_OWN[..])
         }
         _ => {
             let from_anchor = json!(kind == "dspark");
@@ -167,7 +171,7 @@ pub fn from_speculators(fields: &JsonFields, target_layers: Option<usize>) -> Re
             set("markov_head_type", json!("vanilla"));
             set("enable_confidence_head", from_anchor.clone());
             set("confidence_head_with_markov", from_anchor);
-            (&OWN[..], LAYER_IDS, DSPARK)
+            (DraftKind::DSpark(DSparkConfig::default()), LAYER_IDS, &OWN[..])
         }
     };
     for name in own.iter().chain(&["num_target_layers", "dtype"]) {
@@ -180,7 +184,7 @@ pub fn from_speculators(fields: &JsonFields, target_layers: Option<usize>) -> Re
         target_layer_ids.push(id.checked_sub(1).ok_or_else(|| fields.wrong(ids, "a list of layer numbers"))?);
     }
     set("target_layer_ids", json!(target_layer_ids));
-    set("architectures", json!([architecture]));
+    set("architectures", json!([kind.drafter().architecture(Family::Qwen3)]));
     set("model_type", json!("qwen3"));
     set("tie_word_embeddings", json!(false));
     if let (None, Some(layers)) = (native.get("num_target_layers"), target_layers) {
@@ -224,9 +228,14 @@ mod tests {
         fields
     }
 
+    fn rewritten(native: &Map<String, Value>) -> Option<Map<String, Value>> {
+        let (kind, _) = DraftKind::of_architecture(native["architectures"][0].as_str()?)?;
+        to_speculators(&kind, native, &Verifier::default())
+    }
+
     #[test]
     fn eagle3_goes_there_and_back_too() {
-        let written = to_speculators(&eagle3(), &Verifier::default()).unwrap();
+        let written = rewritten(&eagle3()).unwrap();
         assert_eq!((&written[KIND], &written[EAGLE3_LAYER_IDS]), (&json!("eagle3"), &json!([1, 2, 3, 4, 5])));
         // vLLM takes what is not said for true.
         assert_eq!(written["norm_before_residual"], json!(false));
@@ -254,13 +263,13 @@ mod tests {
         for name in ["Gemma4DSparkModel", "Gemma4Eagle3Model"] {
             let mut fields = native();
             fields.insert("architectures".into(), json!([name]));
-            assert_eq!(to_speculators(&fields, &Verifier::default()), None);
+            assert_eq!(rewritten(&fields), None);
         }
     }
 
     #[test]
     fn there_and_back_nothing_is_lost() {
-        let written = to_speculators(&native(), &Verifier::default()).unwrap();
+        let written = rewritten(&native()).unwrap();
         assert_eq!(written[LAYER_IDS], json!([0, 3]));
         assert!(written[LAYERS].get("markov_rank").is_none() && written.get("hidden_size").is_none());
         let read = from_speculators(&JsonFields::new("config.json", written), None).unwrap();
@@ -281,7 +290,7 @@ mod tests {
         ] {
             fields.remove(name);
         }
-        let written = to_speculators(&fields, &Verifier::default()).unwrap();
+        let written = rewritten(&fields).unwrap();
         assert_eq!(written["draft_vocab_size"], json!(9));
         assert_eq!((&written["markov_rank"], &written["enable_confidence_head"]), (&json!(0), &json!(false)));
         assert_eq!(written["confidence_head_with_markov"], json!(false));

@@ -137,7 +137,7 @@ fn draft_slots(
 ) -> Vec<Block> {
     let (b, k) = (lanes.len(), draft.config().block_size);
     let slots = stopping.slots.min(k);
-    let past_stop_tokens = draft.config().drafter.drafts_past_stop_tokens();
+    let past_stop_tokens = draft.config().drafter().drafts_past_stop_tokens();
     let stops: Vec<&[u32]> = lanes.iter().map(|lane| lane.stop_token_ids).collect();
     let firsts: Vec<u64> = lanes.iter().map(|lane| lane.ids.len() as u64).collect();
     let mut blocks = vec![Block::default(); b];
@@ -226,7 +226,10 @@ mod tests {
     use super::*;
     use crate::Normals;
     use crate::checkpoint::JsonFields;
-    use crate::model::{DraftConfig, DraftShape, DraftVocabulary, LayerId, MarkovHeadType, Target, TargetConfig};
+    use crate::model::{
+        DSparkConfig, DraftConfig, DraftKind, DraftShape, DraftVocabulary, LayerId, MarkovHeadType, Target,
+        TargetConfig,
+    };
     use crate::schedule::StsTable;
     use crate::speculate::{Filters, Randomness, SequenceState};
 
@@ -244,12 +247,7 @@ mod tests {
             block_size: BLOCK,
             num_draft_layers: 1,
             target_layer_ids: vec![LayerId(0)],
-            mask_token_id: 31,
-            num_anchors: 1,
-            markov_rank: 4,
-            markov_head_type,
-            enable_confidence_head: true,
-            confidence_head_with_markov: true,
+            kind: DraftKind::DSpark(DSparkConfig { markov_head_type, ..DSparkConfig::new(31, 4) }),
         };
         let device = Device::flex();
         let target = Target::random(config.clone(), 5, &device);

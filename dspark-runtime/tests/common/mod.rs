@@ -8,7 +8,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use dspark_runtime::checkpoint::JsonFields;
 use dspark_runtime::model::{
-    Draft, DraftConfig, DraftShape, Eagle3Shape, LayerId, MarkovHeadType, Target, TargetConfig, TargetSegment,
+    DSparkConfig, Draft, DraftConfig, DraftKind, DraftShape, Eagle3Config, LayerId, Target, TargetConfig, TargetSegment,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -66,12 +66,7 @@ pub fn draft(target: &Target, block_size: usize) -> Draft {
         block_size,
         num_draft_layers: 1,
         target_layer_ids: vec![LayerId(0)],
-        mask_token_id: 7,
-        num_anchors: 4,
-        markov_rank: 4,
-        markov_head_type: MarkovHeadType::Vanilla,
-        enable_confidence_head: true,
-        confidence_head_with_markov: true,
+        kind: DraftKind::DSpark(DSparkConfig::new(7, 4)),
     };
     let draft = Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), target, 0);
     let parameters = fill(draft.parameters.clone(), 99, 0.25);
@@ -81,8 +76,13 @@ pub fn draft(target: &Target, block_size: usize) -> Draft {
 /// An Eagle3 draft for [`deep_target`].
 pub fn eagle3_draft(target: &Target, ttt_length: usize) -> Draft {
     let target_layer_ids = (0..5).map(LayerId).collect();
-    let shape = Eagle3Shape { ttt_length, step_loss_decay: 0.8, target_layer_ids };
-    let draft = Draft::new(DraftConfig::eagle3(target.config(), &shape).unwrap(), target, 0);
+    let shape = DraftShape {
+        block_size: ttt_length,
+        num_draft_layers: 1,
+        target_layer_ids,
+        kind: DraftKind::Eagle3(Eagle3Config { step_loss_decay: Some(0.8) }),
+    };
+    let draft = Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), target, 0);
     let parameters = fill(draft.parameters.clone(), 99, 0.4);
     draft.with_parameters(parameters)
 }

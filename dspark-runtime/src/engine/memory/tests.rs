@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::checkpoint::JsonFields;
-use crate::model::{DraftConfig, DraftShape, Eagle3Shape, LayerId, MarkovHeadType, TargetConfig};
+use crate::model::{DSparkConfig, DraftConfig, DraftKind, DraftShape, Eagle3Config, LayerId, TargetConfig};
 
 fn config(layers: usize) -> TargetConfig {
     let fields = json!({
@@ -21,12 +21,7 @@ fn models() -> (Target, Draft) {
         block_size: 3,
         num_draft_layers: 1,
         target_layer_ids: vec![LayerId(0)],
-        mask_token_id: 7,
-        num_anchors: 1,
-        markov_rank: 2,
-        markov_head_type: MarkovHeadType::Vanilla,
-        enable_confidence_head: false,
-        confidence_head_with_markov: false,
+        kind: DraftKind::DSpark(DSparkConfig::new(7, 2)),
     };
     let draft = DraftConfig::for_target(&config, &shape).unwrap();
     let target = Target::random(config, 1, &Device::flex());
@@ -74,8 +69,13 @@ fn features_that_wait_go_on_with_the_tokens_that_they_are_of() {
 #[test]
 fn an_eagle3_draft_goes_on_a_token_earlier() {
     let config = config(6);
-    let shape = Eagle3Shape { ttt_length: 3, step_loss_decay: 0.8, target_layer_ids: (0..5).map(LayerId).collect() };
-    let draft = DraftConfig::eagle3(&config, &shape).unwrap();
+    let shape = DraftShape {
+        block_size: 3,
+        num_draft_layers: 1,
+        target_layer_ids: (0..5).map(LayerId).collect(),
+        kind: DraftKind::Eagle3(Eagle3Config { step_loss_decay: Some(0.8) }),
+    };
+    let draft = DraftConfig::for_target(&config, &shape).unwrap();
     let target = Target::random(config, 1, &Device::flex());
     let models = (target.clone(), Draft::new(draft, &target, 2));
     for (same, expected) in [(40, 38), (25, 24), (17, 16)] {

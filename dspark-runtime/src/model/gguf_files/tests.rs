@@ -6,13 +6,14 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use super::super::{
-    Draft, DraftConfig, DraftShape, DraftVocabulary, LayerId, MarkovHeadType, Target, TargetConfig, TargetSegment,
-};
 use super::*;
 use crate::checkpoint::gguf::GgufFile;
 use crate::checkpoint::gguf::testing::RawFile;
 use crate::checkpoint::{AtomicDirectory, JsonFields, WeightDtype, WeightPrecision};
+use crate::model::{
+    DSparkConfig, Draft, DraftConfig, DraftKind, DraftShape, DraftVocabulary, LayerId, MarkovHeadType, Target,
+    TargetConfig, TargetSegment,
+};
 
 const IDS: [u32; 9] = [3, 1, 4, 1, 5, 9, 2, 6, 5];
 
@@ -184,24 +185,20 @@ fn a_file_without_some_tensors_is_named_with_the_first() {
     assert!(!folder.path().join("out.gguf").exists());
 }
 
-fn draft(target: &Target, shape: &DraftShape) -> Draft {
-    let draft = Draft::new(DraftConfig::for_target(target.config(), shape).unwrap(), target, 0);
+fn draft(target: &Target, own: DSparkConfig) -> Draft {
+    let shape = DraftShape {
+        block_size: 5,
+        num_draft_layers: 2,
+        target_layer_ids: vec![LayerId(-1), LayerId(0)],
+        kind: DraftKind::DSpark(own),
+    };
+    let draft = Draft::new(DraftConfig::for_target(target.config(), &shape).unwrap(), target, 0);
     let parameters = draft.parameters.clone().map(&mut Fill(ChaCha8Rng::seed_from_u64(9)));
     draft.with_parameters(parameters)
 }
 
-fn shape() -> DraftShape {
-    DraftShape {
-        block_size: 5,
-        num_draft_layers: 2,
-        target_layer_ids: vec![LayerId(-1), LayerId(0)],
-        mask_token_id: 39,
-        num_anchors: 4,
-        markov_rank: 8,
-        markov_head_type: MarkovHeadType::Vanilla,
-        enable_confidence_head: true,
-        confidence_head_with_markov: true,
-    }
+fn dspark() -> DSparkConfig {
+    DSparkConfig::new(39, 8)
 }
 
 /// Names and shapes as llama.cpp asks for them, fastest axis first; two layers, hidden size 64, two captured layers,
@@ -251,7 +248,7 @@ fn drafts_have_the_keys_and_tensors_that_llama_cpp_reads() {
     let path = folder.path().join("draft.gguf");
     // An untied target: its embedding and its head are different tables, and the file has both or neither.
     let target = target(&json!({"tie_word_embeddings": false}));
-    let draft = draft(&target, &shape());
+    let draft = draft(&target, dspark());
     let tokenizer = [("tokenizer.ggml.model".to_owned(), GgufValue::from("gpt2"))];
     for with_embeddings in [true, false] {
         draft.write_gguf("small", &tokenizer, BlockType::F32, with_embeddings, &path).unwrap();
@@ -310,19 +307,19 @@ fn drafts_have_the_keys_and_tensors_that_llama_cpp_reads() {
 fn drafts_that_llama_cpp_would_decode_otherwise_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("draft.gguf");
-    let refused = |target: &Value, shape: DraftShape, field: &str| {
-        let draft = draft(&self::target(target), &shape);
+    let refused = |target: &Value, own: DSparkConfig, field: &str| {
+        let draft = draft(&self::target(target), own);
         let error = draft.write_gguf("small", &[], BlockType::F32, true, &path).unwrap_err().to_string();
         assert!(error.contains(&format!("`{field}`")), "{error}");
         assert!(!path.exists());
     };
     let plain = json!({});
-    refused(&plain, DraftShape { markov_rank: 0, enable_confidence_head: false, ..shape() }, "markov_rank");
-    refused(&plain, DraftShape { confidence_head_with_markov: false, ..shape() }, "confidence_head_with_markov");
-    let gated = DraftShape { markov_head_type: MarkovHeadType::Gated, ..shape() };
+    refused(&plain, DSparkConfig { markov_rank: 0, enable_confidence_head: false, ..dspark() }, "markov_rank");
+    refused(&plain, DSparkConfig { confidence_head_with_markov: false, ..dspark() }, "confidence_head_with_markov");
+    let gated = DSparkConfig { markov_head_type: MarkovHeadType::Gated, ..dspark() };
     refused(&plain, gated, "markov_head_type");
-    refused(&json!({"attention_bias": true}), shape(), "attention_bias");
-    let fewer = draft(&target(&plain), &shape()).with_vocabulary(DraftVocabulary::most_frequent(&[1; 40], 7));
+    refused(&json!({"attention_bias": true}), dspark(), "attention_bias");
+    let fewer = draft(&target(&plain), dspark()).with_vocabulary(DraftVocabulary::most_frequent(&[1; 40], 7));
     let error = fewer.write_gguf("small", &[], BlockType::F32, true, &path).unwrap_err().to_string();
     assert!(error.contains("`draft_vocab_size`") && !path.exists(), "{error}");
 }
