@@ -33,7 +33,7 @@ pub struct Arguments {
     seed: u64,
     /// How tokens are drawn: `rejection` accepts most and is what published figures measure; `coupled` is how a request with
     /// this seed is served, with the same text
-    #[arg(long, value_enum, default_value = "rejection")]
+    #[arg(long, value_name = "rejection|coupled", default_value_t)]
     sampling: SamplingMethod,
     /// Which turns of a conversation are answered; published figures are of the first
     #[arg(long, value_enum, default_value = "all")]

@@ -12,8 +12,8 @@ mod statistics;
 mod tests;
 mod trace;
 
-pub use report::{EvaluationReport, TaskReport, table};
 pub use options::{EvaluationOptions, Records, SamplingMethod, Task, Turns};
+pub use report::{EvaluationReport, TaskReport, table};
 pub use run::{EvaluateError, Models, evaluate, evaluate_observed};
 pub use statistics::RoundStatistics;
 pub use trace::{Answered, Progressed, TraceError, TraceRound, TraceWriter, read_trace};

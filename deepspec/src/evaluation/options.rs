@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -17,7 +18,7 @@ pub enum Turns {
 }
 
 /// How an evaluation draws its tokens.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SamplingMethod {
     /// Rejection sampling from a repeatable stream: what requests without a seed get, and what published figures measure.
@@ -25,6 +26,17 @@ pub enum SamplingMethod {
     Rejection,
     /// Noise by seed and position: what requests with this seed get. It accepts less often than rejection sampling.
     Coupled,
+}
+
+impl FromStr for SamplingMethod {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        [Self::Rejection, Self::Coupled]
+            .into_iter()
+            .find(|method| method.to_string() == text)
+            .ok_or_else(|| format!("expected `rejection` or `coupled`, found `{text}`"))
+    }
 }
 
 impl fmt::Display for SamplingMethod {
@@ -76,4 +88,3 @@ pub struct Records<'a> {
     /// One JSON line per answer of the draft's run.
     pub answers: Option<&'a Path>,
 }
-

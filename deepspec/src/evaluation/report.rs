@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use dspark_runtime::model::DraftHeads;
 
-use super::statistics::RoundStatistics;
 use super::options::SamplingMethod;
+use super::statistics::RoundStatistics;
 
 /// The contract of `--json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]

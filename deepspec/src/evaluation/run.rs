@@ -8,9 +8,9 @@ use dspark_runtime::speculate::{Decoder, Filters, Generation, GenerationOptions,
 use dspark_runtime::text::{TextError, Tokenizer};
 use serde_json::{Value, json};
 
+use super::options::{EvaluationOptions, Records, SamplingMethod, Task, Turns};
 use super::report::{EvaluationReport, TaskReport};
 use super::statistics::RoundStatistics;
-use super::options::{EvaluationOptions, Records, SamplingMethod, Task, Turns};
 use super::trace::{Answered, Progressed, TraceError, TraceRound, TraceWriter};
 use crate::console::Progress;
 use crate::conversation::{ConversationError, EvaluationPrompt, read_evaluation_prompts};

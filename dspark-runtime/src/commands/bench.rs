@@ -12,10 +12,10 @@ use super::sampling::SamplingArguments;
 use crate::bench::{Ceiling, Load, Measured, Ratio, Run, read_prompts, run as run_load};
 use crate::checkpoint::write_file;
 use crate::engine::{Engine, EngineConfig, Request};
+use crate::numbers::median;
 use crate::plot::Chart;
 use crate::profile::{ProfileOptions, draft_seconds, verify_seconds};
 use crate::schedule::{Mode, SpsTable, StsTable};
-use crate::numbers::median;
 
 /// Arguments of `dspark bench`.
 #[derive(Debug, Args)]

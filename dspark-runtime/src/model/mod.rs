@@ -52,4 +52,3 @@ pub use layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 pub use rope::Rotary;
 pub use speculators_layout::{Verifier, is_speculators};
 pub use target::{LayerId, Target, TargetOutput, TargetParameters, TargetSegment, target_shapes};
-

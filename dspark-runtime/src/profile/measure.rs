@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 use super::passes::{Passes, sequences};
 use crate::model::{Draft, Target};
-use crate::schedule::{DraftCost, PerRequest, RequestCost, SpsTable, StepCost};
 use crate::numbers::median;
+use crate::schedule::{DraftCost, PerRequest, RequestCost, SpsTable, StepCost};
 
 /// The speed must not rise by more than this from one number of tokens to a larger one: then one of the two was disturbed.
 const RISE: f64 = 1.10;

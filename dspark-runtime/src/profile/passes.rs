@@ -8,9 +8,9 @@ use std::time::Instant;
 use burn::tensor::{Device, Tensor};
 
 use crate::model::{Draft, Target, TargetSegment};
+use crate::numbers::median;
 use crate::schedule::Stopping;
 use crate::speculate::{Lane, Rounds, Sampler, SequenceState};
-use crate::numbers::median;
 
 /// Short passes are repeated until they took this many seconds together (or four times as often as asked for).
 const SHORTEST: f64 = 0.5;

@@ -53,7 +53,7 @@ pub struct Policy {
     /// How many of them were verified at most; where steps before verified more, it falls by one a step. `None` at the
     /// beginning of a try.
     longest: Option<usize>,
-    /// The lowest survival that was verified in the last step with drafts.
+    /// The lowest survival that was verified in the last step with drafts; 0 where all drafted tokens were.
     marginal: f64,
     /// Steps with drafts since the last plain one.
     since_plain: u32,
@@ -174,13 +174,16 @@ impl Policy {
         trim(lengths, limit.saturating_sub(confidences.requests()));
         let longest = lengths.iter().copied().max().unwrap_or(0);
         self.longest = Some(longest.max(self.longest.map_or(0, |before| before.saturating_sub(1))));
-        self.marginal = 1.0;
+        let (mut marginal, mut turned_down) = (1.0_f64, false);
         for (row, (length, tokens)) in lengths.iter_mut().zip(&self.tokens).enumerate() {
             *length = (*length).min(*tokens);
+            turned_down |= *length < *tokens;
             if *length > 0 {
-                self.marginal = self.marginal.min(confidences.survival(row)[*length - 1]);
+                marginal = marginal.min(confidences.survival(row)[*length - 1]);
             }
         }
+        // Where everything was verified, more would have been.
+        self.marginal = if turned_down { marginal } else { 0.0 };
         lengths
     }
 

@@ -8,7 +8,8 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use dspark_runtime::checkpoint::JsonFields;
 use dspark_runtime::model::{
-    DSparkConfig, Draft, DraftConfig, DraftKind, DraftShape, Eagle3Config, LayerId, Target, TargetConfig, TargetSegment,
+    DSparkConfig, Draft, DraftConfig, DraftKind, DraftShape, Eagle3Config, LayerId, Target, TargetConfig,
+    TargetSegment,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
