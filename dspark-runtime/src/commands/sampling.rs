@@ -20,7 +20,8 @@ pub struct SamplingArguments {
     /// Sample from tokens at least this fraction as likely as the most likely one; 0 keeps all
     #[arg(long, value_name = "FRACTION", default_value_t = 0.0, value_parser = min_p)]
     min_p: f64,
-    /// Seed of sampling: the same text again, with any draft or none, whichever command serves it
+    /// Seed of sampling: the same text again, with any draft or none, whichever command serves it (default: another text
+    /// every time)
     #[arg(long)]
     seed: Option<u64>,
 }
