@@ -3,7 +3,7 @@
 //! The modules, in the order in which a request passes them: [`text`] turns words into token ids, [`checkpoint`] reads
 //! weights, [`model`] computes hidden states and logits (on a [`device`], with [`kernels`] of its own on the CPU),
 //! [`speculate`] drafts and verifies, [`schedule`] decides how much to verify, and [`engine`] answers many requests at once.
-//! `ARCHITECTURE.md` names what each of them must not know.
+//! `ARCHITECTURE.md` names what each of them may use.
 //!
 //! ```no_run
 //! use std::path::Path;
