@@ -136,7 +136,7 @@ fn looks_like_draft(config: &TargetConfig) -> bool {
     config.fields.get("block_size").or(config.fields.get("target_layer_ids")).is_some()
 }
 
-/// A draft's heads in words; `None` without any.
+/// Describes a draft's heads; `None` if it has none.
 fn heads(kind: &DraftKind) -> Option<String> {
     let own = match kind {
         DraftKind::DSpark(own) if own.markov_rank > 0 || own.enable_confidence_head => own,

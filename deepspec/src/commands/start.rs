@@ -72,8 +72,7 @@ impl Prepared {
 /// Fields of a draft's configuration that say how it was trained and decide none of its parameters.
 const OF_TRAINING: [&str; 2] = ["num_anchors", "step_loss_decay"];
 
-/// Compares everything in `[model]` that decides a draft's parameters. Returns the draft's kind with the settings that the
-/// recipe trains it with.
+/// Compares everything in `[model]` that decides a draft's parameters. Returns the settings that the recipe trains it with.
 fn kind_to_train(folder: &Path, model: &ModelSection, config: &DraftConfig) -> Result<DraftKind, StartError> {
     let mask_token_id = match &config.kind {
         DraftKind::DSpark(own) => own.mask_token_id,

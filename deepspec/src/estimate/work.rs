@@ -12,7 +12,7 @@ pub fn operations(models: &ModelShapes<'_>, shape: &MicroBatchShape) -> f64 {
     let (s, n) = (shape.tokens as f64, (shape.blocks * draft.block_size) as f64);
     let d = target.layer.hidden_size as f64;
     let of_target: f64 = target.layers.iter().map(|layer| slot_products(layer, 1) + context_products(layer, 1)).sum();
-    // What attention reads is so many times as wide as the hidden size.
+    // Attention reads rows this many times as wide as the hidden size.
     let beside = match draft.kind {
         DraftKind::DSpark(_) => 1,
         DraftKind::Eagle3(_) => 2,

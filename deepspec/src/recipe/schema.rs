@@ -143,7 +143,7 @@ impl ModelSection {
         }
     }
 
-    /// How the draft drafts. `mask_token_id` is asked where the recipe names no mask token.
+    /// The draft's kind and its settings. `mask_token_id` gives the mask token if the recipe names none.
     ///
     /// # Errors
     /// As `mask_token_id`.

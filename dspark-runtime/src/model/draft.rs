@@ -24,8 +24,8 @@ use crate::checkpoint::with_stable_ids;
 use crate::tensors::ints;
 use crate::{Normals, kernels};
 
-/// What training changes, named as on disk. A draft has the optional parts that its
-/// [`Drafter::parameters`](super::Drafter::parameters) makes.
+/// What training changes, named as on disk. Which optional parts there are follows from the draft's kind
+/// ([`Drafter::parameters`](super::Drafter::parameters)).
 #[derive(Module, Debug)]
 pub struct DraftParameters {
     /// `[d, m * d]`, no bias
@@ -36,7 +36,7 @@ pub struct DraftParameters {
     pub layers: Vec<DecoderLayer>,
     /// Final norm.
     pub norm: RmsNorm,
-    /// Adds to the logits what follows from the tokens before.
+    /// A bias on the logits from the tokens before.
     pub markov_head: Option<MarkovHead>,
     /// Predicts acceptance.
     pub confidence_head: Option<ConfidenceHead>,
@@ -81,7 +81,7 @@ pub(super) fn seen_contexts(samples: &[DraftSample<'_>], before: usize) -> Vec<R
 #[derive(Debug)]
 pub struct DraftContext {
     pub(super) cache: KvCache,
-    /// The context feature of the newest token, `[1, d]`, where the drafter goes on from it. Lost when the context is cut.
+    /// The context feature of the newest token, `[1, d]`, if the drafter goes on from it. Lost when the context is cut.
     pub(super) newest: Option<Tensor<2>>,
 }
 
@@ -122,7 +122,7 @@ impl DraftContext {
     }
 }
 
-/// Makes room for new rows behind each context, as many as stand beside it. Returns their positions.
+/// Makes room for new rows behind each context, whose number stands beside it. Returns the rows' positions.
 pub(super) fn reserve_rows(contexts: &mut [(&mut DraftContext, usize)]) -> Vec<usize> {
     let mut positions = Vec::new();
     for (context, count) in contexts.iter_mut() {
@@ -133,7 +133,7 @@ pub(super) fn reserve_rows(contexts: &mut [(&mut DraftContext, usize)]) -> Vec<u
     positions
 }
 
-/// Writes the new rows of a layer behind each context; [`KvCache::advance`] takes them in.
+/// Writes the new rows of one layer behind each context. [`KvCache::advance`] makes them part of it.
 pub(super) fn write_rows(contexts: &mut [(&mut DraftContext, usize)], layer: usize, new: &KeysValues) {
     let mut first = 0;
     for (context, count) in contexts.iter_mut() {
@@ -237,8 +237,8 @@ impl Draft {
         self.forward_blocks_observed(features_sf, samples, |_, _| ())
     }
 
-    /// The same, handing each step's output before the final norm to `observe`: of a pass over the blocks those of its layers,
-    /// `[a * k, d]`, of an autoregressive drafter those of its slots, `[a, d]`.
+    /// As [`forward_blocks`](Self::forward_blocks). `observe` gets each output before the final norm: of a pass over whole blocks
+    /// those of the layers, `[a * k, d]`; of an autoregressive drafter those of the slots, `[a, d]`.
     pub fn forward_blocks_observed(
         &self,
         features_sf: Tensor<2>,

@@ -107,7 +107,7 @@ impl Draft {
     /// The same as the `speculators` package has it.
     ///
     /// # Errors
-    /// As [`save`](Self::save), and for drafts that the package has no model of: those of Gemma 4's layers.
+    /// As [`save`](Self::save), and for drafts that the package has no model of, such as those of Gemma 4's layers.
     pub fn write_speculators_into(
         &self,
         folder: &Path,
@@ -146,7 +146,8 @@ impl Draft {
         let config = match verifier {
             None => native,
             Some(verifier) => to_speculators(&self.config().kind, &native, verifier).ok_or_else(|| {
-                let expected = "a draft of Qwen3's layers: others are not written in the speculators layout";
+                let expected =
+                    "a DSpark or Eagle3 draft of Qwen3's layers: no other is written in the speculators layout";
                 self.config().fields().wrong("architectures", expected)
             })?,
         };

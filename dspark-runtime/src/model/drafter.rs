@@ -31,7 +31,7 @@ pub enum DraftKind {
 }
 
 impl DraftKind {
-    /// Every entry of `architectures` that names a draft, with its kind, blank, and the family of its layers.
+    /// Every entry of `architectures` that names a draft, with the kind, its settings blank, and the family of the layers.
     pub(super) fn all() -> impl Iterator<Item = (&'static str, Self, Family)> {
         let kinds = [Self::DSpark(DSparkConfig::default()), Self::Eagle3(Eagle3Config::default())];
         kinds
@@ -39,7 +39,7 @@ impl DraftKind {
             .flat_map(|kind| LAYER_FAMILIES.map(|family| (kind.drafter().architecture(family), kind.clone(), family)))
     }
 
-    /// The kind that an entry of `architectures` names, blank, and the family of its layers.
+    /// The kind that an entry of `architectures` names, its settings blank, and the family of the layers.
     pub fn of_architecture(name: &str) -> Option<(Self, Family)> {
         Self::all().find(|(known, ..)| *known == name).map(|(_, kind, family)| (kind, family))
     }
@@ -77,8 +77,8 @@ pub trait Drafter {
     /// Blank parameters, to be read or drawn; nothing is allocated before the first use.
     fn parameters(&self, config: &DraftConfig, device: &Device) -> DraftParameters;
 
-    /// How many tokens behind a token its row of the context depends on. A sequence needs that many before it can be drafted
-    /// for.
+    /// How many of the following tokens a token's row of the context depends on. A sequence that is drafted for has at least
+    /// that many tokens.
     fn lookahead(&self) -> usize;
 
     /// Whether the layers run once per slot and read the token that the slot before drafted.

@@ -24,11 +24,11 @@ use crate::tensors::{host, ints};
 pub struct DSparkConfig {
     /// The token that stands in for positions still to be drafted.
     pub mask_token_id: u32,
-    /// Blocks per sequence that it is trained with; of no use when decoding.
+    /// Trained blocks per sequence; not used in decoding.
     pub num_anchors: usize,
     /// Rank of the Markov head; 0: no head.
     pub markov_rank: usize,
-    /// Kind of Markov head; of no meaning without one.
+    /// Kind of Markov head, if there is one.
     pub markov_head_type: MarkovHeadType,
     /// Whether there is a confidence head.
     pub enable_confidence_head: bool,
@@ -201,7 +201,7 @@ impl Drafter for DSparkConfig {
 }
 
 impl DSparkConfig {
-    /// A draft with a vanilla Markov head of a rank, and a confidence head that sees its factors.
+    /// Settings with a vanilla Markov head of this rank and a confidence head that sees its factors.
     pub fn new(mask_token_id: u32, markov_rank: usize) -> Self {
         let heads = Self { enable_confidence_head: true, confidence_head_with_markov: true, ..Self::default() };
         Self { mask_token_id, markov_rank, ..heads }

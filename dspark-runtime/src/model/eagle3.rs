@@ -28,7 +28,7 @@ use crate::tensors::{host, ints};
 /// captures exactly five target layers.
 #[derive(Clone, Debug, Default)]
 pub struct Eagle3Config {
-    /// Slot `j` of a block weighs this to the power of `j` in training; `None`: not known. Of no use when decoding.
+    /// Slot `j` of a block weighs this to the power of `j` in training, if that is known; not used in decoding.
     pub step_loss_decay: Option<f64>,
 }
 
