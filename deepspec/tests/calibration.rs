@@ -36,8 +36,19 @@ fn write_trace(path: &Path) {
             let confidence_logits = logits;
             let temperature = 0.8;
             let proposed = BLOCK;
-            let line =
-                TraceRound { task, sample, round, temperature, confidence_logits, proposed, accepted, stopped };
+            let (prompt_tokens, max_new_tokens) = (0, 0);
+            let line = TraceRound {
+                task,
+                sample,
+                round,
+                temperature,
+                confidence_logits,
+                proposed,
+                accepted,
+                stopped,
+                prompt_tokens,
+                max_new_tokens,
+            };
             writer.write(&line).unwrap();
         }
     }

@@ -217,6 +217,8 @@ mod tests {
             proposed: 2,
             accepted,
             stopped: false,
+            prompt_tokens: 0,
+            max_new_tokens: 0,
         }
     }
 

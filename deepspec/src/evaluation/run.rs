@@ -175,6 +175,8 @@ fn evaluate_task(
                         proposed: detail.record.proposed,
                         accepted: detail.record.accepted,
                         stopped: detail.record.stopped,
+                        prompt_tokens: ids.len(),
+                        max_new_tokens: options.max_new_tokens,
                     };
                     round += 1;
                     rounds.push(line);

@@ -4,7 +4,7 @@
 //! line of a block of three:
 //!
 //! ```json
-//! {"task":"sums","sample":0,"round":4,"temperature":1.0,"confidence_logits":[2.1,0.3,-1.7],"proposed":3,"accepted":1,"stopped":false}
+//! {"task":"sums","sample":0,"round":4,"temperature":1.0,"confidence_logits":[2.1,0.3,-1.7],"proposed":3,"accepted":1,"stopped":false,"prompt_tokens":58,"max_new_tokens":256}
 //! ```
 //!
 //! `proposed` is how many positions the target judged, `accepted` how many of those it kept. Where an accepted stop token
@@ -36,6 +36,12 @@ pub struct TraceRound {
     pub accepted: usize,
     /// Whether a stop token was committed.
     pub stopped: bool,
+    /// Tokens of the conversation before the answer; 0 in traces of earlier versions.
+    #[serde(default)]
+    pub prompt_tokens: usize,
+    /// Limit of the answer's tokens; 0, in traces of earlier versions, where that is not known.
+    #[serde(default)]
+    pub max_new_tokens: usize,
 }
 
 /// An answer of the draft's run.
@@ -189,6 +195,8 @@ mod tests {
             proposed: 2,
             accepted: 1,
             stopped: false,
+            prompt_tokens: 12,
+            max_new_tokens: 64,
         }
     }
 

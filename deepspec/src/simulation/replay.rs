@@ -18,9 +18,19 @@ const STEPS: usize = 200;
 /// The rounds of a trace, by prompt and in order.
 #[derive(Debug)]
 pub struct Prompts {
-    prompts: Vec<Vec<Replayed>>,
+    prompts: Vec<Prompt>,
     block_size: usize,
     sts: Arc<StsTable>,
+}
+
+/// A prompt and the rounds of its answers.
+#[derive(Debug)]
+struct Prompt {
+    /// Tokens that the draft's context lacks when the answer begins.
+    tokens: usize,
+    /// Tokens that the answer may have; as many as there can be where the trace does not say.
+    limit: usize,
+    rounds: Vec<Replayed>,
 }
 
 /// One round as the replay needs it.
@@ -57,10 +67,15 @@ impl Prompts {
             accepted: round.accepted,
             ends_with_stop: round.stopped && round.proposed < round.confidence_logits.len(),
         };
+        let prompt = |rounds: &[&TraceRound]| Prompt {
+            tokens: rounds[0].prompt_tokens,
+            limit: if rounds[0].max_new_tokens > 0 { rounds[0].max_new_tokens } else { usize::MAX },
+            rounds: rounds.iter().map(replayed).collect(),
+        };
         Self {
             block_size: rounds.first().map_or(0, |round| round.confidence_logits.len()),
             sts: Arc::new(sts.clone()),
-            prompts: rounds.chunk_by(same_prompt).map(|rounds| rounds.iter().map(replayed).collect()).collect(),
+            prompts: rounds.chunk_by(same_prompt).map(prompt).collect(),
         }
     }
 
@@ -91,12 +106,12 @@ pub fn simulate(workload: Workload<'_>, mode: Mode, load: usize) -> SimulationPo
         if step == warm_up {
             sums = Sums::default();
         }
-        let candidates: Vec<Candidate> = requests.iter().map(Request::candidate).collect();
+        let candidates: Vec<Candidate> = requests.iter().map(|request| request.candidate(prompts)).collect();
         match policy.step(&candidates) {
             Some(stopping) => sums.add(drafting_step(&mut policy, &stopping, &mut requests, prompts, &table)),
             None => {
                 let seconds = table.plain_seconds(running);
-                requests.iter_mut().for_each(|request| request.waiting += 1);
+                requests.iter_mut().for_each(|request| request.say(1));
                 policy.decoded_plainly(running, Duration::from_secs_f64(seconds));
                 sums.add(Step { committed: running, sent: running, seconds, ..Step::default() });
             }
@@ -154,7 +169,7 @@ fn drafting_step(
         }
         step.committed += committed;
         step.sent += 1;
-        request.waiting += committed;
+        request.say(committed);
     }
     step.seconds = table.verify_seconds(requests.len(), step.sent)
         + table.draft_seconds(joined, stopping.slots.min(prompts.block_size));
@@ -209,39 +224,48 @@ struct Request {
     round: usize,
     /// Tokens that the draft's context lacks.
     waiting: usize,
+    /// Tokens of the answer so far.
+    said: usize,
 }
 
 impl Request {
     /// Begins anywhere in the trace, every round being as likely.
     fn begin(id: u64, prompts: &Prompts, generator: &mut ChaCha8Rng) -> Self {
-        let total: usize = prompts.prompts.iter().map(Vec::len).sum();
+        let total: usize = prompts.prompts.iter().map(|prompt| prompt.rounds.len()).sum();
         let mut round = generator.random_range(0..total);
         let mut prompt = 0;
-        while round >= prompts.prompts[prompt].len() {
-            round -= prompts.prompts[prompt].len();
+        while round >= prompts.prompts[prompt].rounds.len() {
+            round -= prompts.prompts[prompt].rounds.len();
             prompt += 1;
         }
-        Self { id, prompt, round, waiting: 1 }
+        Self { id, prompt, round, waiting: 1, said: 1 }
     }
 
     fn round<'a>(&self, prompts: &'a Prompts) -> &'a Replayed {
-        &prompts.prompts[self.prompt][self.round]
+        &prompts.prompts[self.prompt].rounds[self.round]
     }
 
-    fn candidate(&self) -> Candidate {
-        // Answers of a trace end with a stop token: nobody knows before how much is left.
-        Candidate { request: self.id, decoding: true, waiting: self.waiting, remaining: usize::MAX }
+    fn candidate(&self, prompts: &Prompts) -> Candidate {
+        let remaining = prompts.prompts[self.prompt].limit.saturating_sub(self.said).max(2);
+        Candidate { request: self.id, decoding: true, waiting: self.waiting, remaining }
+    }
+
+    /// Tokens were committed.
+    fn say(&mut self, tokens: usize) {
+        self.said += tokens;
+        self.waiting += tokens;
     }
 
     /// On to the next round. At the end of a prompt's rounds another request takes the place, with a number that is `places`
     /// higher.
     fn advance(&mut self, prompts: &Prompts, places: u64, policy: &mut Policy) {
         self.round += 1;
-        let rounds = &prompts.prompts[self.prompt];
+        let rounds = &prompts.prompts[self.prompt].rounds;
         if self.round == rounds.len() {
             policy.answered(rounds.iter().map(|round| round.commits(usize::MAX)).sum());
             let prompt = (self.prompt + 1) % prompts.prompts.len();
-            *self = Self { id: self.id + places, prompt, round: 0, waiting: 1 };
+            let waiting = prompts.prompts[prompt].tokens.max(1);
+            *self = Self { id: self.id + places, prompt, round: 0, waiting, said: 1 };
         }
     }
 }
@@ -273,6 +297,8 @@ mod tests {
                 proposed: 4,
                 accepted,
                 stopped: false,
+                prompt_tokens: 0,
+                max_new_tokens: 0,
             }
         };
         (0..64).map(round).collect()
