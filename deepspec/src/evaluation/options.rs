@@ -1,4 +1,4 @@
-//! What an evaluation is told.
+//! Options of an evaluation.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub enum Turns {
     First,
 }
 
-/// How an evaluation draws its tokens.
+/// Method of drawing tokens in an evaluation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SamplingMethod {
@@ -48,7 +48,7 @@ impl fmt::Display for SamplingMethod {
     }
 }
 
-/// How to evaluate.
+/// Options of an evaluation.
 #[derive(Clone, Debug)]
 pub struct EvaluationOptions {
     /// Sampling temperature; 0 is greedy.
@@ -59,7 +59,7 @@ pub struct EvaluationOptions {
     pub samples: Option<usize>,
     /// Seed of sampling.
     pub seed: u64,
-    /// How tokens are drawn from the seed.
+    /// Method of drawing tokens from the seed.
     pub sampling: SamplingMethod,
     /// Which turns are answered.
     pub turns: Turns,
@@ -67,7 +67,7 @@ pub struct EvaluationOptions {
     pub confidence_threshold: f64,
     /// Extra variables for the chat template.
     pub template_arguments: Map<String, Value>,
-    /// Whether the target alone answers too, for its speed.
+    /// Also let the target answer alone, to measure its speed.
     pub measure_plain: bool,
 }
 

@@ -18,7 +18,7 @@ pub struct EvaluationReport {
     pub temperature: f64,
     /// Seed of sampling.
     pub seed: u64,
-    /// How tokens were drawn from the seed. Rejection sampling accepts more than coupled noise does.
+    /// Method of drawing tokens from the seed. Rejection sampling accepts more than coupled noise does.
     #[serde(default)]
     pub sampling: SamplingMethod,
     /// The weights that the draft used for vocabulary-sized products: `int8` or `exact`.

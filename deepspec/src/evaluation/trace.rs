@@ -53,7 +53,7 @@ pub struct Answered {
     pub sample: usize,
     /// 0-based turn of the prompt.
     pub turn: usize,
-    /// What was said, without special tokens.
+    /// Text of the answer, without special tokens.
     pub text: String,
 }
 

@@ -1,4 +1,4 @@
-//! Whether a draft still computes what its replay bundle holds.
+//! Recomputes a draft's replay bundle and compares the numbers.
 
 use std::path::Path;
 
