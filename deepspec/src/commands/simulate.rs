@@ -64,6 +64,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             arguments.sps.display()
         );
     }
+    if sps.draft().is_some() && sps.context_seconds() == 0.0 {
+        eprintln!(
+            "warning: {}: no `draft_context_seconds`: bringing a draft's context up to date counts as free; measure again \
+             with `dspark profile --again`",
+            arguments.sps.display()
+        );
+    }
+    if rounds.iter().any(|round| round.prompt_tokens == 0 || round.max_new_tokens == 0) {
+        eprintln!(
+            "warning: {}: no `prompt_tokens` or `max_new_tokens`: every request drafts from its first token on; trace again with \
+             `deepspec evaluate --trace`",
+            arguments.trace.display()
+        );
+    }
     let batch_limit = arguments.batch_limit.unwrap_or(sps.max_batch_tokens());
     if batch_limit > sps.max_batch_tokens() {
         eprintln!(

@@ -57,7 +57,7 @@ pub struct Answered {
     pub text: String,
 }
 
-/// What an evaluation tells while it runs.
+/// Event of a running evaluation.
 #[derive(Clone, Debug)]
 pub enum Progressed {
     /// A round is over.

@@ -204,7 +204,7 @@ impl Compute {
     }
 }
 
-/// How the learning rate changes over the steps of a run.
+/// Course of the learning rate over the steps of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LearningRateSchedule {

@@ -1,4 +1,4 @@
-//! What a draft is worth under load: traced rounds, replayed against a measured speed table.
+//! Estimates throughput under load: traced rounds, replayed against a measured speed table.
 //!
 //! Each simulated request goes through the rounds of one traced prompt; when they end, the next prompt begins. Every decision is made by the code that the engine runs ([`dspark_runtime::schedule::Policy`]): whether
 //! a step drafts, which requests join, how far blocks are drafted and how much of them is verified. A step commits what

@@ -182,7 +182,7 @@ fn drafting_step(
     step
 }
 
-/// What one step did.
+/// Outcome of one simulated step.
 #[derive(Clone, Copy, Debug, Default)]
 struct Step {
     drafted: bool,

@@ -8,12 +8,12 @@ use crate::objective::{BlockChoice, LossWeights, SampleBlocks, global_weight};
 /// Step number from which validation draws its anchors: one that no training step has.
 const VALIDATION_STEP: u64 = u64::MAX;
 
-/// How batches are drawn.
+/// Settings of drawing batches.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchSettings {
     /// Samples per optimiser step.
     pub global_batch_size: usize,
-    /// How a batch is split into what goes through the models together.
+    /// Split of a batch into micro-batches.
     pub micro_batches: MicroBatches,
     /// Blocks per sample.
     pub blocks: BlockChoice,

@@ -5,7 +5,7 @@
 
 use std::cmp::Reverse;
 
-/// How a batch is split into micro-batches.
+/// Split of a batch into micro-batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MicroBatches {
     /// At most so many samples, at least 1.

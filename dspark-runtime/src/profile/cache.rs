@@ -43,8 +43,8 @@ pub fn identity(
     })
 }
 
-/// The table of an earlier run when there is one that fits, else a new one, which is then kept for the next. Without a
-/// folder nothing is kept.
+/// Returns the table of an earlier run when there is one that fits and is complete, else a new one, which is then kept for the
+/// next run. Without a folder nothing is kept.
 ///
 /// # Errors
 /// When a new table cannot be written.
@@ -60,6 +60,7 @@ pub fn load_or_measure(
     if let Some(path) = &path
         && let Ok(table) = SpsTable::read(path)
         && table.check_identity(path, identity).is_ok()
+        && is_complete(&table)
     {
         return Ok(table);
     }
@@ -68,6 +69,11 @@ pub fn load_or_measure(
         keep(&table, identity, folder)?;
     }
     Ok(table)
+}
+
+/// Tables of earlier versions do not say what it costs to bring a draft's context up to date.
+fn is_complete(table: &SpsTable) -> bool {
+    table.draft().is_none() || table.context_seconds() > 0.0
 }
 
 /// Keeps a table for later runs.
@@ -117,7 +123,7 @@ fn processor() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schedule::StepCost;
+    use crate::schedule::{DraftCost, StepCost};
 
     #[test]
     fn a_table_is_found_again_only_for_what_it_was_measured_for() {
@@ -133,5 +139,17 @@ mod tests {
         let read = SpsTable::read(&path).unwrap();
         assert!(read.check_identity(&path, &one).is_ok());
         assert!(read.check_identity(&path, &other).unwrap_err().to_string().contains("threads"));
+    }
+
+    #[test]
+    fn a_table_that_does_not_say_what_catching_up_costs_is_measured_again() {
+        let complete = |draft: Option<DraftCost>| {
+            let cost = StepCost::Probes { batch_tokens: vec![1], steps_per_second: vec![10.0], per_request: None };
+            is_complete(&SpsTable::new(cost, 1, draft, None))
+        };
+        let draft = |context_seconds: f64| {
+            Some(DraftCost { requests: vec![1], slots: vec![1], seconds: vec![vec![0.1]], context_seconds })
+        };
+        assert!(complete(None) && complete(draft(1e-5)) && !complete(draft(0.0)));
     }
 }
