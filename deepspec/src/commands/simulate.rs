@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 use dspark_runtime::checkpoint::write_file;
-use dspark_runtime::commands::{count, print};
+use dspark_runtime::commands::{count, count_to, print};
 use dspark_runtime::schedule::{Mode, SpsTable, StsTable};
 
 use crate::evaluation::read_trace;
@@ -27,7 +27,7 @@ pub struct Arguments {
     #[arg(long, value_delimiter = ',', default_value = "off,fixed:1,fixed:7,threshold:0.5,scheduled")]
     modes: Vec<Mode>,
     /// Concurrent requests to simulate
-    #[arg(long, value_delimiter = ',', value_parser = count, default_value = "1,2,4,8,16,32,64,128,256,512,1024")]
+    #[arg(long, value_delimiter = ',', value_parser = count_to::<{ 1 << 16 }>, default_value = "1,2,4,8,16,32,64,128,256,512,1024")]
     loads: Vec<usize>,
     /// Tokens of a step, at most (default: what the speed table is meant for)
     #[arg(long, value_parser = count)]

@@ -13,6 +13,8 @@ use serde::de::{
 };
 use toml::Value;
 
+use super::error::Shortened;
+
 /// What went wrong while filling a section, and at which key.
 #[derive(Debug)]
 pub(super) struct Fault {
@@ -98,8 +100,8 @@ fn found_in_words(found: Unexpected<'_>) -> String {
     match found {
         Unexpected::Bool(value) => value.to_string(),
         Unexpected::Signed(value) => format!("the whole number {value}"),
-        Unexpected::Float(value) => format!("the number {value}"),
-        Unexpected::Str(text) => format!("the string {text:?}"),
+        Unexpected::Float(value) => format!("the number {value:?}"),
+        Unexpected::Str(text) => format!("the string {:?}", Shortened(text).to_string()),
         Unexpected::Seq => "an array".to_owned(),
         Unexpected::Map => "a table".to_owned(),
         other => other.to_string(),

@@ -22,7 +22,23 @@ impl fmt::Display for Place {
         match self {
             Self::File { file, line: Some(line) } => write!(f, "{}:{line}", file.display()),
             Self::File { file, line: None } => write!(f, "{}", file.display()),
-            Self::Override(argument) => write!(f, "--set {argument}"),
+            Self::Override(argument) => write!(f, "--set {}", Shortened(argument)),
+        }
+    }
+}
+
+/// A text of the user's in an error message, cut after [`Self::CHARACTERS`].
+pub(super) struct Shortened<'a>(pub(super) &'a str);
+
+impl Shortened<'_> {
+    const CHARACTERS: usize = 120;
+}
+
+impl fmt::Display for Shortened<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.char_indices().nth(Self::CHARACTERS) {
+            Some((end, _)) => write!(f, "{}...", &self.0[..end]),
+            None => f.write_str(self.0),
         }
     }
 }
@@ -48,7 +64,7 @@ pub enum RecipeError {
     },
     /// A `--set` argument is not of the form `section.key=value`, or reaches into something that is not a
     /// table.
-    #[error("--set {argument}: {reason}")]
+    #[error("--set {}: {reason}", Shortened(argument))]
     Override {
         /// The argument as given.
         argument: String,

@@ -12,6 +12,9 @@ const EITHER: [[&str; 2]; 3] = [
     ["data.validation", "data.validation_fraction"],
 ];
 
+/// Names of a key, at most. The deepest tables that recipes have are template arguments.
+const DEEPEST: usize = 16;
+
 fn other_of_two(key: &str) -> Option<&'static str> {
     let pairs = EITHER.into_iter().flat_map(|[a, b]| [(a, b), (b, a)]);
     pairs.into_iter().find_map(|(own, other)| (own == key).then_some(other))
@@ -25,7 +28,11 @@ pub(super) fn apply(document: &mut Document, argument: &str) -> Result<(), Recip
         return Err(fail("expected the form section.key=value".to_owned()));
     };
     let key = key.trim();
-    let names: Vec<&str> = key.split('.').collect();
+    let names: Vec<&str> = key.split('.').take(DEEPEST + 1).collect();
+    if names.len() > DEEPEST {
+        let reason = format!("the key has more than {DEEPEST} names; expected the form section.key=value");
+        return Err(RecipeError::Override { argument: argument.to_owned(), reason });
+    }
     let Some((last, sections)) = names.split_last().filter(|_| names.iter().all(|name| is_bare_key(name))) else {
         return Err(fail(format!("{key:?} is not a key; expected the form section.key=value")));
     };

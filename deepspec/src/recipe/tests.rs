@@ -359,3 +359,43 @@ fn every_field_is_documented_and_every_documented_field_exists() {
         .collect();
     assert_eq!(existing, documented);
 }
+
+#[test]
+fn absurd_sizes_are_refused_before_anything_is_made_of_them() {
+    let sizes = [
+        "model.block_size",
+        "model.num_draft_layers",
+        "model.num_anchors",
+        "model.markov_rank",
+        "model.draft_vocab_size",
+        "train.steps",
+        "train.epochs",
+        "train.global_batch_size",
+        "train.micro_batch_size",
+        "train.micro_batch_tokens",
+        "data.max_length",
+        "data.min_supervised_tokens",
+        "evaluate.max_new_tokens",
+    ];
+    for key in sizes {
+        for value in ["1000000000000", "9223372036854775807", "-1", "1e308"] {
+            let message = error(&[&format!("{key}={value}")]);
+            assert!(message.contains(&format!("`{key}`")) && message.contains("must be"), "{message}");
+        }
+    }
+    assert!(error(&["model.block_size=1e308"]).ends_with("found the number 1e308"));
+    let published = ["model.block_size=16", "model.num_anchors=512", "train.global_batch_size=512"];
+    parse(SMALLEST, &published).unwrap();
+}
+
+/// Tables are read, compared and dropped by functions that call themselves.
+#[test]
+fn keys_and_values_without_a_bottom_are_refused() {
+    let deep = format!("a{}=1", ".b".repeat(40_000));
+    let message = error(&[&deep]);
+    assert!(message.contains("more than 16 names") && message.len() < 300, "{message}");
+    let value = format!("data.template_arguments={}1{}", "{a=".repeat(40_000), "}".repeat(40_000));
+    assert!(error(&[&value]).len() < 1000);
+    assert!(parse(&deep, &[]).is_err());
+    assert!(parse(&format!("x = {}{}", "[".repeat(40_000), "]".repeat(40_000)), &[]).is_err());
+}

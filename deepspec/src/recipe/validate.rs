@@ -1,6 +1,8 @@
 //! What a recipe must satisfy beyond its types. What depends on the target (its number of layers, its
 //! vocabulary) is checked where the target is known.
 
+use std::fmt::Display;
+
 use super::error::RecipeError;
 use super::schema::{Algorithm, DataSection, EvaluateSection, ModelSection, Recipe, Supervision, TrainSection};
 use super::source::Document;
@@ -30,6 +32,22 @@ fn own_keys(algorithm: Algorithm) -> (&'static [&'static str], &'static [&'stati
         ),
         Algorithm::Eagle3 => (&[], &["num_anchors", "ttt_length", "step_loss_decay", "supervision"]),
     }
+}
+
+/// Largest values that a recipe may ask for: far above any use, and small enough that nothing overflows and that a slip
+/// of the finger is not taken for a size.
+mod largest {
+    pub(super) const BLOCK: usize = 256;
+    pub(super) const LAYERS: usize = 256;
+    pub(super) const ANCHORS: usize = 1 << 16;
+    pub(super) const RANK: usize = 1 << 16;
+    pub(super) const VOCABULARY: usize = 1 << 24;
+    pub(super) const SEQUENCES: usize = 1 << 20;
+    pub(super) const TOKENS: usize = 1 << 24;
+    pub(super) const STEPS: u64 = 1_000_000_000;
+    pub(super) const TEMPERATURE: f64 = 100.0;
+    /// Of the terms of the loss, which are computed in f32.
+    pub(super) const WEIGHT: f64 = 1e6;
 }
 
 /// Reason a key's value cannot be used.
@@ -83,22 +101,23 @@ fn check_name(recipe: &Recipe) -> Result<(), Complaint> {
 }
 
 fn check_model(model: &ModelSection, document: &Document) -> Result<(), Complaint> {
-    at_least_one("model.block_size", model.block_size)?;
-    at_least_one("model.num_draft_layers", model.num_draft_layers)?;
+    from_one("model.block_size", model.block_size, largest::BLOCK)?;
+    from_one("model.num_draft_layers", model.num_draft_layers, largest::LAYERS)?;
     if document.has("model", "num_anchors") {
-        at_least_one("model.num_anchors", model.num_anchors)?;
+        from_one("model.num_anchors", model.num_anchors, largest::ANCHORS)?;
         if model.supervision == Supervision::Reference {
             let reason =
                 "cannot stand beside `model.supervision = \"reference\"`, which trains all blocks".to_owned();
             return Err(("model.num_anchors", reason));
         }
     }
-    at_least_one("model.ttt_length", model.ttt_length)?;
+    from_one("model.ttt_length", model.ttt_length, largest::BLOCK)?;
+    from_one("model.markov_rank", model.markov_rank.max(1), largest::RANK)?;
     if !(model.step_loss_decay > 0.0 && model.step_loss_decay <= 1.0) {
         let reason = format!("must be above 0 and at most 1, found {}", model.step_loss_decay);
         return Err(("model.step_loss_decay", reason));
     }
-    at_least_one("model.draft_vocab_size", model.draft_vocab_size.unwrap_or(1))?;
+    from_one("model.draft_vocab_size", model.draft_vocab_size.unwrap_or(1), largest::VOCABULARY)?;
     let ids = &model.target_layer_ids;
     if ids.is_empty() {
         return Err(("model.target_layer_ids", "is empty: expected at least one layer".to_owned()));
@@ -130,11 +149,10 @@ fn check_train(train: &TrainSection) -> Result<(), Complaint> {
             return Err(("train.epochs", "cannot stand beside `train.steps`: give one".to_owned()));
         }
         (None, None) => return Err(("train", "needs either `steps` or `epochs`".to_owned())),
-        (Some(0), None) => return Err(("train.steps", "must be at least 1, found 0".to_owned())),
-        (None, Some(0)) => return Err(("train.epochs", "must be at least 1, found 0".to_owned())),
-        _ => {}
+        (Some(steps), None) => from_one("train.steps", steps, largest::STEPS)?,
+        (None, Some(epochs)) => from_one("train.epochs", epochs, largest::STEPS)?,
     }
-    at_least_one("train.global_batch_size", train.global_batch_size)?;
+    from_one("train.global_batch_size", train.global_batch_size, largest::SEQUENCES)?;
     let global = train.global_batch_size;
     match (train.micro_batch_size, train.micro_batch_tokens) {
         (Some(_), Some(_)) => {
@@ -144,9 +162,9 @@ fn check_train(train: &TrainSection) -> Result<(), Complaint> {
         (None, None) => {
             return Err(("train", "needs either `micro_batch_size` or `micro_batch_tokens`".to_owned()));
         }
-        (None, Some(tokens)) => at_least_one("train.micro_batch_tokens", tokens)?,
+        (None, Some(tokens)) => from_one("train.micro_batch_tokens", tokens, largest::TOKENS)?,
         (Some(micro), None) => {
-            at_least_one("train.micro_batch_size", micro)?;
+            from_one("train.micro_batch_size", micro, largest::SEQUENCES)?;
             if !global.is_multiple_of(micro) {
                 let reason = format!("must divide `train.global_batch_size` = {global}, found {micro}");
                 return Err(("train.micro_batch_size", reason));
@@ -159,9 +177,9 @@ fn check_train(train: &TrainSection) -> Result<(), Complaint> {
     fraction("train.adam_beta1", train.adam_beta1)?;
     fraction("train.adam_beta2", train.adam_beta2)?;
     positive("train.adam_epsilon", train.adam_epsilon)?;
-    at_least_one("train.checkpoint_every", train.checkpoint_every)?;
-    at_least_one("train.keep_last", train.keep_last)?;
-    at_least_one("train.log_every", train.log_every)
+    from_one("train.checkpoint_every", train.checkpoint_every, u64::MAX)?;
+    from_one("train.keep_last", train.keep_last, usize::MAX)?;
+    from_one("train.log_every", train.log_every, u64::MAX)
 }
 
 fn check_data(data: &DataSection) -> Result<(), Complaint> {
@@ -181,7 +199,8 @@ fn check_data(data: &DataSection) -> Result<(), Complaint> {
             return Err(("data.validation_fraction", reason));
         }
     }
-    at_least_one("data.min_supervised_tokens", data.min_supervised_tokens)?;
+    from_one("data.min_supervised_tokens", data.min_supervised_tokens, largest::TOKENS)?;
+    from_one("data.max_length", data.max_length, largest::TOKENS)?;
     if data.max_length <= data.min_supervised_tokens {
         let (found, minimum) = (data.max_length, data.min_supervised_tokens);
         let reason = format!("must exceed `data.min_supervised_tokens` = {minimum}, found {found}");
@@ -204,9 +223,9 @@ fn check_evaluate(evaluate: &EvaluateSection) -> Result<(), Complaint> {
             return Err(("evaluate.tasks", format!("names {:?} twice", task.name)));
         }
     }
-    not_negative("evaluate.temperature", evaluate.temperature)?;
-    at_least_one("evaluate.max_new_tokens", evaluate.max_new_tokens)?;
-    at_least_one("evaluate.samples", evaluate.samples.unwrap_or(1))?;
+    up_to("evaluate.temperature", evaluate.temperature, largest::TEMPERATURE)?;
+    from_one("evaluate.max_new_tokens", evaluate.max_new_tokens, largest::TOKENS)?;
+    from_one("evaluate.samples", evaluate.samples.unwrap_or(1), usize::MAX)?;
     fraction("evaluate.confidence_threshold", evaluate.confidence_threshold)
 }
 
@@ -224,8 +243,17 @@ fn check_confidence(recipe: &Recipe) -> Result<(), Complaint> {
     Ok(())
 }
 
-fn at_least_one<N: Default + PartialEq + std::fmt::Display>(key: &'static str, found: N) -> Result<(), Complaint> {
-    if found == N::default() { Err((key, format!("must be at least 1, found {found}"))) } else { Ok(()) }
+fn from_one<N>(key: &'static str, found: N, largest: N) -> Result<(), Complaint>
+where
+    N: Default + PartialOrd + Display,
+{
+    if found == N::default() {
+        Err((key, format!("must be at least 1, found {found}")))
+    } else if found > largest {
+        Err((key, format!("must be at most {largest}, found {found}")))
+    } else {
+        Ok(())
+    }
 }
 
 fn positive(key: &'static str, found: f64) -> Result<(), Complaint> {
@@ -233,7 +261,15 @@ fn positive(key: &'static str, found: f64) -> Result<(), Complaint> {
 }
 
 fn not_negative(key: &'static str, found: f64) -> Result<(), Complaint> {
-    if found.is_finite() && found >= 0.0 { Ok(()) } else { Err((key, format!("must be at least 0, found {found}"))) }
+    up_to(key, found, largest::WEIGHT)
+}
+
+fn up_to(key: &'static str, found: f64, largest: f64) -> Result<(), Complaint> {
+    match (0.0..=largest).contains(&found) {
+        true => Ok(()),
+        false if found > largest => Err((key, format!("must be at most {largest}, found {found}"))),
+        false => Err((key, format!("must be at least 0, found {found}"))),
+    }
 }
 
 fn fraction(key: &'static str, found: f64) -> Result<(), Complaint> {

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Map, json};
 
 use super::models::{LoadedModels, ModelArguments};
-use super::output::{count, print};
+use super::output::{MOST_REQUESTS, count, count_to, print};
 use super::sampling::SamplingArguments;
 use crate::bench::{Ceiling, Load, Measured, Ratio, Run, read_prompts, run as run_load};
 use crate::checkpoint::write_file;
@@ -26,7 +26,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     prompts: PathBuf,
     /// Clients that ask at the same time
-    #[arg(long, value_delimiter = ',', default_values_t = [1_usize, 2, 4, 8])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1_usize, 2, 4, 8], value_parser = count_to::<MOST_REQUESTS>)]
     concurrency: Vec<usize>,
     /// off, fixed:N, threshold:P, scheduled
     #[arg(long, value_delimiter = ',', default_values_t = [Mode::Off, Mode::Fixed(1), Mode::Fixed(7), Mode::Scheduled])]
@@ -35,7 +35,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 5, value_parser = count)]
     repeats: usize,
     /// Requests per client in each run
-    #[arg(long, default_value_t = 2, value_parser = count)]
+    #[arg(long, default_value_t = 2, value_parser = count_to::<{ 1 << 20 }>)]
     requests: usize,
     /// Token limit of every answer
     #[arg(long, default_value_t = 64, value_parser = count)]

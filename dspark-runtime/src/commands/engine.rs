@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::models::ModelArguments;
-use super::output::count;
+use super::output::{MOST_REQUESTS, count, count_to};
 use crate::engine::{Engine, EngineConfig, EngineHandle};
 use crate::schedule::Mode;
 use crate::text::Tokenizer;
@@ -18,7 +18,7 @@ pub struct EngineArguments {
     #[arg(long, default_value_t)]
     mode: Mode,
     /// Requests answered at once
-    #[arg(long, default_value_t = EngineConfig::default().max_running, value_parser = count)]
+    #[arg(long, default_value_t = EngineConfig::default().max_running, value_parser = count_to::<MOST_REQUESTS>)]
     max_running: usize,
     /// Requests that may wait; further ones are refused
     #[arg(long, default_value_t = EngineConfig::default().max_waiting, value_parser = count)]

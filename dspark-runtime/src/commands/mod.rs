@@ -13,7 +13,7 @@ mod sampling;
 mod serve;
 
 pub use models::{LoadedModels, ModelArguments};
-pub use output::{count, print, share, temperature, template_arguments, weight_precision};
+pub use output::{MOST_REQUESTS, count, count_to, print, share, temperature, template_arguments, weight_precision};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};

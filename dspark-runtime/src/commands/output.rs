@@ -62,6 +62,20 @@ pub fn count(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|value| *value > 0).ok_or_else(|| "expected a whole number >= 1".into())
 }
 
+/// A count from 1 to `LARGEST`, for what takes memory or time in proportion.
+///
+/// # Errors
+/// What was expected, in words.
+pub fn count_to<const LARGEST: usize>(text: &str) -> Result<usize, String> {
+    count(text)
+        .ok()
+        .filter(|value| *value <= LARGEST)
+        .ok_or_else(|| format!("expected a whole number from 1 to {LARGEST}"))
+}
+
+/// The largest number of requests that a verb answers, or pretends to answer, at the same time.
+pub const MOST_REQUESTS: usize = 4096;
+
 /// `f32` or `stored`, for `--weights`.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::models::ModelArguments;
-use super::output::{count, print};
+use super::output::{MOST_REQUESTS, count, count_to, print};
 use crate::profile::{ProfileOptions, cache_folder, load_or_measure, verify_seconds};
 use crate::schedule::StepCost;
 
@@ -20,7 +20,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = ProfileOptions::default().max_batch_tokens, value_parser = count)]
     max_batch_tokens: usize,
     /// Maximum number of requests that draft together
-    #[arg(long, default_value_t = ProfileOptions::default().max_requests, value_parser = count)]
+    #[arg(long, default_value_t = ProfileOptions::default().max_requests, value_parser = count_to::<MOST_REQUESTS>)]
     max_requests: usize,
     /// Context lengths to measure, in tokens; the first one is used for the table
     #[arg(long, value_delimiter = ',', default_values_t = [ProfileOptions::default().context, 1024])]
@@ -45,7 +45,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let (target, draft) = (&models.target, models.draft.as_ref());
     let longest = target.config().max_position_embeddings;
     let rows = draft.map_or(8, |draft| draft.config().block_size + 1);
-    if let Some(context) = arguments.contexts.iter().find(|context| **context + rows > longest) {
+    if let Some(context) = arguments.contexts.iter().find(|context| context.saturating_add(rows) > longest) {
         bail!("--contexts: expected at most {} for this target, found {context}", longest.saturating_sub(rows));
     }
     let Some(&context) = arguments.contexts.first() else { bail!("--contexts: expected at least one number") };
