@@ -78,7 +78,7 @@ impl TargetCache {
         let index = folder.join("samples.idx");
         let bytes = fs::read(&index).map_err(CheckpointError::io(&index))?;
         let count = manifest.size("num_samples", 0)?;
-        if bytes.len() != count * RECORD {
+        if count.checked_mul(RECORD) != Some(bytes.len()) {
             let reason = format!("expected {count} records of {RECORD} bytes, found {} bytes", bytes.len());
             return Err(CheckpointError::Invalid { path: index, reason });
         }
