@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Time between plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -15,6 +15,9 @@ pub struct Progress {
     /// When to print the next plain line; `None` on a terminal.
     next_line: Option<Instant>,
     name: String,
+    started: Instant,
+    /// Steps that an earlier process did.
+    done_before: u64,
 }
 
 impl Progress {
@@ -28,7 +31,8 @@ impl Progress {
         }
         bar.set_prefix(name.to_owned());
         bar.reset_eta();
-        Self { bar, next_line: (!terminal).then(Instant::now), name: name.to_owned() }
+        let started = Instant::now();
+        Self { bar, next_line: (!terminal).then_some(started), name: name.to_owned(), started, done_before: done }
     }
 
     /// Counts one step. `message` is evaluated only when it is shown.
@@ -39,7 +43,9 @@ impl Progress {
             None => self.bar.set_message(message()),
             Some(due) if due <= Instant::now() || finished => {
                 let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
-                eprintln!("{} {done}/{total} {} {:.0?} left", self.name, message(), self.bar.eta());
+                let left =
+                    left(self.started.elapsed(), done.saturating_sub(self.done_before), total.saturating_sub(done));
+                eprintln!("{} {done}/{total} {}{left}", self.name, message());
                 self.next_line = Some(Instant::now() + LINE_INTERVAL);
             }
             Some(_) => {}
@@ -57,5 +63,31 @@ impl Progress {
     /// Removes the bar.
     pub fn finish(self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// The time that `left` steps take, where `done` steps took `elapsed`, as the end of a line; nothing after the last step.
+fn left(elapsed: Duration, done: u64, left: u64) -> String {
+    if done == 0 || left == 0 {
+        return String::new();
+    }
+    let seconds = elapsed.as_secs_f64() * left as f64 / done as f64;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(time) => format!(" {} left", HumanDuration(time)),
+        Err(_) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_is_that_of_the_steps_left() {
+        let ten = Duration::from_secs(10);
+        assert_eq!(left(ten, 2, 6), " 30 seconds left");
+        assert_eq!(left(ten, 1, 90), " 15 minutes left");
+        assert_eq!(left(ten, 2, 0), "");
+        assert_eq!(left(Duration::ZERO, 0, 5), "");
     }
 }

@@ -6,6 +6,7 @@ pub mod commands;
 pub mod compatibility;
 pub mod console;
 pub mod conversation;
+pub mod digest;
 pub mod estimate;
 pub mod evaluation;
 pub mod logging;

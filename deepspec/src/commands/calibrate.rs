@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use dspark_runtime::checkpoint::write_file;
+use dspark_runtime::checkpoint::{FolderLock, write_file};
 use dspark_runtime::commands::{count, print, temperature, template_arguments};
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{Draft, DraftHeads};
@@ -19,7 +19,7 @@ use crate::evaluation::{
 };
 
 /// The reliability diagram beside the table.
-const DIAGRAM: &str = "reliability.svg";
+pub const DIAGRAM: &str = "reliability.svg";
 
 /// Arguments of `deepspec calibrate`.
 #[derive(Debug, Args)]
@@ -78,6 +78,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if folder.exists() && !folder.is_dir() {
         bail!("--out {}: expected a folder (for {} and {DIAGRAM}), found a file", folder.display(), StsTable::FILE);
     }
+    // A run that writes the draft must not replace it meanwhile.
+    let _lock = FolderLock::around(folder)?;
     let rounds = match (&arguments.trace, &arguments.target, &arguments.draft) {
         (Some(trace), _, _) => read_trace(trace)?,
         (None, Some(target), Some(draft)) => decode(arguments, target, draft)?,

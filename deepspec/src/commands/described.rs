@@ -9,10 +9,8 @@ use dspark_runtime::checkpoint::resolve_model;
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{DSparkConfig, DraftConfig, DraftShape, Drafter, Eagle3Config, LayerId, TargetConfig};
 use dspark_runtime::text::Tokenizer;
-use sha2::{Digest, Sha256};
 
 use super::data_files::data_files;
-use super::digest::{hash_ends, hash_file, hex, model_files};
 use crate::cards::{Card, Kind, dataset_folders};
 use crate::conversation::{ReadOptions, Samples, read_samples, split_validation};
 use crate::evaluation::Task;
@@ -195,26 +193,6 @@ impl Described {
             validate_every: train.validate_every,
             log_every: train.log_every,
         }
-    }
-
-    /// Digest of everything that decides the course of a training: settings, data, target.
-    ///
-    /// # Errors
-    /// When a file cannot be read.
-    pub fn training_digest(&self) -> Result<String> {
-        let recipe = &self.recipe;
-        let mut hash = Sha256::new();
-        let sections = serde_json::to_string(&(&recipe.model, &recipe.train, &recipe.data))?;
-        hash.update(sections.as_bytes());
-        for file in recipe.data.train.iter().chain(&recipe.data.validation) {
-            hash_file(&mut hash, file)?;
-        }
-        let start = self.recipe.train.from.as_deref().map(model_files).transpose()?.unwrap_or_default();
-        for file in model_files(&self.target_folder)?.into_iter().chain(start) {
-            let weights = file.extension().is_some_and(|extension| extension == "safetensors" || extension == "gguf");
-            if weights { hash_ends(&mut hash, &file)? } else { hash_file(&mut hash, &file)? }
-        }
-        Ok(hex(hash))
     }
 
     /// The recipe's evaluation tasks with their files.

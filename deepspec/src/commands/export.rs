@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use dspark_runtime::checkpoint::WeightDtype;
 use dspark_runtime::checkpoint::gguf::BlockType;
+use dspark_runtime::checkpoint::{FolderLock, WeightDtype};
 use dspark_runtime::commands::{count, print};
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{Draft, DraftConfig, Target, Verifier, write_target_gguf};
@@ -29,7 +29,7 @@ pub struct Arguments {
     /// Face name
     #[arg(long, value_name = "DIR")]
     target: String,
-    /// What to write: the folder, replaced if it is a draft; with `--layout gguf` the file
+    /// What to write: the folder, where a draft is replaced and other files stay; with `--layout gguf` the file
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     /// What the checkpoint is for: `deepspec`, a folder as this project and the reference have it, `speculators`, a folder
@@ -121,9 +121,8 @@ fn write_folder(arguments: &Arguments) -> Result<()> {
     if arguments.verifier.is_some() && arguments.layout != Layout::Speculators {
         bail!("--verifier: only with --layout speculators; other layouts do not name the target");
     }
-    if arguments.out.exists() && DraftConfig::read(&arguments.out).is_err() {
-        bail!("--out {}: exists and is not a draft; choose another folder", arguments.out.display());
-    }
+    check_out(&arguments.out)?;
+    let _lock = FolderLock::around(&arguments.out)?;
     let (_, target, tokenizer) = load_target(&arguments.target, &arguments.device.open()?)?;
     let mut draft = Draft::load(&arguments.draft, &target)?;
     if let Some(size) = arguments.draft_vocab_size {
@@ -138,6 +137,15 @@ fn write_folder(arguments: &Arguments) -> Result<()> {
     let options = FolderOptions { dtype, with_embeddings: !arguments.without_embeddings, speculators };
     write_draft_folder(&draft, &arguments.out, &options, &target, tokenizer.stop_token_ids(), &prompts)?;
     Ok(print(format_args!("wrote {}", arguments.out.display()))?)
+}
+
+/// An export replaces a draft, or goes into a folder that is new or empty.
+fn check_out(out: &Path) -> Result<()> {
+    let empty = || out.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+    if out.exists() && !empty() && DraftConfig::read(out).is_err() {
+        bail!("--out {}: exists and is not a draft; choose another folder", out.display());
+    }
+    Ok(())
 }
 
 /// The target as the `speculators` layout names it. A folder on this machine is no name for others.

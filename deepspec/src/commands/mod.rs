@@ -1,15 +1,16 @@
 //! The command line, one thin file per verb.
 
 mod calibrate;
+mod course;
 mod data_files;
 mod described;
-mod digest;
 mod draft_folder;
 mod estimate;
 mod evaluate;
 mod export;
 mod inspect;
 mod run;
+mod run_folder;
 mod setup;
 mod simulate;
 mod stages;
@@ -70,14 +71,12 @@ impl Cli {
     }
 }
 
-/// 1 when the work or the machine failed, 2 when the input was wrong.
+/// 1 when the work or the machine failed, 2 when the input was wrong, 130 after SIGINT, 143 after SIGTERM.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    let failed = error.chain().any(|cause| {
-        let training = matches!(
-            cause.downcast_ref::<TrainError>(),
-            Some(TrainError::NotFinite { .. } | TrainError::Interrupted { .. })
-        );
-        training || dspark_runtime::commands::machine_failed(cause)
-    });
-    if failed { 1 } else { 2 }
+    let code = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<TrainError>() {
+        Some(TrainError::Interrupted { signal, .. }) => Some(signal.exit_code()),
+        Some(TrainError::NotFinite { .. }) => Some(1),
+        _ => dspark_runtime::commands::machine_failed(cause).then_some(1),
+    };
+    error.chain().find_map(code).unwrap_or(2)
 }

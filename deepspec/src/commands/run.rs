@@ -1,27 +1,31 @@
 //! `deepspec run`
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use dspark_runtime::checkpoint::{CheckpointError, WeightDtype, write_file};
+use dspark_runtime::checkpoint::{WeightDtype, write_file};
 use dspark_runtime::commands::print;
+use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::Draft;
 use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, Sampler};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::course::Run;
 use super::described::{Described, RecipeArguments};
-use super::digest::{digest, hash_file, hex};
 use super::draft_folder::{FolderOptions, prompt_limits, write_draft_folder};
+use super::run_folder::{DRAFT, REPORT, lock, remove_run};
 use super::setup::Prepared;
 use super::stages::Stages;
 use super::train::train_prepared;
 use crate::conversation::read_evaluation_prompts;
+use crate::digest::{digest, hash_file, hex};
 use crate::evaluation::{EvaluateError, EvaluationOptions, EvaluationReport, Models, Records, Task, evaluate, table};
+use crate::process::watch;
 use crate::replay::task_prompts;
+use crate::trainer::DRAFT_FILES;
 
 /// Longest sample answer shown at the end, tokens.
 const SAMPLE_TOKENS: usize = 160;
@@ -31,7 +35,7 @@ const SAMPLE_TOKENS: usize = 160;
 pub struct Arguments {
     #[command(flatten)]
     recipe: RecipeArguments,
-    /// Delete what an earlier run of this recipe left, and start anew
+    /// Delete what an earlier run wrote into the folder, and start anew. Other files in it stay
     #[arg(long)]
     restart: bool,
 }
@@ -55,21 +59,39 @@ pub struct Outcome {
 
 /// Data, train, export, evaluate, report. What is evaluated is what was exported, in its number type.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let prepared = Prepared::load(&arguments.recipe)?;
-    let tasks = checked_tasks(&prepared.described)?;
-    let folder = prepared.described.recipe.output_dir();
-    if arguments.restart {
-        remove_run(&folder)?;
-    }
-    let Outcome { training, evaluation, exported } = execute(&prepared, &tasks, "evaluate")?;
+    watch().context("watching for signals")?;
+    let described = Described::load(&arguments.recipe)?;
+    let folder = described.recipe.output_dir();
+    let _lock = lock(&folder)?;
+    let tasks = checked_tasks(&described)?;
+    let (prepared, run) = prepare(described, arguments.recipe.device, arguments.restart)?;
+    let Outcome { training, evaluation, exported } = execute(&prepared, run, &tasks, "evaluate")?;
     let report = json!({"evaluation": evaluation, "training": training});
-    let report_path = folder.join("report.json");
+    let report_path = folder.join(REPORT);
     write_file(&report_path, (serde_json::to_string_pretty(&report)? + "\n").as_bytes())?;
 
     print(format_args!("\n{}", table(&evaluation)))?;
     show_sample(&prepared, &Draft::load(&exported, &prepared.target)?, &tasks)?;
     print(format_args!("report:     {}", report_path.display()))?;
     Ok(print(format_args!("checkpoint: {}", exported.display()))?)
+}
+
+/// Loads the target of a recipe whose folder is locked, and finds the run in the folder. With `restart`, removes that run once the
+/// target is loaded.
+///
+/// # Errors
+/// When the folder holds a run with other settings or data, or a file cannot be read or removed.
+pub fn prepare(described: Described, device: DeviceChoice, restart: bool) -> Result<(Prepared, Run)> {
+    let run = (!restart).then(|| described.run(true)).transpose()?;
+    let prepared = Prepared::of(described, &device.open()?)?;
+    let run = match run {
+        Some(run) => run,
+        None => {
+            remove_run(&prepared.described.recipe.output_dir())?;
+            prepared.described.run(true)?
+        }
+    };
+    Ok((prepared, run))
 }
 
 /// The recipe's tasks. Unusable ones are found before hours of training, not after.
@@ -92,12 +114,12 @@ pub fn checked_tasks(described: &Described) -> Result<Vec<Task>> {
 ///
 /// # Errors
 /// When a stage fails.
-pub fn execute(prepared: &Prepared, tasks: &[Task], evaluation: &str) -> Result<Outcome> {
+pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) -> Result<Outcome> {
     let Prepared { described, target } = prepared;
     let recipe = &described.recipe;
-    let folder = recipe.output_dir();
+    let Run { folder: run, digest: training_digest } = run;
+    let folder = run.path.clone();
     let stages = Stages::of_run(&folder);
-    let training_digest = described.training_digest()?;
     let mut read = None;
     stages.run("data", &training_digest, || {
         let samples = read.insert(described.samples()?);
@@ -108,11 +130,12 @@ pub fn execute(prepared: &Prepared, tasks: &[Task], evaluation: &str) -> Result<
             Some(samples) => samples,
             None => described.samples()?,
         };
-        let report = train_prepared(prepared, &samples, true)?;
-        Ok((serde_json::to_value(&report)?, vec![report.checkpoint]))
+        let report = train_prepared(prepared, &samples, run)?;
+        let files = DRAFT_FILES.iter().map(|name| report.checkpoint.join(name)).collect();
+        Ok((serde_json::to_value(&report)?, files))
     })?;
     let checkpoint = training["checkpoint"].as_str().context("the training stage recorded no checkpoint")?;
-    let exported = folder.join("draft");
+    let exported = folder.join(DRAFT);
     let without = recipe.output.without_embeddings;
     let tables = if without { "without" } else { "with" };
     let export_digest = digest(&[&training_digest, checkpoint, tables, "replay", &task_digest(tasks)?]);
@@ -122,8 +145,7 @@ pub fn execute(prepared: &Prepared, tasks: &[Task], evaluation: &str) -> Result<
         let prompts = task_prompts(tasks, &described.tokenizer, &recipe.data.template_arguments, limits)?;
         let options = FolderOptions { dtype: WeightDtype::Bf16, with_embeddings: !without, speculators: None };
         let stop = described.tokenizer.stop_token_ids();
-        write_draft_folder(&trained, &exported, &options, target, stop, &prompts)?;
-        Ok((Value::Null, vec![exported.clone()]))
+        Ok((Value::Null, write_draft_folder(&trained, &exported, &options, target, stop, &prompts)?))
     })?;
     let settings = serde_json::to_string(&recipe.evaluate)?;
     let inputs = digest(&[&export_digest, &settings, &task_digest(tasks)?]);
@@ -132,21 +154,6 @@ pub fn execute(prepared: &Prepared, tasks: &[Task], evaluation: &str) -> Result<
         Ok((evaluate_recipe(prepared, &draft, &exported, tasks)?, Vec::new()))
     })?;
     Ok(Outcome { training, evaluation, exported })
-}
-
-/// Removes what runs write into their folder, and nothing else that may be there.
-pub fn remove_run(folder: &Path) -> Result<()> {
-    for name in ["checkpoints", "stages", "tensorboard", "draft", "metrics.jsonl", "report.json"] {
-        let path = folder.join(name);
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        match removed {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(CheckpointError::io(path)(error).into());
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 fn task_digest(tasks: &[Task]) -> Result<String> {

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use dspark_runtime::model::{Draft, DraftVocabulary, Target};
 use dspark_runtime::text::Tokenizer;
 
-use super::described::{Described, RecipeArguments};
+use super::described::Described;
 use crate::conversation::Sample;
 
 /// Samples on which the initial norms of a draft are measured.
@@ -22,14 +22,12 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Reads the recipe and loads its target.
+    /// Loads a recipe's target.
     ///
     /// # Errors
-    /// When the recipe or the target is unusable.
-    pub fn load(arguments: &RecipeArguments) -> Result<Self> {
-        let device = arguments.device.open()?;
-        let described = Described::load(arguments)?;
-        let target = Target::load(&described.target_folder, &device)?;
+    /// When the target is unusable.
+    pub fn of(described: Described, device: &Device) -> Result<Self> {
+        let target = Target::load(&described.target_folder, device)?;
         Ok(Self { described, target })
     }
 

@@ -1,12 +1,15 @@
 //! Remembering which stages of a run are complete, so that `deepspec run` can go on where it stopped.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use dspark_runtime::checkpoint::write_file;
+use dspark_runtime::checkpoint::{CheckpointError, remove_written, write_file};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use crate::digest::{file_digest, is_intact};
 
 /// Complete stages of one run, each a file in its folder `stages/`.
 #[derive(Debug)]
@@ -18,10 +21,29 @@ pub struct Stages {
 struct Record<T> {
     /// Digest of what the stage was computed from.
     inputs: String,
-    /// Files or folders that must still be there.
+    /// Files or folders that must still be there, in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     outputs: Vec<PathBuf>,
+    /// Files that must still be as they were written, with their SHA-256.
+    #[serde(default)]
+    files: BTreeMap<PathBuf, String>,
     /// What the stage found out.
     result: T,
+}
+
+impl<T> Record<T> {
+    /// The first output that is missing or not as it was written.
+    fn damaged(&self) -> Result<Option<&Path>, CheckpointError> {
+        if let Some(missing) = self.outputs.iter().find(|output| !output.exists()) {
+            return Ok(Some(missing));
+        }
+        for (path, recorded) in &self.files {
+            if !is_intact(path, recorded)? {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
+    }
 }
 
 impl Stages {
@@ -30,11 +52,24 @@ impl Stages {
         Self { folder: folder.join("stages") }
     }
 
-    /// The result of a stage: the recorded one when its inputs are the same and its outputs still there, else what `work`
-    /// computes.
+    /// Removes the records of all stages, and nothing else.
     ///
     /// # Errors
-    /// When the work fails or its completion cannot be recorded.
+    /// When a file cannot be removed.
+    pub fn remove(&self) -> Result<(), CheckpointError> {
+        remove_written(&self.folder, |path| {
+            let record =
+                || fs::read(self.folder.join(path)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            path.extension().is_some_and(|extension| extension == "json")
+                && record().is_some_and(|_: Record<serde::de::IgnoredAny>| true)
+        })
+    }
+
+    /// The result of a stage: the recorded one when its inputs are the same and its outputs are as they were written, else what
+    /// `work` computes. `work` returns its result and the files that it wrote.
+    ///
+    /// # Errors
+    /// When the work fails, an output cannot be read or completion cannot be recorded.
     pub fn run<T: Serialize + DeserializeOwned>(
         &self,
         name: &str,
@@ -45,13 +80,19 @@ impl Stages {
         let recorded = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Record<T>>(&bytes).ok());
         if let Some(record) = recorded
             && record.inputs == inputs
-            && record.outputs.iter().all(|output| output.exists())
         {
-            eprintln!("{name}: done before");
-            return Ok(record.result);
+            match record.damaged()? {
+                None => {
+                    eprintln!("{name}: done before");
+                    return Ok(record.result);
+                }
+                Some(output) => eprintln!("{name}: done again: {} is missing or damaged", output.display()),
+            }
         }
         let (result, outputs) = work().with_context(|| format!("stage {name}"))?;
-        let record = Record { inputs: inputs.to_owned(), outputs, result };
+        let digests = outputs.into_iter().map(|output| Ok((output.clone(), file_digest(&output)?)));
+        let files = digests.collect::<Result<_, CheckpointError>>()?;
+        let record = Record { inputs: inputs.to_owned(), outputs: Vec::new(), files, result };
         write_file(&path, serde_json::to_string_pretty(&record)?.as_bytes())?;
         Ok(record.result)
     }

@@ -1,19 +1,19 @@
 //! `deepspec train`
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Result;
-use burn_train::Interrupter;
+use anyhow::{Context, Result};
 use clap::Args;
 use dspark_runtime::checkpoint::expand_home;
 use dspark_runtime::commands::print;
 
 use super::described::{Described, RecipeArguments};
 use super::estimate::{estimate, print_estimate};
+use super::run_folder::lock;
 use super::setup::Prepared;
 use crate::conversation::Samples;
-use crate::trainer::{RunFolder, TrainJob, TrainReport, train};
+use crate::process::{defer, watch};
+use crate::trainer::{RunFolder, TrainError, TrainJob, TrainReport, train};
 
 /// Arguments of `deepspec train`.
 #[derive(Debug, Args)]
@@ -28,7 +28,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
     /// Say what the training would take (parameters, memory, time) and do nothing else; no weights are loaded
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long, conflicts_with_all = ["resume", "from"])]
     plan: bool,
     /// Print the report, or the plan, as JSON on standard output
     #[arg(long)]
@@ -46,48 +46,33 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             print_estimate(&estimate)
         };
     }
-    let mut prepared = Prepared::load(&arguments.recipe)?;
+    watch().context("watching for signals")?;
+    let mut described = Described::load(&arguments.recipe)?;
     if let Some(from) = &arguments.from {
-        prepared.described.recipe.train.from = Some(expand_home(from));
+        described.recipe.train.from = Some(expand_home(from));
     }
+    let _lock = lock(&described.recipe.output_dir())?;
+    let run = described.run(arguments.resume)?;
+    let prepared = Prepared::of(described, &arguments.recipe.device.open()?)?;
     let samples = prepared.described.samples()?;
-    let report = train_prepared(&prepared, &samples, arguments.resume)?;
+    let report = train_prepared(&prepared, &samples, run.folder)?;
     if arguments.json { Ok(print(serde_json::to_string_pretty(&report)?)?) } else { print_report(&report) }
 }
 
-/// Trains a prepared recipe in its output folder.
-pub fn train_prepared(prepared: &Prepared, samples: &Samples, resume: bool) -> Result<TrainReport> {
+/// Trains a prepared recipe in its folder.
+pub fn train_prepared(prepared: &Prepared, samples: &Samples, run: RunFolder) -> Result<TrainReport> {
     let Prepared { described, target } = prepared;
-    let job = TrainJob {
-        target,
-        draft: prepared.starting_draft(&samples.training)?,
-        samples,
-        settings: described.train_settings(samples.training.len()),
-        run: RunFolder { path: described.recipe.output_dir(), digest: described.training_digest()?, resume },
-        interrupter: on_interrupt(),
-    };
-    TRAINING.store(true, Ordering::Relaxed);
-    let report = train(job);
-    TRAINING.store(false, Ordering::Relaxed);
-    Ok(report?)
-}
-
-/// Whether an interrupt has a step to wait for.
-static TRAINING: AtomicBool = AtomicBool::new(false);
-
-/// The first Ctrl-C lets the step finish and saves; the second ends the process.
-fn on_interrupt() -> Interrupter {
-    let interrupter = Interrupter::new();
-    let handler = interrupter.clone();
-    // A handler that is there already belongs to an earlier training of this process, which has ended.
-    let _ = ctrlc::set_handler(move || {
-        if handler.should_stop() || !TRAINING.load(Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        eprintln!("finishing this step and saving; interrupt again to stop at once");
-        handler.stop(Some("interrupted"));
+    let draft = prepared.starting_draft(&samples.training)?;
+    let settings = described.train_settings(samples.training.len());
+    let (report, signal) = defer("finishing this step and saving a checkpoint", |interrupter| {
+        train(TrainJob { target, draft, samples, settings, run, interrupter })
     });
-    interrupter
+    let report = report?;
+    match signal {
+        // It came after the last step: everything is saved.
+        Some(signal) => Err(TrainError::Interrupted { step: report.steps, signal }.into()),
+        None => Ok(report),
+    }
 }
 
 /// The outcome in words.

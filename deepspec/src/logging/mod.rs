@@ -44,6 +44,21 @@ impl RunLog {
         Ok(Self { metrics, events: EventWriter::resume(&folder.join(EVENTS_FOLDER), step)? })
     }
 
+    /// Removes the logs in `folder`, and nothing else. Logs that do not exist are no error.
+    ///
+    /// # Errors
+    /// [`LogError`] naming the file that cannot be removed.
+    pub fn remove(folder: &Path) -> Result<(), LogError> {
+        EventWriter::remove(&folder.join(EVENTS_FOLDER))?;
+        let metrics = folder.join(METRICS_FILE);
+        match std::fs::remove_file(&metrics) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(LogError::Io { path: metrics, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Logs `values` for optimiser step `step`, counted from 1; steps must increase. On return they are with
     /// the operating system, so that a killed process loses nothing.
     ///

@@ -14,6 +14,8 @@ use super::error::LogError;
 
 /// Part of the file name by which TensorBoard recognises event files.
 const PREFIX: &str = "events.out.tfevents.";
+/// End of the names of event files that are written here.
+const SUFFIX: &str = ".deepspec";
 
 /// Appends scalars to one event file.
 pub struct EventWriter {
@@ -22,16 +24,31 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Starts the event files of a run in `folder` (made if needed), removing those that are there.
+    /// Starts the event files of a run in `folder` (made if needed), removing those of earlier runs.
     ///
     /// # Errors
     /// [`LogError::Io`] naming the file or folder.
     pub fn create(folder: &Path) -> Result<Self, LogError> {
+        Self::remove(folder)?;
         std::fs::create_dir_all(folder).map_err(LogError::at(folder))?;
+        Self::start(folder, 0, None)
+    }
+
+    /// Removes the event files in `folder` that were written here, and the folder where nothing else is in it.
+    ///
+    /// # Errors
+    /// [`LogError::Io`] naming the file or folder.
+    pub fn remove(folder: &Path) -> Result<(), LogError> {
+        if !folder.exists() {
+            return Ok(());
+        }
         for path in event_files(folder)? {
             std::fs::remove_file(&path).map_err(LogError::at(&path))?;
         }
-        Self::start(folder, 0, None)
+        match std::fs::remove_dir(folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::DirectoryNotEmpty => Err(LogError::at(folder)(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Continues the run in `folder` after step `step`, in a new file behind those that are there.
@@ -47,7 +64,7 @@ impl EventWriter {
     /// Readers take the files of a folder in the order of their names: a running number, not the time of day,
     /// makes that the order they were written in.
     fn start(folder: &Path, index: usize, resumed_after: Option<u64>) -> Result<Self, LogError> {
-        let path = folder.join(format!("{PREFIX}{index:010}.deepspec"));
+        let path = folder.join(format!("{PREFIX}{index:010}{SUFFIX}"));
         let file = OpenOptions::new().create_new(true).append(true).open(&path).map_err(LogError::at(&path))?;
         let mut writer = Self { path, file };
         writer.write(&Event { wall_time: now(), step: 0, what: What::FileVersion })?;
@@ -70,12 +87,14 @@ impl EventWriter {
     }
 }
 
-/// The event files in `folder`, in no particular order.
+/// The event files in `folder` that were written here, in no particular order.
 fn event_files(folder: &Path) -> Result<Vec<PathBuf>, LogError> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(LogError::at(folder))? {
         let entry = entry.map_err(LogError::at(folder))?;
-        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(PREFIX) && name.ends_with(SUFFIX) {
             files.push(entry.path());
         }
     }

@@ -1,6 +1,6 @@
 //! Sums that are reported: numerators and denominators, so that micro-batches add up exactly.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::loss::Denominator;
 
@@ -153,7 +153,7 @@ impl LossSums {
 }
 
 /// Averages of a batch, named as the reference names them.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// The weighted sum of the terms.
     pub loss: f64,

@@ -38,6 +38,11 @@ struct Prompt {
     rounds: Vec<Round>,
 }
 
+/// Whether a file of a draft's folder, named by its path in it, is part of a bundle.
+pub fn is_replay_file(path: &Path) -> bool {
+    [TEXTS, NUMBERS].iter().any(|name| path == Path::new(FOLDER).join(name))
+}
+
 /// Writes a bundle into a draft's folder that is not visible yet.
 ///
 /// # Errors

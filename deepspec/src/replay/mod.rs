@@ -18,7 +18,7 @@ use dspark_runtime::model::{DSparkConfig, DraftConfig, DraftKind};
 use serde::{Deserialize, Serialize};
 
 pub use compare::{Difference, first_difference};
-pub use files::{FOLDER, read_replay, write_replay};
+pub use files::{FOLDER, is_replay_file, read_replay, write_replay};
 pub use prompts::{ReplayPrompt, default_prompts, file_prompts, task_prompts};
 pub use record::record;
 

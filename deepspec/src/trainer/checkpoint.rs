@@ -7,96 +7,87 @@
 //! ```text
 //! checkpoints/step-00000100/   config.json, model.safetensors   the draft, in 32 bits, without embeddings
 //!                              optimizer.bpk                    AdamW's moments
-//!                              state.json                       steps done, the run's digest, the best so far
+//!                              state.json                       steps done, settings, the best so far, checksums
 //! ```
+//!
+//! Equal runs write equal bytes. Files and folders of other names are the user's: they are neither read nor removed.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use dspark_runtime::checkpoint::{AtomicDirectory, CheckpointError, WeightDtype, write_file};
-use dspark_runtime::model::{Draft, Target};
-use serde::{Deserialize, Serialize};
+use dspark_runtime::checkpoint::{AtomicDirectory, CheckpointError, WeightDtype, remove_written};
+use dspark_runtime::model::Draft;
 
 use super::error::TrainError;
 use super::optimizer::Optimizer;
+use super::state::{FILE as STATE, TrainingState};
 
 const PREFIX: &str = "step-";
+/// Start of the hidden names under which checkpoints are removed.
+const REMOVED: &str = ".removed-";
+/// End of the names of checkpoints that were set aside.
+const DAMAGED: &str = ".damaged";
 
-/// The step whose validation was best.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Best {
-    /// Steps done.
-    pub step: u64,
-    /// Its expected accepted length on the validation split.
-    pub tau_probabilistic: f64,
-}
+/// Weights of the draft in a checkpoint's folder, and their configuration.
+pub const DRAFT_FILES: [&str; 2] = ["config.json", "model.safetensors"];
+/// The optimiser's moments.
+pub(super) const MOMENTS: &str = "optimizer.bpk";
 
-/// Contents of a checkpoint's `state.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TrainingState {
-    /// Optimiser steps done.
-    pub step: u64,
-    /// Digest of everything that decides the course of the run.
-    pub digest: String,
-    /// The best validation so far.
-    pub best: Option<Best>,
-    /// Seconds trained so far.
-    pub seconds: f64,
-}
-
-impl TrainingState {
-    /// The state before the first step.
-    pub fn new(digest: String) -> Self {
-        Self { step: 0, digest, best: None, seconds: 0.0 }
-    }
-
-    /// Records a validation of the weights so far; whether it is the best.
-    pub fn improve(&mut self, tau_probabilistic: f64) -> bool {
-        let better = self.best.is_none_or(|best| tau_probabilistic > best.tau_probabilistic);
-        if better {
-            self.best = Some(Best { step: self.step, tau_probabilistic });
-        }
-        better
-    }
-}
+/// All files of a checkpoint. The last one says what the others are.
+const FILES: [&str; 4] = [DRAFT_FILES[0], DRAFT_FILES[1], MOMENTS, STATE];
 
 /// The checkpoints of one run.
 #[derive(Clone, Debug)]
 pub struct TrainingCheckpoints {
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
     keep_last: usize,
 }
 
 impl TrainingCheckpoints {
+    /// The folder of checkpoints in a run's folder.
+    pub const FOLDER: &str = "checkpoints";
+
     /// Checkpoints under `folder`, of which the newest `keep_last` (at least one) and the best are kept.
     pub fn new(folder: PathBuf, keep_last: usize) -> Self {
         Self { folder, keep_last: keep_last.max(1) }
     }
 
-    /// The folder of a step.
-    pub fn path(&self, step: u64) -> PathBuf {
-        self.folder.join(format!("{PREFIX}{step:08}"))
+    /// The checkpoints of the run in a folder.
+    pub fn of_run(run: &Path, keep_last: usize) -> Self {
+        Self::new(run.join(Self::FOLDER), keep_last)
     }
 
-    /// Steps that have a complete checkpoint, increasing.
+    /// The folder of a step.
+    pub fn path(&self, step: u64) -> PathBuf {
+        self.folder.join(name_of(step))
+    }
+
+    /// Steps that have a checkpoint, increasing. A folder that holds none of its files is not a checkpoint.
     ///
     /// # Errors
     /// When the folder cannot be listed.
     pub fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
+        let mut steps: Vec<u64> = self.folders()?.iter().filter_map(|name| step_of(name)).collect();
+        steps.retain(|&step| FILES.iter().any(|name| self.path(step).join(name).exists()));
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// Names of all folders, checkpoints or not.
+    fn folders(&self) -> Result<Vec<String>, CheckpointError> {
         let entries = match fs::read_dir(&self.folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(CheckpointError::io(&self.folder))?,
         };
-        let mut steps = Vec::new();
+        let mut names = Vec::new();
         for entry in entries {
-            let name = entry.map_err(CheckpointError::io(&self.folder))?.file_name();
-            if let Some(step) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse().ok()) {
-                steps.push(step);
+            let entry = entry.map_err(CheckpointError::io(&self.folder))?;
+            if entry.path().is_dir() {
+                names.extend(entry.file_name().into_string());
             }
         }
-        steps.sort_unstable();
-        Ok(steps)
+        Ok(names)
     }
 
     /// Writes a checkpoint, then removes those that are no longer wanted.
@@ -112,10 +103,9 @@ impl TrainingCheckpoints {
             }
             other => other.into(),
         })?;
-        let moments = directory.path().join("optimizer.bpk");
+        let moments = directory.path().join(MOMENTS);
         optimizer.save(&moments).map_err(io::Error::other).map_err(CheckpointError::io(&moments))?;
-        let text = serde_json::to_string_pretty(state).unwrap_or_default() + "\n";
-        write_file(&directory.path().join("state.json"), text.as_bytes())?;
+        state.write(directory.path(), &FILES[..3])?;
         directory.commit()?;
         self.prune(state)
     }
@@ -128,10 +118,20 @@ impl TrainingCheckpoints {
             if Some(step) != best {
                 let path = self.path(step);
                 // Out of sight first: a folder that is half removed must not be taken for a checkpoint.
-                let hidden = self.folder.join(format!(".removed-{step:08}"));
-                let removed = fs::rename(&path, &hidden).and_then(|()| fs::remove_dir_all(&hidden));
-                removed.map_err(CheckpointError::io(&path))?;
+                let hidden = self.folder.join(format!("{REMOVED}{step:08}"));
+                fs::rename(&path, &hidden).map_err(CheckpointError::io(&path))?;
+                self.remove(&hidden, step)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Removes a checkpoint that is out of sight. Files of the user's in it come back under its name.
+    fn remove(&self, hidden: &Path, step: u64) -> Result<(), CheckpointError> {
+        remove_written(hidden, is_written)?;
+        let path = self.path(step);
+        if hidden.exists() && !path.exists() {
+            fs::rename(hidden, &path).map_err(CheckpointError::io(&path))?;
         }
         Ok(())
     }
@@ -141,42 +141,61 @@ impl TrainingCheckpoints {
     /// # Errors
     /// When a folder cannot be removed.
     pub fn tidy(&self, state: &TrainingState) -> Result<(), TrainError> {
-        for entry in fs::read_dir(&self.folder).map_err(CheckpointError::io(&self.folder))? {
-            let path = entry.map_err(CheckpointError::io(&self.folder))?.path();
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
-                fs::remove_dir_all(&path).map_err(CheckpointError::io(&path))?;
-            }
-        }
+        self.clear_hidden()?;
         self.prune(state)
     }
 
-    /// Reads the newest checkpoint: the draft, the optimiser's moments, the state. `None` when there is none.
+    fn clear_hidden(&self) -> Result<(), CheckpointError> {
+        for name in self.folders()? {
+            if let Some(step) = name.strip_prefix(REMOVED).and_then(|number| number.parse().ok()) {
+                self.remove(&self.folder.join(&name), step)?;
+            } else if let Some(step) = name.strip_prefix('.').and_then(|name| step_of(name.split('.').next()?)) {
+                // As its next writer clears what is left of it.
+                drop(AtomicDirectory::begin(&self.path(step))?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets a damaged checkpoint aside. Returns its new name.
+    pub(super) fn set_aside(&self, step: u64) -> Result<PathBuf, CheckpointError> {
+        let path = self.path(step);
+        let mut aside = self.folder.join(format!("{}{DAMAGED}", name_of(step)));
+        for number in 2.. {
+            if fs::symlink_metadata(&aside).is_err() {
+                break;
+            }
+            aside = self.folder.join(format!("{}{DAMAGED}-{number}", name_of(step)));
+        }
+        fs::rename(&path, &aside).map_err(CheckpointError::io(&path))?;
+        Ok(aside)
+    }
+
+    /// Removes every checkpoint of the run, and what killed processes left of some.
     ///
     /// # Errors
-    /// When a file is damaged, or the checkpoint belongs to a run with another digest.
-    pub fn load_newest(
-        &self,
-        target: &Target,
-        optimizer: Optimizer,
-        digest: &str,
-    ) -> Result<Option<(Draft, Optimizer, TrainingState)>, TrainError> {
-        let Some(step) = self.steps()?.pop() else {
-            return Ok(None);
-        };
-        let folder = self.path(step);
-        let state = read_state(&folder)?;
-        if state.digest != digest {
-            return Err(TrainError::OtherRun { path: folder });
-        }
-        let draft = Draft::load(&folder, target)?;
-        let moments = folder.join("optimizer.bpk");
-        let optimizer = optimizer.load(&moments).map_err(|reason| TrainError::State { path: moments, reason })?;
-        Ok(Some((draft, optimizer, state)))
+    /// When a file cannot be removed.
+    pub fn remove_all(&self) -> Result<(), CheckpointError> {
+        self.clear_hidden()?;
+        remove_written(&self.folder, |path| {
+            let folder = path.parent().and_then(Path::to_str).unwrap_or_default();
+            let name = path.file_name().map(Path::new);
+            step_of(folder.split(DAMAGED).next().unwrap_or_default()).is_some() && name.is_some_and(is_written)
+        })
     }
 }
 
-fn read_state(folder: &Path) -> Result<TrainingState, TrainError> {
-    let path = folder.join("state.json");
-    let text = fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
-    serde_json::from_str(&text).map_err(|error| TrainError::State { path, reason: error.to_string() })
+/// Whether a file in a checkpoint's folder was written by [`TrainingCheckpoints::save`].
+fn is_written(path: &Path) -> bool {
+    FILES.iter().any(|name| path == Path::new(name))
+}
+
+fn name_of(step: u64) -> String {
+    format!("{PREFIX}{step:08}")
+}
+
+/// The step of a checkpoint's folder; `None` for other names.
+pub(super) fn step_of(name: &str) -> Option<u64> {
+    let step = name.strip_prefix(PREFIX)?.parse().ok()?;
+    (name_of(step) == name).then_some(step)
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use dspark_runtime::checkpoint::CheckpointError;
 
 use crate::logging::LogError;
+use crate::process::Signal;
 
 /// A training that could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -24,23 +25,50 @@ pub enum TrainError {
         /// The newest checkpoint, in words; none is written before its weights gave a finite loss.
         kept: String,
     },
-    /// The user asked to stop.
+    /// A signal asked to stop.
     #[error(
-        "interrupted after step {step}: `deepspec run` again, or `deepspec train --resume`, continues from there"
+        "interrupted after step {step} by {signal}: `deepspec run` or `deepspec sweep` again, or `deepspec train --resume`, \
+         continues from there"
     )]
     Interrupted {
         /// Steps done and saved.
         step: u64,
+        /// The signal.
+        signal: Signal,
     },
     /// The checkpoint to resume from was made with other settings.
     #[error(
-        "{}: made with other settings, data or target: go back to them, choose another output.dir, or start anew with \
-         `deepspec run --restart`",
-        path.display()
+        "{}: made with other settings, data or target ({}): go back to them, choose another output.dir, or start anew with \
+         `--restart` (`deepspec run` and `sweep`)",
+        path.display(),
+        named(differences)
     )]
     OtherRun {
         /// The checkpoint.
         path: PathBuf,
+        /// The differences in words; empty where the run recorded no settings.
+        differences: Vec<String>,
+    },
+    /// No checkpoint of the run is as it was written.
+    #[error(
+        "{}: every checkpoint is damaged ({}): start anew with `deepspec run --restart`, or choose another output.dir",
+        path.display(),
+        reasons.join("; ")
+    )]
+    AllDamaged {
+        /// The folder of checkpoints.
+        path: PathBuf,
+        /// What is wrong with each.
+        reasons: Vec<String>,
+    },
+    /// The checkpoint whose validation was best is not as it was written.
+    #[error(
+        "{reason}: this is the best checkpoint, which is to be exported, and it is damaged: bring the file back, or start anew \
+         with `deepspec run --restart`"
+    )]
+    BestDamaged {
+        /// The file and what is wrong with it.
+        reason: String,
     },
     /// There is a run in the folder already.
     #[error("{}: holds checkpoints of an earlier run: continue it with `deepspec train --resume`, or choose another output.dir", path.display())]
@@ -62,4 +90,13 @@ pub enum TrainError {
     /// Writing the log failed.
     #[error(transparent)]
     Log(#[from] LogError),
+}
+
+/// Differences in a sentence.
+fn named(differences: &[String]) -> String {
+    if differences.is_empty() {
+        "which ones cannot be told: the run is of a version that recorded no settings".to_owned()
+    } else {
+        differences.join("; ")
+    }
 }

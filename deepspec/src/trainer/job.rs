@@ -3,16 +3,17 @@
 use std::path::PathBuf;
 
 use burn::tensor::DType;
-use burn_train::Interrupter;
 use dspark_runtime::model::{Draft, Target};
 use serde::Serialize;
 
 use super::batch::BatchSettings;
-use super::checkpoint::Best;
+use super::course::Course;
 use super::optimizer::OptimizerSettings;
 use super::schedule::LearningRate;
+use super::state::Best;
 use crate::conversation::Samples;
 use crate::objective::{LossWeights, Metrics};
+use crate::process::Interrupter;
 
 /// A training.
 pub struct TrainJob<'a> {
@@ -35,8 +36,8 @@ pub struct TrainJob<'a> {
 pub struct RunFolder {
     /// The folder.
     pub path: PathBuf,
-    /// Digest of everything that decides the course of the run.
-    pub digest: String,
+    /// Everything that decides the course of the run.
+    pub course: Course,
     /// Whether to continue from the newest checkpoint.
     pub resume: bool,
 }

@@ -1,9 +1,9 @@
 //! What a training shows and logs while it runs, and how long it takes.
 
 use std::path::Path;
-use std::time::Instant;
 
-use super::checkpoint::TrainingState;
+use super::clock::Clock;
+use super::state::TrainingState;
 use crate::console::Progress;
 use crate::logging::{LogError, RunLog};
 use crate::objective::Metrics;
@@ -14,9 +14,7 @@ pub(super) struct Journal {
     log: RunLog,
     /// Values of the current step that are not logged yet.
     row: Vec<(&'static str, f64)>,
-    /// Seconds of earlier sessions.
-    before: f64,
-    started: Instant,
+    clock: Clock,
     /// Tokens that the teacher processed for steps of this session.
     tokens: u64,
 }
@@ -24,19 +22,20 @@ pub(super) struct Journal {
 impl Journal {
     /// Starts the logs in `folder`, or continues them after the step of `state`. The run has `total` steps.
     pub fn open(folder: &Path, total: u64, state: &TrainingState) -> Result<Self, LogError> {
-        let log = if state.step > 0 { RunLog::resume(folder, state.step)? } else { RunLog::create(folder)? };
-        let progress = Progress::new("train", total, state.step);
-        Ok(Self { progress, log, row: Vec::new(), before: state.seconds, started: Instant::now(), tokens: 0 })
+        let resumed = state.step > 0;
+        let log = if resumed { RunLog::resume(folder, state.step)? } else { RunLog::create(folder)? };
+        let clock = if resumed { Clock::resume(folder, state.seconds) } else { Clock::start(folder) };
+        Ok(Self { progress: Progress::new("train", total, state.step), log, row: Vec::new(), clock, tokens: 0 })
     }
 
-    /// Seconds of all sessions.
-    pub fn seconds(&self) -> f64 {
-        self.before + self.started.elapsed().as_secs_f64()
+    /// The clock of the run.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// Tokens per second that the teacher processed for steps of this session.
     pub fn tokens_per_second(&self) -> f64 {
-        self.tokens as f64 / self.started.elapsed().as_secs_f64()
+        self.tokens as f64 / self.clock.session()
     }
 
     /// Shows a step of `tokens` tokens, and puts it into the log where `logged`.

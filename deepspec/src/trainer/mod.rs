@@ -4,13 +4,15 @@
 //! [`batch_loss`]), sums their gradients and applies AdamW, or Muon and AdamW ([`optimizer`]), at the rate of the
 //! [`schedule`]. [`run`] is the loop: it also validates, saves a [`checkpoint`] once its weights gave a finite loss, and
 //! logs ([`journal`]). A step depends on the seed and its number alone, so a run continued from a checkpoint is the run that
-//! was never interrupted.
+//! was never interrupted. [`restore`] finds the checkpoint to continue from, and [`course`] says whether it is this run's.
 //!
 //! [`checkpoint`]: TrainingCheckpoints
 
 mod batch;
 mod batch_loss;
 mod checkpoint;
+mod clock;
+mod course;
 mod error;
 mod finite;
 mod job;
@@ -18,17 +20,24 @@ mod journal;
 mod optimizer;
 mod order;
 mod packing;
+mod remove;
+mod restore;
 mod run;
 mod schedule;
+mod state;
 #[cfg(test)]
 mod tests;
 
 pub use batch::{Batch, BatchSettings, Batches, DrawnSample};
-pub use checkpoint::{Best, TrainingCheckpoints, TrainingState};
+pub use checkpoint::{DRAFT_FILES, TrainingCheckpoints};
+pub use course::{Course, Identity};
 pub use error::TrainError;
 pub use job::{RunFolder, TrainJob, TrainReport, TrainSettings};
 pub use optimizer::{GradientSum, Optimizer, OptimizerSettings};
 pub use order::{SampleOrder, anchor_randoms};
 pub use packing::MicroBatches;
+pub use remove::remove_training;
+pub use restore::Restored;
 pub use run::train;
 pub use schedule::LearningRate;
+pub use state::{Best, TrainingState};

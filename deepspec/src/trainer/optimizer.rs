@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::optim::decay::WeightDecayConfig;
-use burn::optim::{AdamWConfig, AdjustLrFn, GradientsParams, ModuleOptimizer, MuonConfig};
+use burn::optim::{AdamWConfig, AdjustLrFn, GradientsParams, ModuleOptimizer, MuonConfig, OptimizerRecord};
 use burn::tensor::{Gradients, Tensor};
 
 /// The parameters that Muon may update: linear maps between hidden states. Embedding tables and heads stay with AdamW, as
@@ -123,12 +123,15 @@ impl Optimizer {
         }
     }
 
-    /// Writes the moments, whole or not at all.
+    /// Writes the moments, whole or not at all. Equal moments give equal files.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), String> {
-        self.inner.save(path).map_err(|error| error.to_string())
+        // The optimiser hands its moments out in the order of a hash table, which differs from process to process. What is
+        // read from bytes is in the order of names.
+        let ordered = self.inner.into_bytes().and_then(OptimizerRecord::from_bytes);
+        ordered.and_then(|record| record.save(path)).map_err(|error| error.to_string())
     }
 
     /// Reads the moments of an optimiser with the same settings.
@@ -136,8 +139,14 @@ impl Optimizer {
     /// # Errors
     /// When the file cannot be read.
     pub fn load(self, path: &Path) -> Result<Self, String> {
-        let inner = self.inner.load(path).map_err(|error| error.to_string())?;
-        Ok(Self { inner, ..self })
+        let record = OptimizerRecord::load(path).map_err(|error| error.to_string())?;
+        let written = record.len();
+        let inner = self.inner.load_record(record);
+        // What does not fit is left out by Burn.
+        match inner.to_record().len() {
+            read if read == written => Ok(Self { inner, ..self }),
+            read => Err(format!("holds {written} tensors, of which {read} are moments of this optimiser")),
+        }
     }
 }
 
@@ -176,5 +185,45 @@ impl ModuleVisitor for Scaler<'_> {
         if let Some(gradient) = self.gradients.remove::<D>(param.id) {
             self.gradients.register(param.id, gradient.mul_scalar(self.factor));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::testing::tiny_models;
+
+    /// Earlier versions wrote them in the order of a hash table.
+    #[test]
+    fn moments_are_written_in_one_order_and_read_in_any() {
+        let settings = OptimizerSettings {
+            beta_1: 0.9,
+            beta_2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            muon: true,
+        };
+        let parameters = tiny_models().1.parameters.unfreeze().train();
+        let mut gradients = GradientSum::default();
+        let sum = parameters.norm.weight.val().sum() + parameters.fc.weight.val().square().sum();
+        gradients.add((sum + parameters.hidden_norm.as_ref().unwrap().weight.val().sum()).backward(), &parameters);
+        let mut optimizer = Optimizer::new(&settings);
+        optimizer.step(1e-3, parameters, gradients);
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("optimizer.bpk");
+        optimizer.save(&path).unwrap();
+        let written = fs::read(&path).unwrap();
+        for _ in 0..8 {
+            optimizer.inner.save(&path).unwrap();
+            // A new hash table every time.
+            optimizer = Optimizer::new(&settings).load(&path).unwrap();
+            optimizer.save(&path).unwrap();
+            assert!(fs::read(&path).unwrap() == written);
+        }
+        let other = Optimizer::new(&OptimizerSettings { muon: false, ..settings }).load(&path).err().unwrap();
+        assert!(other.contains("moments of this optimiser"), "{other}");
     }
 }

@@ -1,23 +1,22 @@
 //! The training loop.
 
 use burn::module::Module;
-use burn_train::Interrupter;
 use dspark_runtime::model::Draft;
 
 use super::batch::{Batch, Batches};
 use super::batch_loss::BatchLoss;
-use super::checkpoint::{TrainingCheckpoints, TrainingState};
+use super::checkpoint::TrainingCheckpoints;
 use super::error::TrainError;
 use super::job::{TrainJob, TrainReport, TrainSettings};
 use super::journal::Journal;
 use super::optimizer::Optimizer;
-use crate::objective::Metrics;
-use crate::process::resident;
+use super::state::TrainingState;
+use crate::process::{Interrupter, resident};
 
 /// Trains until the last step, writing logs and checkpoints into the job's folder.
 ///
 /// # Errors
-/// When a loss stops being finite, a file cannot be written, the user interrupts, or the folder holds another run.
+/// When a loss stops being finite, a file cannot be written, the interrupter asks to stop, or the folder holds another run.
 pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
     let mut trainer = Trainer::start(job)?;
     while !trainer.is_done() {
@@ -44,8 +43,6 @@ struct Trainer<'a> {
 
 /// The last step of this session. Its weights are not confirmed yet.
 struct Update {
-    /// The averages before the step.
-    metrics: Metrics,
     /// Whether the weights become a checkpoint once they are confirmed.
     due: bool,
     /// Whether validation found their loss finite.
@@ -56,10 +53,11 @@ impl<'a> Trainer<'a> {
     /// Starts a run, or resumes it from its newest checkpoint.
     fn start(job: TrainJob<'a>) -> Result<Self, TrainError> {
         let TrainJob { target, draft, samples, settings, run, interrupter } = job;
-        let checkpoints = TrainingCheckpoints::new(run.path.join("checkpoints"), settings.keep_last);
+        let checkpoints = TrainingCheckpoints::of_run(&run.path, settings.keep_last);
         let optimizer = Optimizer::new(&settings.optimizer);
+        let total_steps = settings.learning_rate.total_steps;
         let saved = if run.resume {
-            checkpoints.load_newest(target, optimizer.clone(), &run.digest)?
+            checkpoints.load_newest(target, &optimizer, &run.course, total_steps)?
         } else if checkpoints.steps()?.is_empty() {
             None
         } else {
@@ -70,10 +68,10 @@ impl<'a> Trainer<'a> {
                 checkpoints.tidy(&saved.2)?;
                 saved
             }
-            None => (draft, optimizer, TrainingState::new(run.digest)),
+            None => (draft, optimizer, TrainingState::new(&run.course)),
         };
         Ok(Self {
-            journal: Journal::open(&run.path, settings.learning_rate.total_steps, &state)?,
+            journal: Journal::open(&run.path, total_steps, &state)?,
             batches: Batches::new(&samples.training, settings.batches),
             validation: Batch::for_validation(&samples.validation, &settings.batches),
             loss: BatchLoss { target, weights: settings.loss, compute: settings.compute },
@@ -104,9 +102,9 @@ impl<'a> Trainer<'a> {
 
         self.draft.parameters = self.optimizer.step(rate, self.draft.parameters, gradients);
         self.state.step = step;
-        self.state.seconds = self.journal.seconds();
         self.journal.step(batch.tokens(), &metrics, rate, norm, self.settings.logs(step));
-        let mut update = Update { metrics, due: self.settings.saves_after(step), validated: false };
+        self.state.last = Some(metrics);
+        let mut update = Update { due: self.settings.saves_after(step), validated: false };
         if self.settings.validates_after(step) && !self.validation.is_empty() {
             self.validate(&mut update)?;
         }
@@ -115,13 +113,16 @@ impl<'a> Trainer<'a> {
         Ok(self)
     }
 
-    /// Saves the confirmed weights if they are due or the user interrupts. An interrupt then ends the training.
+    /// Saves the confirmed weights if they are due or a signal asks to stop. A signal then ends the training.
     fn save_if_due_or_interrupted(&self) -> Result<(), TrainError> {
-        let interrupted = self.interrupter.should_stop();
-        if self.update.as_ref().is_some_and(|update| update.due || interrupted) {
+        let signal = self.interrupter.signal();
+        if self.update.as_ref().is_some_and(|update| update.due || signal.is_some()) {
             self.save()?;
         }
-        if interrupted { Err(TrainError::Interrupted { step: self.state.step }) } else { Ok(()) }
+        match signal {
+            Some(signal) => Err(TrainError::Interrupted { step: self.state.step, signal }),
+            None => Ok(()),
+        }
     }
 
     /// Measures the updated weights. The best so far become a checkpoint.
@@ -148,11 +149,11 @@ impl<'a> Trainer<'a> {
         let report = TrainReport {
             steps: self.state.step,
             sequences: self.batches.taken(self.state.step),
-            seconds: self.state.seconds,
+            seconds: self.journal.clock().seconds(),
             tokens_per_second: self.journal.tokens_per_second(),
             parameters: self.draft.parameters.num_params(),
             peak_memory: resident().map(|(_, peak)| peak),
-            last: self.update.map(|update| update.metrics),
+            last: self.state.last,
             best: self.state.best,
             checkpoint: self.checkpoints.path(self.state.best.map_or(self.state.step, |best| best.step)),
         };
@@ -161,7 +162,8 @@ impl<'a> Trainer<'a> {
     }
 
     fn save(&self) -> Result<(), TrainError> {
-        self.checkpoints.save(&self.snapshot(), &self.optimizer, &self.state)
+        self.checkpoints.save(&self.snapshot(), &self.optimizer, &self.state)?;
+        Ok(self.journal.clock().record()?)
     }
 
     /// The draft without autodiff.

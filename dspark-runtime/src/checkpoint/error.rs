@@ -120,6 +120,18 @@ pub enum CheckpointError {
         /// Its first such value.
         value: f32,
     },
+    /// Another process writes into a folder.
+    #[error(
+        "{}: the folder is in use by {}: wait until it has ended, or choose another folder",
+        path.display(),
+        process.map_or_else(|| "another process".to_owned(), |process| format!("process {process}"))
+    )]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+        /// The process, if it is known.
+        process: Option<u32>,
+    },
     /// Anything else that is wrong with one file.
     #[error("{}: {reason}", path.display())]
     Invalid {

@@ -5,20 +5,25 @@
 //! expected and what was found. Everything written here appears whole or not at all.
 
 mod atomic;
+mod directory;
 mod error;
 pub mod gguf;
 #[cfg(feature = "hub")]
 mod hub;
 mod json_fields;
 mod load;
+mod lock;
 mod resolve;
 mod save;
+mod scratch;
 mod weights;
 
-pub use atomic::{AtomicDirectory, write_file, write_file_with};
+pub use atomic::{write_file, write_file_with};
+pub use directory::{AtomicDirectory, remove_written};
 pub use error::CheckpointError;
 pub use json_fields::{JsonFields, json_kind};
 pub use load::{load_module, parameter_shapes, with_stable_ids};
+pub use lock::FolderLock;
 pub use resolve::{expand_home, resolve_model};
 pub use save::{WeightDtype, WeightsToSave};
 pub use weights::{WeightPrecision, Weights};

@@ -88,7 +88,7 @@ impl Draft {
     pub fn save(&self, folder: &Path, dtype: WeightDtype, with_embeddings: bool) -> Result<(), CheckpointError> {
         let directory = AtomicDirectory::begin(folder)?;
         self.write_into(directory.path(), dtype, with_embeddings)?;
-        directory.commit()
+        directory.commit_over(is_draft_file)
     }
 
     /// Writes `config.json` and `model.safetensors` into a folder that is not visible yet.
@@ -155,6 +155,14 @@ impl Draft {
         let config = serde_json::to_string_pretty(&config).unwrap_or_default() + "\n";
         write_file(&folder.join("config.json"), config.as_bytes())
     }
+}
+
+/// Whether a file of a draft's folder, named by its path in it, holds part of the draft: its configuration, its weights or the
+/// index of their shards.
+pub fn is_draft_file(path: &Path) -> bool {
+    let name = path.to_str().unwrap_or_default();
+    let weights = name.starts_with("model") && name.ends_with(".safetensors") && path.components().count() == 1;
+    weights || matches!(name, "config.json" | "model.safetensors.index.json")
 }
 
 fn read_vocabulary(weights: &Weights, config: &DraftConfig) -> Result<Option<DraftVocabulary>, CheckpointError> {

@@ -38,7 +38,7 @@ pub use block_attention::{attend_blocks, unseen_context};
 pub use config::{Activation, ExpertsConfig, Family, GemmaLayer, LayerConfig, RopeScaling, TargetConfig};
 pub use draft::{Draft, DraftContext, DraftParameters, DraftSample};
 pub use draft_config::{DraftConfig, DraftShape, check_layer_ids};
-pub use draft_files::{VERIFIER_TENSORS, VOCABULARY_TENSORS};
+pub use draft_files::{VERIFIER_TENSORS, VOCABULARY_TENSORS, is_draft_file};
 pub use draft_vocabulary::DraftVocabulary;
 pub use drafter::{BlocksAtOnce, DraftKind, Drafter, Drafting};
 pub use dspark::DSparkConfig;

@@ -14,9 +14,10 @@ use dspark_runtime::device::DeviceChoice;
 
 use self::axis::{Axis, grid};
 use self::report::{Point, SweepReport};
-use super::described::RecipeArguments;
-use super::run::{checked_tasks, execute, remove_run};
-use super::setup::Prepared;
+use super::described::{Described, RecipeArguments};
+use super::run::{checked_tasks, execute, prepare};
+use super::run_folder::lock;
+use crate::process::watch;
 use crate::recipe::Recipe;
 
 /// Arguments of `deepspec sweep`.
@@ -37,7 +38,7 @@ pub struct Arguments {
     /// Stop at the first malformed line of the data (the recipes' `data.strict`)
     #[arg(long)]
     strict: bool,
-    /// Delete what an earlier sweep left in these points' folders, and start anew
+    /// Delete what an earlier sweep wrote into these points' folders, and start anew. Other files in them stay
     #[arg(long)]
     restart: bool,
     /// cpu, cuda or cuda:INDEX
@@ -57,20 +58,22 @@ struct Planned {
 /// Runs every point, or goes on where an earlier sweep stopped, and writes `sweep.json` and the pictures.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let (folder, points) = plan(arguments)?;
+    watch().context("watching for signals")?;
+    let _lock = lock(&folder)?;
     let mut emptied = HashSet::new();
     let mut report = SweepReport { points: Vec::new() };
     for (number, planned) in points.iter().enumerate() {
         let named = Point::name(&planned.recipe, &planned.settings, arguments.recipes.len() > 1);
         eprintln!("point {} of {}: {named}", number + 1, points.len());
-        let prepared = Prepared::load(&recipe_arguments(arguments, planned))?;
-        let tasks = checked_tasks(&prepared.described)?;
+        let described = Described::load(&recipe_arguments(arguments, planned))?;
+        let tasks = checked_tasks(&described)?;
         if tasks.is_empty() {
             bail!("{}: a sweep compares by [evaluate] tasks, and the recipe has none", planned.recipe.display());
         }
-        if arguments.restart && emptied.insert(planned.folder.clone()) {
-            remove_run(&planned.folder)?;
-        }
-        let outcome = execute(&prepared, &tasks, &planned.evaluation).with_context(|| named.clone())?;
+        let _lock = lock(&planned.folder)?;
+        let restart = arguments.restart && emptied.insert(planned.folder.clone());
+        let (prepared, run) = prepare(described, arguments.device, restart).with_context(|| named.clone())?;
+        let outcome = execute(&prepared, run, &tasks, &planned.evaluation).with_context(|| named.clone())?;
         report.points.push(Point {
             name: named,
             recipe: planned.recipe.display().to_string(),

@@ -1,10 +1,10 @@
-//! Digests of files and settings, by which runs recognise their inputs.
+//! Digests of files and settings, by which runs recognise their inputs and damaged outputs.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use dspark_runtime::checkpoint::CheckpointError;
 use sha2::{Digest, Sha256};
 
 /// Bytes hashed at each end of a weight file.
@@ -29,7 +29,7 @@ pub fn hex(hash: Sha256) -> String {
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn hash_file(hash: &mut Sha256, path: &Path) -> Result<()> {
+pub fn hash_file(hash: &mut Sha256, path: &Path) -> Result<(), CheckpointError> {
     let read = File::open(path).and_then(|mut file| {
         let mut buffer = vec![0; 1 << 16];
         loop {
@@ -39,7 +39,35 @@ pub fn hash_file(hash: &mut Sha256, path: &Path) -> Result<()> {
             }
         }
     });
-    read.with_context(|| path.display().to_string())
+    read.map_err(CheckpointError::io(path))
+}
+
+/// SHA-256 of a file's contents, in hexadecimal.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn file_digest(path: &Path) -> Result<String, CheckpointError> {
+    let mut hash = Sha256::new();
+    hash_file(&mut hash, path)?;
+    Ok(hex(hash))
+}
+
+/// Whether a file is there with the recorded contents.
+///
+/// # Errors
+/// When it is there and cannot be read.
+pub fn is_intact(path: &Path, recorded: &str) -> Result<bool, CheckpointError> {
+    match file_digest(path) {
+        Ok(digest) => Ok(digest == recorded),
+        Err(CheckpointError::Io { source, .. }) if is_absent(&source) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether an error says that there is no such file.
+pub fn is_absent(error: &io::Error) -> bool {
+    use io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory | IsADirectory)
 }
 
 /// Adds the length and the two ends of a weight file to a hash. Training changes every part of such a file, and reading a
@@ -47,8 +75,8 @@ pub fn hash_file(hash: &mut Sha256, path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn hash_ends(hash: &mut Sha256, path: &Path) -> Result<()> {
-    let read = || -> std::io::Result<Vec<u8>> {
+pub fn hash_ends(hash: &mut Sha256, path: &Path) -> Result<(), CheckpointError> {
+    let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();
         let mut bytes = length.to_le_bytes().to_vec();
@@ -57,7 +85,7 @@ pub fn hash_ends(hash: &mut Sha256, path: &Path) -> Result<()> {
         file.read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    hash.update(&read().with_context(|| path.display().to_string())?);
+    hash.update(&read().map_err(CheckpointError::io(path))?);
     Ok(())
 }
 
@@ -65,7 +93,7 @@ pub fn hash_ends(hash: &mut Sha256, path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When the folder cannot be listed.
-pub fn model_files(model: &Path) -> Result<Vec<PathBuf>> {
+pub fn model_files(model: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     if model.is_file() {
         return Ok(vec![model.to_owned()]);
     }
@@ -74,9 +102,9 @@ pub fn model_files(model: &Path) -> Result<Vec<PathBuf>> {
         matches!(extension, Some("json" | "jinja" | "safetensors"))
     };
     let entries = std::fs::read_dir(model).and_then(|entries| {
-        entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<PathBuf>>>()
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<PathBuf>>>()
     });
-    let entries = entries.with_context(|| model.display().to_string())?;
+    let entries = entries.map_err(CheckpointError::io(model))?;
     let mut files: Vec<PathBuf> = entries.into_iter().filter(wanted).collect();
     files.sort();
     Ok(files)

@@ -1,4 +1,4 @@
-//! This process, as the operating system sees it.
+//! Memory of this process.
 
 use std::fs;
 

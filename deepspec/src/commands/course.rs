@@ -1,0 +1,109 @@
+//! What decides the course of a recipe's training: its settings, and the files that it reads, told by their contents.
+
+use std::path::Path;
+
+use anyhow::Result;
+use dspark_runtime::checkpoint::CheckpointError;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::described::Described;
+use crate::digest::{file_digest, hash_ends, hash_file, hex, model_files};
+use crate::trainer::{Course, RunFolder, TrainingCheckpoints};
+
+/// Settings that decide neither what is trained nor what is measured.
+const HARMLESS: [&str; 4] = ["train.log_every", "train.checkpoint_every", "train.keep_last", "data.strict"];
+/// Paths: what stands in the files decides.
+const PATHS: [&str; 3] = ["train.from", "data.train", "data.validation"];
+
+/// A run's folder, and the run in it.
+pub struct Run {
+    /// The folder, as the trainer takes it.
+    pub folder: RunFolder,
+    /// The digest by which the run is recognised.
+    pub digest: String,
+}
+
+impl Described {
+    /// The recipe's run. With `resume`, that is the run in the folder, if there is one: says on standard error which settings
+    /// have changed since it was begun.
+    ///
+    /// # Errors
+    /// When the folder holds a run with other settings or data, or a file cannot be read.
+    pub fn run(&self, resume: bool) -> Result<Run> {
+        let path = self.recipe.output_dir();
+        let mut course = Course { settings: self.settings()?, earlier_digest: None };
+        if !resume {
+            return Ok(Run { digest: course.digest(), folder: RunFolder { path, course, resume } });
+        }
+        let checkpoints = TrainingCheckpoints::of_run(&path, 1);
+        if checkpoints.newest_state()?.is_some_and(|state| state.settings.is_empty()) {
+            course.earlier_digest = Some(self.earlier_digest()?);
+        }
+        let identity = checkpoints.identify(&course)?;
+        for change in &identity.changed {
+            eprintln!("{}: {change}; what is trained already stays as it is", path.display());
+        }
+        Ok(Run { folder: RunFolder { path, course, resume }, digest: identity.digest })
+    }
+
+    /// The settings by their keys, and digests of data, target and starting draft.
+    fn settings(&self) -> Result<Map<String, Value>> {
+        let recipe = &self.recipe;
+        let mut settings = Map::new();
+        add_section(&mut settings, "model", &recipe.model)?;
+        add_section(&mut settings, "train", &recipe.train)?;
+        add_section(&mut settings, "data", &recipe.data)?;
+        settings.retain(|key, _| !HARMLESS.contains(&key.as_str()) && !PATHS.contains(&key.as_str()));
+        for (key, files) in [("data.train", &recipe.data.train), ("data.validation", &recipe.data.validation)] {
+            let digests = files.iter().map(|file| Ok(Course::file(&file_digest(file)?)));
+            settings.insert(key.to_owned(), Value::Array(digests.collect::<Result<_, CheckpointError>>()?));
+        }
+        add_model(&mut settings, "target", &self.target_folder)?;
+        if let Some(from) = &recipe.train.from {
+            add_model(&mut settings, "train.from", from)?;
+        }
+        Ok(settings)
+    }
+
+    /// The digest that earlier versions told a run by: of all settings, paths of data included, and of the files.
+    fn earlier_digest(&self) -> Result<String> {
+        let recipe = &self.recipe;
+        let mut hash = Sha256::new();
+        let sections = serde_json::to_string(&(&recipe.model, &recipe.train, &recipe.data))?;
+        hash.update(sections.as_bytes());
+        for file in recipe.data.train.iter().chain(&recipe.data.validation) {
+            hash_file(&mut hash, file)?;
+        }
+        let start = recipe.train.from.as_deref().map(model_files).transpose()?.unwrap_or_default();
+        for file in model_files(&self.target_folder)?.into_iter().chain(start) {
+            hash_model_file(&mut hash, &file)?;
+        }
+        Ok(hex(hash))
+    }
+}
+
+/// Adds a section's settings as `section.key`.
+fn add_section(settings: &mut Map<String, Value>, section: &str, values: &impl Serialize) -> Result<()> {
+    if let Value::Object(fields) = serde_json::to_value(values)? {
+        settings.extend(fields.into_iter().map(|(key, value)| (format!("{section}.{key}"), value)));
+    }
+    Ok(())
+}
+
+/// Adds the digests of a model's files as `key/file`. A GGUF file goes by no name of its own.
+fn add_model(settings: &mut Map<String, Value>, key: &str, model: &Path) -> Result<()> {
+    for file in model_files(model)? {
+        let mut hash = Sha256::new();
+        hash_model_file(&mut hash, &file)?;
+        let name = if file == model { "gguf".into() } else { file.file_name().unwrap_or_default().to_string_lossy() };
+        settings.insert(format!("{key}/{name}"), Course::file(&hex(hash)));
+    }
+    Ok(())
+}
+
+fn hash_model_file(hash: &mut Sha256, file: &Path) -> Result<(), CheckpointError> {
+    let weights = file.extension().is_some_and(|extension| extension == "safetensors" || extension == "gguf");
+    if weights { hash_ends(hash, file) } else { hash_file(hash, file) }
+}

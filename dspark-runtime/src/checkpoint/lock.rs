@@ -1,0 +1,109 @@
+//! Folders that one process at a time writes.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use super::CheckpointError;
+
+/// The file whose lock stands for the folder's.
+const FILE: &str = ".lock";
+/// What the file says before the number of the process that holds the lock.
+const HOLDER: &str = "process ";
+/// How often, and after what time, the file is read again while its holder has locked it but not named itself yet.
+const HOLDER_TRIES: usize = 20;
+const HOLDER_WAIT: Duration = Duration::from_millis(5);
+
+/// The lock of a folder, held until it is dropped. The operating system releases it when the process dies.
+#[derive(Debug)]
+pub struct FolderLock {
+    /// `None` on a file system without locks.
+    file: Option<File>,
+}
+
+impl FolderLock {
+    /// Locks a folder, which is made if needed.
+    ///
+    /// # Errors
+    /// [`CheckpointError::InUse`] when another process holds the lock; when the folder cannot be written.
+    pub fn acquire(folder: &Path) -> Result<Self, CheckpointError> {
+        fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
+        let path = folder.join(FILE);
+        let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = options.map_err(CheckpointError::io(&path))?;
+        match file.try_lock() {
+            Ok(()) => {
+                let named = file.set_len(0).and_then(|()| writeln!(file, "{HOLDER}{}", std::process::id()));
+                named.map_err(CheckpointError::io(&path))?;
+                Ok(Self { file: Some(file) })
+            }
+            Err(TryLockError::Error(_)) => Ok(Self { file: None }),
+            Err(TryLockError::WouldBlock) => {
+                let process = (0..HOLDER_TRIES).find_map(|_| {
+                    holder(&path).or_else(|| {
+                        sleep(HOLDER_WAIT);
+                        None
+                    })
+                });
+                Err(CheckpointError::InUse { path: folder.to_owned(), process })
+            }
+        }
+    }
+
+    /// Locks the folder above `path`, or the one above that, if it is a folder that processes lock.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire).
+    pub fn around(path: &Path) -> Result<Option<Self>, CheckpointError> {
+        let whole = std::path::absolute(path).map_err(CheckpointError::io(path))?;
+        let above: Vec<PathBuf> = whole.ancestors().take(3).map(Path::to_owned).collect();
+        above
+            .into_iter()
+            .find(|folder| holder(&folder.join(FILE)).is_some())
+            .map(|folder| Self::acquire(&folder))
+            .transpose()
+    }
+
+    /// Whether the file system keeps other processes out.
+    pub fn is_held(&self) -> bool {
+        self.file.is_some()
+    }
+}
+
+/// The process that a lock file names.
+fn holder(path: &Path) -> Option<u32> {
+    let mut text = String::new();
+    let mut file = File::open(path).ok()?;
+    file.rewind().ok()?;
+    file.take(64).read_to_string(&mut text).ok()?;
+    text.trim().strip_prefix(HOLDER)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_locked_folder_names_the_process_that_uses_it() {
+        let root = tempfile::tempdir().unwrap();
+        let run = root.path().join("run");
+        let lock = FolderLock::acquire(&run).unwrap();
+        assert!(lock.is_held());
+        let error = FolderLock::acquire(&run).unwrap_err().to_string();
+        assert!(error.contains(&format!("in use by process {}", std::process::id())), "{error}");
+        // What is exported into the run's folder goes under its lock.
+        assert!(FolderLock::around(&run.join("draft")).is_err());
+        assert!(FolderLock::around(&root.path().join("draft")).unwrap().is_none());
+        drop(lock);
+        assert!(FolderLock::around(&run.join("draft")).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_lock_file_of_another_program_is_not_ours() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join(FILE), "something else").unwrap();
+        assert!(FolderLock::around(&root.path().join("draft")).unwrap().is_none());
+    }
+}
