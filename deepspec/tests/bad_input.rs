@@ -75,6 +75,26 @@ fn spoilt_targets_are_named() {
 }
 
 #[test]
+fn a_template_that_does_not_end_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    let target = target_copy(root.path());
+    let set = [format!("target={}", quoted(&target))];
+    let nested = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    let spin = "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}\
+                {% set ns.y = [ns.y, ns.y] %}{% endfor %}{{ ns.x == ns.y }}";
+    let doubled = "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
+    for (template, limit) in [
+        (nested, "executed more than 50000000 instructions"),
+        (spin, "ran for more than 5 s"),
+        (doubled, "needed more than 512 MiB of memory"),
+    ] {
+        fs::write(target.join("chat_template.jinja"), template).unwrap();
+        // The first rows end the reading; thousands follow.
+        exits_with(&train(root.path(), &set), 2, &["chat_template.jinja", limit, ".jsonl"]);
+    }
+}
+
+#[test]
 fn recipes_that_do_not_fit_are_refused() {
     let root = tempfile::tempdir().unwrap();
     exits_with(

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dspark_runtime::text::TokenId;
+use dspark_runtime::text::{TextError, TokenId};
 
 use super::report::{MalformedRow, ReadReport, RowNumber};
 
@@ -39,6 +39,16 @@ pub enum ConversationError {
         /// The tokeniser's directory.
         directory: PathBuf,
     },
+    /// The chat template does not work, whatever the row.
+    #[error("{path}, {number}: {source}")]
+    Template {
+        /// The file.
+        path: PathBuf,
+        /// The row in it.
+        number: RowNumber,
+        /// What is wrong with the template.
+        source: TextError,
+    },
     /// The tokeniser gives an id for which the target has no embedding.
     #[error(
         "{path}, {number}: token {token:?} has the id {id}, but the target's vocabulary has {vocabulary_size} rows; \
@@ -74,4 +84,34 @@ fn paths(files: &[PathBuf]) -> String {
         return "an empty list of data files".to_owned();
     }
     files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Why a row gives no sample.
+#[derive(Debug)]
+pub(super) enum RowError {
+    /// The row cannot be used; the next one may be.
+    Malformed(String),
+    /// The chat template does not work: it was stopped at a limit, or cannot be run.
+    Template(TextError),
+}
+
+impl From<TextError> for RowError {
+    fn from(error: TextError) -> Self {
+        match error {
+            TextError::TemplateLimit { .. } | TextError::TemplateProcess { .. } => Self::Template(error),
+            error => Self::Malformed(error.to_string()),
+        }
+    }
+}
+
+impl From<String> for RowError {
+    fn from(reason: String) -> Self {
+        Self::Malformed(reason)
+    }
+}
+
+impl From<&str> for RowError {
+    fn from(reason: &str) -> Self {
+        Self::Malformed(reason.to_owned())
+    }
 }

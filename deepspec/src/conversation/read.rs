@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::error::ConversationError;
+use super::error::{ConversationError, RowError};
 use super::message::{Conversation, text_field};
 use super::report::ReadReport;
 use super::rows::{Row, Rows};
@@ -68,7 +68,14 @@ pub fn read_samples(
                 break;
             }
             let reader = RowReader { file, tokenizer, options };
-            let outcomes: Vec<_> = chunk.par_iter().map(|row| reader.read(row)).collect();
+            // A template that does not work may take its time: no further row is tried.
+            let outcomes: Vec<_> = chunk
+                .par_iter()
+                .map(|row| match reader.read(row) {
+                    Err(error @ ConversationError::Template { .. }) => Err(error),
+                    outcome => Ok(outcome),
+                })
+                .collect::<Result<_, _>>()?;
             for (row, outcome) in chunk.iter().zip(outcomes) {
                 collector.take(file, row, outcome?, options)?;
             }
@@ -95,10 +102,14 @@ struct RowReader<'a> {
 
 impl RowReader<'_> {
     fn read(&self, row: &Row) -> Result<Outcome, ConversationError> {
-        let mut sample = match row.fields.as_ref().map_err(String::clone).and_then(|fields| self.sample(row, fields))
-        {
+        let fields = row.fields.as_ref().map_err(|reason| RowError::Malformed(reason.clone()));
+        let mut sample = match fields.and_then(|fields| self.sample(row, fields)) {
             Ok(sample) => sample,
-            Err(reason) => return Ok(Outcome::Malformed(reason)),
+            Err(RowError::Malformed(reason)) => return Ok(Outcome::Malformed(reason)),
+            Err(RowError::Template(source)) => {
+                let (path, number) = (self.file.to_owned(), row.number);
+                return Err(ConversationError::Template { path, number, source });
+            }
         };
         self.check_vocabulary(row, &sample)?;
         let truncated = sample.truncate(self.options.max_length);
@@ -108,7 +119,7 @@ impl RowReader<'_> {
         Ok(Outcome::Kept { sample, truncated })
     }
 
-    fn sample(&self, row: &Row, fields: &Map<String, Value>) -> Result<Sample, String> {
+    fn sample(&self, row: &Row, fields: &Map<String, Value>) -> Result<Sample, RowError> {
         let id = match fields.get("id") {
             Some(Value::String(id)) => id.clone(),
             Some(Value::Number(id)) => id.to_string(),
@@ -128,7 +139,7 @@ impl RowReader<'_> {
                 let text = fields
                     .get("text")
                     .ok_or("`text` is missing; conversations are read with data.format = \"chat\"")?;
-                Sample::from_text(id, text_field(text, "text")?, self.tokenizer).map_err(|error| error.to_string())
+                Ok(Sample::from_text(id, text_field(text, "text")?, self.tokenizer)?)
             }
         }
     }

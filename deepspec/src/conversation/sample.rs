@@ -5,6 +5,7 @@ use std::ops::Range;
 use dspark_runtime::text::{TextError, TokenId, Tokenizer};
 use serde_json::{Map, Value};
 
+use super::error::RowError;
 use super::message::{ASSISTANT, Conversation};
 use super::supervision;
 
@@ -48,13 +49,13 @@ impl Sample {
         mut conversation: Conversation,
         tokenizer: &Tokenizer,
         arguments: &Map<String, Value>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, RowError> {
         let template = tokenizer.chat_template().ok_or("the tokeniser has no chat template")?;
         let answered = conversation.messages.iter().rposition(|message| message.role == ASSISTANT);
         let answered = answered.ok_or("there is no message of the assistant")?;
         conversation.messages.truncate(answered + 1);
         let rendered = supervision::render(template, arguments, &conversation.messages)?;
-        let tokens = tokenizer.encode_with_offsets(&rendered.text, false).map_err(|error| error.to_string())?;
+        let tokens = tokenizer.encode_with_offsets(&rendered.text, false)?;
         let begins_in_answer =
             |bytes: &Range<usize>| rendered.supervised.iter().any(|answer| answer.contains(&bytes.start));
         let (token_ids, loss_mask) =

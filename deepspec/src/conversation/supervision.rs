@@ -17,6 +17,7 @@ use std::ops::Range;
 use dspark_runtime::text::ChatTemplate;
 use serde_json::{Map, Value};
 
+use super::error::RowError;
 use super::message::{ASSISTANT, Message};
 
 /// The template argument that switches thoughts on and off in Qwen3 and those that follow it. An answer without
@@ -40,7 +41,7 @@ pub(super) fn render(
     template: &ChatTemplate,
     arguments: &Map<String, Value>,
     messages: &[Message],
-) -> Result<RenderedConversation, String> {
+) -> Result<RenderedConversation, RowError> {
     let values: Vec<Value> = messages.iter().map(Message::to_json).collect();
     let observer = Observer { template, prompts: prompt_variants(template, arguments), arguments };
     let text = observer.render(&values)?;
@@ -49,7 +50,7 @@ pub(super) fn render(
         let start = observer.answer_start(&text, &values, index)?;
         let end = observer.answer_end(&text, &values, index)?;
         if end < start {
-            return Err(observer.misfit(index, "the answer ends before it begins"));
+            return Err(observer.misfit(index, "the answer ends before it begins").into());
         }
         supervised.push(start..end);
     }
@@ -77,30 +78,29 @@ struct Observer<'a> {
 }
 
 impl Observer<'_> {
-    fn render(&self, messages: &[Value]) -> Result<String, String> {
-        self.template.render(messages, self.arguments, false).map_err(|error| error.to_string())
+    fn render(&self, messages: &[Value]) -> Result<String, RowError> {
+        Ok(self.template.render(messages, self.arguments, false)?)
     }
 
     /// The end of the longest generation prompt with which the text goes on after the messages before `index`.
-    fn answer_start(&self, text: &str, messages: &[Value], index: usize) -> Result<usize, String> {
+    fn answer_start(&self, text: &str, messages: &[Value], index: usize) -> Result<usize, RowError> {
         let mut start = None;
         for arguments in &self.prompts {
-            let prompt =
-                self.template.render(&messages[..index], arguments, true).map_err(|error| error.to_string())?;
+            let prompt = self.template.render(&messages[..index], arguments, true)?;
             if text.starts_with(&prompt) {
                 start = start.max(Some(prompt.len()));
             }
         }
-        start.ok_or_else(|| {
+        Ok(start.ok_or_else(|| {
             self.misfit(
                 index,
                 "the messages before the answer, with the generation prompt, do not begin the whole text",
             )
-        })
+        })?)
     }
 
     /// The end of the text that closes the turn of message `index`.
-    fn answer_end(&self, text: &str, messages: &[Value], index: usize) -> Result<usize, String> {
+    fn answer_end(&self, text: &str, messages: &[Value], index: usize) -> Result<usize, RowError> {
         let mut placeholder = "PLACEHOLDER OF THE ANSWER".to_owned();
         while text.contains(&placeholder) {
             placeholder.push('.');
@@ -113,20 +113,20 @@ impl Observer<'_> {
             false => self.after_placeholder(&replaced[..=index], &placeholder, index)?,
         };
         if !text.ends_with(&rest) {
-            return Err(self.misfit(index, "what follows the answer depends on the answer"));
+            return Err(self.misfit(index, "what follows the answer depends on the answer").into());
         }
         if !rest.starts_with(&closing) {
-            return Err(self.misfit(index, "the last turn is closed differently from the others"));
+            return Err(self.misfit(index, "the last turn is closed differently from the others").into());
         }
         Ok(text.len() - rest.len() + closing.len())
     }
 
-    fn after_placeholder(&self, messages: &[Value], placeholder: &str, index: usize) -> Result<String, String> {
+    fn after_placeholder(&self, messages: &[Value], placeholder: &str, index: usize) -> Result<String, RowError> {
         let text = self.render(messages)?;
         match text.split_once(placeholder) {
             Some((_, after)) if !after.contains(placeholder) => Ok(after.to_owned()),
-            Some(_) => Err(self.misfit(index, "the answer is written more than once")),
-            None => Err(self.misfit(index, "the answer is not written as it stands")),
+            Some(_) => Err(self.misfit(index, "the answer is written more than once").into()),
+            None => Err(self.misfit(index, "the answer is not written as it stands").into()),
         }
     }
 
@@ -202,7 +202,10 @@ mod tests {
 
     fn reason(source: &str, turns: &[(&str, &str)]) -> String {
         let template = ChatTemplate::new("odd.jinja", source, &Map::new()).unwrap();
-        render(&template, &Map::new(), &conversation(turns)).unwrap_err()
+        match render(&template, &Map::new(), &conversation(turns)) {
+            Err(RowError::Malformed(reason)) => reason,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::numbers::median;
 use crate::plot::Chart;
 use crate::profile::{ProfileOptions, draft_seconds, verify_seconds};
 use crate::schedule::{Mode, SpsTable, StsTable};
+use crate::text::UserText;
 
 /// Arguments of `dspark bench`.
 #[derive(Debug, Args)]
@@ -147,7 +148,7 @@ impl Bench<'_> {
             let ids = match self.models.tokenizer.chat_template() {
                 Some(template) => {
                     let messages = [json!({"role": "user", "content": text})];
-                    self.models.tokenizer.encode(&template.render(&messages, &Map::new(), true)?, false)?
+                    template.prompt(&self.models.tokenizer, &messages, &Map::new(), UserText::default())?
                 }
                 None => self.models.tokenizer.encode(&text, true)?,
             };

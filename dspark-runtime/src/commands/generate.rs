@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::models::ModelArguments;
 use super::output::{count, print, share, template_arguments};
 use super::sampling::SamplingArguments;
+use super::user_text::UserTextArguments;
 use crate::model::Draft;
 use crate::speculate::{Decoder, Generation, GenerationOptions};
 use crate::text::Tokenizer;
@@ -32,6 +33,8 @@ pub struct Arguments {
     /// A variable of the chat template, `enable_thinking=false`; may be given several times
     #[arg(long = "template-argument", value_name = "NAME=VALUE")]
     template_arguments: Vec<String>,
+    #[command(flatten)]
+    user_text: UserTextArguments,
     #[command(flatten)]
     sampling: SamplingArguments,
     /// Token limit of the answer
@@ -124,8 +127,13 @@ fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
                 messages.push(json!({"role": "system", "content": system}));
             }
             messages.push(json!({"role": "user", "content": prompt}));
-            let rendered = template.render(&messages, &template_arguments(&arguments.template_arguments)?, true)?;
-            Ok(tokenizer.encode(&rendered, false)?)
+            let template_arguments = template_arguments(&arguments.template_arguments)?;
+            Ok(template.prompt(tokenizer, &messages, &template_arguments, arguments.user_text.user_text())?)
+        }
+        _ if arguments.user_text.plain_user_text => {
+            bail!(
+                "--plain-user-text: the prompt goes to the model as it is (--raw, or no chat template), special tokens included"
+            )
         }
         _ if arguments.system.is_some() => {
             bail!(

@@ -11,6 +11,7 @@ mod perplexity;
 mod profile;
 mod sampling;
 mod serve;
+mod user_text;
 
 pub use models::{LoadedModels, ModelArguments};
 pub use output::{MOST_REQUESTS, count, count_to, print, share, temperature, template_arguments, weight_precision};

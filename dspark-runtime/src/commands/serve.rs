@@ -13,6 +13,7 @@ use tracing_subscriber::fmt;
 
 use super::engine::EngineArguments;
 use super::output::{count, print};
+use super::user_text::UserTextArguments;
 use crate::server::{Server, ServerConfig};
 
 /// Where the API key may be when no file is given.
@@ -52,6 +53,8 @@ pub struct Arguments {
     /// How long answers may still take after SIGINT or SIGTERM; a second signal ends at once
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=86_400))]
     grace_seconds: u64,
+    #[command(flatten)]
+    user_text: UserTextArguments,
     /// How the log on standard error is written
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -81,6 +84,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         idle_timeout: Duration::from_secs(arguments.idle_seconds),
         request_timeout: Duration::from_secs(arguments.request_seconds),
         grace: Duration::from_secs(arguments.grace_seconds),
+        user_text: arguments.user_text.user_text(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("server")

@@ -137,6 +137,9 @@ impl ApiError {
 
     /// A prompt that the template refused or the tokeniser could not cut.
     pub fn text(error: &TextError, param: &str) -> Self {
+        if matches!(error, TextError::TemplateProcess { .. }) {
+            return Self::internal(error.to_string());
+        }
         Self::request(StatusCode::BAD_REQUEST, Some("invalid_value"), error.to_string()).about(param)
     }
 

@@ -32,7 +32,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, ToSocketAddrs};
 
 use crate::engine::EngineHandle;
-use crate::text::Tokenizer;
+use crate::text::{Tokenizer, UserText};
 
 /// What a server may be told.
 #[derive(Clone, Debug)]
@@ -51,6 +51,8 @@ pub struct ServerConfig {
     pub request_timeout: Duration,
     /// How long answers may still take when the server is told to stop.
     pub grace: Duration,
+    /// What becomes of special tokens in messages.
+    pub user_text: UserText,
 }
 
 impl Default for ServerConfig {
@@ -63,6 +65,7 @@ impl Default for ServerConfig {
             idle_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(600),
             grace: Duration::from_secs(30),
+            user_text: UserText::default(),
         }
     }
 }

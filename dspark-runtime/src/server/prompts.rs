@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::error::ApiError;
 use super::fields::{Fields, shown};
 use super::parameters::{Asked, MOST_LOGPROBS};
-use crate::text::{TokenId, Tokenizer};
+use crate::text::{TokenId, Tokenizer, UserText};
 
 /// New tokens of `/v1/completions` when the request does not say.
 const COMPLETION_TOKENS: usize = 16;
@@ -14,7 +14,7 @@ const COMPLETION_TOKENS: usize = 16;
 ///
 /// `developer` is what newer clients call `system`, and templates know only that; several parts of one message become
 /// lines.
-pub(super) fn chat(fields: &Fields<'_>, tokenizer: &Tokenizer) -> Result<Asked, ApiError> {
+pub(super) fn chat(fields: &Fields<'_>, tokenizer: &Tokenizer, user_text: UserText) -> Result<Asked, ApiError> {
     let mut asked = Asked::read(fields, tokenizer.stop_token_ids())?;
     if let Some(limit) = fields.whole("max_completion_tokens", 1..=u64::MAX)? {
         asked.request.max_new_tokens = limit;
@@ -38,8 +38,8 @@ pub(super) fn chat(fields: &Fields<'_>, tokenizer: &Tokenizer) -> Result<Asked, 
     let template = tokenizer.chat_template().ok_or_else(|| {
         ApiError::malformed("this model has no chat template: use /v1/completions").about("messages")
     })?;
-    let text = template.render(&messages, &arguments, true).map_err(|error| ApiError::text(&error, "messages"))?;
-    asked.prompts = vec![tokenizer.encode(&text, false).map_err(|error| ApiError::text(&error, "messages"))?];
+    let prompt = template.prompt(tokenizer, &messages, &arguments, user_text);
+    asked.prompts = vec![prompt.map_err(|error| ApiError::text(&error, "messages"))?];
     Ok(asked)
 }
 

@@ -86,7 +86,7 @@ fn understand(app: &App, endpoint: Endpoint, bytes: &[u8]) -> Result<Asked, ApiE
         None => return Err(fields.wrong("model", &format!("\"{served}\""))),
     }
     match endpoint {
-        Endpoint::Chat => prompts::chat(&fields, &app.tokenizer),
+        Endpoint::Chat => prompts::chat(&fields, &app.tokenizer, app.config.user_text),
         Endpoint::Completions => prompts::completion(&fields, &app.tokenizer),
     }
 }

@@ -4,22 +4,32 @@
 //! `lstrip_blocks`), nothing is escaped, undefined variables are empty, Python's string and dictionary
 //! methods exist, and so do `raise_exception`, `strftime_now`, `break`, `continue` and `{% generation %}`.
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value;
-use minijinja::{AutoEscape, Environment};
-use serde_json::Map;
+use std::borrow::Cow;
 
-use super::{TextError, python, tojson};
+use serde_json::{Map, Value};
 
-/// The name under which the one template of an environment is stored.
-const TEMPLATE: &str = "chat_template";
+use super::TextError;
+use super::template_process::Renderers;
+use super::template_program::{Conversation, Program};
 
 /// A compiled chat template together with the special tokens it may name.
+///
+/// A template is a program that comes with a downloaded model, so it runs within limits. In the binaries, which call
+/// [`template_process`](super::template_process), and in a program that does so too, a template is compiled and rendered
+/// in processes of their own: at most 5 s and 512 MiB of memory for each rendering, whatever the template does (on Unix).
+/// Everywhere else a template runs in the calling thread. Then the number of its instructions, the depth of its recursion
+/// and the length of its text are bounded, but not the memory and time of a single instruction: do not load templates
+/// that you do not trust.
 pub struct ChatTemplate {
     name: String,
     source: String,
-    environment: Environment<'static>,
-    special_tokens: Vec<(String, Value)>,
+    runs: Runs,
+}
+
+/// Where a template runs.
+enum Runs {
+    Here(Box<Program>),
+    Apart(Renderers),
 }
 
 impl ChatTemplate {
@@ -27,31 +37,22 @@ impl ChatTemplate {
     /// variables `bos_token`, `eos_token` and so on of the tokeniser.
     ///
     /// # Errors
-    /// [`TextError::Template`] with the line if the template is not valid Jinja.
+    /// [`TextError::Template`] with the line if the template is not valid Jinja, [`TextError::TemplateLimit`] if compiling
+    /// it takes too much time or memory, [`TextError::TemplateProcess`] if no process can be started for it.
     pub fn new(
         name: impl Into<String>,
         source: impl Into<String>,
-        special_tokens: &Map<String, serde_json::Value>,
+        special_tokens: &Map<String, Value>,
     ) -> Result<Self, TextError> {
         let (name, source) = (name.into(), source.into());
-        let mut environment = Environment::new();
-        environment.set_syntax(
-            SyntaxConfig::builder()
-                .trim_blocks(true)
-                .lstrip_blocks(true)
-                .build()
-                .map_err(|error| template_error(&name, &error))?,
-        );
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_unknown_method_callback(python::call_method);
-        environment.set_formatter(python::print);
-        environment.add_filter("tojson", tojson::tojson);
-        environment.add_test("sequence", python::is_sequence);
-        environment.add_function("raise_exception", python::raise_exception);
-        environment.add_function("strftime_now", python::strftime_now);
-        environment.add_template_owned(TEMPLATE, prepared(&source)).map_err(|error| template_error(&name, &error))?;
-        let special_tokens = variables(special_tokens);
-        Ok(Self { name, source, environment, special_tokens })
+        let runs = match Renderers::start(&name, &source, special_tokens)? {
+            Some(renderers) => Runs::Apart(renderers),
+            None => {
+                let program = Program::compile(&source, special_tokens).map_err(|fault| fault.of(&name))?;
+                Runs::Here(Box::new(program))
+            }
+        };
+        Ok(Self { name, source, runs })
     }
 
     /// Where the template comes from: a file, and the field in it.
@@ -71,32 +72,20 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`TextError::Template`] with the line where the template failed, or where it refused the
-    /// conversation through `raise_exception`.
+    /// conversation through `raise_exception`. [`TextError::TemplateLimit`] if the template was stopped at a limit.
+    /// [`TextError::TemplateProcess`] if no process can be started for it.
     pub fn render(
         &self,
-        messages: &[serde_json::Value],
-        arguments: &Map<String, serde_json::Value>,
+        messages: &[Value],
+        arguments: &Map<String, Value>,
         add_generation_prompt: bool,
     ) -> Result<String, TextError> {
-        // `tools` and `documents` are always defined there, as none, and templates do test for both.
-        let defaults = [("tools", Value::from(())), ("documents", Value::from(()))];
-        let conversation = [
-            ("messages", messages.iter().map(python::to_template_value).collect()),
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
-        ];
-        let named = |(name, value): (&str, Value)| (name.to_owned(), value);
-        let context = Value::from_pairs(
-            defaults
-                .into_iter()
-                .map(named)
-                .chain(self.special_tokens.iter().cloned())
-                .chain(variables(arguments))
-                .chain(conversation.into_iter().map(named)),
-        );
-        self.environment
-            .get_template(TEMPLATE)
-            .and_then(|template| template.render(context))
-            .map_err(|error| template_error(&self.name, &error))
+        let (messages, arguments) = (Cow::Borrowed(messages), Cow::Borrowed(arguments));
+        let conversation = Conversation { messages, arguments, add_generation_prompt };
+        match &self.runs {
+            Runs::Here(program) => program.render(&conversation).map_err(|fault| fault.of(&self.name)),
+            Runs::Apart(renderers) => renderers.render(&self.name, conversation),
+        }
     }
 }
 
@@ -106,52 +95,12 @@ impl std::fmt::Debug for ChatTemplate {
     }
 }
 
-fn variables(values: &Map<String, serde_json::Value>) -> Vec<(String, Value)> {
-    values.iter().map(|(name, value)| (name.clone(), python::to_template_value(value))).collect()
-}
-
-fn template_error(name: &str, error: &minijinja::Error) -> TextError {
-    let message = match error.detail() {
-        Some(detail) => format!("{}: {detail}", error.kind()),
-        None => error.kind().to_string(),
-    };
-    TextError::Template { name: name.to_owned(), line: error.line().unwrap_or(0), message }
-}
-
-/// The source as the engine takes it. As in Jinja every line of a template ends with a line feed, whatever the
-/// file has. `{% generation %}` blocks, which mark the assistant's text and print nothing themselves, become
-/// `{% with %}` blocks: like them a scope of their own, and known to the engine. Line numbers and whitespace
-/// control stay as they are.
-fn prepared(source: &str) -> String {
-    let source = source.replace("\r\n", "\n").replace('\r', "\n");
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source.as_str();
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start + 2);
-        out.push_str(before);
-        let lead = tag.len() - tag.trim_start_matches(['-', '+']).trim_start().len();
-        let (lead, body) = tag.split_at(lead);
-        out.push_str(lead);
-        rest = body;
-        for (word, replacement) in [("generation", "with"), ("endgeneration", "endwith")] {
-            if let Some(after) = body.strip_prefix(word)
-                && after.trim_start().trim_start_matches(['-', '+']).starts_with("%}")
-            {
-                out.push_str(replacement);
-                rest = after;
-            }
-        }
-    }
-    out.push_str(rest);
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
 
-    fn render(source: &str, arguments: serde_json::Value) -> Result<String, TextError> {
+    fn render(source: &str, arguments: Value) -> Result<String, TextError> {
         let template = ChatTemplate::new("test", source, json!({"bos_token": "<s>"}).as_object().unwrap())?;
         let messages = [json!({"role": "user", "content": "hi"}), json!({"role": "assistant", "content": "ho"})];
         template.render(&messages, arguments.as_object().unwrap(), true)

@@ -48,7 +48,7 @@ pub enum TextError {
     #[error(transparent)]
     Gguf(#[from] CheckpointError),
     /// A tokeniser has something that GGUF metadata cannot say.
-    #[error("the tokeniser of {path} cannot be written to GGUF: {reason}")]
+    #[error("the tokeniser in {path} cannot be written to GGUF: {reason}")]
     NotForGguf {
         /// The directory or file that the tokeniser was read from.
         path: PathBuf,
@@ -56,16 +56,20 @@ pub enum TextError {
         reason: String,
     },
     /// A text could not be cut into tokens.
-    #[error("cannot tokenise {text:?}: {message}")]
+    #[error("the tokeniser in {path} cannot tokenise {text:?}: {message}")]
     Encode {
+        /// The file that the tokeniser was read from.
+        path: PathBuf,
         /// The beginning of the text.
         text: String,
         /// What the tokeniser library says.
         message: String,
     },
     /// Token ids could not be turned back into text.
-    #[error("cannot decode {count} token ids: {message}")]
+    #[error("the tokeniser in {path} cannot decode {count} token ids: {message}")]
     Decode {
+        /// The file that the tokeniser was read from.
+        path: PathBuf,
         /// How many ids there were.
         count: usize,
         /// What the tokeniser library says.
@@ -80,5 +84,32 @@ pub enum TextError {
         line: usize,
         /// What is wrong.
         message: String,
+    },
+    /// A chat template was stopped because it went beyond a limit.
+    #[error(
+        "chat template {name} was stopped: it {limit}. Such a template is damaged or hostile; check it, or use a model \
+         from another source"
+    )]
+    TemplateLimit {
+        /// The file and field the template comes from.
+        name: String,
+        /// What the template did, with the limit.
+        limit: String,
+    },
+    /// The process that renders a chat template could not be started.
+    #[error("cannot start a process to render chat template {name}: {source}")]
+    TemplateProcess {
+        /// The file and field the template comes from.
+        name: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Messages cannot be encoded without special tokens.
+    #[error("the tokeniser of {path} cannot encode messages as plain text: {reason}")]
+    PlainUserText {
+        /// The directory or file that the tokeniser was read from.
+        path: PathBuf,
+        /// What stands in the way.
+        reason: String,
     },
 }

@@ -2,7 +2,7 @@
 //! incremental way back from ids to text.
 //!
 //! A request enters here as messages. [`ChatTemplate::render`] writes them as the one string the target
-//! was trained on, [`Tokenizer::encode`] cuts it into ids, and once ids come back a [`Detokenizer`] gives
+//! was trained on, [`Tokenizer::encode`] cuts it into ids ([`ChatTemplate::prompt`] does both), and once ids come back a [`Detokenizer`] gives
 //! out the text that no later id can change. Everything is read from a Hugging Face model directory
 //! or from a GGUF file, and a tokeniser can be written as GGUF metadata.
 //!
@@ -13,19 +13,26 @@ mod detokenize;
 mod error;
 mod gguf_export;
 mod gguf_tokenizer;
+mod panics;
 mod pre_tokenizers;
 mod python;
+mod template_process;
+mod template_program;
 #[cfg(test)]
 mod testing;
 mod tojson;
 mod token_bytes;
 mod tokenizer;
 mod tokenizer_config;
+mod tokenizer_limits;
+mod user_text;
 
 pub use chat_template::ChatTemplate;
 pub use detokenize::Detokenizer;
 pub use error::TextError;
+pub use template_process::{render_templates_with, template_process};
 pub use tokenizer::Tokenizer;
+pub use user_text::UserText;
 
 /// The number of one token: a row of the target's embedding.
 pub type TokenId = u32;

@@ -7,6 +7,9 @@ use minijinja::{Error, ErrorKind};
 
 use super::python::raise_exception;
 
+/// Levels of lists and objects. Python gives up at about a thousand.
+const MAX_DEPTH: usize = 500;
+
 /// `value | tojson(ensure_ascii, indent, separators, sort_keys)` as Python's `json.dumps` writes it: no
 /// escaping for HTML, and letters outside ASCII as themselves.
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
@@ -46,6 +49,10 @@ struct JsonWriter {
 
 impl JsonWriter {
     fn write(&mut self, value: &Value) -> Result<(), Error> {
+        if self.depth > MAX_DEPTH {
+            let message = format!("tojson: the value is nested more than {MAX_DEPTH} levels deep");
+            return Err(Error::new(ErrorKind::InvalidOperation, message));
+        }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),

@@ -3,13 +3,14 @@
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokenizers::{DecoderWrapper, PostProcessorWrapper};
 
 use super::token_bytes::fallback_byte;
 use super::tokenizer_config::{TokenizerConfig, read_stop_token_ids};
-use super::{ChatTemplate, TextError, TokenId, gguf_tokenizer};
+use super::user_text::PlainText;
+use super::{ChatTemplate, TextError, TokenId, gguf_tokenizer, panics, tokenizer_limits};
 use crate::checkpoint::gguf::is_gguf;
 
 /// Cuts text into token ids and puts ids together to text again. Cloning is cheap.
@@ -24,6 +25,8 @@ struct Inner {
     config: TokenizerConfig,
     stop_token_ids: Vec<TokenId>,
     has_byte_fallback: bool,
+    /// Made when it is first asked for.
+    plain: OnceLock<Result<PlainText, String>>,
 }
 
 impl Tokenizer {
@@ -55,10 +58,13 @@ impl Tokenizer {
         let broken = |message: String| TextError::Tokenizer { path: path.clone(), message };
         let mut tokenizer = build(&path, &bytes)?;
         let config = TokenizerConfig::read(directory)?;
+        let missing = config.added_tokens.iter().map(|(_, token)| token);
+        let missing: Vec<_> =
+            missing.filter(|token| tokenizer.token_to_id(&token.content).is_none()).cloned().collect();
+        panics::caught(|| tokenizer.add_tokens(missing).map_err(|error| error.to_string()))
+            .unwrap_or_else(|panic| Err(library_failed(&panic)))
+            .map_err(broken)?;
         for (id, token) in &config.added_tokens {
-            if tokenizer.token_to_id(&token.content).is_none() {
-                tokenizer.add_tokens([token.clone()]).map_err(|error| broken(error.to_string()))?;
-            }
             let actual = tokenizer.token_to_id(&token.content);
             if actual != Some(*id) {
                 let actual = actual.map_or("none".to_owned(), |actual| actual.to_string());
@@ -99,7 +105,9 @@ impl Tokenizer {
     ) -> Self {
         let has_byte_fallback = tokenizer.get_decoder().is_some_and(falls_back_to_bytes);
         let directory = directory.to_owned();
-        Self { inner: Arc::new(Inner { directory, tokenizer, config, stop_token_ids, has_byte_fallback }) }
+        let plain = OnceLock::new();
+        let inner = Inner { directory, tokenizer, config, stop_token_ids, has_byte_fallback, plain };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The directory or GGUF file it was read from.
@@ -113,9 +121,8 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Encode`] if the tokeniser has no token for a part of the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, TextError> {
-        let encoding =
-            self.inner.tokenizer.encode_fast(text, add_special_tokens).map_err(|error| encode_error(text, &error))?;
-        Ok(encoding.get_ids().to_vec())
+        let encoding = self.guarded(|tokenizer| tokenizer.encode_fast(text, add_special_tokens));
+        Ok(encoding.map_err(|message| self.encode_error(text, message))?.get_ids().to_vec())
     }
 
     /// The ids of `text`, each with the bytes of `text` it stands for, whitespace included. Tokens that are
@@ -128,8 +135,8 @@ impl Tokenizer {
         text: &str,
         add_special_tokens: bool,
     ) -> Result<Vec<(TokenId, Range<usize>)>, TextError> {
-        let encoding =
-            self.inner.tokenizer.encode(text, add_special_tokens).map_err(|error| encode_error(text, &error))?;
+        let encoding = self.guarded(|tokenizer| tokenizer.encode(text, add_special_tokens));
+        let encoding = encoding.map_err(|message| self.encode_error(text, message))?;
         let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end);
         Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
     }
@@ -140,10 +147,24 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Decode`] if the tokeniser's decoder refuses the tokens.
     pub fn decode(&self, ids: &[TokenId], skip_special_tokens: bool) -> Result<String, TextError> {
-        self.inner
-            .tokenizer
-            .decode(ids, skip_special_tokens)
-            .map_err(|error| TextError::Decode { count: ids.len(), message: error.to_string() })
+        let decoded = self.guarded(|tokenizer| tokenizer.decode(ids, skip_special_tokens));
+        decoded.map_err(|message| TextError::Decode { path: self.file(), count: ids.len(), message })
+    }
+
+    /// What the library makes of a text or of ids. A file that loads may still make it panic.
+    fn guarded<T>(&self, work: impl FnOnce(&tokenizers::Tokenizer) -> tokenizers::Result<T>) -> Result<T, String> {
+        panics::caught(|| work(&self.inner.tokenizer).map_err(|error| error.to_string()))
+            .unwrap_or_else(|panic| Err(library_failed(&panic)))
+    }
+
+    /// The file that it was read from.
+    fn file(&self) -> PathBuf {
+        let directory = &self.inner.directory;
+        if is_gguf(directory) { directory.clone() } else { directory.join("tokenizer.json") }
+    }
+
+    pub(super) fn encode_error(&self, text: &str, message: String) -> TextError {
+        TextError::Encode { path: self.file(), text: text.chars().take(60).collect(), message }
     }
 
     /// The id of a token as it stands in the vocabulary, such as `<|im_end|>`.
@@ -215,6 +236,19 @@ impl Tokenizer {
         self.inner.config.chat_template.as_ref()
     }
 
+    /// What encodes messages without special tokens.
+    pub(super) fn plain(&self) -> Result<&PlainText, TextError> {
+        let inner = &self.inner;
+        let make = || {
+            let unknown = self.special_token_id("unk_token");
+            panics::caught(|| PlainText::of(&inner.tokenizer, unknown)).unwrap_or_else(Err)
+        };
+        inner.plain.get_or_init(make).as_ref().map_err(|reason| {
+            let (path, reason) = (inner.directory.clone(), reason.clone());
+            TextError::PlainUserText { path, reason }
+        })
+    }
+
     pub(super) fn special_token_id(&self, name: &str) -> Option<TokenId> {
         self.token_id(self.inner.config.special_token(name)?)
     }
@@ -250,11 +284,16 @@ impl fmt::Debug for Tokenizer {
 }
 
 fn build(path: &Path, json: &[u8]) -> Result<tokenizers::Tokenizer, TextError> {
-    let broken =
-        |error: tokenizers::Error| TextError::Tokenizer { path: path.to_owned(), message: error.to_string() };
-    let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(broken)?;
+    panics::caught(|| build_unguarded(json).map_err(|error| error.to_string()))
+        .unwrap_or_else(|panic| Err(library_failed(&panic)))
+        .map_err(|message| TextError::Tokenizer { path: path.to_owned(), message })
+}
+
+fn build_unguarded(json: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
+    tokenizer_limits::check(json)?;
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(json)?;
     // Truncation and padding left over from training would cut or fill every text unasked.
-    tokenizer.with_padding(None).with_truncation(None).map_err(broken)?;
+    tokenizer.with_padding(None).with_truncation(None)?;
     if let Some(post_processor) = tokenizer.get_post_processor() {
         let mut post_processor = post_processor.clone();
         keep_whitespace_in_offsets(&mut post_processor);
@@ -284,8 +323,10 @@ fn falls_back_to_bytes(decoder: &DecoderWrapper) -> bool {
     }
 }
 
-fn encode_error(text: &str, error: &tokenizers::Error) -> TextError {
-    TextError::Encode { text: text.chars().take(60).collect(), message: error.to_string() }
+fn library_failed(panic: &str) -> String {
+    format!(
+        "the tokeniser library failed: {panic}; the file is damaged, or describes what the library does not support"
+    )
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use self::status::{Counts, StatusLine};
 use super::engine::{EngineArguments, Running};
 use super::output::{count, template_arguments};
 use super::sampling::SamplingArguments;
+use super::user_text::UserTextArguments;
 use crate::engine::{Answer, Event, Request};
 use crate::text::ChatTemplate;
 
@@ -31,6 +32,8 @@ pub struct Arguments {
     /// A variable of the chat template, `enable_thinking=false`; may be given several times
     #[arg(long = "template-argument", value_name = "NAME=VALUE")]
     template_arguments: Vec<String>,
+    #[command(flatten)]
+    user_text: UserTextArguments,
     #[command(flatten)]
     sampling: SamplingArguments,
     /// Token limit of each answer
@@ -150,11 +153,11 @@ impl Conversation<'_> {
     }
 
     fn submit(&self) -> Result<Answer> {
-        let rendered = self.template.render(&self.messages, &self.template_arguments, true)?;
         let tokenizer = &self.running.tokenizer;
         let arguments = self.arguments;
+        let user_text = arguments.user_text.user_text();
         let request = Request {
-            prompt: tokenizer.encode(&rendered, false)?,
+            prompt: self.template.prompt(tokenizer, &self.messages, &self.template_arguments, user_text)?,
             max_new_tokens: arguments.max_new_tokens,
             sampling: arguments.sampling.sampling(),
             stop_token_ids: tokenizer.stop_token_ids().to_vec(),

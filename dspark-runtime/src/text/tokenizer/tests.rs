@@ -133,3 +133,48 @@ fn missing_and_broken_files_are_named() {
     let message = Tokenizer::from_directory(directory.path()).unwrap_err().to_string();
     assert!(message.contains("tokenizer.json cannot be loaded"), "{message}");
 }
+
+/// A tokeniser that the library loads and then panics at.
+fn edited(edit: impl FnOnce(&mut serde_json::Value)) -> tempfile::TempDir {
+    let directory = testing::byte_level();
+    let path = directory.path().join("tokenizer.json");
+    let mut json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    edit(&mut json);
+    std::fs::write(path, json.to_string()).unwrap();
+    directory
+}
+
+#[test]
+fn a_panic_of_the_library_is_an_error() {
+    let replace = json!({"type": "Replace", "pattern": {"String": ""}, "content": "x"});
+    let tokenizer = load(&edited(|json| json["normalizer"] = replace));
+    for _ in 0..2 {
+        for message in [
+            tokenizer.encode("the", false).unwrap_err().to_string(),
+            tokenizer.encode_with_offsets("the", false).unwrap_err().to_string(),
+        ] {
+            assert!(
+                message.contains("tokenizer.json") && message.contains("the tokeniser library failed"),
+                "{message}"
+            );
+        }
+    }
+    // Some make it panic at once.
+    let fixed = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA////////////////////////////////"});
+    let directory = edited(|json| json["normalizer"] = fixed);
+    let message = Tokenizer::from_directory(directory.path()).unwrap_err().to_string();
+    assert!(message.contains("tokenizer.json cannot be loaded") && message.contains("library failed"), "{message}");
+    // The tokeniser itself is as good as before.
+    let ids: Vec<TokenId> =
+        "the".bytes().filter_map(|byte| tokenizer.token_id(&char::from(byte).to_string())).collect();
+    assert_eq!(tokenizer.decode(&ids, false).unwrap(), "the");
+}
+
+#[test]
+fn rules_without_bound_are_refused() {
+    let tenfold = json!({"type": "Replace", "pattern": {"String": "t"}, "content": "tttttttttt"});
+    let rules = json!({"type": "Sequence", "normalizers": vec![tenfold; 12]});
+    let message =
+        Tokenizer::from_directory(edited(|json| json["normalizer"] = rules).path()).unwrap_err().to_string();
+    assert!(message.contains("tokenizer.json") && message.contains("`normalizer` can make a text"), "{message}");
+}

@@ -1,0 +1,21 @@
+//! What becomes of special tokens in messages, on the command line.
+
+use clap::Args;
+
+use crate::text::UserText;
+
+/// How messages are encoded.
+#[derive(Debug, Args)]
+pub(super) struct UserTextArguments {
+    /// Encode special tokens that stand in messages, such as `<|im_end|>`, as plain text (default: as special tokens, like
+    /// the `transformers` package). Special tokens that the chat template writes stay what they are
+    #[arg(long)]
+    pub plain_user_text: bool,
+}
+
+impl UserTextArguments {
+    /// Returns the setting as the chat template takes it.
+    pub(super) fn user_text(&self) -> UserText {
+        if self.plain_user_text { UserText::Plain } else { UserText::WithSpecialTokens }
+    }
+}

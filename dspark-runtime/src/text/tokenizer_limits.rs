@@ -1,0 +1,131 @@
+//! What a `tokenizer.json` may ask for.
+//!
+//! Each rule of a normaliser may replace a letter by several; a dozen such rules in a row make a gigabyte of one letter.
+//! The same holds for rules of a decoder. And each regular expression takes time to compile, some a twentieth of a second.
+//! So rules are multiplied and expressions counted before the library builds them.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The longest that rules may make a text, as a multiple of its length. Those of Llama 2 reach 12.
+const MAX_GROWTH: f64 = 64.0;
+/// The most regular expressions. Known tokenisers have fewer than ten.
+const MAX_EXPRESSIONS: usize = 64;
+
+/// The parts of a `tokenizer.json` that hold rules.
+#[derive(Deserialize)]
+struct Rules {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    decoder: Value,
+}
+
+/// Refuses rules that make a text too long, and more regular expressions than a tokeniser needs.
+pub(super) fn check(json: &[u8]) -> Result<(), String> {
+    // What is wrong with the file as a whole is the library's to say.
+    let Ok(rules) = serde_json::from_slice::<Rules>(json) else { return Ok(()) };
+    for (part, rules) in [("normalizer", &rules.normalizer), ("decoder", &rules.decoder)] {
+        let growth = growth(rules);
+        if growth > MAX_GROWTH {
+            return Err(format!(
+                "`{part}` can make a text {growth:.0} times as long, expected at most {MAX_GROWTH:.0} times"
+            ));
+        }
+    }
+    let found = [&rules.normalizer, &rules.pre_tokenizer, &rules.decoder].map(expressions).iter().sum::<usize>();
+    if found > MAX_EXPRESSIONS {
+        return Err(format!(
+            "`normalizer`, `pre_tokenizer` and `decoder` have {found} patterns, expected at most {MAX_EXPRESSIONS}"
+        ));
+    }
+    Ok(())
+}
+
+/// Every pattern is compiled to a regular expression.
+fn expressions(rules: &Value) -> usize {
+    match rules {
+        Value::Object(fields) => {
+            fields.iter().map(|(name, value)| usize::from(name == "pattern") + expressions(value)).sum()
+        }
+        Value::Array(items) => items.iter().map(expressions).sum(),
+        _ => 0,
+    }
+}
+
+fn growth(rules: &Value) -> f64 {
+    let length = |field: &str| rules.get(field).and_then(Value::as_str).map_or(0.0, |text| text.len() as f64);
+    match rules.get("type").and_then(Value::as_str) {
+        Some("Sequence") => {
+            let parts =
+                ["normalizers", "decoders"].iter().filter_map(|field| rules.get(*field)?.as_array()).flatten();
+            parts.map(growth).product()
+        }
+        Some("Prepend") => 1.0 + length("prepend"),
+        Some("Replace") => match rules.get("pattern").and_then(|pattern| pattern.get("String")?.as_str()) {
+            Some(text) if !text.is_empty() => (length("content") / text.len() as f64).max(1.0),
+            // It may match nothing, between any two letters.
+            _ => 1.0 + length("content"),
+        },
+        _ => 1.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn replace(pattern: Value, content: &str) -> Value {
+        json!({"type": "Replace", "pattern": pattern, "content": content})
+    }
+
+    fn normalizer(rules: &Value) -> Result<(), String> {
+        check(json!({"normalizer": rules, "model": {}}).to_string().as_bytes())
+    }
+
+    #[test]
+    fn rules_in_a_row_multiply() {
+        let rules = |count: usize| {
+            let doubled = replace(json!({"String": "a"}), "aa");
+            json!({"type": "Sequence", "normalizers": vec![doubled; count]})
+        };
+        assert_eq!(normalizer(&rules(6)), Ok(()));
+        let message = normalizer(&rules(40)).unwrap_err();
+        assert_eq!(message, "`normalizer` can make a text 1099511627776 times as long, expected at most 64 times");
+        let nested = json!({"decoder": {"type": "Sequence", "decoders": [rules(4), rules(3)]}});
+        assert!(check(nested.to_string().as_bytes()).unwrap_err().starts_with("`decoder` can make a text 128 times"));
+        for (rule, fits) in [
+            (replace(json!({"String": "``"}), "\""), true),
+            (replace(json!({"Regex": "\\s+"}), " "), true),
+            (replace(json!({"String": ""}), &"x".repeat(64)), false),
+            (replace(json!({"Regex": "x*"}), &"x".repeat(64)), false),
+            (json!({"type": "Prepend", "prepend": "x".repeat(64)}), false),
+            (json!({"type": "NFKC"}), true),
+            (Value::Null, true),
+        ] {
+            assert_eq!(normalizer(&rule).is_ok(), fits, "{rule}");
+        }
+    }
+
+    #[test]
+    fn rules_of_llama_fit() {
+        let rules = json!({"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, replace(json!({"String": " "}), "▁"),
+        ]});
+        assert_eq!(growth(&rules), 12.0);
+    }
+
+    #[test]
+    fn expressions_are_counted() {
+        let split = |count: usize| {
+            let split = json!({"type": "Split", "pattern": {"Regex": "\\w{100}"}, "behavior": "Isolated"});
+            json!({"pre_tokenizer": {"type": "Sequence", "pretokenizers": vec![split; count]}}).to_string()
+        };
+        assert_eq!(check(split(64).as_bytes()), Ok(()));
+        assert!(check(split(65).as_bytes()).unwrap_err().contains("have 65 patterns"));
+    }
+}

@@ -1,0 +1,284 @@
+//! Prompts in which special tokens come from the chat template alone.
+//!
+//! A rendered conversation is one text, in which the special tokens of the template and those that a user wrote look alike.
+//! To tell them apart, the conversation is rendered a second time with marks beside what a user wrote. The special tokens
+//! without a mark are the template's. They are renamed in the text, and a tokeniser that knows special tokens only by their
+//! new names encodes it. Marks and names are drawn at random for each tokeniser, so nobody can write them.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+
+use serde_json::{Map, Value};
+use tokenizers::{AddedToken, AddedVocabulary};
+
+use super::{ChatTemplate, TextError, TokenId, Tokenizer, panics};
+
+/// What becomes of special tokens, such as `<|im_end|>`, in messages and template arguments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UserText {
+    /// They are special tokens wherever they stand, as in the `transformers` package.
+    #[default]
+    WithSpecialTokens,
+    /// Their characters are encoded like any other text. Special tokens are those that the tokeniser marks as special.
+    Plain,
+}
+
+impl ChatTemplate {
+    /// Returns the token ids of a prompt: the messages, and the beginning of the assistant's answer.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render) and [`Tokenizer::encode`]. [`TextError::PlainUserText`] if the special tokens of the
+    /// template and of the messages cannot be told apart.
+    pub fn prompt(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Value],
+        arguments: &Map<String, Value>,
+        user_text: UserText,
+    ) -> Result<Vec<TokenId>, TextError> {
+        if user_text == UserText::Plain {
+            let plain = tokenizer.plain()?;
+            for side in [Side::Before, Side::After, Side::Within] {
+                let mut marker = Marker { plain, side, marked: false, holds_special_token: false };
+                let marked_messages: Vec<Value> = messages.iter().map(|message| marker.value(message)).collect();
+                let marked_arguments = marker.object(arguments);
+                if !marker.marked {
+                    break;
+                }
+                let text = self.render(messages, arguments, true)?;
+                match self.render(&marked_messages, &marked_arguments, true) {
+                    Ok(marked) if plain.without_marks(&marked) == text => {
+                        return plain.encode(tokenizer, &plain.renamed(&marked, side), &text);
+                    }
+                    // What the template does depends on where the marks are.
+                    Ok(_) | Err(TextError::Template { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+                if side == Side::Within && marker.holds_special_token {
+                    let reason = format!(
+                        "chat template {} does something of its own with special tokens in messages, so its own and those \
+                         of the messages cannot be told apart; leave the special tokens out of the messages",
+                        self.name()
+                    );
+                    return Err(TextError::PlainUserText { path: tokenizer.directory().to_owned(), reason });
+                }
+            }
+        }
+        tokenizer.encode(&self.render(messages, arguments, true)?, false)
+    }
+}
+
+/// Where the mark of a special token in a message is. Templates look for special tokens in messages, cut messages at them
+/// and trim them; a mark that changes what such a template writes is put elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Before,
+    After,
+    Within,
+}
+
+/// What encodes a text in which special tokens have other names.
+pub(super) struct PlainText {
+    tokenizer: tokenizers::Tokenizer,
+    /// From the ids of this tokeniser's added tokens to those that they stand for.
+    ids: HashMap<TokenId, TokenId>,
+    /// The added tokens, the longest first, and whether each is special.
+    added: Vec<(String, bool)>,
+    /// The bytes that they begin with.
+    first_bytes: HashSet<u8>,
+    /// Ids that no text of a user may get.
+    forbidden: HashSet<TokenId>,
+    /// Stands beside or in a special token of a message.
+    user: String,
+    /// Stands where a message and what the template writes beside it could become a special token together.
+    edge: String,
+    /// Goes before the names of special tokens.
+    name: String,
+}
+
+impl PlainText {
+    /// `unknown` is the token of what has no other, which a text may well get.
+    pub(super) fn of(original: &tokenizers::Tokenizer, unknown: Option<TokenId>) -> Result<Self, String> {
+        let mut tokens: Vec<(TokenId, AddedToken)> = original.get_added_tokens_decoder().into_iter().collect();
+        tokens.sort_unstable_by_key(|(id, _)| *id);
+        let nonce = nonce();
+        let [user, edge, name] = ['\u{e000}', '\u{e001}', '\u{e002}'].map(|kind| format!("{nonce}{kind}"));
+        let renamed = tokens.iter().map(|(_, token)| match token.special {
+            true => AddedToken { content: format!("{name}{}", token.content), ..token.clone() },
+            false => token.clone(),
+        });
+        let renamed: Vec<AddedToken> = renamed.collect();
+        let mut tokenizer = original.clone();
+        tokenizer.with_added_vocabulary(AddedVocabulary::new());
+        tokenizer.add_tokens(renamed.iter().cloned()).map_err(|error| error.to_string())?;
+        let model = |id| tokenizers::Model::id_to_token(tokenizer.get_model(), id);
+        let mut ids = HashMap::new();
+        for ((id, token), renamed) in tokens.iter().zip(&renamed) {
+            let new =
+                tokenizer.token_to_id(&renamed.content).ok_or_else(|| format!("{:?} has no id", token.content))?;
+            if model(new).is_some_and(|text| text != renamed.content) {
+                return Err(format!("the vocabulary has gaps, and {:?} would lie in one", token.content));
+            }
+            ids.insert(new, *id);
+        }
+        let special = tokens.iter().filter(|(_, token)| token.special);
+        let forbidden = special.map(|(id, _)| *id).filter(|id| Some(*id) != unknown).collect();
+        let mut added: Vec<_> = tokens.into_iter().map(|(_, token)| (token.content, token.special)).collect();
+        added.sort_by_key(|(content, _)| std::cmp::Reverse(content.len()));
+        let first_bytes = added.iter().filter_map(|(content, _)| content.bytes().next()).collect();
+        Ok(Self { tokenizer, ids, added, first_bytes, forbidden, user, edge, name })
+    }
+
+    /// The longest added token that `text` begins with.
+    fn token_at(&self, text: &str) -> Option<&(String, bool)> {
+        let possible = text.bytes().next().is_some_and(|first| self.first_bytes.contains(&first));
+        self.added.iter().filter(|_| possible).find(|(content, _)| text.starts_with(content.as_str()))
+    }
+
+    fn special_tokens(&self) -> impl Iterator<Item = &str> {
+        self.added.iter().filter(|(_, special)| *special).map(|(content, _)| content.as_str())
+    }
+
+    fn without_marks(&self, text: &str) -> String {
+        text.replace(&self.user, "").replace(&self.edge, "")
+    }
+
+    /// The text without marks, in which the special tokens that have none have their new names.
+    fn renamed(&self, marked: &str, side: Side) -> String {
+        let mut out = String::with_capacity(marked.len() + marked.len() / 8);
+        let mut at = 0;
+        while let Some(character) = marked[at..].chars().next() {
+            let rest = &marked[at..];
+            if let Some(mark) = [&self.user, &self.edge].into_iter().find(|mark| rest.starts_with(mark.as_str())) {
+                at += mark.len();
+                continue;
+            }
+            let Some((content, special)) = self.token_at(rest) else {
+                out.push(character);
+                at += character.len_utf8();
+                continue;
+            };
+            let users = match side {
+                Side::Before => marked[..at].ends_with(&self.user),
+                Side::After => rest[content.len()..].starts_with(&self.user),
+                Side::Within => false,
+            };
+            if *special && !users {
+                out.push_str(&self.name);
+            }
+            out.push_str(content);
+            at += content.len();
+        }
+        out
+    }
+
+    /// `original` is the text for errors.
+    fn encode(&self, of: &Tokenizer, renamed: &str, original: &str) -> Result<Vec<TokenId>, TextError> {
+        let encoded =
+            panics::caught(|| self.tokenizer.encode_fast(renamed, false).map_err(|error| error.to_string()));
+        let encoding = encoded.unwrap_or_else(Err).map_err(|message| of.encode_error(original, message))?;
+        let mut names = renamed.matches(&self.name).count();
+        let mut ids = Vec::with_capacity(encoding.len());
+        for id in encoding.get_ids() {
+            let original = self.ids.get(id);
+            names = names.wrapping_sub(usize::from(original.is_some_and(|id| of.is_special(*id))));
+            if original.is_none() && self.forbidden.contains(id) {
+                let reason = "the tokeniser gives a special token to a part of a message that is ordinary text to it";
+                return Err(TextError::PlainUserText { path: of.directory().to_owned(), reason: reason.to_owned() });
+            }
+            ids.push(*original.unwrap_or(id));
+        }
+        if names != 0 {
+            let reason = "the tokeniser changes special tokens before it looks for them".to_owned();
+            return Err(TextError::PlainUserText { path: of.directory().to_owned(), reason });
+        }
+        Ok(ids)
+    }
+}
+
+/// Marks what a user wrote.
+struct Marker<'a> {
+    plain: &'a PlainText,
+    side: Side,
+    /// Whether anything was marked.
+    marked: bool,
+    /// Whether a special token was.
+    holds_special_token: bool,
+}
+
+impl Marker<'_> {
+    fn value(&mut self, value: &Value) -> Value {
+        match value {
+            Value::String(text) => Value::String(self.text(text)),
+            Value::Array(items) => items.iter().map(|item| self.value(item)).collect(),
+            Value::Object(fields) => Value::Object(self.object(fields)),
+            other => other.clone(),
+        }
+    }
+
+    fn object(&mut self, fields: &Map<String, Value>) -> Map<String, Value> {
+        fields.iter().map(|(key, value)| (self.text(key), self.value(value))).collect()
+    }
+
+    fn text(&mut self, text: &str) -> String {
+        let mut out = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some(character) = rest.chars().next() {
+            let (content, special) = match self.plain.token_at(rest) {
+                Some((content, special)) => (content.as_str(), *special),
+                None => (&rest[..character.len_utf8()], false),
+            };
+            let inside = if special { self.side } else { Side::After };
+            let (before, after) = match inside {
+                Side::Before => ("", content),
+                Side::After => (content, ""),
+                Side::Within => content.split_at(character.len_utf8()),
+            };
+            out.push_str(before);
+            if special {
+                out.push_str(&self.plain.user);
+                self.marked = true;
+                self.holds_special_token = true;
+            }
+            out.push_str(after);
+            rest = &rest[content.len()..];
+        }
+        self.edges(out)
+    }
+
+    /// Marks the edges of a text that could be a part of a special token. Whitespace around it may be trimmed.
+    fn edges(&mut self, mut text: String) -> String {
+        let cuts = |token: &str| token.char_indices().map(|(at, _)| at).skip(1).collect::<Vec<_>>();
+        let start = text.len() - text.trim_start().len();
+        let end = text.trim_end().len();
+        if end <= start {
+            return text;
+        }
+        let core = &text[start..end];
+        let (mut begins, mut ends) = (false, false);
+        for token in self.plain.special_tokens() {
+            for cut in cuts(token) {
+                begins |= core.starts_with(&token[cut..]);
+                ends |= core.ends_with(&token[..cut]);
+            }
+        }
+        if ends {
+            text.insert_str(end, &self.plain.edge);
+        }
+        if begins {
+            text.insert_str(start, &self.plain.edge);
+        }
+        self.marked |= begins || ends;
+        text
+    }
+}
+
+/// Characters for private use that nobody can guess.
+fn nonce() -> String {
+    let bits = RandomState::new().hash_one(0_u8);
+    let character = |part: u32| char::from_u32(0xf_0000 + (bits >> (16 * part) & 0xffff).min(0xfffd) as u32);
+    (0..4).filter_map(character).collect()
+}
+
+#[cfg(test)]
+mod tests;
