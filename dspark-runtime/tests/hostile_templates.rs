@@ -96,7 +96,8 @@ fn depth_is_bounded() {
     for source in [
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}".to_owned(),
         "{% for a in [[1]] recursive %}{{ loop([[1]]) }}{% endfor %}".to_owned(),
-        nest("{}", "{'a': ns.x}") + "{{ ns.x | tojson }}",
+        "{% set ns = namespace(x={}) %}{% for i in range(9999) %}{% set ns.x = {'a': ns.x} %}{% endfor %}{{ ns.x | tojson }}"
+            .to_owned(),
         format!("{{{{ {}{} }}}}", repeated("(", 100_000), repeated(")", 100_000)),
         repeated("{% if 1 %}", 100_000),
         repeated("{% for a in range(9) %}", 100_000),
@@ -182,7 +183,8 @@ fn numbers_and_errors_get_through_unchanged() {
 #[test]
 fn a_renderer_ends_with_the_process_that_asks() {
     let mut command = Command::new(DSPARK);
-    command.arg("--internal-render-chat-templates");
+    // As the binaries start one.
+    command.arg("--internal-render-chat-templates").env("MIMALLOC_ARENA_RESERVE", "16MiB");
     let mut renderer = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut questions = renderer.stdin.take().unwrap();
     let compile = json!({"Compile": [format!("{{% if messages %}}{SPIN}{{% endif %}}ready"), {}]});

@@ -61,6 +61,7 @@ impl Tokenizer {
         let missing = config.added_tokens.iter().map(|(_, token)| token);
         let missing: Vec<_> =
             missing.filter(|token| tokenizer.token_to_id(&token.content).is_none()).cloned().collect();
+        missing.iter().try_for_each(|token| tokenizer_limits::check_added_token(&token.content)).map_err(broken)?;
         panics::caught(|| tokenizer.add_tokens(missing).map_err(|error| error.to_string()))
             .unwrap_or_else(|panic| Err(library_failed(&panic)))
             .map_err(broken)?;

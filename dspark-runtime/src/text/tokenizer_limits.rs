@@ -2,7 +2,8 @@
 //!
 //! Each rule of a normaliser may replace a letter by several; a dozen such rules in a row make a gigabyte of one letter.
 //! The same holds for rules of a decoder. And each regular expression takes time to compile, some a twentieth of a second.
-//! So rules are multiplied and expressions counted before the library builds them.
+//! So rules are multiplied and expressions counted before the library builds them. What it builds to
+//! find added tokens takes a hundred times the memory of their texts.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -11,6 +12,8 @@ use serde_json::Value;
 const MAX_GROWTH: f64 = 64.0;
 /// The most regular expressions. Known tokenisers have fewer than ten.
 const MAX_EXPRESSIONS: usize = 64;
+/// The longest text of an added token, in bytes. The longest runs of spaces that are tokens have a few hundred.
+const MAX_TOKEN: usize = 4096;
 
 /// The parts of a `tokenizer.json` that hold rules.
 #[derive(Deserialize)]
@@ -21,12 +24,23 @@ struct Rules {
     pre_tokenizer: Value,
     #[serde(default)]
     decoder: Value,
+    #[serde(default)]
+    added_tokens: Vec<Added>,
 }
 
-/// Refuses rules that make a text too long, and more regular expressions than a tokeniser needs.
+#[derive(Deserialize)]
+struct Added {
+    content: String,
+}
+
+/// Refuses rules that make a text too long, more regular expressions than a tokeniser needs, and added tokens that are too
+/// long.
 pub(super) fn check(json: &[u8]) -> Result<(), String> {
     // What is wrong with the file as a whole is the library's to say.
     let Ok(rules) = serde_json::from_slice::<Rules>(json) else { return Ok(()) };
+    for token in &rules.added_tokens {
+        check_added_token(&token.content)?;
+    }
     for (part, rules) in [("normalizer", &rules.normalizer), ("decoder", &rules.decoder)] {
         let growth = growth(rules);
         if growth > MAX_GROWTH {
@@ -42,6 +56,16 @@ pub(super) fn check(json: &[u8]) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Refuses an added token that is too long.
+pub(super) fn check_added_token(content: &str) -> Result<(), String> {
+    if content.len() <= MAX_TOKEN {
+        return Ok(());
+    }
+    let beginning: String = content.chars().take(20).collect();
+    let found = content.len();
+    Err(format!("the added token that begins with {beginning:?} has {found} bytes, expected at most {MAX_TOKEN}"))
 }
 
 /// Every pattern is compiled to a regular expression.
@@ -117,6 +141,13 @@ mod tests {
             {"type": "Prepend", "prepend": "▁"}, replace(json!({"String": " "}), "▁"),
         ]});
         assert_eq!(growth(&rules), 12.0);
+    }
+
+    #[test]
+    fn added_tokens_have_a_length() {
+        let token = |length: usize| json!({"added_tokens": [{"id": 0, "content": "x".repeat(length)}]}).to_string();
+        assert_eq!(check(token(4096).as_bytes()), Ok(()));
+        assert!(check(token(4097).as_bytes()).unwrap_err().contains("has 4097 bytes"));
     }
 
     #[test]
