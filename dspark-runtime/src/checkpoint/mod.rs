@@ -13,12 +13,14 @@ mod json_fields;
 mod load;
 mod resolve;
 mod save;
+mod text_file;
 mod weights;
 
 pub use atomic::{AtomicDirectory, write_file, write_file_with};
 pub use error::CheckpointError;
 pub use json_fields::{JsonFields, json_kind};
 pub use load::{load_module, parameter_shapes, with_stable_ids};
-pub use resolve::{expand_home, resolve_model};
+pub use resolve::{check_draft_folder, expand_home, resolve_model};
 pub use save::{WeightDtype, WeightsToSave};
+pub use text_file::check_not_lfs_pointer;
 pub use weights::{WeightPrecision, Weights};

@@ -10,6 +10,7 @@ use tokenizers::{DecoderWrapper, PostProcessorWrapper};
 use super::token_bytes::fallback_byte;
 use super::tokenizer_config::{TokenizerConfig, read_stop_token_ids};
 use super::{ChatTemplate, TextError, TokenId, gguf_tokenizer};
+use crate::checkpoint::check_not_lfs_pointer;
 use crate::checkpoint::gguf::is_gguf;
 
 /// Cuts text into token ids and puts ids together to text again. Cloning is cheap.
@@ -52,6 +53,7 @@ impl Tokenizer {
     pub fn from_directory(directory: &Path) -> Result<Self, TextError> {
         let path = directory.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|source| TextError::Read { path: path.clone(), source })?;
+        check_not_lfs_pointer(&path, &bytes)?;
         let broken = |message: String| TextError::Tokenizer { path: path.clone(), message };
         let mut tokenizer = build(&path, &bytes)?;
         let config = TokenizerConfig::read(directory)?;
