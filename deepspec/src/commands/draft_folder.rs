@@ -38,7 +38,7 @@ pub fn write_draft_folder(
         None => draft.write_into(directory.path(), dtype, with_embeddings)?,
     }
     let written = Draft::load(directory.path(), target)?;
-    write_replay(directory.path(), &record(target, &written, prompts, stop_token_ids))?;
+    write_replay(directory.path(), &record(target, &written, prompts, stop_token_ids)?)?;
     Ok(directory.commit()?)
 }
 

@@ -75,7 +75,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     let failed = error.chain().any(|cause| {
         let training = matches!(
             cause.downcast_ref::<TrainError>(),
-            Some(TrainError::NotFinite { .. } | TrainError::Interrupted { .. })
+            Some(TrainError::NotFinite { .. } | TrainError::Teacher { .. } | TrainError::Interrupted { .. })
         );
         training || dspark_runtime::commands::machine_failed(cause)
     });
