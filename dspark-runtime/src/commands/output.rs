@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::WeightPrecision;
+use crate::device::DeviceChoice;
 
 /// Prints a line on standard output. When nobody reads it any more (`| head`), the process ends quietly.
 ///
@@ -60,6 +61,15 @@ pub fn share(text: &str) -> Result<f64, String> {
 /// What was expected, in words.
 pub fn count(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|value| *value > 0).ok_or_else(|| "expected a whole number >= 1".into())
+}
+
+/// The precision of weights where `--weights` is not given: the file's on the CPU, where both give the same results. On a GPU
+/// bf16 weights are widened whenever they are used, which costs more time than it saves.
+pub fn default_precision(device: DeviceChoice) -> WeightPrecision {
+    match device {
+        DeviceChoice::Cpu | DeviceChoice::CubeCpu => WeightPrecision::AsStored,
+        DeviceChoice::Cuda(_) => WeightPrecision::F32,
+    }
 }
 
 /// `f32` or `stored`, for `--weights`.
