@@ -170,6 +170,20 @@ fn faults() -> Vec<(&'static str, Spoil, Vec<&'static str>)> {
             vec!["`d2t`", "increasing token ids"],
         ),
         (
+            "layers that see windows",
+            config(|all| {
+                all["layer_types"] = json!(["sliding_attention", "full_attention"]);
+                all["sliding_window"] = json!(16);
+            }),
+            vec!["`layer_types`"],
+        ),
+        ("a field of somebody else's", config(|all| all["selector_rank"] = json!(256)), vec!["`selector_rank`"]),
+        (
+            "two rotations",
+            config(|all| all["rope_scaling"] = json!({"rope_type": "linear", "factor": 2.0})),
+            vec!["`rope_scaling`"],
+        ),
+        (
             "an architecture of nobody",
             config(|all| all["architectures"] = json!(["Qwen9DraftModel"])),
             vec!["`architectures`"],

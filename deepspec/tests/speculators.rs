@@ -92,6 +92,30 @@ fn a_draft_of_some_tokens_brings_maps_and_its_head() {
     assert!(seen.status.success(), "{text}");
 }
 
+/// Windows are what the package trains by default: no draft of them is decoded with as if it had none, nor found without fault.
+#[test]
+fn layers_that_see_windows_are_refused_by_name() {
+    let root = tempfile::tempdir().unwrap();
+    let draft = save(&root.path().join("draft"), &shape(), WeightDtype::F32, false);
+    let out = export(root.path(), &draft, "out", &["--layout", "speculators"]);
+    edit_json(&out.join("config.json"), |config| {
+        let layers = &mut config["transformer_layer_config"];
+        layers["layer_types"] = json!(["sliding_attention", "sliding_attention"]);
+        layers["sliding_window"] = json!(16);
+    });
+    for target in [&["--target", TARGET][..], &[]] {
+        let seen = deepspec(&[&["inspect", out.to_str().unwrap()][..], target].concat());
+        let text = String::from_utf8_lossy(&seen.stdout);
+        assert_eq!(seen.status.code(), Some(2), "{text}");
+        assert!(text.contains("WRONG: ") && text.contains("`layer_types`"), "{text}");
+        assert!(text.contains("its layers see windows"), "{text}");
+    }
+    let again = root.path().join("again");
+    let arguments =
+        ["export", "--draft", out.to_str().unwrap(), "--target", TARGET, "--out", again.to_str().unwrap()];
+    refused(&deepspec(&arguments), &["config.json", "`layer_types`", "sliding"]);
+}
+
 /// The package does not write how many layers the target has.
 #[test]
 fn a_draft_of_the_package_is_read_for_its_target() {

@@ -43,7 +43,7 @@ fn a_checkpoint_is_read_back_as_it_was() {
         assert_eq!(logits(&read).len(), VOCABULARY);
         let generate = |draft: &Draft| {
             let decoder = Decoder::new(&target, Some(draft));
-            decoder.generate(&PROMPT, &options(30), &mut Sampler::repeatable(1.0, 0, 0))
+            decoder.generate(&PROMPT, &options(30), &mut Sampler::repeatable(1.0, 0, 0)).unwrap()
         };
         let (own, other) = (generate(&draft), generate(&read));
         assert_eq!((own.ids, own.rounds), (other.ids, other.rounds));
@@ -77,7 +77,7 @@ fn greedy_answers_are_the_targets_own() {
     for seed in 0..10 {
         let target = common::target(seed);
         let greedy = |draft: Option<&Draft>| {
-            Decoder::new(&target, draft).generate(&PROMPT, &options(40), &mut Sampler::greedy())
+            Decoder::new(&target, draft).generate(&PROMPT, &options(40), &mut Sampler::greedy()).unwrap()
         };
         let alone = greedy(None);
         for heads in [DraftHeads::Exact, DraftHeads::Int8] {
@@ -95,7 +95,8 @@ fn sampled_answers_have_the_targets_distribution() {
     let count = |draft: Option<&Draft>, stream: u64| {
         let run = |seed: u64| {
             let decoder = Decoder::new(&target, draft);
-            decoder.generate(&PROMPT, &options(4), &mut Sampler::repeatable(1.0, stream, seed)).ids[1..].to_vec()
+            decoder.generate(&PROMPT, &options(4), &mut Sampler::repeatable(1.0, stream, seed)).unwrap().ids[1..]
+                .to_vec()
         };
         let mut counts = Counts::new();
         for tokens in (0..20_000_u64).into_par_iter().map(run).collect::<Vec<_>>() {

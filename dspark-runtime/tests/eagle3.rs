@@ -179,12 +179,14 @@ fn a_drafted_stop_token_ends_its_block() {
     let mut shorter = 0;
     for stop in 0..8 {
         let decoder = Decoder::new(&target, Some(&draft));
-        decoder.generate_observed(&IDS[..4], &options(30, &[stop]), &mut Sampler::greedy(), |detail| {
-            let tokens = &detail.block.tokens;
-            let at = tokens.iter().position(|&token| token == stop);
-            assert_eq!(tokens.len(), at.map_or(6, |at| at + 1));
-            shorter += usize::from(at.is_some_and(|at| at < 5));
-        });
+        let answered =
+            decoder.generate_observed(&IDS[..4], &options(30, &[stop]), &mut Sampler::greedy(), |detail| {
+                let tokens = &detail.block.tokens;
+                let at = tokens.iter().position(|&token| token == stop);
+                assert_eq!(tokens.len(), at.map_or(6, |at| at + 1));
+                shorter += usize::from(at.is_some_and(|at| at < 5));
+            });
+        answered.unwrap();
     }
     assert!(shorter > 0, "no stop token was drafted");
 }
@@ -202,7 +204,7 @@ fn a_checkpoint_is_read_back_as_it_was() {
         let read = Draft::load(&folder, &target).unwrap();
         let generate = |draft: &Draft| {
             let decoder = Decoder::new(&target, Some(draft));
-            decoder.generate(&IDS[..4], &options(30, &[]), &mut Sampler::greedy())
+            decoder.generate(&IDS[..4], &options(30, &[]), &mut Sampler::greedy()).unwrap()
         };
         let (own, other) = (generate(draft), generate(&read));
         assert_eq!((own.ids, own.rounds), (other.ids, other.rounds));

@@ -196,7 +196,7 @@ fn greedy_and_seeded_texts_are_the_targets_whatever_the_draft_and_the_load() {
         let Request { prompt, max_new_tokens, .. } = request(index);
         let options = GenerationOptions { max_new_tokens, stop_token_ids: Vec::new(), confidence_threshold: 0.0 };
         let draft = draft(&target, 4);
-        let own = Decoder::new(&target, Some(&draft)).generate(&prompt, &options, &mut Sampler::greedy());
+        let own = Decoder::new(&target, Some(&draft)).generate(&prompt, &options, &mut Sampler::greedy()).unwrap();
         assert_eq!(own.ids, alone[index]);
     }
 }
@@ -254,7 +254,9 @@ fn a_draft_lies_on_disk_as_other_programs_read_it() {
     let read = Draft::load(&folder, &target).unwrap();
     let options = GenerationOptions { max_new_tokens: 40, stop_token_ids: Vec::new(), confidence_threshold: 0.0 };
     let generate = |draft: &Draft| {
-        Decoder::new(&target, Some(draft)).generate(&text(5, 1), &options, &mut Sampler::repeatable(1.0, 1, 1))
+        Decoder::new(&target, Some(draft))
+            .generate(&text(5, 1), &options, &mut Sampler::repeatable(1.0, 1, 1))
+            .unwrap()
     };
     let (own, other) = (generate(&draft), generate(&read));
     assert_eq!((own.ids, own.rounds), (other.ids, other.rounds));

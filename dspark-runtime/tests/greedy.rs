@@ -40,7 +40,7 @@ fn greedy_ids_equal_those_of_transformers() {
                 confidence_threshold: 0.0,
             };
             let decoder = Decoder::new(&target, None);
-            let generation = decoder.generate(&ids(&prompt["prompt_ids"]), &options, &mut Sampler::greedy());
+            let generation = decoder.generate(&ids(&prompt["prompt_ids"]), &options, &mut Sampler::greedy()).unwrap();
             assert_eq!(generation.ids, expected, "{name}: {}", prompt["prompt"]);
         }
         println!("{name}: {} prompts equal", model["prompts"].as_array().unwrap().len());

@@ -128,15 +128,16 @@ fn an_eagle3_draft_leaves_the_targets_distribution_too() {
 fn lossless(target: &Target, draft: &Draft) {
     // The decoder's rounds are those of the oracle, draw for draw.
     for seed in 0..50 {
-        let own =
-            Decoder::new(target, Some(draft)).generate(&PROMPT, &options(), &mut Sampler::repeatable(1.0, 3, seed));
+        let own = Decoder::new(target, Some(draft))
+            .generate(&PROMPT, &options(), &mut Sampler::repeatable(1.0, 3, seed))
+            .unwrap();
         assert_eq!(decode(target, draft, seed, judge), own.ids);
     }
     let rounds: Vec<(usize, usize)> = (0..2000_u64)
         .into_par_iter()
         .flat_map_iter(|seed| {
             let decoder = Decoder::new(target, Some(draft));
-            let generation = decoder.generate(&PROMPT, &options(), &mut Sampler::repeatable(1.0, 4, seed));
+            let generation = decoder.generate(&PROMPT, &options(), &mut Sampler::repeatable(1.0, 4, seed)).unwrap();
             generation.rounds.into_iter().map(|round| (round.accepted, round.proposed))
         })
         .collect();
@@ -147,11 +148,11 @@ fn lossless(target: &Target, draft: &Draft) {
         assert!((0.2..0.8).contains(&share), "conditional acceptance at slot {slot} is {share}");
     }
     let alone = count(|seed| {
-        Decoder::new(target, None).generate(&PROMPT, &options(), &mut Sampler::repeatable(1.0, 11, seed)).ids
+        Decoder::new(target, None).generate(&PROMPT, &options(), &mut Sampler::repeatable(1.0, 11, seed)).unwrap().ids
     });
     let with_draft = count(|seed| {
         let decoder = Decoder::new(target, Some(draft));
-        decoder.generate(&PROMPT, &options(), &mut Sampler::repeatable(1.0, 12, seed)).ids
+        decoder.generate(&PROMPT, &options(), &mut Sampler::repeatable(1.0, 12, seed)).unwrap().ids
     });
     let same = deviation(&alone, &with_draft);
     println!("with the draft: {same:.2} standard deviations");
@@ -172,7 +173,7 @@ fn greedy_output_is_the_same_with_any_draft_and_any_threshold() {
         let greedy_of = |target: &Target, draft: Option<&Draft>, threshold: f64| {
             let options =
                 GenerationOptions { max_new_tokens: 40, stop_token_ids: Vec::new(), confidence_threshold: threshold };
-            Decoder::new(target, draft).generate(&PROMPT, &options, &mut Sampler::greedy()).ids
+            Decoder::new(target, draft).generate(&PROMPT, &options, &mut Sampler::greedy()).unwrap().ids
         };
         let greedy = |draft: Option<&Draft>, threshold: f64| greedy_of(&target, draft, threshold);
         let alone = greedy(None, 0.0);

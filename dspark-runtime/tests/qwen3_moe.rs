@@ -60,7 +60,8 @@ fn ids_and_logits_are_those_of_transformers() {
         let target = Target::load(folder.path(), &Device::flex()).unwrap();
         let ids: Vec<u32> = case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
         let (prompt, new) = ids.split_at(case["prompt"].as_u64().unwrap() as usize);
-        let generation = Decoder::new(&target, None).generate(prompt, &options(new.len()), &mut Sampler::greedy());
+        let generation =
+            Decoder::new(&target, None).generate(prompt, &options(new.len()), &mut Sampler::greedy()).unwrap();
         assert_eq!(generation.ids, new, "{normalised}");
         let own = logits(&target, &mut [TargetSegment { ids: &ids, cache: None }]);
         for (row, expected) in own.iter().zip(case["logits"].as_array().unwrap()) {
@@ -106,9 +107,10 @@ fn a_draft_for_a_mixture_is_an_ordinary_one() {
     assert!(!config.contains("expert") && !config.contains("moe"), "{config}");
     let read = Draft::load(&path, &target).unwrap();
     let prompt = [3, 17, 29, 8];
-    let alone = Decoder::new(&target, None).generate(&prompt, &options(30), &mut Sampler::greedy()).ids;
+    let alone = Decoder::new(&target, None).generate(&prompt, &options(30), &mut Sampler::greedy()).unwrap().ids;
     for draft in [&draft, &read] {
-        let ids = Decoder::new(&target, Some(draft)).generate(&prompt, &options(30), &mut Sampler::greedy()).ids;
+        let ids =
+            Decoder::new(&target, Some(draft)).generate(&prompt, &options(30), &mut Sampler::greedy()).unwrap().ids;
         assert_eq!(ids, alone);
     }
 }

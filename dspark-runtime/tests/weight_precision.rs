@@ -45,7 +45,9 @@ fn a_draft_proposes_the_same_and_the_same_is_accepted() {
     let generations = [0, 1].map(|i| {
         let draft = Draft::load_with(&draft_folder, PRECISIONS[i], &targets[i]).unwrap();
         assert_eq!(draft.head_weight().dtype(), targets[i].head_weight().dtype());
-        Decoder::new(&targets[i], Some(&draft)).generate(&[1, 2, 3], &options, &mut Sampler::repeatable(1.0, 5, 0))
+        Decoder::new(&targets[i], Some(&draft))
+            .generate(&[1, 2, 3], &options, &mut Sampler::repeatable(1.0, 5, 0))
+            .unwrap()
     });
     assert_eq!(generations[0].ids, generations[1].ids);
     assert_eq!(generations[0].rounds, generations[1].rounds);

@@ -48,7 +48,7 @@ pub fn write_draft_folder(
         None => draft.write_into(directory.path(), dtype, with_embeddings)?,
     }
     let written = Draft::load(directory.path(), target)?;
-    write_replay(directory.path(), &record(target, &written, prompts, stop_token_ids))?;
+    write_replay(directory.path(), &record(target, &written, prompts, stop_token_ids)?)?;
     let mut files = files_below(directory.path(), Path::new(""))?;
     // A table that lies beside them may be fitted again.
     files.retain(|file| is_draft_file(file) || is_replay_file(file));

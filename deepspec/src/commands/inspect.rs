@@ -106,6 +106,7 @@ fn inspect(folder: &Path, target: Option<&Path>) -> Findings {
         // A folder that is no draft may be a target.
         Err(not_a_draft) => match TargetConfig::read(folder) {
             Ok(config) if !looks_like_draft(&config) => findings.target(folder, &config),
+            Err(not_read @ CheckpointError::NotComputed { .. }) => findings.problem(&not_read),
             _ => {
                 findings.problems.push(not_a_draft.to_string());
                 findings.engines(folder, target);
@@ -134,6 +135,12 @@ fn is_foreign(folder: &Path) -> bool {
 
 fn looks_like_draft(config: &TargetConfig) -> bool {
     config.fields.get("block_size").or(config.fields.get("target_layer_ids")).is_some()
+}
+
+/// Numbers in tensors of these shapes, which may be more than there can be.
+fn numbers(tensors: &[(String, Vec<usize>)]) -> usize {
+    let of = |shape: &[usize]| shape.iter().fold(1_usize, |count, &size| count.saturating_mul(size));
+    tensors.iter().fold(0, |count: usize, (_, shape)| count.saturating_add(of(shape)))
 }
 
 /// Describes a draft's heads; `None` if it has none.
@@ -178,13 +185,13 @@ impl Findings {
         self.fact("head_width", config.layer.head_dim);
         self.fact("intermediate_size", config.layer.intermediate_size);
         let (d, v, ids) = (config.layer.hidden_size, config.vocab_size, ids.join(", "));
+        self.warnings.extend(config.rope_warning());
         let layers = config.num_target_layers;
         let fits =
             format!("{layers} layers, hidden size {d}, vocabulary {v}; it reads the outputs of layers [{ids}]");
         self.fact("fits_a_target_of", fits);
         let expected = parameter_shapes(&DraftParameters::new(config, &Device::flex()));
-        let count: usize = expected.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-        self.fact("trained_parameters", count);
+        self.fact("trained_parameters", numbers(&expected));
         let tables = [config.vocab_size, config.draft_vocab_size].map(|rows| [rows, config.layer.hidden_size]);
         let reduced = config.draft_vocab_size < config.vocab_size;
         // Looked at on their own, below.
@@ -212,6 +219,7 @@ impl Findings {
     }
 
     fn target(&mut self, folder: &Path, config: &TargetConfig) {
+        self.warnings.extend(config.warning());
         self.fact("algorithm", "none: a target model");
         self.fact("family", config.family.to_string());
         self.fact("layers", config.num_hidden_layers);
@@ -220,8 +228,7 @@ impl Findings {
         self.fact("context", config.max_position_embeddings);
         self.fact("head", if config.tie_word_embeddings { "the embedding" } else { "its own" });
         let expected = dspark_runtime::model::target_shapes(config);
-        let count: usize = expected.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-        self.fact("parameters", count);
+        self.fact("parameters", numbers(&expected));
         self.weights(folder, config.open_weights(folder), expected, &[], &[]);
     }
 

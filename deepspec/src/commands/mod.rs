@@ -75,7 +75,7 @@ impl Cli {
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     let code = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<TrainError>() {
         Some(TrainError::Interrupted { signal, .. }) => Some(signal.exit_code()),
-        Some(TrainError::NotFinite { .. }) => Some(1),
+        Some(TrainError::NotFinite { .. } | TrainError::Teacher { .. }) => Some(1),
         _ => dspark_runtime::commands::machine_failed(cause).then_some(1),
     };
     error.chain().find_map(code).unwrap_or(2)

@@ -8,7 +8,7 @@ use dspark_runtime::checkpoint::{WeightDtype, write_file};
 use dspark_runtime::commands::print;
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::Draft;
-use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, Sampler};
+use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, NotFinite, Sampler};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -203,10 +203,10 @@ fn show_sample(prepared: &Prepared, draft: &Draft, tasks: &[Task]) -> Result<()>
         stop_token_ids: tokenizer.stop_token_ids().to_vec(),
         confidence_threshold: 0.0,
     };
-    let answer = |draft: Option<&Draft>| -> Generation {
+    let answer = |draft: Option<&Draft>| -> Result<Generation, NotFinite> {
         Decoder::new(&prepared.target, draft).generate(&ids, &options, &mut Sampler::greedy())
     };
-    let (with_draft, alone) = (answer(Some(draft)), answer(None));
+    let (with_draft, alone) = (answer(Some(draft))?, answer(None)?);
     print(format_args!("\nprompt:  {turn}"))?;
     let text = tokenizer.decode(&alone.ids, true)?;
     print(format_args!("answer:  {}", text.trim().replace('\n', "\n         ")))?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use burn::tensor::Device;
+use dspark_runtime::commands::warn_of;
 use dspark_runtime::model::{Draft, DraftVocabulary, Target};
 use dspark_runtime::text::Tokenizer;
 
@@ -61,6 +62,7 @@ impl Prepared {
 pub fn load_target(name: &str, device: &Device) -> Result<(PathBuf, Target, Tokenizer)> {
     let folder = dspark_runtime::checkpoint::resolve_model(name)?;
     let target = Target::load(&folder, device)?;
+    warn_of(target.config());
     let tokenizer = Tokenizer::of_model(&folder)?;
     Ok((folder, target, tokenizer))
 }

@@ -66,6 +66,8 @@ pub struct DraftFacts {
     pub norm_before_residual: Option<bool>,
     /// Whether embedding and head are said to be one table.
     pub tied: bool,
+    /// Whether some layers see a window of their context.
+    pub windows: bool,
     /// Whether projections have biases.
     pub attention_bias: bool,
     /// The target's name in the `speculators` layout.
@@ -144,6 +146,10 @@ impl DraftFacts {
             confidence_with_markov: flag("confidence_head_with_markov").unwrap_or(false),
             norm_before_residual: flag("norm_before_residual"),
             tied: flag("tie_word_embeddings").unwrap_or(false),
+            windows: flag("use_sliding_window").unwrap_or(false)
+                || get("layer_types")
+                    .and_then(Value::as_array)
+                    .is_some_and(|types| types.iter().any(|kind| kind != "full_attention")),
             attention_bias: flag("attention_bias").unwrap_or(false),
             verifier: verifier.and_then(|verifier| Some(verifier.get("name_or_path")?.as_str()?.to_owned())),
             other_tables: None,

@@ -34,6 +34,18 @@ fn common(facts: &DraftFacts, row: &mut Verdict) {
     if facts.attention_bias {
         row.add(Answer::Refuses, "projections have biases, and drafts' layers are Qwen3's, which have none", "");
     }
+    if facts.windows {
+        match row.engine {
+            // The package that trains such drafts.
+            "speculators" => {}
+            "llama.cpp" => row.add(Answer::Refuses, "`deepspec export` does not read drafts with windows", ""),
+            _ => row.add(
+                Answer::WithCare,
+                "its layers see windows: versions differ in whether a slot of such a layer sees later slots of its block",
+                "compare accepted lengths with those of the program that trained it",
+            ),
+        }
+    }
     match facts.drafts {
         Drafts::Blocks if facts.mask_token_id.is_none() => {
             row.add(Answer::Refuses, "`mask_token_id` is missing", "name it in config.json");

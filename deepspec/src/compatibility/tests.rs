@@ -98,6 +98,7 @@ fn each_engine_answers_for_itself() {
         ),
         ("eight bits", vec![], &[("fc.weight", "F8_E4M3")], "RRRRR"),
         ("biases", vec![("attention_bias", json!(true))], &[], "RRRRR"),
+        ("windows", vec![("layer_types", json!(["sliding_attention"]))], &[], "CCCRR"),
         ("no mask", vec![("mask_token_id", Value::Null)], &[], "RRRRR"),
         ("a mask too far", vec![("mask_token_id", json!(100))], &[], "RRRRR"),
         ("Gemma's layers", vec![("architectures", json!(["Gemma4DSparkModel"]))], &[], "TRCRR"),
@@ -127,6 +128,7 @@ fn each_engine_answers_for_itself() {
 fn the_speculators_layout_is_for_vllm_and_its_package() {
     let no_name = json!({"verifier": {"name_or_path": null, "architectures": []}});
     let fewer = ("draft_vocab_size", json!(50));
+    let windows = json!({"model_type": "qwen3", "vocab_size": 100, "layer_types": ["sliding_attention"]});
     let cases: Vec<Row> = vec![
         ("as we write it", vec![], &[], "CRRTR"),
         ("the target unnamed", vec![("speculators_config", no_name.clone())], &[], "CRRMR"),
@@ -136,6 +138,7 @@ fn the_speculators_layout_is_for_vllm_and_its_package() {
         ("the other convention", vec![("sample_from_anchor", json!(false))], &[], "TRRTR"),
         ("no word on the convention", vec![("sample_from_anchor", Value::Null)], &[], "MRRTR"),
         ("rnn", vec![("markov_head_type", json!("rnn"))], &[], "RRRTR"),
+        ("windows", vec![("transformer_layer_config", windows)], &[], "CRRTR"),
     ];
     for (name, edits, tensors, expected) in cases {
         let config = edited(speculators(), &edits);

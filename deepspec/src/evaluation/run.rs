@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use dspark_runtime::model::{Draft, Target};
-use dspark_runtime::speculate::{Decoder, Filters, Generation, GenerationOptions, Randomness, Sampler};
+use dspark_runtime::speculate::{Decoder, Filters, Generation, GenerationOptions, NotFinite, Randomness, Sampler};
 use dspark_runtime::text::{TextError, Tokenizer};
 use serde_json::{Value, json};
 
@@ -74,6 +74,9 @@ pub enum EvaluateError {
         /// The task file.
         path: PathBuf,
     },
+    /// The target gives no distribution for a token.
+    #[error("{0}")]
+    NotFinite(#[from] NotFinite),
     /// The trace cannot be written.
     #[error(transparent)]
     Trace(#[from] TraceError),
@@ -180,10 +183,10 @@ fn evaluate_task(
                     };
                     round += 1;
                     rounds.push(line);
-                });
+                })?;
                 new_tokens += generation.ids.len() as u64;
                 with_draft.add(&generation);
-                generation
+                Ok(generation)
             })?;
         skipped += left_out;
         let answered = |(turn, text)| Progressed::Answer(Answered { task: task.name.clone(), sample, turn, text });
@@ -191,9 +194,9 @@ fn evaluate_task(
         answers.into_iter().enumerate().map(answered).try_for_each(&mut *observe)?;
         if options.measure_plain {
             answer(models, task, sample, prompt, options, |ids, generation_options, sampler| {
-                let generation = Decoder::new(models.target, None).generate(ids, generation_options, sampler);
+                let generation = Decoder::new(models.target, None).generate(ids, generation_options, sampler)?;
                 alone.add(&generation);
-                generation
+                Ok(generation)
             })?;
         }
         progress.step(|| match statistics.accepted_length() {
@@ -217,7 +220,7 @@ fn answer(
     sample: usize,
     prompt: &EvaluationPrompt,
     options: &EvaluationOptions,
-    mut generate: impl FnMut(&[u32], &GenerationOptions, &mut Sampler) -> Generation,
+    mut generate: impl FnMut(&[u32], &GenerationOptions, &mut Sampler) -> Result<Generation, NotFinite>,
 ) -> Result<(Vec<String>, u64), EvaluateError> {
     let template = models.tokenizer.chat_template().ok_or(EvaluateError::NoTemplate)?;
     let generation_options = GenerationOptions {
@@ -255,7 +258,7 @@ fn answer(
             let (path, tokens) = (task.path.clone(), ids.len());
             return Err(EvaluateError::PromptTooLong { path, sample, tokens, context });
         }
-        let generation = generate(&ids, &generation_options, &mut sampler);
+        let generation = generate(&ids, &generation_options, &mut sampler)?;
         let answer = models.tokenizer.decode(&generation.ids, true)?;
         messages.push(message("assistant", &answer));
         answers.push(answer);

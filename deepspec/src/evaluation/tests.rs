@@ -82,7 +82,7 @@ impl Fixture {
             let text = template.render(&messages, &options.template_arguments, true).unwrap();
             let ids = self.tokenizer.encode(&text, false).unwrap();
             let decoder = Decoder::new(&self.target, Some(&self.draft));
-            let generation = decoder.generate(&ids, &generation_options, &mut sampler);
+            let generation = decoder.generate(&ids, &generation_options, &mut sampler).unwrap();
             let content = self.tokenizer.decode(&generation.ids, true).unwrap();
             messages.push(json!({"role": "assistant", "content": content}));
             generation

@@ -4,7 +4,7 @@
 
 use burn::tensor::Tensor;
 use dspark_runtime::model::{Draft, DraftSample, MarkovState, Target, TargetSegment};
-use dspark_runtime::speculate::{Decoder, GenerationOptions, Sampler};
+use dspark_runtime::speculate::{Decoder, GenerationOptions, NotFinite, Sampler};
 use dspark_runtime::tensors::host;
 
 use super::{Case, Convention, Replay, ReplayPrompt, Round, Rows, Stage};
@@ -26,21 +26,34 @@ const BEST: usize = 32;
 const NEW_TOKENS: usize = 24;
 
 /// What the draft computes on these prompts, of which there is at least one.
-pub fn record(target: &Target, draft: &Draft, prompts: &[ReplayPrompt], stop_token_ids: &[u32]) -> Replay {
+///
+/// # Errors
+/// When the target's logits give no distribution.
+pub fn record(
+    target: &Target,
+    draft: &Draft,
+    prompts: &[ReplayPrompt],
+    stop_token_ids: &[u32],
+) -> Result<Replay, NotFinite> {
     let mut cases: Vec<Case> = Vec::new();
     let mut numbers = 0;
     for prompt in prompts {
-        let case = record_case(target, draft, prompt, stop_token_ids);
+        let case = record_case(target, draft, prompt, stop_token_ids)?;
         numbers += case.numbers();
         if !cases.is_empty() && 4 * numbers > BUNDLE_BYTES {
             break;
         }
         cases.push(case);
     }
-    Replay { convention: Convention::of(draft.config()), cases }
+    Ok(Replay { convention: Convention::of(draft.config()), cases })
 }
 
-fn record_case(target: &Target, draft: &Draft, prompt: &ReplayPrompt, stop_token_ids: &[u32]) -> Case {
+fn record_case(
+    target: &Target,
+    draft: &Draft,
+    prompt: &ReplayPrompt,
+    stop_token_ids: &[u32],
+) -> Result<Case, NotFinite> {
     let config = draft.config();
     let n = prompt.token_ids.len();
     let c = (FEATURE_BYTES / (4 * config.feature_width())).clamp(1, n - 1);
@@ -54,7 +67,7 @@ fn record_case(target: &Target, draft: &Draft, prompt: &ReplayPrompt, stop_token
     ];
     let block = block(draft, features_nf.narrow(0, 0, c + 1), &prompt.token_ids[..=c]);
     stages.extend(block.stages);
-    Case {
+    Ok(Case {
         source: prompt.source.clone(),
         text: prompt.text.clone(),
         token_ids: prompt.token_ids.clone(),
@@ -62,8 +75,8 @@ fn record_case(target: &Target, draft: &Draft, prompt: &ReplayPrompt, stop_token
         drafted: block.drafted,
         columns: block.columns,
         stages,
-        rounds: rounds(target, draft, &prompt.token_ids, stop_token_ids),
-    }
+        rounds: rounds(target, draft, &prompt.token_ids, stop_token_ids)?,
+    })
 }
 
 /// A block's stages.
@@ -194,7 +207,7 @@ fn margin(row: &[f32]) -> f32 {
     }
 }
 
-fn rounds(target: &Target, draft: &Draft, prompt: &[u32], stop_token_ids: &[u32]) -> Vec<Round> {
+fn rounds(target: &Target, draft: &Draft, prompt: &[u32], stop_token_ids: &[u32]) -> Result<Vec<Round>, NotFinite> {
     let options = GenerationOptions {
         max_new_tokens: NEW_TOKENS,
         stop_token_ids: stop_token_ids.to_vec(),
@@ -214,8 +227,8 @@ fn rounds(target: &Target, draft: &Draft, prompt: &[u32], stop_token_ids: &[u32]
             target_margins: detail.target_logits.iter().map(|row| margin(row)).collect(),
         });
         position += detail.verdict.accepted + 1;
-    });
-    rounds
+    })?;
+    Ok(rounds)
 }
 
 fn rows<const D: usize>(tensor: Tensor<D>) -> Rows {

@@ -8,6 +8,7 @@ pub use cache::{CachedSample, TargetCache};
 
 use burn::tensor::Tensor;
 use dspark_runtime::model::{LayerId, Target, TargetSegment};
+use dspark_runtime::tensors::host;
 
 /// What the draft is trained on.
 #[derive(Clone, Debug)]
@@ -16,6 +17,15 @@ pub struct TeacherOutput {
     pub features_sf: Tensor<2>,
     /// After the target's final norm, `[s, d]`.
     pub last_hidden_sd: Tensor<2>,
+}
+
+impl TeacherOutput {
+    /// Returns whether all hidden states are finite. Looks at every number on the host.
+    pub fn is_finite(&self) -> bool {
+        [&self.features_sf, &self.last_hidden_sd]
+            .into_iter()
+            .all(|states| host(states.clone()).into_iter().all(f32::is_finite))
+    }
 }
 
 /// Runs whole samples through the target; nothing is kept or written.

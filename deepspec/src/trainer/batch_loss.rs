@@ -41,6 +41,16 @@ impl BatchLoss<'_> {
         sums.metrics(&self.weights)
     }
 
+    /// Whether everything that the target hands the draft for a batch is finite: its hidden states and its output head.
+    pub fn teacher_is_finite(&self, draft: &Draft, batch: &Batch<'_>) -> bool {
+        let layers = &draft.config().target_layer_ids;
+        let finite = |micro: Vec<&DrawnSample<'_>>| {
+            let ids: Vec<&[u32]> = micro.iter().map(|sample| sample.token_ids).collect();
+            teach(self.target, &ids, layers).is_finite()
+        };
+        self.target.head_is_finite() && batch.micro_batches().all(finite)
+    }
+
     fn of_micro_batch(
         &self,
         draft: &Draft,

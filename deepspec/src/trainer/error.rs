@@ -25,6 +25,18 @@ pub enum TrainError {
         /// The newest checkpoint, in words; none is written before its weights gave a finite loss.
         kept: String,
     },
+    /// The target's hidden states or its output head are NaN or infinite.
+    #[error(
+        "step {step}: the target computes hidden states or logits that are not finite: training stopped; the last good \
+         checkpoint is kept ({kept}). The target's weights are damaged, or their products overflow: check its files with \
+         `deepspec inspect`, or download them again"
+    )]
+    Teacher {
+        /// The 1-based step.
+        step: u64,
+        /// The newest checkpoint, in words.
+        kept: String,
+    },
     /// A signal asked to stop.
     #[error(
         "interrupted after step {step} by {signal}: `deepspec run` or `deepspec sweep` again, or `deepspec train --resume`, \

@@ -94,7 +94,7 @@ impl<'a> Trainer<'a> {
         let (rate, step) = (self.settings.learning_rate.at(self.state.step), self.state.step + 1);
         let batch = self.batches.of_step(self.state.step);
         let (metrics, gradients) = self.loss.derive(&self.draft, &batch);
-        self.checkpoints.check_loss(step, "", &metrics)?;
+        self.check_loss(step, "", &metrics, &batch)?;
         let (gradients, norm) = self.optimizer.clip(gradients, &self.draft.parameters);
         self.checkpoints.check_norm(step, norm)?;
         // Only now are the weights that this step started from known to be good.
@@ -129,7 +129,7 @@ impl<'a> Trainer<'a> {
     fn validate(&mut self, update: &mut Update) -> Result<(), TrainError> {
         let step = self.state.step;
         let metrics = self.loss.measure(&self.snapshot(), &self.validation);
-        self.checkpoints.check_loss(step, "validation ", &metrics)?;
+        self.check_loss(step, "validation ", &metrics, &self.validation)?;
         self.journal.validation(step, &metrics);
         update.validated = true;
         update.due |= self.state.improve(metrics.tau_probabilistic);
@@ -142,7 +142,7 @@ impl<'a> Trainer<'a> {
             if !update.validated {
                 let batch = self.batches.of_step(self.state.step - 1);
                 let metrics = self.loss.measure(&self.snapshot(), &batch);
-                self.checkpoints.check_loss(self.state.step, "updated draft's ", &metrics)?;
+                self.check_loss(self.state.step, "updated draft's ", &metrics, &batch)?;
             }
             self.save()?;
         }
@@ -159,6 +159,16 @@ impl<'a> Trainer<'a> {
         };
         self.journal.finish();
         Ok(report)
+    }
+
+    /// Refuses a loss that is not finite. Where the target is the cause, the error says so.
+    fn check_loss(&self, step: u64, of: &str, metrics: &Metrics, batch: &Batch<'_>) -> Result<(), TrainError> {
+        self.checkpoints.check_loss(step, of, metrics).map_err(|error| match error {
+            TrainError::NotFinite { step, kept, .. } if !self.loss.teacher_is_finite(&self.draft, batch) => {
+                TrainError::Teacher { step, kept }
+            }
+            error => error,
+        })
     }
 
     fn save(&self) -> Result<(), TrainError> {

@@ -83,6 +83,36 @@ fn run_folder(path: &Path, resume: bool) -> RunFolder {
     RunFolder { path: path.to_owned(), course: course(5), resume }
 }
 
+/// A teacher that computes NaN is called the cause, not the draft's loss.
+#[test]
+fn a_target_of_nan_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    let (target, draft) = models();
+    let config = target.config().clone();
+    let folder = root.path().join("target");
+    fs::create_dir(&folder).unwrap();
+    target.write_into(&folder, dspark_runtime::checkpoint::WeightDtype::F32).unwrap();
+    let weights = folder.join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    // The last number of the file is one of the target's.
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&weights, bytes).unwrap();
+    let opened = config.open_weights(&folder).unwrap();
+    let broken = Target::from_weights(
+        config,
+        &opened,
+        dspark_runtime::checkpoint::WeightPrecision::F32,
+        &burn::tensor::Device::flex(),
+    )
+    .unwrap();
+    let models = (broken, draft);
+    let run = Run { models: &models, samples: &training(2), folder: &root.path().join("run") };
+    let error = run.train(settings(2), false).unwrap_err();
+    assert!(matches!(error, TrainError::Teacher { step: 1, .. }), "{error}");
+    assert!(error.to_string().contains("the target"), "{error}");
+}
+
 struct Run<'a> {
     models: &'a (Target, Draft),
     samples: &'a Samples,

@@ -75,7 +75,7 @@ pub enum LoadError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The engine gave a request up.
-    #[error(transparent)]
+    #[error("{0}")]
     Failed(#[from] Failure),
     /// The engine stopped.
     #[error("the engine ended in the middle of an answer")]

@@ -50,6 +50,20 @@ pub enum CheckpointError {
         /// What it is.
         found: String,
     },
+    /// A field of a configuration asks for something that this project does not compute or does not know.
+    #[error("{}: field `{field}`: expected {expected}, found {found}: {reason}", path.display())]
+    NotComputed {
+        /// The file.
+        path: PathBuf,
+        /// The field's name.
+        field: String,
+        /// The values that change nothing.
+        expected: String,
+        /// The value in the file.
+        found: String,
+        /// What the value means, and what to do.
+        reason: String,
+    },
     /// A tensor that the model needs is not in the files.
     #[error(
         "{}: tensor `{name}` is missing (and {others} more); the file does not belong to this configuration",
@@ -76,7 +90,7 @@ pub enum CheckpointError {
         found: Vec<usize>,
     },
     /// A tensor's number type is not F32, F16 or BF16.
-    #[error("{}: tensor `{name}` has dtype {found}: expected F32, F16 or BF16", path.display())]
+    #[error("{}: tensor `{name}` has dtype {found}: expected F32, F16 or BF16; use unquantised weights", path.display())]
     Dtype {
         /// The file.
         path: PathBuf,

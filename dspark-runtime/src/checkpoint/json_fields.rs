@@ -1,12 +1,18 @@
 //! Reading the fields of a `config.json` with errors that name the file, the field, what was expected and found.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::CheckpointError;
+use super::text_file::read_text;
+
+/// Largest size and count that a configuration may state: 2^31.
+const LARGEST: u64 = 1 << 31;
+
+/// Characters of a value that an error quotes.
+const QUOTED: usize = 160;
 
 /// One JSON object and the file that it came from.
 #[derive(Clone, Debug)]
@@ -31,12 +37,16 @@ impl JsonFields {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn read_table(path: &Path, expected: &str) -> Result<Self, CheckpointError> {
-        let text = fs::read_to_string(path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound | ErrorKind::NotADirectory => CheckpointError::Invalid {
-                path: path.to_owned(),
-                reason: format!("no such file: expected {expected}"),
-            },
-            _ => CheckpointError::io(path)(error),
+        let text = read_text(path).map_err(|error| match error {
+            CheckpointError::Io { source, .. }
+                if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                CheckpointError::Invalid {
+                    path: path.to_owned(),
+                    reason: format!("no such file: expected {expected}"),
+                }
+            }
+            other => other,
         })?;
         let value =
             serde_json::from_str(&text).map_err(|source| CheckpointError::Json { path: path.to_owned(), source })?;
@@ -84,7 +94,33 @@ impl JsonFields {
             path: self.path.clone(),
             field: field.to_owned(),
             expected: expected.into(),
-            found: self.fields.get(field).map_or_else(|| "nothing".to_owned(), Value::to_string),
+            found: self.quoted(field),
+        }
+    }
+
+    /// The error for a field that asks for something that is not computed; `reason` says what, and what to do.
+    pub fn not_computed(
+        &self,
+        field: &str,
+        expected: impl Into<String>,
+        reason: impl Into<String>,
+    ) -> CheckpointError {
+        CheckpointError::NotComputed {
+            path: self.path.clone(),
+            field: field.to_owned(),
+            expected: expected.into(),
+            found: self.quoted(field),
+            reason: reason.into(),
+        }
+    }
+
+    /// A value for an error: its beginning, where it is long.
+    fn quoted(&self, field: &str) -> String {
+        let Some(value) = self.fields.get(field) else { return "nothing".to_owned() };
+        let text = value.to_string();
+        match text.char_indices().nth(QUOTED) {
+            Some((end, _)) => format!("{}...", &text[..end]),
+            None => text,
         }
     }
 
@@ -93,7 +129,7 @@ impl JsonFields {
     /// # Errors
     /// When the field is missing, not a whole number, or below the minimum.
     pub fn size(&self, field: &str, minimum: usize) -> Result<usize, CheckpointError> {
-        self.optional_size(field, minimum)?.ok_or_else(|| self.wrong(field, format!("a whole number >= {minimum}")))
+        self.optional_size(field, minimum)?.ok_or_else(|| self.wrong(field, size_expected(minimum)))
     }
 
     /// The same, `None` when the field is absent or null.
@@ -104,10 +140,10 @@ impl JsonFields {
         let Some(value) = self.get(field) else {
             return Ok(None);
         };
-        let number = value.as_u64().filter(|&number| number <= 1 << 31).map(|number| number as usize);
+        let number = value.as_u64().filter(|&number| number <= LARGEST).map(|number| number as usize);
         match number.filter(|&number| number >= minimum) {
             Some(number) => Ok(Some(number)),
-            None => Err(self.wrong(field, format!("a whole number >= {minimum}"))),
+            None => Err(self.wrong(field, size_expected(minimum))),
         }
     }
 
@@ -176,6 +212,10 @@ impl JsonFields {
             Some(_) => Err(self.wrong(field, "an object")),
         }
     }
+}
+
+fn size_expected(minimum: usize) -> String {
+    format!("a whole number >= {minimum} and at most {LARGEST}")
 }
 
 /// The kind of a JSON value, for messages.

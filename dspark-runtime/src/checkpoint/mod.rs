@@ -16,6 +16,7 @@ mod lock;
 mod resolve;
 mod save;
 mod scratch;
+mod text_file;
 mod weights;
 
 pub use atomic::{write_file, write_file_with};
@@ -24,6 +25,7 @@ pub use error::CheckpointError;
 pub use json_fields::{JsonFields, json_kind};
 pub use load::{load_module, parameter_shapes, with_stable_ids};
 pub use lock::FolderLock;
-pub use resolve::{expand_home, resolve_model};
+pub use resolve::{check_draft_folder, expand_home, resolve_model};
 pub use save::{WeightDtype, WeightsToSave};
+pub use text_file::check_not_lfs_pointer;
 pub use weights::{WeightPrecision, Weights};

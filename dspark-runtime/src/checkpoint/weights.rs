@@ -1,7 +1,7 @@
 //! Tensors in `model.safetensors`, in the shards that `model.safetensors.index.json` lists, or in a GGUF file.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,11 @@ use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
 use super::gguf::{self, BlockType, RowOrder, is_gguf, reorder_rows, target_tensor_name};
+use super::text_file::{check_not_lfs_pointer, check_regular};
 use super::{CheckpointError, JsonFields};
+
+/// More shards than any model has; all of them are mapped at once.
+const MOST_SHARDS: usize = 4096;
 
 /// Elements converted by one task.
 const CONVERT_CHUNK: usize = 1 << 16;
@@ -116,17 +120,22 @@ impl Weights {
     fn open_shards(folder: &Path, index: &Path) -> Result<Self, CheckpointError> {
         let fields = JsonFields::read(index)?;
         let map = fields.object("weight_map")?.ok_or_else(|| fields.wrong("weight_map", "an object"))?;
-        let mut shards = Vec::new();
+        let mut shards = BTreeSet::new();
         for (tensor, file) in map.as_map() {
             // A shard is a plain file name: a path could point out of the folder.
             let name = file.as_str().filter(|name| !name.contains(['/', '\\']) && name.ends_with(".safetensors"));
             let name = name.ok_or_else(|| map.wrong(tensor, "the file name of a shard beside the index"))?;
-            let path = folder.join(name);
-            if !shards.contains(&path) {
-                shards.push(path);
-            }
+            shards.insert(folder.join(name));
         }
-        let weights = Self::open_files(folder, shards)?;
+        if shards.len() > MOST_SHARDS {
+            let reason = format!("`weight_map` names {} shards; expected at most {MOST_SHARDS}", shards.len());
+            return Err(CheckpointError::Invalid { path: index.to_owned(), reason });
+        }
+        // All are looked for before any is opened.
+        for path in &shards {
+            check_regular(path)?;
+        }
+        let weights = Self::open_files(folder, shards.into_iter().collect())?;
         let absent: Vec<&String> =
             map.as_map().keys().filter(|name| !weights.tensors.contains_key(name.as_str())).collect();
         match absent.first() {
@@ -142,6 +151,7 @@ impl Weights {
     fn open_files(folder: &Path, paths: Vec<PathBuf>) -> Result<Self, CheckpointError> {
         let mut weights = Self { folder: folder.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
         for path in paths {
+            check_regular(&path)?;
             let file = File::open(&path).map_err(CheckpointError::io(&path))?;
             // SAFETY: the mapping is only read. A file that another process truncates meanwhile raises a signal; weights
             // are not rewritten in place by anything that writes them atomically, as this project does.
@@ -154,6 +164,7 @@ impl Weights {
 
     fn index_file(&mut self, path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
         let damaged = |reason: String| CheckpointError::Damaged { path: path.to_owned(), reason };
+        check_not_lfs_pointer(path, bytes)?;
         // The header is checked against the file by the library: sizes, offsets, gaps and overlaps.
         let parsed = SafeTensors::deserialize(bytes).map_err(|error| damaged(error.to_string()))?;
         for (name, view) in parsed.iter() {
@@ -437,6 +448,39 @@ mod tests {
         huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
         fs::write(&path, huge).unwrap();
         assert!(Weights::open(folder.path()).unwrap_err().to_string().contains("damaged"));
+    }
+
+    #[test]
+    fn an_index_of_too_many_shards_opens_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = folder.path().join("model.safetensors.index.json");
+        for count in [3, 200_000] {
+            let names: Vec<(String, String)> =
+                (0..count).map(|shard| (format!("t{shard}"), format!("{shard}.safetensors"))).collect();
+            let entries: Vec<(&str, &str)> = names.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+            fs::write(&index, index_json(&entries).to_string()).unwrap();
+            let error = Weights::open(folder.path()).unwrap_err().to_string();
+            let expected = if count == 3 { "0.safetensors" } else { "200000 shards; expected at most" };
+            assert!(error.contains(expected), "{error}");
+        }
+        // The last of them is missed before the first is read.
+        fs::write(folder.path().join("0.safetensors"), "no weights").unwrap();
+        fs::write(&index, index_json(&[("a", "0.safetensors"), ("b", "1.safetensors")]).to_string()).unwrap();
+        let error = Weights::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("1.safetensors"), "{error}");
+    }
+
+    #[test]
+    fn pointers_of_git_lfs_are_called_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 9876543\n";
+        for name in ["model.safetensors", "model.gguf"] {
+            let path = folder.path().join(name);
+            fs::write(&path, pointer).unwrap();
+            let opened = if name.ends_with("gguf") { Weights::open(&path) } else { Weights::open(folder.path()) };
+            let error = opened.unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("git lfs pull"), "{error}");
+        }
     }
 
     #[test]

@@ -278,7 +278,7 @@ impl Bench<'_> {
             "draft": named.draft,
             "draft_heads": named.draft_heads.to_string(),
             "device": named.device.to_string(),
-            "dtype": named.weights.to_string(),
+            "dtype": named.precision().to_string(),
             "threads": rayon::current_num_threads(),
             "ceiling": ceiling.map(Ceiling::to_json),
             "runs": rows,

@@ -79,7 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         confidence_threshold: arguments.confidence_threshold,
     };
     let mut sampler = arguments.sampling.sampling().sampler();
-    let generation = Decoder::new(target, models.draft.as_ref()).generate(&ids, &options, &mut sampler);
+    let generation = Decoder::new(target, models.draft.as_ref()).generate(&ids, &options, &mut sampler)?;
     let text = tokenizer.decode(&generation.ids, true)?;
     let speed = generation.ids.len().saturating_sub(1) as f64 / generation.decode.as_secs_f64().max(1e-9);
     if arguments.json {

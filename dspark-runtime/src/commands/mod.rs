@@ -13,13 +13,14 @@ mod sampling;
 mod serve;
 mod user_text;
 
-pub use models::{LoadedModels, ModelArguments};
+pub use models::{LoadedModels, ModelArguments, warn_of};
 pub use output::{MOST_REQUESTS, count, count_to, print, share, temperature, template_arguments, weight_precision};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::device::DeviceError;
+use crate::speculate::NotFinite;
 
 /// Decodes with a target model and a DSpark draft.
 #[derive(Debug, Parser)]
@@ -70,10 +71,11 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.chain().any(machine_failed) { 1 } else { 2 }
 }
 
-/// Whether a cause is the machine's refusal (a full disk, a missing permission, a device that fails), not a file that is not
+/// Whether a cause is the machine's refusal (a full disk, a missing permission, a device that fails, numbers that are not
+/// finite), not a file that is not
 /// there or not what it should be.
 pub fn machine_failed(cause: &(dyn std::error::Error + 'static)) -> bool {
-    if matches!(cause.downcast_ref::<DeviceError>(), Some(DeviceError::Failed { .. })) {
+    if matches!(cause.downcast_ref::<DeviceError>(), Some(DeviceError::Failed { .. })) || cause.is::<NotFinite>() {
         return true;
     }
     use std::io::ErrorKind::{InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
@@ -108,6 +110,9 @@ mod tests {
         assert_eq!(io(io::Error::other("the hub does not answer")), 1);
         let failed = DeviceError::Failed { reason: "out of memory".to_owned() };
         assert_eq!(exit_code(&anyhow::Error::new(failed)), 1);
+        let not_finite = crate::engine::Failure::NotFinite(NotFinite { position: 3 });
+        assert_eq!(exit_code(&anyhow::Error::new(not_finite.clone())), 1);
+        assert_eq!(exit_code(&anyhow::Error::new(crate::bench::LoadError::Failed(not_finite))), 1);
         assert_eq!(io(io::ErrorKind::NotFound.into()), 2);
         assert_eq!(code(CheckpointError::Invalid { path: "model".into(), reason: "no such model".into() }), 2);
     }

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::output::weight_precision;
+use super::output::{default_precision, weight_precision};
 use crate::checkpoint::{CheckpointError, WeightPrecision, resolve_model};
 use crate::device::DeviceChoice;
-use crate::model::{Draft, DraftHeads, Target};
+use crate::model::{Draft, DraftHeads, Target, TargetConfig};
 use crate::profile::{ProfileOptions, cache_folder, identity, load_or_measure};
 use crate::schedule::{Identity, SpsTable, StsTable};
 use crate::text::Tokenizer;
@@ -22,9 +22,10 @@ pub struct ModelArguments {
     /// A draft for the target: a checkpoint folder; without one the target decodes alone
     #[arg(long, value_name = "DIR")]
     pub draft: Option<PathBuf>,
-    /// Weight precision: f32, or `stored`, which keeps bf16 files in bf16 (half the memory, the same results on the CPU)
-    #[arg(long, value_name = "f32|stored", default_value = "f32", value_parser = weight_precision)]
-    pub weights: WeightPrecision,
+    /// Weight precision: `stored` keeps bf16 files in bf16 (half the memory, the same results on the CPU), `f32` widens them
+    /// (default: `stored` on the CPU, `f32` on a GPU)
+    #[arg(long, value_name = "f32|stored", value_parser = weight_precision)]
+    pub weights: Option<WeightPrecision>,
     /// Weights that drafts use for vocabulary-sized products: `int8`, 8-bit copies on the CPU, or `exact`. The target's
     /// distribution is preserved either way; acceptance may differ slightly
     #[arg(long, value_name = "int8|exact", default_value_t)]
@@ -32,6 +33,13 @@ pub struct ModelArguments {
     /// cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     pub device: DeviceChoice,
+}
+
+/// Warns of fields of a target's configuration that are not known here.
+pub fn warn_of(target: &TargetConfig) {
+    if let Some(warning) = target.warning() {
+        eprintln!("warning: {warning}");
+    }
 }
 
 /// Loaded models.
@@ -49,6 +57,11 @@ pub struct LoadedModels<'a> {
 }
 
 impl ModelArguments {
+    /// Returns the precision that weights are kept in.
+    pub(super) fn precision(&self) -> WeightPrecision {
+        self.weights.unwrap_or_else(|| default_precision(self.device))
+    }
+
     /// Loads the tokeniser, the target and the draft.
     ///
     /// # Errors
@@ -57,9 +70,11 @@ impl ModelArguments {
         let device = self.device.open()?;
         let folder = resolve_model(&self.target)?;
         let tokenizer = Tokenizer::of_model(&folder)?;
-        let target = Target::load_with(&folder, self.weights, &device)?;
+        let precision = self.precision();
+        let target = Target::load_with(&folder, precision, &device)?;
+        warn_of(target.config());
         let draft = self.draft.as_deref();
-        let draft = draft.map(|folder| Draft::load_with(folder, self.weights, &target)).transpose()?;
+        let draft = draft.map(|folder| Draft::load_with(folder, precision, &target)).transpose()?;
         let draft = draft.map(|draft| draft.with_heads(self.draft_heads));
         Ok(LoadedModels { arguments: self, folder, target, tokenizer, draft })
     }
@@ -72,7 +87,7 @@ impl LoadedModels<'_> {
     /// When a file of the models cannot be read.
     pub fn identity(&self, options: &ProfileOptions) -> Result<Identity, CheckpointError> {
         let arguments = self.arguments;
-        let precisions = (arguments.weights, arguments.draft_heads);
+        let precisions = (arguments.precision(), arguments.draft_heads);
         identity(&self.folder, arguments.draft.as_deref(), arguments.device, precisions, options)
     }
 

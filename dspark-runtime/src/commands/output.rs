@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::WeightPrecision;
+use crate::device::DeviceChoice;
 
 /// Prints a line on standard output. When nobody reads it any more (`| head`), the process ends quietly.
 ///
@@ -75,6 +76,15 @@ pub fn count_to<const LARGEST: usize>(text: &str) -> Result<usize, String> {
 
 /// The largest number of requests that a verb answers, or pretends to answer, at the same time.
 pub const MOST_REQUESTS: usize = 4096;
+
+/// The precision of weights where `--weights` is not given: the file's on the CPU, where both give the same results. On a GPU
+/// bf16 weights are widened whenever they are used, which costs more time than it saves.
+pub fn default_precision(device: DeviceChoice) -> WeightPrecision {
+    match device {
+        DeviceChoice::Cpu | DeviceChoice::CubeCpu => WeightPrecision::AsStored,
+        DeviceChoice::Cuda(_) => WeightPrecision::F32,
+    }
+}
 
 /// `f32` or `stored`, for `--weights`.
 ///

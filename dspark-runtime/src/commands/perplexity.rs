@@ -6,10 +6,12 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::output::{count, print, weight_precision};
+use super::models::warn_of;
+use super::output::{count, default_precision, print, weight_precision};
 use crate::checkpoint::{WeightPrecision, resolve_model};
 use crate::device::DeviceChoice;
 use crate::model::Target;
+use crate::speculate::NotFinite;
 use crate::text::Tokenizer;
 
 /// Arguments of `dspark perplexity`.
@@ -27,10 +29,10 @@ pub struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// What matrices are kept in: f32, or `stored`, which keeps bf16 files in bf16 (half the memory, the same results on
-    /// the CPU)
-    #[arg(long, value_name = "f32|stored", default_value = "f32", value_parser = weight_precision)]
-    weights: WeightPrecision,
+    /// Weight precision: `stored` keeps bf16 files in bf16 (half the memory, the same results on the CPU), `f32` widens them
+    /// (default: `stored` on the CPU, `f32` on a GPU)
+    #[arg(long, value_name = "f32|stored", value_parser = weight_precision)]
+    weights: Option<WeightPrecision>,
     /// cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
@@ -42,7 +44,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.device.open()?;
     let model = resolve_model(&arguments.target)?;
     let tokenizer = Tokenizer::of_model(&model)?;
-    let target = Target::load_with(&model, arguments.weights, &device)?;
+    let precision = arguments.weights.unwrap_or_else(|| default_precision(arguments.device));
+    let target = Target::load_with(&model, precision, &device)?;
+    warn_of(target.config());
     let longest = target.config().max_position_embeddings;
     if arguments.context > longest {
         bail!("--context: expected at most {longest} for this target, found {}", arguments.context);
@@ -53,7 +57,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "the text holds token id {id}, which the target has no embedding for: tokenizer and weights do not match"
         );
     }
-    let losses: Vec<f64> = ids.chunks(arguments.context).flat_map(|run| target.token_losses(run)).collect();
+    let mut losses: Vec<f64> = Vec::new();
+    for run in ids.chunks(arguments.context) {
+        let own = target.token_losses(run);
+        if let Some(index) = own.iter().position(|loss| !loss.is_finite()) {
+            bail!(NotFinite { position: index as u64 + 1 });
+        }
+        losses.extend(own);
+    }
     if losses.is_empty() {
         bail!("{}: {} tokens, expected at least 2", arguments.text.display(), ids.len());
     }

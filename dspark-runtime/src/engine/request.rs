@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::speculate::{Filters, Randomness, Sampler, accepted_length};
+use crate::speculate::{Filters, NotFinite, Randomness, Sampler, accepted_length};
 
 /// One answer to be generated.
 #[derive(Clone, Debug)]
@@ -202,6 +202,9 @@ pub enum Failure {
     /// The time limit of a request passed.
     #[error("the request took longer than {0:?}")]
     TimedOut(Duration),
+    /// The target gives no distribution for the next token.
+    #[error("{0}")]
+    NotFinite(#[source] NotFinite),
     /// A defect.
     #[error("internal error: {0}")]
     Internal(String),

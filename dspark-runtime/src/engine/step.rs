@@ -6,11 +6,11 @@ use rayon::prelude::*;
 
 use super::finisher::{Output, Tokens};
 use super::metrics::Phase;
-use super::request::{FinishReason, Logprobs, TokenOutput};
+use super::request::{Failure, FinishReason, Logprobs, TokenOutput};
 use super::sequence::Sequence;
 use super::step_loop::StepLoop;
 use crate::schedule::{Candidate, Policy, prompt_rows};
-use crate::speculate::{Lane, Outcome, Part, Rounds, Verified};
+use crate::speculate::{Judged, Lane, NotFinite, Outcome, Part, Rounds, Verified};
 
 /// Rows of features that may wait for the draft's context while a sequence does not draft: most end before they have as many,
 /// and cost nothing then.
@@ -58,9 +58,10 @@ impl StepLoop<'_> {
         let verified = rounds.verify(&mut lanes, &parts);
         self.metrics.batch_tokens = verified.judged_rows();
         let verify_time = self.metrics.lap(Phase::Verify, &mut clock);
-        let outcomes = rounds.judge(&mut lanes, &parts, &verified);
+        let judged = rounds.judge(&mut lanes, &parts, &verified);
         let time = draft_time + verify_time + self.metrics.lap(Phase::Judge, &mut clock);
-        rounds.commit(&mut lanes, &parts, &verified, &outcomes);
+        rounds.commit(&mut lanes, &parts, &verified, &judged);
+        let (outcomes, failed) = self.outcomes(judged);
 
         for (part, outcome) in parts.iter().zip(&outcomes) {
             if let Some(outcome) = outcome {
@@ -74,8 +75,22 @@ impl StepLoop<'_> {
             self.policy.decoded_plainly(self.running.len(), time);
         }
         self.hand_out(&cached, &parts, outcomes, &verified);
+        failed.into_iter().for_each(|(id, error)| self.fail(id, Failure::NotFinite(error)));
         self.metrics.steps += 1;
         self.metrics.lap(Phase::Host, &mut clock);
+    }
+
+    /// Separates outcomes from the requests that the target has no token for.
+    fn outcomes(&self, judged: Vec<Judged>) -> (Vec<Option<Outcome>>, Vec<(u64, NotFinite)>) {
+        let mut failed = Vec::new();
+        let own = judged.into_iter().zip(&self.running).map(|(judged, sequence)| match judged? {
+            Ok(outcome) => Some(outcome),
+            Err(error) => {
+                failed.push((sequence.id, error));
+                None
+            }
+        });
+        (own.collect(), failed)
     }
 
     /// Makes sure that every running sequence can take one more block, or lets it wait again: the latest goes first.

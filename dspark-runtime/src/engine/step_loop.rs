@@ -191,6 +191,15 @@ impl StepLoop<'_> {
         }
     }
 
+    /// Gives a running request up.
+    pub(super) fn fail(&mut self, id: u64, failure: Failure) {
+        let Some(index) = self.running.iter().position(|sequence| sequence.id == id) else { return };
+        let mut sequence = self.running.remove(index);
+        self.metrics.failed += 1;
+        self.give_back(&mut sequence);
+        self.tell(Output::Fail { id, failure });
+    }
+
     fn fail_all(&mut self, failure: &Failure) {
         let running = std::mem::take(&mut self.running);
         let waiting = std::mem::take(&mut self.waiting);

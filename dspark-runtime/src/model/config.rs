@@ -5,14 +5,16 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::config_fields::{of_layers, refuse_not_computed, refuse_quantised_folder, refuse_windows, unknown};
 use super::gemma4;
 use super::gguf_config::config_fields;
 use super::qwen3_moe;
+use super::rope_config::rope;
 use crate::checkpoint::gguf::{GgufFile, is_gguf};
 use crate::checkpoint::{CheckpointError, JsonFields, Weights};
 
 /// More layers than any model has.
-const MOST_LAYERS: usize = 1024;
+pub(super) const MOST_LAYERS: usize = 1024;
 
 /// A decoder family: which architecture name it has, and how its layers differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,6 +200,8 @@ pub struct TargetConfig {
     pub max_position_embeddings: usize,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
+    /// Fields of the file that this project does not know and that say something.
+    pub unknown_fields: Vec<String>,
     /// The file.
     pub fields: JsonFields,
 }
@@ -211,7 +215,23 @@ impl TargetConfig {
         if is_gguf(folder) {
             return Self::from_fields(config_fields(&GgufFile::open(folder)?)?);
         }
-        Self::from_fields(JsonFields::read(&folder.join("config.json"))?)
+        let config = Self::from_fields(JsonFields::read(&folder.join("config.json"))?)?;
+        refuse_quantised_folder(folder)?;
+        Ok(config)
+    }
+
+    /// Returns a warning about fields that are not known here; `None` where there are none.
+    pub fn warning(&self) -> Option<String> {
+        if self.unknown_fields.is_empty() {
+            return None;
+        }
+        let names: Vec<String> = self.unknown_fields.iter().map(|name| format!("`{name}`")).collect();
+        Some(format!(
+            "{}: unknown fields {}: if they change what the target computes, its answers here are not those of other \
+             programs",
+            self.fields.path().display(),
+            names.join(", ")
+        ))
     }
 
     /// Opens the weights of this target, in which its tensors have the names that the family's text models give them,
@@ -233,7 +253,21 @@ impl TargetConfig {
             return Ok(Self { multimodal: true, ..Self::from_fields(text)? });
         }
         let family = family(&fields)?;
+        let mixture = |name: &str| family == Family::Qwen3Moe && qwen3_moe::FIELDS.contains(&name);
+        let read = |name: &str| of_layers(name, family) || name == "is_causal" || mixture(name);
+        refuse_not_computed(&fields, family, read)?;
+        if !fields.flag("is_causal", true)? {
+            return Err(fields.not_computed(
+                "is_causal",
+                "true",
+                "a target sees what comes before, and nothing else",
+            ));
+        }
         let num_hidden_layers = layer_count(&fields)?;
+        if family != Family::Gemma4 {
+            refuse_windows(&fields, num_hidden_layers)?;
+        }
+        let unknown_fields = unknown(&fields, read).into_iter().map(str::to_owned).collect();
         let layers = layer_configs(&fields, family, num_hidden_layers)?;
         let gemma = family == Family::Gemma4;
         Ok(Self {
@@ -247,6 +281,7 @@ impl TargetConfig {
             num_hidden_layers,
             max_position_embeddings: fields.optional_size("max_position_embeddings", 1)?.unwrap_or(2048),
             tie_word_embeddings: fields.flag("tie_word_embeddings", gemma)?,
+            unknown_fields,
             fields,
         })
     }
@@ -257,13 +292,7 @@ fn layer_configs(fields: &JsonFields, family: Family, count: usize) -> Result<Ve
     match family {
         Family::Gemma4 => gemma4::layer_configs(fields, count),
         Family::Qwen3Moe => qwen3_moe::layer_configs(fields, count),
-        Family::Llama | Family::Qwen2 | Family::Qwen3 => {
-            refuse_unsupported(fields, count)?;
-            if fields.get("num_experts").is_some() {
-                return Err(fields.wrong("num_experts", "nothing (not supported)"));
-            }
-            Ok(vec![layer_config(fields, family)?; count])
-        }
+        Family::Llama | Family::Qwen2 | Family::Qwen3 => Ok(vec![layer_config(fields, family)?; count]),
     }
 }
 
@@ -274,11 +303,13 @@ pub(super) fn embedding_scale(fields: &JsonFields, family: Family) -> Result<f64
 
 /// Layers; bounded, because a module of that many is made before any weight file is looked at.
 pub(super) fn layer_count(fields: &JsonFields) -> Result<usize, CheckpointError> {
-    let count = fields.size("num_hidden_layers", 1)?;
-    if count > MOST_LAYERS {
-        return Err(fields.wrong("num_hidden_layers", format!("at most {MOST_LAYERS}")));
-    }
-    Ok(count)
+    bounded(fields, "num_hidden_layers", MOST_LAYERS)
+}
+
+/// A number of at least 1 and at most `most`.
+pub(super) fn bounded(fields: &JsonFields, field: &str, most: usize) -> Result<usize, CheckpointError> {
+    let count = fields.size(field, 1)?;
+    if count > most { Err(fields.wrong(field, format!("at most {most}"))) } else { Ok(count) }
 }
 
 fn family(fields: &JsonFields) -> Result<Family, CheckpointError> {
@@ -341,81 +372,6 @@ pub(super) fn layer_config(fields: &JsonFields, family: Family) -> Result<LayerC
     })
 }
 
-/// Rotary settings: `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling` (before).
-fn rope(fields: &JsonFields) -> Result<(f64, RopeScaling), CheckpointError> {
-    let new = fields.object("rope_parameters")?;
-    let old = fields.object("rope_scaling")?;
-    let theta = match &new {
-        Some(parameters) => parameters.optional_float("rope_theta")?.or(fields.optional_float("rope_theta")?),
-        None => fields.optional_float("rope_theta")?,
-    };
-    let theta = theta.unwrap_or(10_000.0);
-    if theta <= 0.0 {
-        return Err(fields.wrong("rope_theta", "a number > 0"));
-    }
-    for settings in [Some(fields), new.as_ref(), old.as_ref()].into_iter().flatten() {
-        if settings.optional_float("partial_rotary_factor")?.unwrap_or(1.0) != 1.0 {
-            return Err(settings.wrong("partial_rotary_factor", "1.0 (partial rotary embedding is not supported)"));
-        }
-    }
-    let Some(scaling) = new.or(old) else {
-        return Ok((theta, RopeScaling::None));
-    };
-    let kind = match scaling.optional_text("rope_type")? {
-        Some(kind) => kind,
-        None => scaling.optional_text("type")?.unwrap_or("default"),
-    };
-    let positive = |field: &str| match scaling.optional_float(field)? {
-        Some(value) if value > 0.0 => Ok(value),
-        _ => Err(scaling.wrong(field, "a number > 0")),
-    };
-    let scaling = match kind {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: positive("factor")? },
-        "llama3" if positive("high_freq_factor")? <= positive("low_freq_factor")? => {
-            return Err(scaling.wrong("high_freq_factor", "a number above low_freq_factor"));
-        }
-        "llama3" => RopeScaling::Llama3 {
-            factor: positive("factor")?,
-            low_frequency_factor: positive("low_freq_factor")?,
-            high_frequency_factor: positive("high_freq_factor")?,
-            original_max_position: scaling.size("original_max_position_embeddings", 1)?,
-        },
-        _ => return Err(scaling.wrong("rope_type", "one of default, linear, llama3")),
-    };
-    Ok((theta, scaling))
-}
-
-/// Settings that would change the result and are not computed here.
-pub(super) fn refuse_unsupported(fields: &JsonFields, num_hidden_layers: usize) -> Result<(), CheckpointError> {
-    let activation = fields.optional_text("hidden_act")?.unwrap_or("silu");
-    if activation != "silu" {
-        return Err(fields.wrong("hidden_act", "\"silu\""));
-    }
-    // Files carry a window size even where it is switched off.
-    if fields.flag("use_sliding_window", false)? {
-        return Err(fields.wrong("use_sliding_window", "false (sliding-window attention is not supported)"));
-    }
-    if let Some(types) = fields.get("layer_types") {
-        let full = types.as_array().filter(|types| types.len() == num_hidden_layers);
-        if !full.is_some_and(|types| types.iter().all(|kind| kind == "full_attention")) {
-            let expected = format!("a list of {num_hidden_layers} times \"full_attention\"");
-            return Err(fields.wrong("layer_types", expected));
-        }
-    }
-    for (field, neutral) in [("attention_multiplier", 1.0), ("logit_scale", 1.0), ("embedding_multiplier", 1.0)] {
-        if fields.optional_float(field)?.is_some_and(|value| value != neutral) {
-            return Err(fields.wrong(field, format!("{neutral} (scaling is not supported)")));
-        }
-    }
-    for field in ["quantization_config", "final_logit_softcapping", "attn_logit_softcapping"] {
-        if fields.get(field).is_some() {
-            return Err(fields.wrong(field, "nothing (not supported)"));
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -443,7 +399,10 @@ mod tests {
 
     #[test]
     fn both_ways_of_writing_rope_are_read() {
-        let config = read_with("rope_parameters", json!({"rope_theta": 5e5, "rope_type": "default"})).unwrap();
+        let mut fields = base();
+        fields["rope_theta"] = Value::Null;
+        fields["rope_parameters"] = json!({"rope_theta": 5e5, "rope_type": "default"});
+        let config = read(fields).unwrap();
         assert_eq!((config.layer.rope_theta, config.layer.rope_scaling), (5e5, RopeScaling::None));
         let config = read_with("rope_scaling", json!({"type": "linear", "factor": 2.0})).unwrap();
         assert_eq!(config.layer.rope_scaling, RopeScaling::Linear { factor: 2.0 });

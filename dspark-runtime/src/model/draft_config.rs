@@ -4,14 +4,26 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{Family, LayerConfig, TargetConfig, embedding_scale, layer_config, layer_count};
+use super::config::{
+    Family, LayerConfig, MOST_LAYERS, TargetConfig, bounded, embedding_scale, layer_config, layer_count,
+};
+use super::config_fields::{
+    UNKNOWN_IN_DRAFT, has_no_effect, of_layers, refuse_not_computed, refuse_quantised_folder, refuse_windows, unknown,
+};
 use super::drafter::{DraftKind, Drafter};
 use super::gemma4;
 use super::qwen3_moe;
+use super::rope_config::{missing_form, rope_fields};
 use super::speculators_layout::{from_speculators, is_speculators};
 use super::target::LayerId;
-use crate::checkpoint::{CheckpointError, JsonFields, WeightDtype};
+use crate::checkpoint::{CheckpointError, JsonFields, WeightDtype, check_draft_folder};
 use crate::normals::INITIAL_STD;
+
+/// More drafted tokens than any block has: caches are made with room for a block.
+const MOST_SLOTS: usize = 65_536;
+
+/// Fields of every kind of draft.
+const OF_DRAFTS: [&str; 3] = ["target_layer_ids", "num_target_layers", "draft_vocab_size"];
 
 /// What a draft is, and which target it was made for.
 #[derive(Clone, Debug)]
@@ -66,7 +78,7 @@ impl DraftConfig {
     pub fn for_target(target: &TargetConfig, shape: &DraftShape) -> Result<Self, CheckpointError> {
         let (drafter, layers) = (shape.kind.drafter(), shape.num_draft_layers);
         let mut fields = target.fields.as_map().clone();
-        for field in ["mlp_bias", "pretraining_tp", "rope_interleaved", "is_llama_config", "transformers.js_config"] {
+        for field in ["mlp_bias", "pretraining_tp", "is_llama_config", "transformers.js_config"] {
             fields.remove(field);
         }
         for field in qwen3_moe::FIELDS.into_iter().filter(|_| target.family == Family::Qwen3Moe) {
@@ -74,6 +86,8 @@ impl DraftConfig {
         }
         let gemma = target.family == Family::Gemma4;
         let family = if gemma { Family::Gemma4 } else { Family::Qwen3 };
+        // What says nothing about the target says nothing about its draft.
+        fields.retain(|name, _| of_layers(name, family) || has_no_effect(name));
         if gemma {
             // What the reference tells about the model that was wrapped.
             fields.insert("target_model_type".into(), json!("gemma4"));
@@ -126,7 +140,11 @@ impl DraftConfig {
     }
 
     fn read_layouts(folder: &Path, target_layers: Option<usize>) -> Result<Self, CheckpointError> {
-        Self::from_fields(Self::native_fields(JsonFields::read(&folder.join("config.json"))?, target_layers)?)
+        check_draft_folder(folder)?;
+        let fields = JsonFields::read(&folder.join("config.json"))?;
+        let config = Self::from_fields(Self::native_fields(fields, target_layers)?)?;
+        refuse_quantised_folder(folder)?;
+        Ok(config)
     }
 
     /// The fields of a `config.json` in this project's layout, whichever it is in.
@@ -144,20 +162,21 @@ impl DraftConfig {
             let known: Vec<String> = DraftKind::all().map(|(name, ..)| format!("[\"{name}\"]")).collect();
             fields.wrong("architectures", format!("{}: a draft", known.join(" or ")))
         })?;
+        refuse_fields(&fields, kind.drafter(), family)?;
         let vocab_size = fields.size("vocab_size", 1)?;
         let draft_vocab_size = fields.optional_size("draft_vocab_size", 1)?.unwrap_or(vocab_size);
         if draft_vocab_size > vocab_size {
             return Err(fields.wrong("draft_vocab_size", format!("at most vocab_size {vocab_size}")));
         }
         let kind = kind.drafter().read(&fields, vocab_size)?;
-        let num_target_layers = fields.size("num_target_layers", 1)?;
+        let num_target_layers = bounded(&fields, "num_target_layers", MOST_LAYERS)?;
         let target_layer_ids: Vec<LayerId> = fields.integers("target_layer_ids")?.into_iter().map(LayerId).collect();
         if let Err(expected) = check_layer_ids(&target_layer_ids, num_target_layers) {
             return Err(fields.wrong("target_layer_ids", expected));
         }
         let initializer_range = fields.optional_float("initializer_range")?.filter(|&std| std > 0.0);
         Ok(Self {
-            block_size: fields.size(kind.drafter().block_size_field(), 1)?,
+            block_size: bounded(&fields, kind.drafter().block_size_field(), MOST_SLOTS)?,
             kind,
             layer: draft_layer(&fields, family)?,
             embedding_scale: embedding_scale(&fields, family)?,
@@ -250,9 +269,15 @@ impl DraftConfig {
         self.target_layer_ids.len() * self.layer.hidden_size
     }
 
-    /// The fields to write as `config.json`, for weights of the given type.
+    /// Returns a warning where the file has rotary settings that only some programs read; `None` where every reader computes
+    /// the same rotation.
+    pub fn rope_warning(&self) -> Option<String> {
+        missing_form(self.fields.as_map(), &self.layer)
+    }
+
+    /// The fields to write as `config.json`, for weights of the given type. Rotary settings are written in both forms.
     pub fn to_json(&self, dtype: WeightDtype) -> Map<String, Value> {
-        let mut fields = self.fields.as_map().clone();
+        let mut fields = self.fields.clone().with(rope_fields(&self.layer).unwrap_or_default()).as_map().clone();
         let name = match dtype {
             WeightDtype::Bf16 => "bfloat16",
             WeightDtype::F32 => "float32",
@@ -263,6 +288,32 @@ impl DraftConfig {
     }
 }
 
+/// Refuses every field that would change what the draft computes and is not computed, and every unknown one that says
+/// anything.
+fn refuse_fields(fields: &JsonFields, drafter: &dyn Drafter, family: Family) -> Result<(), CheckpointError> {
+    let own = |name: &str| OF_DRAFTS.contains(&name) || drafter.own_fields().contains(&name);
+    let read = |name: &str| of_layers(name, family) || own(name);
+    refuse_not_computed(fields, family, read)?;
+    if family != Family::Gemma4 {
+        refuse_windows(fields, layer_count(fields)?)?;
+        // Where nothing says that layers see everything, some programs take the window for theirs.
+        let silent = fields.get("use_sliding_window").is_none() && fields.get("layer_types").is_none();
+        if silent && fields.get("sliding_window").is_some() {
+            let reason = "sliding-window attention is not supported in drafts; state `use_sliding_window` false if there \
+                          is none";
+            return Err(fields.not_computed("sliding_window", "nothing", reason));
+        }
+    }
+    if fields.flag("tie_word_embeddings", false)? {
+        let reason = "a draft's output head is its target's or its own, never its embedding";
+        return Err(fields.not_computed("tie_word_embeddings", "false", reason));
+    }
+    match unknown(fields, read).first() {
+        None => Ok(()),
+        Some(name) => Err(fields.not_computed(name, "nothing", UNKNOWN_IN_DRAFT)),
+    }
+}
+
 /// The sizes of each draft layer: all are alike, and see all of their context.
 fn draft_layer(fields: &JsonFields, family: Family) -> Result<LayerConfig, CheckpointError> {
     if family != Family::Gemma4 {
@@ -270,7 +321,8 @@ fn draft_layer(fields: &JsonFields, family: Family) -> Result<LayerConfig, Check
     }
     let mut layers = gemma4::layer_configs(fields, layer_count(fields)?)?;
     if layers.iter().any(|layer| layer.window().is_some()) {
-        return Err(fields.wrong("layer_types", "a list of \"full_attention\": drafts have no sliding layers"));
+        let reason = "sliding-window attention is not supported in drafts";
+        return Err(fields.not_computed("layer_types", "a list of \"full_attention\"", reason));
     }
     Ok(layers.swap_remove(0))
 }

@@ -71,6 +71,9 @@ pub trait Drafter {
     /// When a field is missing or asks for something that is not supported; it is named.
     fn read(&self, fields: &JsonFields, vocab_size: usize) -> Result<DraftKind, CheckpointError>;
 
+    /// The fields of a configuration that such drafts alone have, in either layout.
+    fn own_fields(&self) -> &'static [&'static str];
+
     /// The settings and the block size as fields of a configuration, an object.
     fn fields(&self, block_size: usize) -> Value;
 

@@ -54,6 +54,12 @@ impl Drafter for DSparkConfig {
             let expected = "true: the anchor's own slot drafts the first token";
             return Err(fields.wrong("sample_from_anchor", expected));
         }
+        // Other programs' words for the same.
+        for (field, same) in [("shift_label", true), ("dspark_bonus_anchor", false)] {
+            if fields.flag(field, same)? != same {
+                return Err(fields.wrong(field, format!("{same}: the anchor's own slot drafts the first token")));
+            }
+        }
         let markov_rank = fields.optional_size("markov_rank", 0)?.unwrap_or(0);
         let head = fields.optional_text("markov_head_type")?.unwrap_or("vanilla");
         let markov_head_type = match MarkovHeadType::ALL.into_iter().find(|kind| kind.name() == head) {
@@ -76,6 +82,21 @@ impl Drafter for DSparkConfig {
             enable_confidence_head: fields.flag("enable_confidence_head", false)?,
             confidence_head_with_markov: fields.flag("confidence_head_with_markov", false)?,
         }))
+    }
+
+    fn own_fields(&self) -> &'static [&'static str] {
+        &[
+            "block_size",
+            "mask_token_id",
+            "sample_from_anchor",
+            "shift_label",
+            "dspark_bonus_anchor",
+            "markov_rank",
+            "markov_head_type",
+            "enable_confidence_head",
+            "confidence_head_with_markov",
+            "num_anchors",
+        ]
     }
 
     fn fields(&self, block_size: usize) -> Value {

@@ -62,6 +62,10 @@ impl Drafter for Eagle3Config {
         Ok(DraftKind::Eagle3(Self { step_loss_decay }))
     }
 
+    fn own_fields(&self) -> &'static [&'static str] {
+        &["draft_num_hidden_layers", "ttt_length", "step_loss_decay"]
+    }
+
     fn fields(&self, block_size: usize) -> Value {
         let mut fields = json!({"draft_num_hidden_layers": 1, "ttt_length": block_size});
         if let Some(decay) = self.step_loss_decay {

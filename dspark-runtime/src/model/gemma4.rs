@@ -7,6 +7,7 @@
 use serde_json::{Value, json};
 
 use super::config::{Activation, Family, GemmaLayer, LayerConfig, RopeScaling};
+use super::config_fields::refuse_quantised;
 use crate::checkpoint::{CheckpointError, JsonFields};
 
 /// Architectures that have a text model inside, and what their `text_config` is called.
@@ -41,9 +42,7 @@ pub(super) fn text_fields(fields: &JsonFields) -> Result<Option<JsonFields>, Che
     if text.optional_text("model_type")?.is_some_and(|found| found != text_type) {
         return Err(text.wrong("model_type", format!("\"{text_type}\" in `text_config`")));
     }
-    if fields.get("quantization_config").is_some() {
-        return Err(fields.wrong("quantization_config", "nothing (not supported)"));
-    }
+    refuse_quantised(fields)?;
     let mut own = text.as_map().clone();
     own.insert("architectures".into(), json!([Family::Gemma4.architecture()]));
     own.insert("model_type".into(), json!(Family::Gemma4.model_type()));
@@ -190,11 +189,6 @@ fn refuse_unsupported(fields: &JsonFields) -> Result<(), CheckpointError> {
     // Tokens of pictures may look ahead; there are none in a text.
     if !matches!(fields.optional_text("use_bidirectional_attention")?, None | Some("vision")) {
         return Err(fields.wrong("use_bidirectional_attention", "null or \"vision\""));
-    }
-    for field in ["quantization_config", "attn_logit_softcapping"] {
-        if fields.get(field).is_some() {
-            return Err(fields.wrong(field, "nothing (not supported)"));
-        }
     }
     Ok(())
 }

@@ -9,6 +9,7 @@
 mod attention;
 mod block_attention;
 mod config;
+mod config_fields;
 mod draft;
 mod draft_config;
 mod draft_files;
@@ -28,6 +29,7 @@ mod layers;
 mod perplexity;
 mod qwen3_moe;
 mod rope;
+mod rope_config;
 mod speculators_layout;
 mod target;
 

@@ -1,10 +1,11 @@
 //! The configuration of Qwen3's mixtures of experts: Qwen3 layers, of which most have many MLPs.
 
-use super::config::{ExpertsConfig, Family, LayerConfig, layer_config, refuse_unsupported};
+use super::config::{ExpertsConfig, Family, LayerConfig, layer_config};
 use crate::checkpoint::{CheckpointError, JsonFields};
 
-/// More experts than any model has: that many modules are made before any weight file is looked at.
-const MOST_EXPERTS: usize = 4096;
+/// More experts than any model has, in a layer and in all of them together: that many modules are made before any weight file
+/// is looked at.
+const MOST_EXPERTS: [usize; 2] = [4096, 65_536];
 
 /// Fields that only mixtures have; a draft has none of them.
 pub(super) const FIELDS: [&str; 9] = [
@@ -21,16 +22,13 @@ pub(super) const FIELDS: [&str; 9] = [
 
 /// The sizes of each of `count` layers.
 pub(super) fn layer_configs(fields: &JsonFields, count: usize) -> Result<Vec<LayerConfig>, CheckpointError> {
-    refuse_unsupported(fields, count)?;
-    if fields.get("shared_expert_intermediate_size").is_some() {
-        return Err(fields.wrong("shared_expert_intermediate_size", "nothing (not supported)"));
-    }
     let layer = layer_config(fields, Family::Qwen3Moe)?;
     // Newer files have the second name.
     let name = if fields.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" };
     let experts = fields.size(name, 1)?;
-    if experts > MOST_EXPERTS {
-        return Err(fields.wrong(name, format!("at most {MOST_EXPERTS}")));
+    let most = MOST_EXPERTS[0].min(MOST_EXPERTS[1] / count);
+    if experts > most {
+        return Err(fields.wrong(name, format!("at most {most} in {count} layers")));
     }
     let per_token = fields.size("num_experts_per_tok", 1)?;
     if per_token > experts {

@@ -7,6 +7,7 @@
 use serde_json::{Map, Value, json};
 
 use super::config::Family;
+use super::config_fields::{UNKNOWN_IN_DRAFT as UNKNOWN, refuse_not_computed, unknown};
 use super::drafter::DraftKind;
 use super::dspark::DSparkConfig;
 use super::eagle3::Eagle3Config;
@@ -21,26 +22,23 @@ const KIND: &str = "speculators_model_type";
 const LAYERS: &str = "transformer_layer_config";
 const LAYER_IDS: &str = "aux_hidden_state_layer_ids";
 const EAGLE3_LAYER_IDS: &str = "eagle_aux_hidden_state_layer_ids";
-
-/// What DSpark adds to the target's fields, under the same name in both layouts.
-const OWN: [&str; 9] = [
-    "draft_vocab_size",
-    "block_size",
-    "mask_token_id",
-    "sample_from_anchor",
-    "markov_rank",
-    "markov_head_type",
-    "enable_confidence_head",
-    "confidence_head_with_markov",
-    "num_anchors",
-];
-
-/// The same of Eagle3. The last two are this project's words; the package does not mind them.
-const EAGLE3_OWN: [&str; 4] = ["draft_vocab_size", "draft_num_hidden_layers", "ttt_length", "step_loss_decay"];
+const VOCABULARY: &str = "draft_vocab_size";
 
 /// Ways of computing that the package's Eagle3 drafts may have and this project's do not; vLLM takes the first for granted
 /// where nothing is said.
 const EAGLE3_OTHERWISE: [&str; 4] = ["norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"];
+
+/// Fields beside the layers that this project reads or that repeat others, whatever the kind.
+const BESIDE_LAYERS: [&str; 8] = [
+    KIND,
+    LAYERS,
+    VOCABULARY,
+    "architectures",
+    "speculators_config",
+    "num_target_layers",
+    "target_hidden_size",
+    "tie_word_embeddings",
+];
 
 /// The rest of what does not describe a layer.
 const NOT_OF_LAYERS: [&str; 6] =
@@ -67,8 +65,9 @@ pub fn to_speculators(
     verifier: &Verifier,
 ) -> Option<Map<String, Value>> {
     let value = |name: &str| native.get(name).cloned().unwrap_or(Value::Null);
+    let own = || kind.drafter().own_fields().iter().copied().chain([VOCABULARY]);
     // What is said here where the other layout says nothing; the package would take some of it for something else.
-    let (name, model, ids, own, said) = match kind {
+    let (name, model, ids, said) = match kind {
         DraftKind::DSpark(_) => {
             let said = json!({
                 "markov_rank": 0,
@@ -78,26 +77,19 @@ pub fn to_speculators(
                 "sample_from_anchor": true,
                 "sliding_window_non_causal": false,
             });
-            ("dspark", "DSparkSpeculator", LAYER_IDS, &OWN[..], said)
+            ("dspark", "DSparkSpeculator", LAYER_IDS, said)
         }
         DraftKind::Eagle3(_) => {
             let names = EAGLE3_OTHERWISE.into_iter().chain(["embed_requires_grad"]);
             let said = names.map(|name| (name.to_owned(), json!(false))).collect();
-            ("eagle3", "Eagle3Speculator", EAGLE3_LAYER_IDS, &EAGLE3_OWN[..], said)
+            ("eagle3", "Eagle3Speculator", EAGLE3_LAYER_IDS, said)
         }
     };
     if native.get("architectures")?.get(0)?.as_str()? != kind.drafter().architecture(Family::Qwen3) {
         return None;
     }
     let mut layers = native.clone();
-    own.iter().chain(&NOT_OF_LAYERS).for_each(|name| drop(layers.remove(*name)));
-    // transformers 5 looks for the rope settings there; older ones take the flat fields.
-    if let (None, Some(theta)) = (layers.get("rope_parameters"), layers.get("rope_theta"))
-        && layers.get("rope_scaling").is_none_or(Value::is_null)
-    {
-        let parameters = json!({"rope_type": "default", "rope_theta": theta});
-        layers.insert("rope_parameters".into(), parameters);
-    }
+    own().chain(NOT_OF_LAYERS).for_each(|name| drop(layers.remove(name)));
     let mut fields = Map::new();
     let mut set = |name: &str, value: Value| drop(fields.insert(name.to_owned(), value));
     set(KIND, json!(name));
@@ -106,7 +98,7 @@ pub fn to_speculators(
     set(LAYERS, Value::Object(layers));
     set("draft_vocab_size", value("vocab_size"));
     said.as_object().into_iter().flatten().for_each(|(name, value)| set(name, value.clone()));
-    for name in own.iter().filter(|name| native.get(**name).is_some_and(|value| !value.is_null())) {
+    for name in own().filter(|name| native.get(*name).is_some_and(|value| !value.is_null())) {
         set(name, value(name));
     }
     let layers = native.get("target_layer_ids").and_then(Value::as_array).into_iter().flatten();
@@ -150,18 +142,11 @@ pub fn from_speculators(fields: &JsonFields, target_layers: Option<usize>) -> Re
     let mut native = layers.as_map().clone();
     let mut set = |name: &str, value: Value| drop(native.insert(name.to_owned(), value));
     set("draft_vocab_size", json!(32_000));
-    let (kind, ids, own) = match kind {
+    let (kind, ids) = match kind {
         "eagle3" => {
-            for name in EAGLE3_OTHERWISE {
-                if fields.flag(name, false)? {
-                    return Err(
-                        fields.wrong(name, "false: such Eagle3 drafts are computed otherwise than those here")
-                    );
-                }
-            }
             set("num_hidden_layers", json!(layers.optional_size("num_hidden_layers", 1)?.unwrap_or(1)));
             set("ttt_length", speculative_tokens(fields).unwrap_or_else(|| json!(3)));
-            (DraftKind::Eagle3(Eagle3Config::default()), EAGLE3_LAYER_IDS, &EAGLE3_OWN[..])
+            (DraftKind::Eagle3(Eagle3Config::default()), EAGLE3_LAYER_IDS)
         }
         _ => {
             let from_anchor = json!(kind == "dspark");
@@ -171,14 +156,21 @@ pub fn from_speculators(fields: &JsonFields, target_layers: Option<usize>) -> Re
             set("markov_head_type", json!("vanilla"));
             set("enable_confidence_head", from_anchor.clone());
             set("confidence_head_with_markov", from_anchor);
-            (DraftKind::DSpark(DSparkConfig::default()), LAYER_IDS, &OWN[..])
+            (DraftKind::DSpark(DSparkConfig::default()), LAYER_IDS)
         }
     };
-    for name in own.iter().chain(&["num_target_layers", "dtype"]) {
+    let own = || kind.drafter().own_fields().iter().copied().chain([VOCABULARY]);
+    for name in own().chain(["num_target_layers", "dtype"]) {
         if let Some(value) = fields.get(name) {
             set(name, value.clone());
         }
     }
+    refuse_beside_layers(fields, &layers, |name| {
+        BESIDE_LAYERS.contains(&name)
+            || name == ids
+            || EAGLE3_OTHERWISE.contains(&name)
+            || own().any(|own| own == name)
+    })?;
     let mut target_layer_ids = Vec::new();
     for id in fields.integers(ids)? {
         target_layer_ids.push(id.checked_sub(1).ok_or_else(|| fields.wrong(ids, "a list of layer numbers"))?);
@@ -191,6 +183,34 @@ pub fn from_speculators(fields: &JsonFields, target_layers: Option<usize>) -> Re
         native.insert("num_target_layers".into(), json!(layers));
     }
     Ok(JsonFields::new(fields.path(), native))
+}
+
+/// Refuses what lies beside the layers and changes what a draft computes, or is not known; `read` says what is read.
+fn refuse_beside_layers(
+    fields: &JsonFields,
+    layers: &JsonFields,
+    read: impl Fn(&str) -> bool,
+) -> Result<(), CheckpointError> {
+    refuse_not_computed(fields, Family::Qwen3, &read)?;
+    if let Some(width) = fields.optional_size("target_hidden_size", 1)?
+        && layers.optional_size("hidden_size", 1)?.is_some_and(|own| own != width)
+    {
+        let reason = "a draft's layers are as wide as its target's";
+        return Err(fields.not_computed("target_hidden_size", "the draft's `hidden_size`", reason));
+    }
+    if fields.flag("tie_word_embeddings", false)? {
+        let reason = "a draft's output head is its target's or its own, never its embedding";
+        return Err(fields.not_computed("tie_word_embeddings", "false", reason));
+    }
+    for name in EAGLE3_OTHERWISE {
+        if fields.flag(name, false)? {
+            return Err(fields.not_computed(name, "false", "such drafts are computed otherwise than those here"));
+        }
+    }
+    match unknown(fields, &read).first() {
+        None => Ok(()),
+        Some(name) => Err(fields.not_computed(name, "nothing", UNKNOWN)),
+    }
 }
 
 /// How many tokens the first way of proposing drafts.

@@ -18,7 +18,7 @@ use crate::checkpoint::{
     with_stable_ids, write_file,
 };
 use crate::normals::INITIAL_STD;
-use crate::tensors::ints;
+use crate::tensors::{host, ints};
 use crate::{Normals, kernels};
 
 /// Which hidden state of the target: the output of decoder layer `0..N`, or -1 for the embedding's output.
@@ -153,6 +153,11 @@ impl Target {
             Some(head) => head.weight.val(),
             None => self.weights.model.embed_tokens.weight.val(),
         }
+    }
+
+    /// Returns whether all numbers of the output head are finite. Looks at every one on the host.
+    pub fn head_is_finite(&self) -> bool {
+        host(self.head_weight()).into_iter().all(f32::is_finite)
     }
 
     /// The norm before the output head, for a draft that starts from it.

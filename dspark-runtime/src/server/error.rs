@@ -131,7 +131,7 @@ impl ApiError {
         match failure {
             Failure::ShutDown => Self::shutting_down(failure.to_string()),
             Failure::TimedOut(limit) => Self::timed_out(*limit),
-            Failure::Internal(_) => Self::internal(failure.to_string()),
+            Failure::NotFinite(_) | Failure::Internal(_) => Self::internal(failure.to_string()),
         }
     }
 

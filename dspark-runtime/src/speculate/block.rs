@@ -151,6 +151,10 @@ fn draft_slots(
         let logits = drafting.confidences(&previous);
         let mut kept = Vec::with_capacity(going.len());
         for (index, &row) in going.iter().enumerate() {
+            // A slot whose logits are no numbers ends its block.
+            if blocks[row].tokens.len() < slot {
+                continue;
+            }
             let ended = blocks[row].tokens.last().is_some_and(|token| stops[row].contains(token));
             if ended && !past_stop_tokens {
                 continue;
@@ -175,7 +179,8 @@ fn draft_slots(
         let sequences = sequences.filter(|(_, goes_on)| **goes_on).map(|(sequence, _)| sequence);
         let work: Vec<_> = logits.into_iter().zip(sequences).collect();
         work.into_par_iter().for_each(|(logits, ((sampler, block), first))| {
-            let distribution = sampler.distribution(logits).over_all(draft.vocabulary());
+            let Some(distribution) = sampler.distribution(logits) else { return };
+            let distribution = distribution.over_all(draft.vocabulary());
             block.tokens.push(sampler.sample(&distribution, first + slot as u64));
             block.distributions.push(distribution);
         });
@@ -204,6 +209,7 @@ impl Block {
     /// Notes what the confidence head says about a slot before it is drafted, and returns the calibrated confidence.
     fn foresee(&mut self, slot: usize, logit: Option<f32>, stopping: &Stopping) -> f64 {
         let confidence = logit.map_or(1.0, |logit| stopping.confidence_of(slot, logit));
+        let confidence = if confidence.is_nan() { 0.0 } else { confidence };
         self.confidence_logits.extend(logit);
         self.confidences.push(confidence);
         confidence

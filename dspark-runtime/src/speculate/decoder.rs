@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::Tensor;
 
 use super::block::{Block, DraftObserver};
-use super::distribution::Distribution;
+use super::distribution::{Distribution, NotFinite};
 use super::lane::Lane;
 use super::round::{RoundRecord, Verdict, accepted_length};
 use super::rounds::{Part, Rounds};
@@ -103,18 +103,29 @@ impl<'a> Decoder<'a> {
     }
 
     /// Answers a prompt of at least one token, all below the vocabulary size.
-    pub fn generate(&self, prompt: &[u32], options: &GenerationOptions, sampler: &mut Sampler) -> Generation {
+    ///
+    /// # Errors
+    /// When the target's logits give no distribution.
+    pub fn generate(
+        &self,
+        prompt: &[u32],
+        options: &GenerationOptions,
+        sampler: &mut Sampler,
+    ) -> Result<Generation, NotFinite> {
         self.run(prompt, options, sampler, None)
     }
 
     /// Answers as [`generate`](Self::generate) does, and hands every round to `observe`.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
     pub fn generate_observed(
         &self,
         prompt: &[u32],
         options: &GenerationOptions,
         sampler: &mut Sampler,
         mut observe: impl FnMut(RoundDetail<'_>),
-    ) -> Generation {
+    ) -> Result<Generation, NotFinite> {
         self.run(prompt, options, sampler, Some(&mut observe))
     }
 
@@ -124,13 +135,13 @@ impl<'a> Decoder<'a> {
         options: &GenerationOptions,
         sampler: &mut Sampler,
         mut observe: Option<&mut dyn FnMut(RoundDetail<'_>)>,
-    ) -> Generation {
+    ) -> Result<Generation, NotFinite> {
         let (rounds, mut started) = (self.rounds, Instant::now());
         let mut generation = Generation::default();
         let context = rounds.target().config().max_position_embeddings;
         let limit = context.min(prompt.len().saturating_add(options.max_new_tokens));
         if prompt.is_empty() || limit <= prompt.len() {
-            return generation;
+            return Ok(generation);
         }
         let block_size = rounds.draft_model().map_or(0, |draft| draft.config().block_size);
         let room = limit.min(prompt.len() + ROOM) + block_size + 1;
@@ -165,6 +176,7 @@ impl<'a> Decoder<'a> {
             let outcomes = rounds.judge(&mut lanes, &parts, &verified);
             rounds.commit(&mut lanes, &parts, &verified, &outcomes);
             let [Some(outcome)] = &outcomes[..] else { continue };
+            let outcome = outcome.as_ref().map_err(|error| *error)?;
             if generation.ids.is_empty() {
                 generation.prefill = started.elapsed();
                 started = Instant::now();
@@ -192,6 +204,6 @@ impl<'a> Decoder<'a> {
             }
         }
         generation.decode = started.elapsed();
-        generation
+        Ok(generation)
     }
 }

@@ -132,7 +132,8 @@ pub fn judge_rows(
         |distributions_rv: &Tensor<2>| distributions_rv.clone().gather(1, tokens_r1.clone()).reshape([1, r]);
     let probabilities_2r = Tensor::cat(vec![of_token(&target_rv), of_token(&draft_rv)], 0);
     let residual_rv = (target_rv.clone() - draft_rv).clamp_min(0.0);
-    let nothing_r1 = residual_rv.clone().sum_dim(1).lower_equal_scalar(NO_RESIDUAL);
+    // A draft's distribution that is NaN leaves nothing either: what was drawn from it is rejected.
+    let nothing_r1 = residual_rv.clone().sum_dim(1).greater_scalar(NO_RESIDUAL).bool_not();
     let residual_rv = residual_rv.mask_where(nothing_r1.expand([r, v]), target_rv);
     JudgedRows { next_r: race(residual_rv), probabilities_2r }
 }
@@ -271,6 +272,32 @@ mod tests {
                 assert!(statistic(&first, &target) > 100.0, "{first:?}");
             }
         }
+    }
+
+    /// What was drawn from a distribution of NaN is rejected, and the token in its place is the target's.
+    #[test]
+    fn a_draft_of_nan_leaves_the_targets_distribution() {
+        let device = Device::flex();
+        let _guard = seeded(&device, 4);
+        let judged = vec![JudgedRow { temperature: 1.0, drafted: Some((2, 0)) }; ROUNDS];
+        let nan = rows(&[f32::NAN; 6], 1, &device);
+        let rows = judge_rows(rows(&TARGET, ROUNDS, &device), &judged, Some(nan), None);
+        let next: Vec<u32> = rows.next_r.try_into_vec_as().unwrap();
+        let shares: Vec<f32> = rows.probabilities_2r.try_into_vec_as().unwrap();
+        let (target, draft) = shares.split_at(ROUNDS);
+        let mut counts = [0; 6];
+        for round in 0..ROUNDS {
+            let shares = JudgedShares {
+                target: &target[round..=round],
+                draft: &draft[round..=round],
+                next: &[next[round], 0],
+            };
+            let verdict = shares.judge(&mut SeededUniforms::new(6, round as u64));
+            assert_eq!(verdict.accepted, 0);
+            counts[verdict.next as usize] += 1;
+        }
+        let found = statistic(&counts, &Distribution::from_logits(&TARGET, 1.0));
+        assert!(found < 20.5, "{counts:?}");
     }
 
     #[test]

@@ -9,6 +9,17 @@ pub(super) const NO_RESIDUAL: f64 = 1e-8;
 /// The lowest temperature that is not greedy.
 const COLDEST: f64 = 1e-6;
 
+/// A row of the target's logits that gives no distribution, so that no token can be taken from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the target computed no probabilities for token {position} of the sequence: its logits are NaN or not finite. Its weights \
+     are damaged, or their products overflow: check the files with `deepspec inspect`, or download them again"
+)]
+pub struct NotFinite {
+    /// The position of the token, 0 being the prompt's first.
+    pub position: u64,
+}
+
 /// A distribution over the vocabulary: one token at temperature 0, probabilities in f32 above.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Distribution {
@@ -107,6 +118,17 @@ pub(super) fn is_greedy(temperature: f64) -> bool {
     temperature < COLDEST
 }
 
+/// Whether a row of logits gives a distribution: its largest value is finite, and none is NaN.
+pub(super) fn is_sound(logits: &[f32]) -> bool {
+    simd::vectorized(
+        #[inline(always)]
+        || {
+            let nan = logits.iter().fold(false, |nan, logit| nan | logit.is_nan());
+            !nan && simd::maximum(logits).is_finite()
+        },
+    )
+}
+
 /// The first of the largest values.
 pub(super) fn argmax(logits: &[f32]) -> u32 {
     let maximum = simd::vectorized(
@@ -157,6 +179,24 @@ mod tests {
         for temperature in [0.0, 1e-40] {
             assert_eq!(Distribution::from_logits(&[1.0, 3.0, 3.0, 2.0], temperature), Distribution::OneHot(1));
         }
+    }
+
+    #[test]
+    fn rows_without_a_distribution_are_found() {
+        for length in [1, 15, 16, 33, 100] {
+            let row = vec![-3.0; length];
+            assert!(is_sound(&row));
+            for at in [0, length / 2, length - 1] {
+                let with = |value: f32| {
+                    let mut row = row.clone();
+                    row[at] = value;
+                    is_sound(&row)
+                };
+                assert!(!with(f32::NAN) && !with(-f32::NAN) && !with(f32::INFINITY), "{at} of {length}");
+                assert_eq!(with(f32::NEG_INFINITY), length > 1, "{at} of {length}");
+            }
+        }
+        assert!(!is_sound(&[]));
     }
 
     #[test]

@@ -18,9 +18,9 @@ use rayon::prelude::*;
 
 use super::block::Block;
 use super::device::{DeviceDistributions, JudgedRow};
-use super::distribution::Distribution;
+use super::distribution::{Distribution, NotFinite};
 use super::lane::{Lane, SequenceState};
-use super::round::{RoundRecord, Verdict};
+use super::round::{JudgedShares, RoundRecord, Verdict};
 use super::scores::{RowScores, Scores, Wanted};
 use crate::model::{Draft, DraftContext, LayerId, Target, TargetSegment};
 use crate::tensors::ints;
@@ -71,7 +71,7 @@ impl Verified {
     /// the host.
     pub fn logits(&self, lane: usize) -> Vec<&[f32]> {
         match self.scores.deal(&self.wanted, self.v).get(lane) {
-            Some(RowScores::Logits(logits)) => logits.chunks(self.v).collect(),
+            Some((RowScores::Logits(logits), _)) => logits.chunks(self.v).collect(),
             _ => Vec::new(),
         }
     }
@@ -90,6 +90,10 @@ pub struct Outcome {
     /// judged.
     pub target: Vec<Distribution>,
 }
+
+/// What a round decided for a lane: nothing while its prompt is not complete, and an error where the target gives no
+/// distribution for its next token.
+pub type Judged = Option<Result<Outcome, NotFinite>>;
 
 impl<'a> Rounds<'a> {
     /// Rounds of a target with a draft or alone. Where the device has a memory of its own, tokens are drawn and judged there as far
@@ -180,8 +184,9 @@ impl<'a> Rounds<'a> {
         Verified { features_nf: output.features_nf, scores, wanted, v }
     }
 
-    /// Judges the blocks and draws the token behind each; `None` for a lane whose prompt is not complete.
-    pub fn judge(&self, lanes: &mut [Lane<'_>], parts: &[Part], verified: &Verified) -> Vec<Option<Outcome>> {
+    /// Judges the blocks and draws the token behind each; `None` for a lane whose prompt is not complete, an error for one whose
+    /// next token the target gives no distribution for.
+    pub fn judge(&self, lanes: &mut [Lane<'_>], parts: &[Part], verified: &Verified) -> Vec<Judged> {
         let scores = verified.scores.deal(&verified.wanted, verified.v);
         let work: Vec<_> = lanes.iter_mut().zip(parts).zip(scores).zip(&verified.wanted).collect();
         work.into_par_iter()
@@ -191,19 +196,21 @@ impl<'a> Rounds<'a> {
             .collect()
     }
 
-    /// Takes the outcomes over into the lanes: committed tokens, their features, and caches without rejected tokens.
-    pub fn commit(&self, lanes: &mut [Lane<'_>], parts: &[Part], verified: &Verified, outcomes: &[Option<Outcome>]) {
+    /// Takes the outcomes over into the lanes: committed tokens, their features, and caches without rejected tokens. A lane
+    /// without outcome gets no tokens.
+    pub fn commit(&self, lanes: &mut [Lane<'_>], parts: &[Part], verified: &Verified, outcomes: &[Judged]) {
         let mut first = 0;
         for ((lane, part), outcome) in lanes.iter_mut().zip(parts).zip(outcomes) {
+            let outcome = outcome.as_ref().and_then(|outcome| outcome.as_ref().ok());
             let rows = part.pending + part.verified;
-            let rejected = outcome.as_ref().map_or(0, |outcome| part.verified - outcome.verdict.accepted);
+            let rejected = outcome.map_or(0, |outcome| part.verified - outcome.verdict.accepted);
             let length = lane.state.target.len();
             lane.state.target.truncate(length - rejected);
             if let Some(features_nf) = &verified.features_nf {
                 lane.state.waiting.push(features_nf, first..first + rows - rejected);
             }
             first += rows;
-            lane.ids.extend(outcome.iter().flat_map(|outcome| &outcome.tokens));
+            lane.ids.extend(outcome.into_iter().flat_map(|outcome| &outcome.tokens));
         }
     }
 
@@ -233,19 +240,37 @@ impl<'a> Rounds<'a> {
     }
 }
 
-fn judge_lane(lane: &mut Lane<'_>, part: &Part, scores: RowScores<'_>, v: usize) -> Outcome {
+/// Judges one lane. A row without distribution matters only if a token is to be taken from it: all drafted tokens before it
+/// were accepted.
+fn judge_lane(
+    lane: &mut Lane<'_>,
+    part: &Part,
+    (scores, sound): (RowScores<'_>, usize),
+    v: usize,
+) -> Result<Outcome, NotFinite> {
     let (drafted, position) = (part.drafted(), lane.ids.len() as u64);
     let remaining = lane.remaining();
     let sampler = &mut *lane.sampler;
-    let target: Vec<Distribution> = match scores {
-        RowScores::Logits(logits) => logits.chunks(v).map(|row| sampler.distribution(row)).collect(),
-        RowScores::Likeliest(ids) => ids.iter().map(|&id| Distribution::OneHot(id)).collect(),
+    let mut target: Vec<Distribution> = match scores {
+        RowScores::Logits(logits) => logits.chunks(v).map_while(|row| sampler.distribution(row)).collect(),
+        RowScores::Likeliest(ids) => ids[..sound].iter().map(|&id| Distribution::OneHot(id)).collect(),
         RowScores::Judged(_) => Vec::new(),
     };
+    let sound = if matches!(scores, RowScores::Logits(_)) { target.len() } else { sound };
+    let judged = &drafted[..sound.min(drafted.len())];
     let verdict = match scores {
-        RowScores::Judged(shares) => sampler.judge_shares(&shares),
-        _ => sampler.judge(drafted, &part.block.distributions, &target, position),
+        RowScores::Judged(shares) => {
+            sampler.judge_shares(&JudgedShares { next: &shares.next[..=judged.len()], ..shares })
+        }
+        RowScores::Logits(_) | RowScores::Likeliest(_) => {
+            // Stands for the row without distribution; what is taken from it is not used.
+            target.resize(judged.len() + 1, Distribution::OneHot(0));
+            sampler.judge(judged, &part.block.distributions, &target, position)
+        }
     };
+    if verdict.accepted == sound {
+        return Err(NotFinite { position: position + sound as u64 });
+    }
     let (record, tokens) = RoundRecord::close(drafted, &verdict, lane.stop_token_ids, remaining);
-    Outcome { verdict, record, tokens, target }
+    Ok(Outcome { verdict, record, tokens, target })
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use rand::Rng;
 
 use super::coupling::{PositionNoise, judge_coupled};
-use super::distribution::{Distribution, is_greedy};
+use super::distribution::{Distribution, is_greedy, is_sound};
 use super::filters::Filters;
 use super::round::{JudgedShares, Verdict, judge};
 use super::uniforms::{SeededUniforms, Uniforms};
@@ -60,9 +60,9 @@ impl Sampler {
         Self { temperature, filters, randomness, noise: VecDeque::new() }
     }
 
-    /// What is sampled from, for the draft's logits and the target's alike.
-    pub fn distribution(&self, logits: &[f32]) -> Distribution {
-        Distribution::from_logits(logits, self.temperature).filtered(&self.filters)
+    /// What is sampled from, for the draft's logits and the target's alike; `None` where the logits are NaN or not finite.
+    pub fn distribution(&self, logits: &[f32]) -> Option<Distribution> {
+        is_sound(logits).then(|| Distribution::from_logits(logits, self.temperature).filtered(&self.filters))
     }
 
     /// Whether it takes the likeliest token, whatever the numbers are.

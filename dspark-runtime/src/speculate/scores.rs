@@ -41,6 +41,8 @@ pub(super) struct Scores {
     next: Vec<u32>,
     /// Of the target, then of the draft.
     shares: Vec<f32>,
+    /// Whether each row gives a distribution, where a device looked at the rows; else empty.
+    sound: Vec<bool>,
 }
 
 /// Of the rows of one sequence.
@@ -82,6 +84,12 @@ impl Scores {
             Some(logits_mv.clone().select(0, ints(which, target.device())))
         };
         let (logits_rv, likeliest_rv, judged_rv) = (rows(logits), rows(likeliest), rows(judged));
+        // A NaN is in the sum, and +inf is the largest.
+        let looked_at = likeliest_rv.is_some() || judged_rv.is_some();
+        let checks = looked_at.then(|| {
+            let logits_mv = logits_mv.clone().cast(DType::F32);
+            (logits_mv.clone().sum_dim(1), logits_mv.max_dim(1))
+        });
         drop(logits_mv);
         let (any_logits, any_likeliest, any_judged) =
             (logits_rv.is_some(), likeliest_rv.is_some(), judged_rv.is_some());
@@ -96,18 +104,31 @@ impl Scores {
             let judged = judge_rows(judged_rv, &judged_rows, proposals.0, proposals.1);
             transaction = transaction.register(judged.next_r).register(judged.probabilities_2r.cast(DType::F32));
         }
+        if let Some((sums_m1, largest_m1)) = checks {
+            transaction = transaction.register(sums_m1).register(largest_m1);
+        }
         let read = transaction.try_execute().unwrap_or_else(|error| panic!("the device failed: {error}"));
         let mut read = read.into_iter();
-        Self {
-            logits: numbers(any_logits, &mut read),
-            likeliest: numbers(any_likeliest, &mut read),
-            next: numbers(any_judged, &mut read),
-            shares: numbers(any_judged, &mut read),
-        }
+        let logits = numbers(any_logits, &mut read);
+        let likeliest = numbers(any_likeliest, &mut read);
+        let next = numbers(any_judged, &mut read);
+        let shares = numbers(any_judged, &mut read);
+        let (sums, largest): (Vec<f32>, Vec<f32>) = (numbers(looked_at, &mut read), numbers(looked_at, &mut read));
+        let sound = sums.iter().zip(&largest).map(|(sum, largest)| !sum.is_nan() && largest.is_finite()).collect();
+        Self { logits, likeliest, next, shares, sound }
     }
 
-    /// Deals them out in the order of the sequences.
-    pub fn deal(&self, wanted: &[Wanted], v: usize) -> Vec<RowScores<'_>> {
+    /// Deals them out in the order of the sequences, each with the number of its rows before the first that a device found to
+    /// give no distribution.
+    pub fn deal(&self, wanted: &[Wanted], v: usize) -> Vec<(RowScores<'_>, usize)> {
+        let mut first = 0;
+        let sound = wanted.iter().map(|own| {
+            let rows = first..first + own.rows();
+            first = rows.end;
+            let unsound = self.sound.get(rows).and_then(|rows| rows.iter().position(|sound| !sound));
+            unsound.unwrap_or(own.rows())
+        });
+        let sound: Vec<usize> = sound.collect();
         let (mut logits, mut likeliest, mut next) = (&self.logits[..], &self.likeliest[..], &self.next[..]);
         let (mut of_target, mut of_draft) = self.shares.split_at(self.shares.len() / 2);
         let deal = |own: &Wanted| match own {
@@ -119,7 +140,7 @@ impl Scores {
                 next: take(&mut next, rows.len()),
             }),
         };
-        wanted.iter().map(deal).collect()
+        wanted.iter().map(deal).zip(sound).collect()
     }
 }
 

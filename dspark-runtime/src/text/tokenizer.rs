@@ -11,6 +11,7 @@ use super::token_bytes::fallback_byte;
 use super::tokenizer_config::{TokenizerConfig, read_stop_token_ids};
 use super::user_text::PlainText;
 use super::{ChatTemplate, TextError, TokenId, gguf_tokenizer, panics, tokenizer_limits};
+use crate::checkpoint::check_not_lfs_pointer;
 use crate::checkpoint::gguf::is_gguf;
 
 /// Cuts text into token ids and puts ids together to text again. Cloning is cheap.
@@ -55,6 +56,7 @@ impl Tokenizer {
     pub fn from_directory(directory: &Path) -> Result<Self, TextError> {
         let path = directory.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|source| TextError::Read { path: path.clone(), source })?;
+        check_not_lfs_pointer(&path, &bytes)?;
         let broken = |message: String| TextError::Tokenizer { path: path.clone(), message };
         let mut tokenizer = build(&path, &bytes)?;
         let config = TokenizerConfig::read(directory)?;

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use super::{ChatTemplate, TextError, TokenId};
+use crate::checkpoint::check_not_lfs_pointer;
 
 /// The name a template has when a tokeniser comes with several.
 const DEFAULT_TEMPLATE: &str = "default";
@@ -168,6 +169,7 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TextError> {
             return Err(TextError::Read { path: path.to_owned(), source });
         }
     };
+    check_not_lfs_pointer(path, &bytes)?;
     serde_json::from_slice(&bytes).map(Some).map_err(|source| TextError::Json { path: path.to_owned(), source })
 }
 

@@ -45,7 +45,8 @@ impl Findings {
                 facts.architecture
             ));
         }
-        if facts.tied && facts.has("lm_head.weight") {
+        let named = self.problems.iter().any(|problem| problem.contains("`tie_word_embeddings`"));
+        if facts.tied && facts.has("lm_head.weight") && !named {
             self.problems.push(
                 "field `tie_word_embeddings`: expected false, found true, and the file holds a head of its own"
                     .to_owned(),
@@ -73,7 +74,10 @@ impl Findings {
         self.fact("vocabulary", facts.vocab_size);
         self.fact("markov_rank", facts.markov_rank);
         self.fact("target_layers", format!("[{}]", ids.join(", ")));
-        self.warnings.push(format!("`dspark` does not decode with it: {why}"));
+        match why {
+            CheckpointError::NotComputed { .. } => self.problems.push(why.to_string()),
+            _ => self.warnings.push(format!("`dspark` does not decode with it: {why}")),
+        }
         self.engines(folder, target);
     }
 }

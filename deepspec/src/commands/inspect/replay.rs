@@ -72,7 +72,7 @@ fn replay(folder: &Path, target: &str, tolerance: f32) -> Result<Outcome> {
         }
         prompts.push(ReplayPrompt { source: case.source.clone(), text: case.text.clone(), token_ids });
     }
-    let found = record(&target, &draft, &prompts, tokenizer.stop_token_ids());
+    let found = record(&target, &draft, &prompts, tokenizer.stop_token_ids())?;
     let autoregressive = draft.config().drafter().is_autoregressive();
     Ok(match first_difference(&expected, &found, autoregressive, tolerance) {
         Some(difference) => Outcome::Differs(difference),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 use super::super::CheckpointError;
+use super::super::text_file::{check_not_lfs_pointer, check_regular};
 use super::blocks::BlockType;
 use super::parse::{self, MAGIC, TensorHeader};
 use super::value::GgufValue;
@@ -50,9 +51,11 @@ impl GgufFile {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let invalid = |reason: String| CheckpointError::Invalid { path: path.to_owned(), reason };
         let damaged = |reason: String| CheckpointError::Damaged { path: path.to_owned(), reason };
+        check_regular(path)?;
         let file = File::open(path).map_err(CheckpointError::io(path))?;
         // SAFETY: the mapping is only read; see `Weights` for what happens when another process cuts the file short.
         let map = unsafe { Mmap::map(&file) }.map_err(CheckpointError::io(path))?;
+        check_not_lfs_pointer(path, &map)?;
         let Some((magic, rest)) = map.split_first_chunk::<4>() else {
             return Err(damaged("it has fewer than 4 bytes".to_owned()));
         };

@@ -17,6 +17,7 @@ use super::output::{count, template_arguments};
 use super::sampling::SamplingArguments;
 use super::user_text::UserTextArguments;
 use crate::engine::{Answer, Event, Request};
+use crate::speculate::NotFinite;
 use crate::text::ChatTemplate;
 
 const HELP: &str = "/reset forgets the conversation, /quit ends it; Ctrl-C stops an answer";
@@ -118,7 +119,7 @@ impl Conversation<'_> {
                 Some(command) if command.starts_with('/') => eprintln!("{command} is no command: {HELP}"),
                 Some(text) => {
                     if let Err(error) = self.answer(text).await {
-                        if is_broken_pipe(&error) {
+                        if is_broken_pipe(&error) || error.chain().any(|cause| cause.is::<NotFinite>()) {
                             return Err(error);
                         }
                         eprintln!("error: {}", super::message(&error));

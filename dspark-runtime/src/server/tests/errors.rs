@@ -12,6 +12,7 @@ use super::{
 };
 use crate::engine::testing::scripted;
 use crate::engine::{Delta, Event, Failure, TokenOutput};
+use crate::speculate::NotFinite;
 
 /// The error object, which every refusal must have.
 fn error(reply: &Reply) -> Value {
@@ -214,6 +215,7 @@ async fn failures_are_told_before_and_within_a_stream() {
     for (failure, status) in [
         (Failure::ShutDown, StatusCode::SERVICE_UNAVAILABLE),
         (Failure::Internal("a defect".to_owned()), StatusCode::INTERNAL_SERVER_ERROR),
+        (Failure::NotFinite(NotFinite { position: 7 }), StatusCode::INTERNAL_SERVER_ERROR),
         (Failure::TimedOut(Duration::from_secs(1)), StatusCode::GATEWAY_TIMEOUT),
     ] {
         let (router, _, script) = app(config());
