@@ -63,7 +63,7 @@ impl Prepared {
 pub fn load_target(name: &str, device: &Device) -> Result<(PathBuf, Target, Tokenizer)> {
     let folder = dspark_runtime::checkpoint::resolve_model(name)?;
     let target = Target::load(&folder, device)?;
-    let tokenizer = Tokenizer::of_model(&folder)?;
+    let tokenizer = dspark_runtime::commands::read_tokenizer(&folder)?;
     Ok((folder, target, tokenizer))
 }
 

@@ -6,11 +6,11 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 
+use super::models::read_tokenizer;
 use super::output::{count, print, weight_precision};
 use crate::checkpoint::{WeightPrecision, resolve_model};
 use crate::device::DeviceChoice;
 use crate::model::Target;
-use crate::text::Tokenizer;
 
 /// Arguments of `dspark perplexity`.
 #[derive(Debug, Args)]
@@ -41,7 +41,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let text = std::fs::read_to_string(&arguments.text).with_context(|| arguments.text.display().to_string())?;
     let device = arguments.device.open()?;
     let model = resolve_model(&arguments.target)?;
-    let tokenizer = Tokenizer::of_model(&model)?;
+    let tokenizer = read_tokenizer(&model)?;
     let target = Target::load_with(&model, arguments.weights, &device)?;
     let longest = target.config().max_position_embeddings;
     if arguments.context > longest {

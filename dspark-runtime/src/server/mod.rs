@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, ToSocketAddrs};
 
-use crate::engine::EngineHandle;
+use crate::engine::{EngineHandle, Sampling};
 use crate::text::Tokenizer;
 
 /// What a server may be told.
@@ -51,6 +51,10 @@ pub struct ServerConfig {
     pub request_timeout: Duration,
     /// How long answers may still take when the server is told to stop.
     pub grace: Duration,
+    /// How tokens are chosen where a request does not say.
+    pub sampling: Sampling,
+    /// Limit of new tokens where a request gives none; `None` is the context length.
+    pub max_new_tokens: Option<usize>,
 }
 
 impl Default for ServerConfig {
@@ -63,6 +67,8 @@ impl Default for ServerConfig {
             idle_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(600),
             grace: Duration::from_secs(30),
+            sampling: Sampling::default(),
+            max_new_tokens: None,
         }
     }
 }

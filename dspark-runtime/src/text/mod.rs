@@ -11,12 +11,15 @@
 mod chat_template;
 mod detokenize;
 mod error;
+mod generation_config;
 mod gguf_export;
 mod gguf_tokenizer;
 mod pre_tokenizers;
 mod python;
+mod stop_tokens;
+mod template_files;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tojson;
 mod token_bytes;
 mod tokenizer;
@@ -25,6 +28,7 @@ mod tokenizer_config;
 pub use chat_template::ChatTemplate;
 pub use detokenize::Detokenizer;
 pub use error::TextError;
+pub use generation_config::{GenerationConfig, GenerationDefaults};
 pub use tokenizer::Tokenizer;
 
 /// The number of one token: a row of the target's embedding.
