@@ -96,6 +96,9 @@ fn a_chat_without_a_terminal_is_plain_text() {
     assert!(once.status.success(), "{}", String::from_utf8_lossy(&once.stderr));
     let answer = String::from_utf8(once.stdout).unwrap();
     assert!(answer.trim().len() > 1 && !answer.contains('\x1b'), "{answer:?}");
+    let beside = String::from_utf8(once.stderr).unwrap();
+    assert!(beside.contains("--show-rejected needs a terminal") && beside.contains("tokens/s"), "{beside}");
+    assert_eq!(String::from_utf8(chat("\u{feff}What is 2 + 3?\r\n").stdout).unwrap(), answer);
     // A conversation that was reset begins again; one that was not goes on.
     let again = chat("What is 2 + 3?\n/reset\nWhat is 2 + 3?\n/quit\nnever asked\n");
     assert_eq!(String::from_utf8(again.stdout).unwrap(), answer.repeat(2));

@@ -55,7 +55,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             let messages = [json!({"role": "user", "content": exchange.user})];
             let ids = tokenizer.encode(&template.render(&messages, &Map::new(), true)?, false)?;
             let generation = Decoder::new(&target, None).generate(&ids, &options, &mut Sampler::greedy())?;
-            let answer = tokenizer.decode(&generation.ids, true)?;
+            let answer = tokenizer.decode_answer(&ids, &generation.ids)?;
             if asked < arguments.show {
                 print(format_args!("[{}] {}\n{}\n", domain.name(), exchange.user, answer.trim()))?;
             }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::DType;
 use clap::Args;
 use dspark_runtime::checkpoint::resolve_model;
-use dspark_runtime::commands::warn_of;
+use dspark_runtime::commands::{read_tokenizer, warn_of};
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{DSparkConfig, DraftConfig, DraftShape, Drafter, Eagle3Config, LayerId, TargetConfig};
 use dspark_runtime::text::Tokenizer;
@@ -61,7 +61,7 @@ impl Described {
         let target_folder = resolve_model(&recipe.target)?;
         let target_config = TargetConfig::read(&target_folder)?;
         warn_of(&target_config);
-        let tokenizer = Tokenizer::of_model(&target_folder)?;
+        let tokenizer = read_tokenizer(&target_folder)?;
         Ok(Self { recipe, target_folder, target_config, tokenizer })
     }
 

@@ -26,7 +26,7 @@ use crate::trainer::TrainError;
 
 /// Trains, measures and exports DSpark drafts from recipe files.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 110)]
+#[command(name = "deepspec", version, max_term_width = 110)]
 pub struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -41,6 +41,8 @@ enum Verb {
     /// Train a draft
     Train(train::Arguments),
     /// Measure a draft's accepted length and speed
+    ///
+    /// Sampling is as the options say: the target's generation_config.json gives no defaults.
     Evaluate(evaluate::Arguments),
     /// Fit the confidence head's temperatures on held-out prompts, and say how well it predicts before and after
     Calibrate(calibrate::Arguments),

@@ -208,7 +208,7 @@ fn show_sample(prepared: &Prepared, draft: &Draft, tasks: &[Task]) -> Result<()>
     };
     let (with_draft, alone) = (answer(Some(draft))?, answer(None)?);
     print(format_args!("\nprompt:  {turn}"))?;
-    let text = tokenizer.decode(&alone.ids, true)?;
+    let text = tokenizer.decode_answer(&ids, &alone.ids)?;
     print(format_args!("answer:  {}", text.trim().replace('\n', "\n         ")))?;
     let passes = with_draft.rounds.len() + 1;
     let same = with_draft.ids == alone.ids;

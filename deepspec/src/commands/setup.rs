@@ -63,7 +63,7 @@ pub fn load_target(name: &str, device: &Device) -> Result<(PathBuf, Target, Toke
     let folder = dspark_runtime::checkpoint::resolve_model(name)?;
     let target = Target::load(&folder, device)?;
     warn_of(target.config());
-    let tokenizer = Tokenizer::of_model(&folder)?;
+    let tokenizer = dspark_runtime::commands::read_tokenizer(&folder)?;
     Ok((folder, target, tokenizer))
 }
 

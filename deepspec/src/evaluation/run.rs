@@ -259,7 +259,7 @@ fn answer(
             return Err(EvaluateError::PromptTooLong { path, sample, tokens, context });
         }
         let generation = generate(&ids, &generation_options, &mut sampler)?;
-        let answer = models.tokenizer.decode(&generation.ids, true)?;
+        let answer = models.tokenizer.decode_answer(&ids, &generation.ids)?;
         messages.push(message("assistant", &answer));
         answers.push(answer);
     }

@@ -83,7 +83,7 @@ impl Fixture {
             let ids = self.tokenizer.encode(&text, false).unwrap();
             let decoder = Decoder::new(&self.target, Some(&self.draft));
             let generation = decoder.generate(&ids, &generation_options, &mut sampler).unwrap();
-            let content = self.tokenizer.decode(&generation.ids, true).unwrap();
+            let content = self.tokenizer.decode_answer(&ids, &generation.ids).unwrap();
             messages.push(json!({"role": "assistant", "content": content}));
             generation
         };

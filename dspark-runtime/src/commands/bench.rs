@@ -8,10 +8,11 @@ use serde_json::{Map, json};
 
 use super::models::{LoadedModels, ModelArguments};
 use super::output::{MOST_REQUESTS, count, count_to, print};
+use super::prompt::chat_template;
 use super::sampling::SamplingArguments;
 use crate::bench::{Ceiling, Load, Measured, Ratio, Run, read_prompts, run as run_load};
 use crate::checkpoint::write_file;
-use crate::engine::{Engine, EngineConfig, Request};
+use crate::engine::{Engine, EngineConfig, Request, Sampling};
 use crate::numbers::median;
 use crate::plot::Chart;
 use crate::profile::{ProfileOptions, draft_seconds, verify_seconds};
@@ -26,6 +27,9 @@ pub struct Arguments {
     /// JSON lines with `turns`, `messages`, `prompt` or `question`; the first user message of each is asked
     #[arg(long, value_name = "FILE")]
     prompts: PathBuf,
+    /// Give prompts to the model as they are, without the chat template
+    #[arg(long)]
+    raw: bool,
     /// Clients that ask at the same time
     #[arg(long, value_delimiter = ',', default_values_t = [1_usize, 2, 4, 8], value_parser = count_to::<MOST_REQUESTS>)]
     concurrency: Vec<usize>,
@@ -143,14 +147,24 @@ struct Bench<'a> {
 impl Bench<'_> {
     fn prompts(&self) -> Result<Vec<Vec<u32>>> {
         let room = self.models.target.config().max_position_embeddings.saturating_sub(self.arguments.max_new_tokens);
+        let tokenizer = &self.models.tokenizer;
+        let template = (!self.arguments.raw)
+            .then(|| {
+                chat_template(
+                    tokenizer,
+                    &self.models.name(),
+                    "use --raw, which gives prompts to the model as they are",
+                )
+            })
+            .transpose()?;
         let mut prompts = Vec::new();
         for text in read_prompts(&self.arguments.prompts)? {
-            let ids = match self.models.tokenizer.chat_template() {
+            let ids = match template {
                 Some(template) => {
                     let messages = [json!({"role": "user", "content": text})];
-                    template.prompt(&self.models.tokenizer, &messages, &Map::new(), UserText::default())?
+                    template.prompt(tokenizer, &messages, &Map::new(), UserText::default())?
                 }
-                None => self.models.tokenizer.encode(&text, true)?,
+                None => tokenizer.encode(&text, true)?,
             };
             if !ids.is_empty() && ids.len() < room {
                 prompts.push(ids);
@@ -177,7 +191,7 @@ impl Bench<'_> {
             .map(|prompt| Request {
                 prompt: prompt.clone(),
                 max_new_tokens: arguments.max_new_tokens,
-                sampling: arguments.sampling.sampling(),
+                sampling: arguments.sampling.sampling(Sampling::GREEDY),
                 stop_token_ids: stop.clone(),
                 stop_strings: Vec::new(),
                 logprobs: None,

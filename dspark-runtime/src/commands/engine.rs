@@ -3,9 +3,10 @@
 use anyhow::Result;
 use clap::Args;
 
+use super::defaults::{Defaults, DefaultsArguments};
 use super::models::ModelArguments;
 use super::output::{MOST_REQUESTS, count, count_to};
-use crate::engine::{Engine, EngineConfig, EngineHandle};
+use crate::engine::{Engine, EngineConfig, EngineHandle, Sampling};
 use crate::schedule::Mode;
 use crate::text::Tokenizer;
 
@@ -14,6 +15,8 @@ use crate::text::Tokenizer;
 pub struct EngineArguments {
     #[command(flatten)]
     models: ModelArguments,
+    #[command(flatten)]
+    defaults: DefaultsArguments,
     /// How much of a drafted block is verified: off, fixed:N, threshold:P or scheduled
     #[arg(long, default_value_t)]
     mode: Mode,
@@ -35,14 +38,18 @@ pub(super) struct Running {
     pub tokenizer: Tokenizer,
     /// The target's own name: that of its folder.
     pub name: String,
+    /// The settings of a request that says nothing.
+    pub defaults: Defaults,
 }
 
 impl EngineArguments {
-    /// Loads the models, measures their speed table unless that was done before, and starts the engine.
+    /// Loads the models, measures their speed table unless that was done before, and starts the engine. `sampling` is the
+    /// default where the target has none.
     ///
     /// # Errors
     /// When something cannot be loaded, or the settings leave no room for a request.
-    pub(super) fn start(&self) -> Result<Running> {
+    pub(super) fn start(&self, sampling: Sampling) -> Result<Running> {
+        let defaults = self.defaults.read(&self.models.target, sampling)?;
         let models = self.models.open()?;
         let scheduled = self.mode == Mode::Scheduled;
         let config = EngineConfig {
@@ -56,6 +63,6 @@ impl EngineArguments {
         };
         let name = models.name();
         let (engine, handle) = Engine::start(models.target, models.draft, models.tokenizer.clone(), config)?;
-        Ok(Running { engine, handle, tokenizer: models.tokenizer, name })
+        Ok(Running { engine, handle, tokenizer: models.tokenizer, name, defaults })
     }
 }

@@ -1,34 +1,39 @@
 //! `dspark generate`
 
-use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::defaults::DefaultsArguments;
 use super::models::ModelArguments;
 use super::output::{count, print, share, template_arguments};
+use super::prompt::{chat_template, standard_input};
 use super::sampling::SamplingArguments;
 use super::user_text::UserTextArguments;
+use crate::engine::Sampling;
 use crate::model::Draft;
 use crate::speculate::{Decoder, Generation, GenerationOptions};
 use crate::text::Tokenizer;
+
+/// The token limit of an answer where neither the user nor the model gives one.
+const ANSWER_TOKENS: usize = 256;
 
 /// Arguments of `dspark generate`.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
     models: ModelArguments,
-    /// The prompt (default: standard input)
+    /// The prompt (default: standard input, without the line end at its end)
     #[arg(long)]
     prompt: Option<String>,
     /// A system message before it
     #[arg(long)]
     system: Option<String>,
     /// Give the prompt to the model as it is, without the chat template
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["system", "template_arguments"])]
     raw: bool,
     /// A variable of the chat template, `enable_thinking=false`; may be given several times
     #[arg(long = "template-argument", value_name = "NAME=VALUE")]
@@ -36,10 +41,12 @@ pub struct Arguments {
     #[command(flatten)]
     user_text: UserTextArguments,
     #[command(flatten)]
+    defaults: DefaultsArguments,
+    #[command(flatten)]
     sampling: SamplingArguments,
-    /// Token limit of the answer
-    #[arg(long, default_value_t = 256, value_parser = count)]
-    max_new_tokens: usize,
+    /// Token limit of the answer (default: 256)
+    #[arg(long, value_name = "COUNT", value_parser = count)]
+    max_new_tokens: Option<usize>,
     /// Stop verification before the first drafted token whose confidence is below this
     #[arg(long, default_value_t = 0.0, value_parser = share)]
     confidence_threshold: f64,
@@ -53,6 +60,7 @@ pub struct Arguments {
 
 /// Answers and prints.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let defaults = arguments.defaults.read(&arguments.models.target, Sampling::GREEDY)?;
     let started = Instant::now();
     let models = arguments.models.open()?;
     let load = started.elapsed();
@@ -61,7 +69,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         check_confidence_head(models.named_draft(), arguments.confidence_threshold)?;
     }
 
-    let ids = prompt_ids(arguments, tokenizer)?;
+    let ids = prompt_ids(arguments, tokenizer, &models.name())?;
     let vocabulary = target.config().vocab_size;
     if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
         bail!(
@@ -74,13 +82,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let stop = if arguments.ignore_stop { Vec::new() } else { tokenizer.stop_token_ids().to_vec() };
     let options = GenerationOptions {
-        max_new_tokens: arguments.max_new_tokens,
+        max_new_tokens: arguments.max_new_tokens.or(defaults.max_new_tokens).unwrap_or(ANSWER_TOKENS),
         stop_token_ids: stop,
         confidence_threshold: arguments.confidence_threshold,
     };
-    let mut sampler = arguments.sampling.sampling().sampler();
+    let mut sampler = arguments.sampling.sampling(defaults.sampling).sampler();
     let generation = Decoder::new(target, models.draft.as_ref()).generate(&ids, &options, &mut sampler)?;
-    let text = tokenizer.decode(&generation.ids, true)?;
+    let text = tokenizer.decode_answer(&ids, &generation.ids)?;
     let speed = generation.ids.len().saturating_sub(1) as f64 / generation.decode.as_secs_f64().max(1e-9);
     if arguments.json {
         let report = report(&ids, &generation, &text, load.as_secs_f64(), speed);
@@ -108,40 +116,19 @@ fn check_confidence_head(draft: Option<(&Path, &Draft)>, threshold: f64) -> Resu
     }
 }
 
-fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let prompt = match &arguments.prompt {
-        Some(prompt) => prompt.clone(),
-        None => {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("reading the prompt from standard input")?;
-            text
-        }
-    };
+fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer, name: &str) -> Result<Vec<u32>> {
+    let prompt = arguments.prompt.clone().map_or_else(standard_input, Ok)?;
     if prompt.trim().is_empty() {
         bail!("the prompt is empty: give --prompt TEXT, or a text on standard input");
     }
-    match tokenizer.chat_template() {
-        Some(template) if !arguments.raw => {
-            let mut messages = Vec::new();
-            if let Some(system) = &arguments.system {
-                messages.push(json!({"role": "system", "content": system}));
-            }
-            messages.push(json!({"role": "user", "content": prompt}));
-            let template_arguments = template_arguments(&arguments.template_arguments)?;
-            Ok(template.prompt(tokenizer, &messages, &template_arguments, arguments.user_text.user_text())?)
-        }
-        _ if arguments.user_text.plain_user_text => {
-            bail!(
-                "--plain-user-text: the prompt goes to the model as it is (--raw, or no chat template), special tokens included"
-            )
-        }
-        _ if arguments.system.is_some() => {
-            bail!(
-                "--system: the prompt goes to the model as it is (--raw, or no chat template), so there is no place for it"
-            )
-        }
-        _ => Ok(tokenizer.encode(&prompt, true)?),
+    if arguments.raw {
+        return Ok(tokenizer.encode(&prompt, true)?);
     }
+    let template = chat_template(tokenizer, name, "use --raw, which gives the prompt to the model as it is")?;
+    let system = arguments.system.iter().map(|system| json!({"role": "system", "content": system}));
+    let messages: Vec<Value> = system.chain([json!({"role": "user", "content": prompt})]).collect();
+    let template_arguments = template_arguments(&arguments.template_arguments)?;
+    Ok(template.prompt(tokenizer, &messages, &template_arguments, arguments.user_text.user_text())?)
 }
 
 fn report(prompt: &[u32], generation: &Generation, text: &str, load: f64, speed: f64) -> Value {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod defaults;
 mod device;
 mod engine;
 mod generate;
@@ -9,11 +10,12 @@ mod models;
 mod output;
 mod perplexity;
 mod profile;
+mod prompt;
 mod sampling;
 mod serve;
 mod user_text;
 
-pub use models::{LoadedModels, ModelArguments, warn_of};
+pub use models::{LoadedModels, ModelArguments, read_tokenizer, warn_of};
 pub use output::{MOST_REQUESTS, count, count_to, print, share, temperature, template_arguments, weight_precision};
 
 use anyhow::Result;
@@ -24,7 +26,7 @@ use crate::speculate::NotFinite;
 
 /// Decodes with a target model and a DSpark draft.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 110)]
+#[command(name = "dspark", version, max_term_width = 110)]
 pub struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -43,6 +45,8 @@ enum Verb {
     /// Say how well a target predicts a text
     Perplexity(perplexity::Arguments),
     /// Measure throughput and latency under load
+    ///
+    /// Decoding is greedy unless options say otherwise: the target's generation_config.json gives no defaults.
     Bench(bench::Arguments),
     /// Say what a device is, check its results against the CPU's, and time matrix products on it
     Device(device::Arguments),
@@ -99,8 +103,16 @@ pub fn message(error: &anyhow::Error) -> String {
 mod tests {
     use std::io;
 
+    use clap::CommandFactory;
+
     use super::*;
     use crate::checkpoint::CheckpointError;
+
+    #[test]
+    fn the_version_is_that_of_the_program() {
+        let version = Cli::command().render_version();
+        assert_eq!(version, format!("dspark {}\n", env!("CARGO_PKG_VERSION")));
+    }
 
     #[test]
     fn the_exit_code_tells_the_machine_from_the_input() {

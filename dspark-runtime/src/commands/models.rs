@@ -11,7 +11,7 @@ use crate::device::DeviceChoice;
 use crate::model::{Draft, DraftHeads, Target, TargetConfig};
 use crate::profile::{ProfileOptions, cache_folder, identity, load_or_measure};
 use crate::schedule::{Identity, SpsTable, StsTable};
-use crate::text::Tokenizer;
+use crate::text::{TextError, Tokenizer};
 
 /// Target, draft, and how they compute.
 #[derive(Debug, Args)]
@@ -69,7 +69,7 @@ impl ModelArguments {
     pub fn open(&self) -> Result<LoadedModels<'_>> {
         let device = self.device.open()?;
         let folder = resolve_model(&self.target)?;
-        let tokenizer = Tokenizer::of_model(&folder)?;
+        let tokenizer = read_tokenizer(&folder)?;
         let precision = self.precision();
         let target = Target::load_with(&folder, precision, &device)?;
         warn_of(target.config());
@@ -78,6 +78,18 @@ impl ModelArguments {
         let draft = draft.map(|draft| draft.with_heads(self.draft_heads));
         Ok(LoadedModels { arguments: self, folder, target, tokenizer, draft })
     }
+}
+
+/// Reads the tokeniser of a model, and prints on standard error what its files say and is not followed.
+///
+/// # Errors
+/// As [`Tokenizer::of_model`].
+pub fn read_tokenizer(model: &Path) -> Result<Tokenizer, TextError> {
+    let tokenizer = Tokenizer::of_model(model)?;
+    for contradiction in tokenizer.contradictions() {
+        eprintln!("warning: {contradiction}");
+    }
+    Ok(tokenizer)
 }
 
 impl LoadedModels<'_> {

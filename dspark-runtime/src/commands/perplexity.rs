@@ -6,13 +6,12 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::models::warn_of;
+use super::models::{read_tokenizer, warn_of};
 use super::output::{count, default_precision, print, weight_precision};
 use crate::checkpoint::{WeightPrecision, resolve_model};
 use crate::device::DeviceChoice;
 use crate::model::Target;
 use crate::speculate::NotFinite;
-use crate::text::Tokenizer;
 
 /// Arguments of `dspark perplexity`.
 #[derive(Debug, Args)]
@@ -43,7 +42,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let text = std::fs::read_to_string(&arguments.text).with_context(|| arguments.text.display().to_string())?;
     let device = arguments.device.open()?;
     let model = resolve_model(&arguments.target)?;
-    let tokenizer = Tokenizer::of_model(&model)?;
+    let tokenizer = read_tokenizer(&model)?;
     let precision = arguments.weights.unwrap_or_else(|| default_precision(arguments.device));
     let target = Target::load_with(&model, precision, &device)?;
     warn_of(target.config());

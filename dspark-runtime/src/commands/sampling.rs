@@ -8,18 +8,18 @@ use crate::engine::Sampling;
 /// Temperature, filters and seed.
 #[derive(Debug, Args)]
 pub struct SamplingArguments {
-    /// Sampling temperature; 0 is greedy
-    #[arg(long, default_value_t = 0.0, value_parser = temperature)]
-    pub temperature: f64,
-    /// Sample from the most likely tokens up to this share of the probability; 1 keeps all
-    #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = top_p)]
-    top_p: f64,
-    /// Sample from this many of the most likely tokens; 0 keeps all
-    #[arg(long, value_name = "COUNT", default_value_t = 0)]
-    top_k: usize,
-    /// Sample from tokens at least this fraction as likely as the most likely one; 0 keeps all
-    #[arg(long, value_name = "FRACTION", default_value_t = 0.0, value_parser = min_p)]
-    min_p: f64,
+    /// Sampling temperature; 0 is greedy (default: 0)
+    #[arg(long, value_parser = temperature)]
+    temperature: Option<f64>,
+    /// Sample from the most likely tokens up to this share of the probability; 1 keeps all (default: 1)
+    #[arg(long, value_name = "SHARE", value_parser = top_p)]
+    top_p: Option<f64>,
+    /// Sample from this many of the most likely tokens; 0 keeps all (default: 0)
+    #[arg(long, value_name = "COUNT")]
+    top_k: Option<usize>,
+    /// Sample from tokens at least this fraction as likely as the most likely one; 0 keeps all (default: 0)
+    #[arg(long, value_name = "FRACTION", value_parser = min_p)]
+    min_p: Option<f64>,
     /// Seed of sampling: the same text again, with any draft or none, whichever command serves it (default: another text
     /// every time)
     #[arg(long)]
@@ -27,13 +27,13 @@ pub struct SamplingArguments {
 }
 
 impl SamplingArguments {
-    /// Returns the settings as the engine takes them.
-    pub fn sampling(&self) -> Sampling {
+    /// Returns the settings as the engine takes them, those that were not given from `defaults`.
+    pub fn sampling(&self, defaults: Sampling) -> Sampling {
         Sampling {
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            min_p: self.min_p,
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            top_k: self.top_k.unwrap_or(defaults.top_k),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
             seed: self.seed,
         }
     }

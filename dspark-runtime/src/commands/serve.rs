@@ -14,6 +14,7 @@ use tracing_subscriber::fmt;
 use super::engine::EngineArguments;
 use super::output::{count, print};
 use super::user_text::UserTextArguments;
+use crate::engine::Sampling;
 use crate::server::{Server, ServerConfig};
 
 /// Where the API key may be when no file is given.
@@ -75,7 +76,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if open {
         tracing::warn!("there is no API key: whoever reaches {} may ask", arguments.host);
     }
-    let running = arguments.engine.start()?;
+    let running = arguments.engine.start(Sampling::default())?;
     let config = ServerConfig {
         model: arguments.served_model_name.clone().unwrap_or(running.name),
         api_key,
@@ -85,6 +86,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         request_timeout: Duration::from_secs(arguments.request_seconds),
         grace: Duration::from_secs(arguments.grace_seconds),
         user_text: arguments.user_text.user_text(),
+        sampling: running.defaults.sampling,
+        max_new_tokens: running.defaults.max_new_tokens,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("server")

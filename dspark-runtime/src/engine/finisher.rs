@@ -14,7 +14,7 @@ use crate::text::{Detokenizer, Tokenizer};
 #[derive(Debug)]
 pub(super) enum Output {
     /// It was taken.
-    Begin { id: u64, events: UnboundedSender<Event>, stop_strings: Vec<String>, submitted: Instant, prompt: usize },
+    Begin { id: u64, events: UnboundedSender<Event>, stop_strings: Vec<String>, submitted: Instant, prompt: Vec<u32> },
     /// Tokens were committed.
     Tokens(Tokens),
     /// It was given up.
@@ -55,11 +55,19 @@ pub(super) fn run(tokenizer: &Tokenizer, outputs: &Receiver<Output>, stopped: &S
     for output in outputs {
         match output {
             Output::Begin { id, events, stop_strings, submitted, prompt } => {
+                let detokenizer = match Detokenizer::new(tokenizer, &prompt, true) {
+                    Ok(detokenizer) => detokenizer,
+                    Err(error) => {
+                        // Whoever hears of it drops the answer, which cancels the request.
+                        let _ = events.send(Event::Failed(Failure::Internal(error.to_string())));
+                        continue;
+                    }
+                };
                 let text = Text {
                     events,
-                    detokenizer: Detokenizer::new(tokenizer, true),
+                    detokenizer,
                     stop: StopStrings::new(stop_strings),
-                    usage: Usage { prompt_tokens: prompt, ..Usage::default() },
+                    usage: Usage { prompt_tokens: prompt.len(), ..Usage::default() },
                     submitted,
                     first: None,
                 };
@@ -150,5 +158,56 @@ impl Text {
     fn fail(&self, error: &str) -> Progress {
         let _ = self.events.send(Event::Failed(Failure::Internal(error.to_owned())));
         Progress::StoppedHere
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+    use crate::text::testing;
+
+    /// Returns the text of an answer, and why it ended.
+    fn finished(prompt: &[&str], answer: &[&str], stop_strings: &[&str]) -> (String, FinishReason) {
+        let tokenizer = testing::load(&testing::sentence_piece());
+        let ids =
+            |tokens: &[&str]| -> Vec<u32> { tokens.iter().map(|token| tokenizer.token_id(token).unwrap()).collect() };
+        let (sender, mut events) = unbounded_channel();
+        let (outputs, inbox) = channel();
+        let (stopped, _stops) = channel();
+        let stop_strings = stop_strings.iter().map(|stop| (*stop).to_owned()).collect();
+        let submitted = Instant::now();
+        outputs.send(Output::Begin { id: 1, events: sender, stop_strings, submitted, prompt: ids(prompt) }).unwrap();
+        for (index, id) in ids(answer).into_iter().enumerate() {
+            let end = (index + 1 == answer.len()).then_some((FinishReason::Length, false));
+            let tokens = vec![TokenOutput { id, drafted: false, logprobs: None }];
+            let tokens = Tokens { id: 1, tokens, drafted: Vec::new(), round: false, cached_prompt: 0, end };
+            outputs.send(Output::Tokens(tokens)).unwrap();
+        }
+        drop(outputs);
+        run(&tokenizer, &inbox, &stopped);
+        let mut text = String::new();
+        loop {
+            match events.blocking_recv() {
+                Some(Event::Delta(delta)) => text.push_str(&delta.text),
+                Some(Event::Finished(finished)) => return (text, finished.reason),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_continues_its_prompt() {
+        let length = FinishReason::Length;
+        assert_eq!(finished(&["<s>", "▁th", "e"], &["▁th", "e"], &[]), (" the".to_owned(), length));
+        assert_eq!(finished(&["<s>"], &["▁th", "e"], &[]), ("the".to_owned(), length));
+    }
+
+    #[test]
+    fn stop_strings_may_begin_with_the_first_space() {
+        assert_eq!(finished(&["▁th"], &["▁th", "e"], &[" th"]), (String::new(), FinishReason::Stop));
     }
 }

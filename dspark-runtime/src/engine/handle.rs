@@ -109,7 +109,6 @@ impl EngineHandle {
         let invalid = |field, expected: &str, found: String| {
             Err(Refusal::Invalid { field, expected: expected.to_owned(), found })
         };
-        let sampling = &request.sampling;
         if request.prompt.is_empty() {
             return invalid("prompt", "at least one token", "none".to_owned());
         }
@@ -123,15 +122,7 @@ impl EngineHandle {
         if request.max_new_tokens == 0 {
             return invalid("max_tokens", "at least 1", "0".to_owned());
         }
-        if !(sampling.temperature >= 0.0 && sampling.temperature.is_finite()) {
-            return invalid("temperature", "a number of at least 0", sampling.temperature.to_string());
-        }
-        if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
-            return invalid("top_p", "a number above 0 and at most 1", sampling.top_p.to_string());
-        }
-        if !(sampling.min_p >= 0.0 && sampling.min_p < 1.0) {
-            return invalid("min_p", "a number of at least 0 and below 1", sampling.min_p.to_string());
-        }
+        request.sampling.check()?;
         if request.stop_strings.iter().any(String::is_empty) {
             return invalid("stop", "texts of at least one character", "an empty text".to_owned());
         }

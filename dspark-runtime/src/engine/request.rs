@@ -47,6 +47,24 @@ impl Default for Sampling {
 }
 
 impl Sampling {
+    /// The most likely token, always.
+    pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: None };
+
+    /// Refuses settings out of range.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] naming the field.
+    pub fn check(&self) -> Result<(), Refusal> {
+        let within = |field, expected: &str, value: f64, within: bool| {
+            let refusal = || Refusal::Invalid { field, expected: expected.to_owned(), found: value.to_string() };
+            if within { Ok(()) } else { Err(refusal()) }
+        };
+        let Self { temperature, top_p, min_p, .. } = *self;
+        within("temperature", "a number of at least 0", temperature, temperature >= 0.0 && temperature.is_finite())?;
+        within("top_p", "a number above 0 and at most 1", top_p, top_p > 0.0 && top_p <= 1.0)?;
+        within("min_p", "a number of at least 0 and below 1", min_p, (0.0..1.0).contains(&min_p))
+    }
+
     /// Returns a sampler with these settings; without a seed it draws from a stream of its own.
     pub fn sampler(&self) -> Sampler {
         let filters = Filters { top_k: self.top_k, top_p: self.top_p, min_p: self.min_p };

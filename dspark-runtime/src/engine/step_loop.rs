@@ -102,7 +102,7 @@ impl StepLoop<'_> {
             events: submission.events.clone(),
             stop_strings: submission.request.stop_strings.clone(),
             submitted: submission.at,
-            prompt: submission.request.prompt.len(),
+            prompt: submission.request.prompt.clone(),
         });
         self.waiting.push_back(Sequence::new(submission, self.shared.limits.context_length));
     }

@@ -55,11 +55,6 @@ impl Generation {
         Ok(Self { app, record, events, choices: asked.choices, usage: vec![Usage::default(); answers] })
     }
 
-    /// How many choices there are, over all prompts.
-    pub fn answers(&self) -> usize {
-        self.usage.len()
-    }
-
     /// What happens next, and to which choice; `None` after the last one finished.
     ///
     /// # Errors

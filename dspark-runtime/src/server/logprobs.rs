@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::engine::TokenOutput;
-use crate::text::{TokenId, Tokenizer};
+use crate::text::{Detokenizer, TextError, TokenId, Tokenizer};
 
 /// One token of an answer with its alternatives.
 #[derive(Clone, Debug)]
@@ -22,8 +22,8 @@ struct Token {
 }
 
 impl Token {
-    fn new(tokenizer: &Tokenizer, id: TokenId) -> Self {
-        let bytes = tokenizer.token_bytes(id);
+    fn new(tokenizer: &Tokenizer, id: TokenId, at_start: bool) -> Self {
+        let bytes = if at_start { tokenizer.token_bytes_at_start(id) } else { tokenizer.token_bytes(id) };
         let text = match std::str::from_utf8(&bytes) {
             Ok(text) => text.to_owned(),
             // A part of a character, written as OpenAI writes it.
@@ -40,14 +40,21 @@ pub(super) struct Logprobs {
     /// They end the answer and are no part of its text.
     stop_token_ids: Vec<TokenId>,
     offset: usize,
+    /// No text precedes the next token.
+    at_start: bool,
     /// The beginning of a character.
     unfinished: Vec<u8>,
 }
 
 impl Logprobs {
-    pub fn new(tokenizer: &Tokenizer, stop_token_ids: &[TokenId]) -> Self {
-        let stop_token_ids = stop_token_ids.to_vec();
-        Self { tokenizer: tokenizer.clone(), stop_token_ids, offset: 0, unfinished: Vec::new() }
+    /// Follows an answer to `prompt`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn new(tokenizer: &Tokenizer, prompt: &[TokenId], stop_token_ids: &[TokenId]) -> Result<Self, TextError> {
+        let (tokenizer, stop_token_ids) = (tokenizer.clone(), stop_token_ids.to_vec());
+        let at_start = Detokenizer::new(&tokenizer, prompt, true)?.at_start();
+        Ok(Self { tokenizer, stop_token_ids, offset: 0, at_start, unfinished: Vec::new() })
     }
 
     /// The entries of further tokens; those without log-probabilities and stop tokens have none.
@@ -58,11 +65,13 @@ impl Logprobs {
             else {
                 continue;
             };
-            let token = Token::new(&self.tokenizer, output.id);
-            let top = logprobs.top.iter().map(|(id, logprob)| (Token::new(&self.tokenizer, *id), *logprob)).collect();
+            let token = |id| Token::new(&self.tokenizer, id, self.at_start);
+            let top = logprobs.top.iter().map(|(id, logprob)| (token(*id), *logprob)).collect();
+            let token = token(output.id);
             let offset = self.offset;
             if !self.tokenizer.is_special(output.id) {
                 self.advance(&token.bytes);
+                self.at_start &= self.tokenizer.token_bytes(output.id).is_empty();
             }
             entries.push(Entry { token, logprob: logprobs.chosen, top, offset });
         }
@@ -122,4 +131,38 @@ pub(super) fn completion(entries: &[Entry]) -> Value {
 /// JSON has no infinities; OpenAI writes this number for a token that is out of the question.
 fn finite(logprob: f32) -> Value {
     Value::from(f64::from(logprob.max(-9999.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Logprobs as Scores;
+    use crate::text::testing;
+
+    #[test]
+    fn tokens_together_are_the_text() {
+        let tokenizer = testing::load(&testing::sentence_piece());
+        let ids = |tokens: &[&str]| -> Vec<TokenId> {
+            tokens.iter().map(|token| tokenizer.token_id(token).unwrap()).collect()
+        };
+        let cases: [(&[&str], &[&str]); 3] =
+            [(&["<s>", "▁th"], &["▁th", "e", "▁th"]), (&["<s>"], &["▁th", "▁th"]), (&[], &["", "▁th"])];
+        for (prompt, answer) in cases {
+            let (prompt, answer) = (ids(prompt), ids(answer));
+            let mut logprobs = Logprobs::new(&tokenizer, &prompt, &[]).unwrap();
+            let output = |id: &TokenId| {
+                let scores = Scores { chosen: -1.0, top: vec![(*id, -1.0)] };
+                TokenOutput { id: *id, drafted: false, logprobs: Some(scores) }
+            };
+            let outputs: Vec<TokenOutput> = answer.iter().map(output).collect();
+            let shown = completion(&logprobs.push(&outputs));
+            let tokens: Vec<&str> = shown["tokens"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+            let text = tokenizer.decode_answer(&prompt, &answer).unwrap();
+            assert_eq!(tokens.concat(), text);
+            for (index, token) in tokens.iter().enumerate() {
+                assert_eq!(shown["text_offset"][index], tokens[..index].concat().len(), "{token}");
+                assert!(shown["top_logprobs"][index].get(token).is_some(), "{token}");
+            }
+        }
+    }
 }

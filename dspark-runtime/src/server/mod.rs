@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, ToSocketAddrs};
 
-use crate::engine::EngineHandle;
+use crate::engine::{EngineHandle, Sampling};
 use crate::text::{Tokenizer, UserText};
 
 /// What a server may be told.
@@ -53,6 +53,10 @@ pub struct ServerConfig {
     pub grace: Duration,
     /// What becomes of special tokens in messages.
     pub user_text: UserText,
+    /// How tokens are chosen where a request does not say.
+    pub sampling: Sampling,
+    /// Limit of new tokens where a request gives none; `None` is the context length.
+    pub max_new_tokens: Option<usize>,
 }
 
 impl Default for ServerConfig {
@@ -66,6 +70,8 @@ impl Default for ServerConfig {
             request_timeout: Duration::from_secs(600),
             grace: Duration::from_secs(30),
             user_text: UserText::default(),
+            sampling: Sampling::default(),
+            max_new_tokens: None,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::ServerConfig;
 use super::error::ApiError;
 use super::fields::{Fields, shown};
 use crate::engine::{Request, Sampling};
@@ -31,21 +32,22 @@ pub(super) struct Asked {
 
 impl Asked {
     /// Reads what both endpoints have in common; the prompts are still to come.
-    pub fn read(fields: &Fields<'_>, stop_token_ids: &[TokenId]) -> Result<Self, ApiError> {
+    pub fn read(fields: &Fields<'_>, stop_token_ids: &[TokenId], config: &ServerConfig) -> Result<Self, ApiError> {
         refuse_unsupported(fields)?;
         let stream = fields.flag("stream")?;
         let stream_options = fields.object("stream_options")?;
         if stream_options.is_some() && !stream {
             return Err(ApiError::unsupported("stream_options", "it goes with `stream: true`"));
         }
-        let defaults = Sampling::default();
+        let defaults = config.sampling;
         let sampling = Sampling {
             temperature: fields.number("temperature")?.unwrap_or(defaults.temperature),
             top_p: fields.number("top_p")?.unwrap_or(defaults.top_p),
-            top_k: top_k(fields)?,
+            top_k: top_k(fields)?.unwrap_or(defaults.top_k),
             min_p: fields.number("min_p")?.unwrap_or(defaults.min_p),
             seed: fields.bits("seed")?,
         };
+        let limit = fields.whole("max_tokens", 1..=u64::MAX)?;
         Ok(Self {
             prompts: Vec::new(),
             choices: fields.whole("n", 1..=MOST_CHOICES)?.unwrap_or(1),
@@ -53,7 +55,7 @@ impl Asked {
             include_usage: stream_options.map_or(Ok(false), |options| options.flag("include_usage"))?,
             request: Request {
                 prompt: Vec::new(),
-                max_new_tokens: fields.whole("max_tokens", 1..=u64::MAX)?.unwrap_or(usize::MAX),
+                max_new_tokens: limit.or(config.max_new_tokens).unwrap_or(usize::MAX),
                 sampling,
                 stop_token_ids: stop_token_ids.to_vec(),
                 stop_strings: stop_strings(fields)?,
@@ -64,10 +66,11 @@ impl Asked {
 }
 
 /// 0 and, as other servers have it, -1 keep all tokens.
-fn top_k(fields: &Fields<'_>) -> Result<usize, ApiError> {
+fn top_k(fields: &Fields<'_>) -> Result<Option<usize>, ApiError> {
     match fields.get("top_k").map(Value::as_i64) {
-        None | Some(Some(-1)) => Ok(0),
-        Some(Some(count)) if count >= 0 => Ok(usize::try_from(count).unwrap_or(usize::MAX)),
+        None => Ok(None),
+        Some(Some(-1)) => Ok(Some(0)),
+        Some(Some(count)) if count >= 0 => Ok(Some(usize::try_from(count).unwrap_or(usize::MAX))),
         _ => Err(fields.wrong("top_k", "a whole number of at least 0, or -1 for all")),
     }
 }

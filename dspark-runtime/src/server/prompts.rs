@@ -2,20 +2,21 @@
 
 use serde_json::{Map, Value, json};
 
+use super::ServerConfig;
 use super::error::ApiError;
 use super::fields::{Fields, shown};
 use super::parameters::{Asked, MOST_LOGPROBS};
-use crate::text::{TokenId, Tokenizer, UserText};
+use crate::text::{TokenId, Tokenizer};
 
-/// New tokens of `/v1/completions` when the request does not say.
+/// New tokens of `/v1/completions` when the request does not say, unless the server's default is less.
 const COMPLETION_TOKENS: usize = 16;
 
 /// Reads a request to `/v1/chat/completions`.
 ///
 /// `developer` is what newer clients call `system`, and templates know only that; several parts of one message become
 /// lines.
-pub(super) fn chat(fields: &Fields<'_>, tokenizer: &Tokenizer, user_text: UserText) -> Result<Asked, ApiError> {
-    let mut asked = Asked::read(fields, tokenizer.stop_token_ids())?;
+pub(super) fn chat(fields: &Fields<'_>, tokenizer: &Tokenizer, config: &ServerConfig) -> Result<Asked, ApiError> {
+    let mut asked = Asked::read(fields, tokenizer.stop_token_ids(), config)?;
     if let Some(limit) = fields.whole("max_completion_tokens", 1..=u64::MAX)? {
         asked.request.max_new_tokens = limit;
     }
@@ -38,7 +39,7 @@ pub(super) fn chat(fields: &Fields<'_>, tokenizer: &Tokenizer, user_text: UserTe
     let template = tokenizer.chat_template().ok_or_else(|| {
         ApiError::malformed("this model has no chat template: use /v1/completions").about("messages")
     })?;
-    let prompt = template.prompt(tokenizer, &messages, &arguments, user_text);
+    let prompt = template.prompt(tokenizer, &messages, &arguments, config.user_text);
     asked.prompts = vec![prompt.map_err(|error| ApiError::text(&error, "messages"))?];
     Ok(asked)
 }
@@ -71,10 +72,14 @@ fn text_part<'a>(fields: &Fields<'a>) -> Result<&'a str, ApiError> {
 }
 
 /// Reads a request to `/v1/completions`.
-pub(super) fn completion(fields: &Fields<'_>, tokenizer: &Tokenizer) -> Result<Asked, ApiError> {
-    let mut asked = Asked::read(fields, tokenizer.stop_token_ids())?;
+pub(super) fn completion(
+    fields: &Fields<'_>,
+    tokenizer: &Tokenizer,
+    config: &ServerConfig,
+) -> Result<Asked, ApiError> {
+    let mut asked = Asked::read(fields, tokenizer.stop_token_ids(), config)?;
     if fields.get("max_tokens").is_none() {
-        asked.request.max_new_tokens = COMPLETION_TOKENS;
+        asked.request.max_new_tokens = asked.request.max_new_tokens.min(COMPLETION_TOKENS);
     }
     asked.request.logprobs = fields.whole("logprobs", 0..=MOST_LOGPROBS)?;
     let wrong = || fields.wrong("prompt", "a text, a list of token ids, or a list of either");

@@ -50,9 +50,14 @@ pub(super) async fn respond(
             .map_err(|error| ApiError::internal(format!("reading the request: {error}")))??
     };
     let shape = Shape::new(endpoint, &app.next_number(), &app.config.model, asked.request.logprobs.is_some());
-    let logprobs = Logprobs::new(&app.tokenizer, &asked.request.stop_token_ids);
+    let tokenizer = app.tokenizer.clone();
     let generation = Generation::begin(app, &asked, record, endpoint.prompt_field())?;
-    let choices = (0..generation.answers()).map(|_| logprobs.clone()).collect();
+    let mut choices = Vec::new();
+    for prompt in &asked.prompts {
+        let logprobs = Logprobs::new(&tokenizer, prompt, &asked.request.stop_token_ids)
+            .map_err(|error| ApiError::internal(error.to_string()))?;
+        choices.extend(std::iter::repeat_n(logprobs, asked.choices));
+    }
     if asked.stream {
         Ok(streamed(generation, shape, choices, asked.include_usage))
     } else {
@@ -86,8 +91,8 @@ fn understand(app: &App, endpoint: Endpoint, bytes: &[u8]) -> Result<Asked, ApiE
         None => return Err(fields.wrong("model", &format!("\"{served}\""))),
     }
     match endpoint {
-        Endpoint::Chat => prompts::chat(&fields, &app.tokenizer, app.config.user_text),
-        Endpoint::Completions => prompts::completion(&fields, &app.tokenizer),
+        Endpoint::Chat => prompts::chat(&fields, &app.tokenizer, &app.config),
+        Endpoint::Completions => prompts::completion(&fields, &app.tokenizer, &app.config),
     }
 }
 

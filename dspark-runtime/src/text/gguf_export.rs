@@ -15,8 +15,8 @@ impl Tokenizer {
     /// vocabulary by the tokens, so rows that no token uses get names of their own.
     ///
     /// # Errors
-    /// [`TextError::NotForGguf`] when it is no byte-level BPE, cuts texts in a way that has no name in GGUF, or has more
-    /// tokens than rows.
+    /// [`TextError::NotForGguf`] when it is no byte-level BPE, cuts texts in a way that has no name in GGUF, has more
+    /// than three stop tokens, or more tokens than rows.
     pub fn gguf_metadata(&self, rows: usize) -> Result<Vec<(String, GgufValue)>, TextError> {
         let refuse = |reason: String| TextError::NotForGguf { path: self.directory().to_owned(), reason };
         let json = self.to_json();
@@ -64,14 +64,19 @@ impl Tokenizer {
             let key = format!("tokenizer.ggml.{part}_token_id");
             metadata.extend(id.map(|id| (key, GgufValue::from(id as usize))));
         };
-        // What ends an answer: the end-of-sequence token, and one more of another name.
+        // What ends an answer: the end-of-sequence token, and two more of other names.
         let stop = self.stop_token_ids();
         let eos = self.eos_token_id().filter(|eos| stop.contains(eos)).or(stop.first().copied());
         for (name, part) in SPECIAL {
             let own = if name == "eos_token" { eos } else { self.special_token_id(name) };
             id(part, own);
         }
-        id("eot", stop.iter().copied().find(|id| Some(*id) != eos));
+        let mut others = stop.iter().copied().filter(|id| Some(*id) != eos);
+        id("eot", others.next());
+        id("eom", others.next());
+        if others.next().is_some() {
+            return Err(refuse(format!("it has the stop tokens {stop:?}, and GGUF has keys for three")));
+        }
         if let Some(template) = self.chat_template() {
             metadata.push((CHAT_TEMPLATE.to_owned(), template.source().into()));
         }

@@ -11,15 +11,18 @@
 mod chat_template;
 mod detokenize;
 mod error;
+mod generation_config;
 mod gguf_export;
 mod gguf_tokenizer;
 mod panics;
 mod pre_tokenizers;
 mod python;
+mod stop_tokens;
+mod template_files;
 mod template_process;
 mod template_program;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tojson;
 mod token_bytes;
 mod tokenizer;
@@ -31,6 +34,7 @@ pub use chat_template::ChatTemplate;
 pub use detokenize::Detokenizer;
 pub use error::TextError;
 pub use template_process::{render_templates_with, template_process};
+pub use generation_config::{GenerationConfig, GenerationDefaults};
 pub use tokenizer::Tokenizer;
 pub use user_text::UserText;
 

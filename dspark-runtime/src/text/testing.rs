@@ -33,7 +33,7 @@ pub(super) fn byte_level() -> TempDir {
 
 /// A directory with a tokeniser of the Llama 2 kind: spaces are `▁`, one of them goes in front of every text,
 /// and what has no token becomes bytes `<0xNN>`. One of its tokens is empty.
-pub(super) fn sentence_piece() -> TempDir {
+pub(crate) fn sentence_piece() -> TempDir {
     let mut tokens = vec!["<unk>".to_owned(), "<s>".to_owned(), "</s>".to_owned()];
     tokens.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
     tokens.extend(["", "▁", "t", "h", "e", "\u{e9}", "th", "▁th"].map(str::to_owned));
@@ -76,7 +76,7 @@ pub(super) fn write(directory: &TempDir, file: &str, content: &Value) {
 }
 
 /// Loads the tokeniser of a directory that is in order.
-pub(super) fn load(directory: &TempDir) -> Tokenizer {
+pub(crate) fn load(directory: &TempDir) -> Tokenizer {
     Tokenizer::from_directory(directory.path()).unwrap()
 }
 

@@ -34,6 +34,20 @@ impl Tokenizer {
             None => token.replace('▁', " ").into_bytes(),
         }
     }
+
+    /// Returns the bytes that a token adds at the start of a text, where many decoders leave out a space.
+    pub fn token_bytes_at_start(&self, id: TokenId) -> Vec<u8> {
+        match self.decode(&[id], false) {
+            Ok(text) if !text.contains(char::REPLACEMENT_CHARACTER) => text.into_bytes(),
+            // A part of a character has no text of its own.
+            _ => self.token_bytes(id),
+        }
+    }
+
+    /// Returns whether a token begins with a later byte of a character.
+    pub(super) fn is_inside_character(&self, id: TokenId) -> bool {
+        self.token_bytes(id).first().is_some_and(|byte| byte & 0xC0 == 0x80)
+    }
 }
 
 /// The value of `<0xNN>`.
@@ -78,6 +92,9 @@ mod tests {
         let ids = sentence_piece.encode("the the🦀", false).unwrap();
         let together: Vec<u8> = ids.iter().flat_map(|id| sentence_piece.token_bytes(*id)).collect();
         assert_eq!(String::from_utf8(together).unwrap(), " the the🦀");
+        assert_eq!(sentence_piece.token_bytes_at_start(ids[0]), b"th");
+        let byte = sentence_piece.token_id("<0xC3>").unwrap();
+        assert_eq!(sentence_piece.token_bytes_at_start(byte), [0xC3]);
     }
 
     #[test]

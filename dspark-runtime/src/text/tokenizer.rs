@@ -5,10 +5,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use tokenizers::{DecoderWrapper, PostProcessorWrapper};
+use tokenizers::{DecoderWrapper, PostProcessorWrapper, PreTokenizerWrapper};
 
+use super::stop_tokens::read_stop_token_ids;
 use super::token_bytes::fallback_byte;
-use super::tokenizer_config::{TokenizerConfig, read_stop_token_ids};
+use super::tokenizer_config::TokenizerConfig;
 use super::user_text::PlainText;
 use super::{ChatTemplate, TextError, TokenId, gguf_tokenizer, panics, tokenizer_limits};
 use crate::checkpoint::check_not_lfs_pointer;
@@ -48,7 +49,7 @@ impl Tokenizer {
         }
     }
 
-    /// Reads `tokenizer.json` (required), `tokenizer_config.json`, `chat_template.jinja`,
+    /// Reads `tokenizer.json` (required), `tokenizer_config.json`, the files of chat templates,
     /// `generation_config.json` and `config.json` of a model directory.
     ///
     /// # Errors
@@ -78,12 +79,9 @@ impl Tokenizer {
                 )));
             }
         }
-        let stop_token_ids = match read_stop_token_ids(directory)? {
-            Some(ids) => ids,
-            None => {
-                config.special_token("eos_token").and_then(|token| tokenizer.token_to_id(token)).into_iter().collect()
-            }
-        };
+        let mut stop_token_ids = read_stop_token_ids(directory, |id| tokenizer.id_to_token(id).is_some())?;
+        let eos = config.special_token("eos_token").and_then(|token| tokenizer.token_to_id(token));
+        stop_token_ids.extend(eos.filter(|id| !stop_token_ids.contains(id)));
         Ok(Self::assemble(directory, tokenizer, config, stop_token_ids))
     }
 
@@ -217,7 +215,7 @@ impl Tokenizer {
         self.special_token_id("bos_token")
     }
 
-    /// The id of the configured end-of-sequence token. What ends an answer is
+    /// Returns the id of the configured end-of-sequence token. What ends an answer is
     /// [`stop_token_ids`](Self::stop_token_ids).
     pub fn eos_token_id(&self) -> Option<TokenId> {
         self.special_token_id("eos_token")
@@ -228,13 +226,18 @@ impl Tokenizer {
         self.special_token_id("pad_token")
     }
 
-    /// The ids that end an answer: `eos_token_id` of `generation_config.json`, else of `config.json`, else the
-    /// end-of-sequence token. Empty if the directory names none.
+    /// Returns the ids that end an answer: `eos_token_id` of `generation_config.json` and of `config.json`, and the
+    /// end-of-sequence token. Empty if the model names none.
     pub fn stop_token_ids(&self) -> &[TokenId] {
         &self.inner.stop_token_ids
     }
 
-    /// The chat template, if the tokeniser has one.
+    /// Returns what files of the model say and is not followed, because others say otherwise, a sentence each.
+    pub fn contradictions(&self) -> Vec<String> {
+        self.inner.config.contradictions(self)
+    }
+
+    /// Returns the chat template, if the tokeniser has one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.inner.config.chat_template.as_ref()
     }
@@ -269,6 +272,10 @@ impl Tokenizer {
     /// What a `tokenizer.json` of it would hold.
     pub(super) fn to_json(&self) -> serde_json::Value {
         serde_json::to_value(&self.inner.tokenizer).unwrap_or_default()
+    }
+
+    pub(super) fn pre_tokenizer(&self) -> Option<&PreTokenizerWrapper> {
+        self.inner.tokenizer.get_pre_tokenizer()
     }
 
     pub(super) fn decoder(&self) -> Option<&DecoderWrapper> {

@@ -1,17 +1,14 @@
-//! The files beside `tokenizer.json`: special tokens, chat template, and the ids that end an answer.
+//! `tokenizer_config.json`: special and added tokens, and where the chat template is.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-use super::{ChatTemplate, TextError, TokenId};
+use super::{ChatTemplate, TextError, TokenId, Tokenizer, template_files};
 use crate::checkpoint::check_not_lfs_pointer;
 
-/// The name a template has when a tokeniser comes with several.
-const DEFAULT_TEMPLATE: &str = "default";
-
-/// `tokenizer_config.json` and `chat_template.jinja`, both optional.
+/// `tokenizer_config.json` and the files of chat templates, all optional.
 #[derive(Debug, Default)]
 pub(super) struct TokenizerConfig {
     path: PathBuf,
@@ -20,6 +17,10 @@ pub(super) struct TokenizerConfig {
     pub(super) chat_template: Option<ChatTemplate>,
     /// Tokens declared here, by ascending id. They may be missing from `tokenizer.json`.
     pub(super) added_tokens: Vec<(TokenId, AddedToken)>,
+    /// `add_bos_token` and the like.
+    flags: Map<String, Value>,
+    /// Templates that are not used.
+    contradictions: Vec<String>,
 }
 
 impl TokenizerConfig {
@@ -31,6 +32,7 @@ impl TokenizerConfig {
         config.read_special_tokens(&fields)?;
         config.read_added_tokens(&fields)?;
         config.read_chat_template(directory, &fields)?;
+        config.flags = fields.into_iter().filter(|(_, value)| value.is_boolean()).collect();
         Ok(config)
     }
 
@@ -40,7 +42,7 @@ impl TokenizerConfig {
         special_tokens: Map<String, Value>,
         chat_template: Option<ChatTemplate>,
     ) -> Self {
-        Self { path, special_tokens, chat_template, added_tokens: Vec::new() }
+        Self { path, special_tokens, chat_template, ..Self::default() }
     }
 
     /// The text of a special token such as `eos_token`.
@@ -90,69 +92,41 @@ impl TokenizerConfig {
         Ok(())
     }
 
-    /// A `chat_template.jinja` beside the configuration wins over the field, as in `transformers`.
     fn read_chat_template(&mut self, directory: &Path, fields: &Map<String, Value>) -> Result<(), TextError> {
-        let file = directory.join("chat_template.jinja");
-        let (name, source) = match std::fs::read_to_string(&file) {
-            Ok(source) => (file.display().to_string(), source),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => match fields.get("chat_template") {
-                None | Some(Value::Null) => return Ok(()),
-                Some(value) => {
-                    (format!("{} (chat_template)", self.path.display()), self.choose_template(value)?.to_owned())
-                }
-            },
-            Err(source) => return Err(TextError::Read { path: file, source }),
-        };
-        self.chat_template = Some(ChatTemplate::new(name, source, &self.special_tokens)?);
+        if let Some(found) = template_files::find(directory, (&self.path, fields), &mut self.contradictions)? {
+            self.chat_template = Some(ChatTemplate::new(found.name, found.source, &self.special_tokens)?);
+        }
         Ok(())
     }
 
-    /// The field is one template, or a list of `{"name", "template"}` with one called `default`.
-    fn choose_template<'a>(&self, value: &'a Value) -> Result<&'a str, TextError> {
-        let wrong = || {
-            wrong_field(
-                &self.path,
-                "chat_template",
-                "a string, or a list of objects with `name` and `template`, one of them named `default`",
-                value,
-            )
-        };
-        match value {
-            Value::String(source) => Ok(source),
-            Value::Array(named) => named
-                .iter()
-                .find(|entry| entry["name"] == DEFAULT_TEMPLATE || named.len() == 1)
-                .and_then(|entry| entry["template"].as_str())
-                .ok_or_else(wrong),
-            _ => Err(wrong()),
+    /// Returns what the files say and is not followed, because other files or the tokeniser itself say otherwise.
+    pub(super) fn contradictions(&self, tokenizer: &Tokenizer) -> Vec<String> {
+        let path = self.path.display();
+        let mut said = self.contradictions.clone();
+        for name in ["bos_token", "eos_token"] {
+            if let Some(token) = self.special_token(name).filter(|token| tokenizer.token_id(token).is_none()) {
+                said.push(format!("{path}: {name} {token:?} is not in the vocabulary"));
+            }
         }
-    }
-}
-
-/// The ids that end an answer: `eos_token_id` of `generation_config.json`, or else of `config.json`.
-/// `None` if neither file names any.
-pub(super) fn read_stop_token_ids(directory: &Path) -> Result<Option<Vec<TokenId>>, TextError> {
-    const FIELD: &str = "eos_token_id";
-    for file in ["generation_config.json", "config.json"] {
-        let path = directory.join(file);
-        let Some(fields) = read_object(&path)? else {
-            continue;
-        };
-        let Some(value) = fields.get(FIELD).filter(|value| !value.is_null()) else {
-            continue;
-        };
-        let listed = match value {
-            Value::Array(items) => items.iter().collect(),
-            single => vec![single],
-        };
-        let mut ids = Vec::with_capacity(listed.len());
-        for item in listed {
-            let id = item.as_u64().and_then(|id| TokenId::try_from(id).ok());
-            ids.push(id.ok_or_else(|| wrong_field(&path, FIELD, "a token id or a list of token ids", value))?);
+        let around = tokenizer.encode("", true).unwrap_or_default();
+        let added = |name: &str| tokenizer.special_token_id(name).map(|id| around.contains(&id));
+        let pre_tokenizer = tokenizer.pre_tokenizer().and_then(|rules| serde_json::to_value(rules).ok());
+        let followed = [
+            ("add_bos_token", added("bos_token")),
+            ("add_eos_token", added("eos_token")),
+            ("add_prefix_space", pre_tokenizer.and_then(|rules| rules.get("add_prefix_space")?.as_bool())),
+        ];
+        for (field, followed) in followed {
+            if let (Some(flag), Some(followed)) = (self.flags.get(field).and_then(Value::as_bool), followed)
+                && flag != followed
+            {
+                said.push(format!(
+                    "{path}: {field} is {flag}, but tokenizer.json, which is followed, has {followed}"
+                ));
+            }
         }
-        return Ok(Some(ids));
+        said
     }
-    Ok(None)
 }
 
 /// Special tokens are written as their text, or as an object with the text under `content`.
@@ -161,7 +135,7 @@ fn token_text(value: &Value) -> Option<&str> {
 }
 
 /// The object in a JSON file; `None` if there is no such file.
-fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TextError> {
+pub(super) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TextError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -173,12 +147,18 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TextError> {
     serde_json::from_slice(&bytes).map(Some).map_err(|source| TextError::Json { path: path.to_owned(), source })
 }
 
-fn wrong_field(path: &Path, field: &str, expected: &'static str, found: &Value) -> TextError {
+/// Returns the error that `field` of `path` is not what was expected.
+pub(super) fn wrong_field(path: &Path, field: &str, expected: &'static str, found: &Value) -> TextError {
+    TextError::Field { path: path.to_owned(), field: field.to_owned(), expected, found: shortened(found) }
+}
+
+/// Returns the beginning of a value as JSON.
+pub(super) fn shortened(value: &Value) -> String {
     const SHOWN: usize = 60;
-    let mut shown: String = found.to_string();
+    let mut shown = value.to_string();
     if let Some((cut, _)) = shown.char_indices().nth(SHOWN) {
         shown.truncate(cut);
         shown.push_str("...");
     }
-    TextError::Field { path: path.to_owned(), field: field.to_owned(), expected, found: shown }
+    shown
 }

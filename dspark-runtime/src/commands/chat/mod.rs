@@ -14,12 +14,15 @@ use self::painter::Painter;
 use self::status::{Counts, StatusLine};
 use super::engine::{EngineArguments, Running};
 use super::output::{count, template_arguments};
+use super::prompt::{chat_template, typed};
 use super::sampling::SamplingArguments;
 use super::user_text::UserTextArguments;
-use crate::engine::{Answer, Event, Request};
+use crate::engine::{Answer, Event, Request, Sampling};
 use crate::speculate::NotFinite;
 use crate::text::ChatTemplate;
 
+/// The token limit of an answer where neither the user nor the model gives one.
+const ANSWER_TOKENS: usize = 1024;
 const HELP: &str = "/reset forgets the conversation, /quit ends it; Ctrl-C stops an answer";
 
 /// Arguments of `dspark chat`.
@@ -37,9 +40,9 @@ pub struct Arguments {
     user_text: UserTextArguments,
     #[command(flatten)]
     sampling: SamplingArguments,
-    /// Token limit of each answer
-    #[arg(long, default_value_t = 1024, value_parser = count)]
-    max_new_tokens: usize,
+    /// Token limit of each answer (default: 1024)
+    #[arg(long, value_name = "COUNT", value_parser = count)]
+    max_new_tokens: Option<usize>,
     /// Show rejected draft tokens too, struck out
     #[arg(long)]
     show_rejected: bool,
@@ -48,11 +51,8 @@ pub struct Arguments {
 /// Talks until standard input ends.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let template_arguments = template_arguments(&arguments.template_arguments)?;
-    let running = arguments.engine.start()?;
-    let template = running
-        .tokenizer
-        .chat_template()
-        .with_context(|| format!("{} has no chat template: use `dspark generate --raw`", running.name))?;
+    let running = arguments.engine.start(Sampling::GREEDY)?;
+    let template = chat_template(&running.tokenizer, &running.name, "use `dspark generate --raw`")?;
     let terminal = io::stdout().is_terminal();
     let mut conversation = Conversation {
         running: &running,
@@ -64,6 +64,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         terminal,
         colours: terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
     };
+    if arguments.show_rejected && !conversation.colours {
+        eprintln!("warning: --show-rejected needs a terminal with colours; rejected tokens are not shown");
+    }
     conversation.reset();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(conversation.talk());
@@ -112,12 +115,14 @@ impl Conversation<'_> {
                 line = read_line() => line?,
                 _ = tokio::signal::ctrl_c() => None,
             };
-            match line.as_deref().map(str::trim) {
-                None | Some("/quit") => break,
-                Some("") => {}
-                Some("/reset") => self.reset(),
-                Some(command) if command.starts_with('/') => eprintln!("{command} is no command: {HELP}"),
-                Some(text) => {
+            let Some(line) = line else { break };
+            let text = typed(&line);
+            match text.trim() {
+                "/quit" => break,
+                "" => {}
+                "/reset" => self.reset(),
+                command if command.starts_with('/') => eprintln!("{command} is no command: {HELP}"),
+                _ => {
                     if let Err(error) = self.answer(text).await {
                         if is_broken_pipe(&error) || error.chain().any(|cause| cause.is::<NotFinite>()) {
                             return Err(error);
@@ -135,7 +140,7 @@ impl Conversation<'_> {
         let asked = self.messages.len();
         self.messages.push(json!({"role": "user", "content": text}));
         let said = match self.submit() {
-            Ok(answer) => self.listen(answer).await,
+            Ok((answer, painter)) => self.listen(answer, painter).await,
             Err(error) => Err(error),
         };
         match said {
@@ -149,28 +154,32 @@ impl Conversation<'_> {
         if self.terminal {
             let line = self.counts.line();
             show(&if self.colours { format!("\x1b[2m{line}\x1b[0m\n") } else { format!("{line}\n") })?;
+        } else {
+            eprintln!("{}", self.counts.line());
         }
         Ok(())
     }
 
-    fn submit(&self) -> Result<Answer> {
-        let tokenizer = &self.running.tokenizer;
+    fn submit(&self) -> Result<(Answer, Painter)> {
+        let Running { tokenizer, defaults, .. } = self.running;
         let arguments = self.arguments;
         let user_text = arguments.user_text.user_text();
+        let prompt = self.template.prompt(tokenizer, &self.messages, &self.template_arguments, user_text)?;
+        let painter = Painter::new(tokenizer, &prompt, self.colours, arguments.show_rejected)?;
         let request = Request {
-            prompt: self.template.prompt(tokenizer, &self.messages, &self.template_arguments, user_text)?,
-            max_new_tokens: arguments.max_new_tokens,
-            sampling: arguments.sampling.sampling(),
+            prompt,
+            max_new_tokens: arguments.max_new_tokens.or(defaults.max_new_tokens).unwrap_or(ANSWER_TOKENS),
+            sampling: arguments.sampling.sampling(defaults.sampling),
             stop_token_ids: tokenizer.stop_token_ids().to_vec(),
             stop_strings: Vec::new(),
             logprobs: None,
         };
-        self.running.handle.submit(request).context("the question was not taken (/reset shortens the conversation)")
+        let answer = self.running.handle.submit(request);
+        Ok((answer.context("the question was not taken (/reset shortens the conversation)")?, painter))
     }
 
     /// Shows an answer as it comes, and returns its text.
-    async fn listen(&mut self, mut answer: Answer) -> Result<String> {
-        let mut painter = Painter::new(&self.running.tokenizer, self.colours, self.arguments.show_rejected);
+    async fn listen(&mut self, mut answer: Answer, mut painter: Painter) -> Result<String> {
         let mut status = if self.colours { StatusLine::open()? } else { None };
         let mut said = String::new();
         self.counts.begin_answer();

@@ -10,17 +10,27 @@ const PLAIN: &str = "\x1b[0m";
 
 /// Paints one answer. A character that needs several tokens has the colour of the last.
 pub(super) struct Painter {
-    tokenizer: Tokenizer,
     detokenizer: Detokenizer,
+    /// They end the answer and are no part of its text.
+    stop_token_ids: Vec<TokenId>,
     colours: bool,
     show_rejected: bool,
 }
 
 impl Painter {
-    /// Without `colours` the answer is plain text, whoever wrote it.
-    pub fn new(tokenizer: &Tokenizer, colours: bool, show_rejected: bool) -> Self {
-        let detokenizer = Detokenizer::new(tokenizer, true);
-        Self { tokenizer: tokenizer.clone(), detokenizer, colours, show_rejected: colours && show_rejected }
+    /// Returns a painter of an answer to `prompt`. Without `colours` the answer is plain text, whoever wrote it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn new(
+        tokenizer: &Tokenizer,
+        prompt: &[TokenId],
+        colours: bool,
+        show_rejected: bool,
+    ) -> Result<Self, TextError> {
+        let detokenizer = Detokenizer::new(tokenizer, prompt, true)?;
+        let stop_token_ids = tokenizer.stop_token_ids().to_vec();
+        Ok(Self { detokenizer, stop_token_ids, colours, show_rejected: colours && show_rejected })
     }
 
     /// What a step added: draft tokens that were kept in green, those that were not struck out in front of what the target
@@ -34,6 +44,9 @@ impl Painter {
         for (index, TokenOutput { id, drafted, .. }) in delta.tokens.iter().enumerate() {
             if index == kept && self.show_rejected {
                 painted.push_str(&self.rejected(delta.drafted.get(kept..).unwrap_or_default())?);
+            }
+            if self.stop_token_ids.contains(id) {
+                continue;
             }
             let piece = self.detokenizer.push(*id)?.unwrap_or_default();
             painted.push_str(&self.coloured(&harmless(&piece), if *drafted { DRAFTED } else { "" }));
@@ -50,7 +63,7 @@ impl Painter {
     }
 
     fn rejected(&self, ids: &[TokenId]) -> Result<String, TextError> {
-        let text = harmless(&self.tokenizer.decode(ids, false)?).replace('\n', "⏎");
+        let text = harmless(&self.detokenizer.preview(ids)?).replace('\n', "⏎");
         Ok(self.coloured(&text, REJECTED))
     }
 
@@ -95,7 +108,9 @@ mod tests {
         let tokenizer = tokenizer();
         let delta = step(&tokenizer, "12\n", 2, "7");
         assert_eq!(delta.drafted.len(), 3, "three tokens");
-        let paint = |colours, show_rejected| Painter::new(&tokenizer, colours, show_rejected).step(&delta).unwrap();
+        let paint = |colours, show_rejected| {
+            Painter::new(&tokenizer, &[], colours, show_rejected).unwrap().step(&delta).unwrap()
+        };
         let (one, two) = ("\x1b[32m1\x1b[0m", "\x1b[32m2\x1b[0m");
         assert_eq!(paint(true, false), format!("{one}{two}7"));
         assert_eq!(paint(true, true), format!("{one}{two}\x1b[2;9;31m⏎\x1b[0m7"));
@@ -106,10 +121,11 @@ mod tests {
     fn nothing_is_rejected_when_all_was_kept_or_the_answer_ended() {
         let tokenizer = tokenizer();
         let mut delta = step(&tokenizer, "123", 3, "4");
-        assert!(!Painter::new(&tokenizer, true, true).step(&delta).unwrap().contains(REJECTED));
+        let painter = |colours, show_rejected| Painter::new(&tokenizer, &[], colours, show_rejected).unwrap();
+        assert!(!painter(true, true).step(&delta).unwrap().contains(REJECTED));
         // The answer ended on the first drafted token: nobody judged the others.
         delta.tokens.truncate(1);
-        assert!(!Painter::new(&tokenizer, true, true).step(&delta).unwrap().contains(REJECTED));
+        assert!(!painter(true, true).step(&delta).unwrap().contains(REJECTED));
     }
 
     #[test]

@@ -34,7 +34,7 @@ fn answer(taken: &Taken, tokenizer: &Tokenizer) {
     }
     let ids = tokenizer.encode(&text(request.sampling.seed.unwrap_or(0)), false).unwrap();
     let held_back = request.stop_strings.iter().map(|stop| stop.len() - 1).max().unwrap_or(0);
-    let mut detokenizer = Detokenizer::new(tokenizer, true);
+    let mut detokenizer = Detokenizer::new(tokenizer, &request.prompt, true).unwrap();
     let (mut said, mut handed_out, mut tokens, mut reason) = (String::new(), 0, 0, FinishReason::Stop);
     let mut hand_out = |said: &str, up_to: usize, tokens: Vec<TokenOutput>| {
         let text = said[handed_out..up_to.max(handed_out)].to_owned();

@@ -3,9 +3,11 @@
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
+use crate::engine::Sampling;
+
 use super::{
-    App, CHAT, COMPLETIONS, Tokenizer, ask, config, conversation, limits, played, player, router, scripted, text,
-    tokenizer,
+    App, CHAT, COMPLETIONS, ServerConfig, Tokenizer, ask, config, conversation, limits, played, player, router,
+    scripted, text, tokenizer,
 };
 
 fn parsed(events: &[String]) -> Vec<Value> {
@@ -186,6 +188,28 @@ async fn requests_arrive_at_the_engine_as_they_were_asked() {
     assert_eq!(request.stop_strings, ["x"]);
     assert_eq!(request.stop_token_ids, [2]);
     assert_eq!(request.logprobs, Some(0));
+}
+
+#[tokio::test]
+async fn what_a_request_does_not_say_is_as_the_server_was_told() {
+    let sampling = Sampling { temperature: 0.6, top_p: 0.5, top_k: 3, min_p: 0.25, seed: None };
+    let (router, _, script) = super::app(ServerConfig { sampling, max_new_tokens: Some(8), ..config() });
+    let engine = std::thread::spawn(move || {
+        let mut requests = Vec::new();
+        for _ in 0..3 {
+            requests.push(script.take().unwrap().request);
+        }
+        requests
+    });
+    ask(&router, CHAT, &conversation(json!({}))).await;
+    ask(&router, COMPLETIONS, &text(json!({}))).await;
+    let own = json!({"temperature": 0, "top_p": 1, "top_k": -1, "min_p": 0, "max_tokens": 9});
+    ask(&router, CHAT, &conversation(own)).await;
+    let requests = engine.join().unwrap();
+    for request in &requests[..2] {
+        assert_eq!((request.sampling, request.max_new_tokens), (sampling, 8));
+    }
+    assert_eq!((requests[2].sampling, requests[2].max_new_tokens), (Sampling::GREEDY, 9));
 }
 
 #[tokio::test]

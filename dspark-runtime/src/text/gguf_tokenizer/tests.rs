@@ -70,6 +70,19 @@ fn a_tokeniser_survives_the_way_through_a_file() {
 }
 
 #[test]
+fn three_stop_tokens_survive_and_more_are_refused() {
+    let (source, empty) = (directory("gpt-2"), TempDir::new().unwrap());
+    write(&source, "generation_config.json", &json!({"eos_token_id": [5, 6]}));
+    let original = load(&source);
+    let read = Tokenizer::of_model(&file(&empty, original.gguf_metadata(ROWS).unwrap())).unwrap();
+    let end = original.eos_token_id().unwrap();
+    assert_eq!((original.stop_token_ids(), read.stop_token_ids()), (&[5, 6, end][..], &[end, 5, 6][..]));
+    write(&source, "config.json", &json!({"eos_token_id": 7}));
+    let message = load(&source).gguf_metadata(ROWS).unwrap_err().to_string();
+    assert!(message.contains(&format!("stop tokens [5, 6, 7, {end}]")), "{message}");
+}
+
+#[test]
 fn names_of_pre_tokenisers_cut_as_llama_cpp_does() {
     let pieces = |pre: &str, text: &str| {
         let tokenizer = load(&directory(pre));

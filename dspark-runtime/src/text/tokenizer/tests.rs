@@ -66,12 +66,34 @@ fn configured_tokens_are_found_in_either_form() {
 }
 
 #[test]
-fn stop_tokens_come_from_the_generation_settings_first() {
+fn an_answer_ends_at_every_end_token_that_a_file_names() {
     let directory = testing::byte_level();
     write(&directory, "config.json", &json!({"eos_token_id": 7}));
     assert_eq!(load(&directory).stop_token_ids(), [7]);
-    write(&directory, "generation_config.json", &json!({"eos_token_id": [5, 6]}));
-    assert_eq!(load(&directory).stop_token_ids(), [5, 6]);
+    write(&directory, "generation_config.json", &json!({"eos_token_id": [5, 6, 5]}));
+    assert_eq!(load(&directory).stop_token_ids(), [5, 6, 7]);
+    write(&directory, "tokenizer_config.json", &json!({"eos_token": "<|end|>"}));
+    let tokenizer = load(&directory);
+    assert_eq!(tokenizer.stop_token_ids(), [5, 6, 7, tokenizer.eos_token_id().unwrap()]);
+    write(&directory, "generation_config.json", &json!({"eos_token_id": tokenizer.eos_token_id()}));
+    write(&directory, "config.json", &json!({"eos_token_id": null, "text_config": {"eos_token_id": [8]}}));
+    assert_eq!(load(&directory).stop_token_ids(), [tokenizer.eos_token_id().unwrap(), 8]);
+}
+
+#[test]
+fn an_end_token_outside_of_the_vocabulary_names_file_and_field() {
+    let directory = testing::byte_level();
+    let beyond = load(&directory).vocabulary_size();
+    for file in ["generation_config.json", "config.json"] {
+        write(&directory, file, &json!({"eos_token_id": [2, beyond]}));
+        let message = Tokenizer::from_directory(directory.path()).unwrap_err().to_string();
+        let words = format!("{file}: `eos_token_id` should be token ids of the vocabulary, found [2,{beyond}]");
+        assert!(message.contains(&words), "{message}");
+        write(&directory, file, &json!({"eos_token_id": 2}));
+    }
+    // A row of the embedding that no token uses can be sampled.
+    write(&directory, "config.json", &json!({"eos_token_id": beyond, "vocab_size": beyond + 1}));
+    assert_eq!(load(&directory).stop_token_ids(), [2, TokenId::try_from(beyond).unwrap()]);
 }
 
 #[test]
@@ -90,6 +112,66 @@ fn the_template_file_wins_over_the_field() {
     assert_eq!(load(&directory).chat_template().unwrap().source(), "field");
     std::fs::write(directory.path().join("chat_template.jinja"), "file").unwrap();
     assert_eq!(load(&directory).chat_template().unwrap().source(), "file");
+}
+
+#[test]
+fn chat_templates_are_found_in_every_file_and_contradictions_are_said() {
+    let directory = testing::byte_level();
+    let source = || {
+        let tokenizer = load(&directory);
+        (tokenizer.chat_template().unwrap().source().to_owned(), tokenizer.contradictions().len())
+    };
+    write(&directory, "chat_template.json", &json!({"chat_template": {"default": "processor", "tool_use": "tools"}}));
+    assert_eq!(source(), ("processor".to_owned(), 0));
+    write(&directory, "tokenizer_config.json", &json!({"chat_template": "processor"}));
+    assert_eq!(source(), ("processor".to_owned(), 0), "the same template twice");
+    write(&directory, "tokenizer_config.json", &json!({"chat_template": "field"}));
+    assert_eq!(source(), ("processor".to_owned(), 1));
+    std::fs::create_dir(directory.path().join("additional_chat_templates")).unwrap();
+    std::fs::write(directory.path().join("additional_chat_templates/tool_use.jinja"), "tools").unwrap();
+    assert_eq!(source(), ("processor".to_owned(), 1));
+    std::fs::write(directory.path().join("additional_chat_templates/default.jinja"), "folder").unwrap();
+    assert_eq!(source(), ("folder".to_owned(), 2));
+    std::fs::write(directory.path().join("chat_template.jinja"), "file").unwrap();
+    assert_eq!(source(), ("file".to_owned(), 3));
+    let tokenizer = load(&directory);
+    let words = ["chat_template.jinja; ", "chat_template.json (chat_template) has another one"];
+    assert!(
+        words.iter().all(|word| tokenizer.contradictions()[1].contains(word)),
+        "{:?}",
+        tokenizer.contradictions()
+    );
+
+    write(
+        &directory,
+        "chat_template.json",
+        &json!({"chat_template": [{"name": "rag", "template": "a"}, {"name": "x"}]}),
+    );
+    let message = Tokenizer::from_directory(directory.path()).unwrap_err().to_string();
+    assert!(message.contains("chat_template.json: `chat_template` should be"), "{message}");
+}
+
+#[test]
+fn fields_that_the_tokeniser_contradicts_are_named() {
+    let directory = testing::sentence_piece();
+    let config =
+        |bos: bool| json!({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": bos, "add_eos_token": false});
+    write(&directory, "tokenizer_config.json", &config(true));
+    assert!(load(&directory).contradictions().is_empty(), "{:?}", load(&directory).contradictions());
+    write(&directory, "tokenizer_config.json", &config(false));
+    let contradictions = load(&directory).contradictions().to_vec();
+    assert!(
+        matches!(&contradictions[..], [only] if only.contains("tokenizer_config.json: add_bos_token is false")),
+        "{contradictions:?}"
+    );
+    let directory = testing::byte_level();
+    write(&directory, "tokenizer_config.json", &json!({"add_prefix_space": true, "eos_token": "<|none|>"}));
+    let contradictions = load(&directory).contradictions().to_vec();
+    let words = ["eos_token \"<|none|>\" is not in the vocabulary", "add_prefix_space is true"];
+    assert!(
+        contradictions.len() == 2 && words.iter().zip(&contradictions).all(|(word, said)| said.contains(word)),
+        "{contradictions:?}"
+    );
 }
 
 #[test]

@@ -1,0 +1,55 @@
+//! From what a user writes to the text of a prompt.
+
+use std::io::Read;
+
+use anyhow::{Context, Result};
+
+use crate::text::{ChatTemplate, Tokenizer};
+
+/// Reads all of standard input as a prompt.
+///
+/// # Errors
+/// When standard input cannot be read or is not UTF-8.
+pub(super) fn standard_input() -> Result<String> {
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).context("reading the prompt from standard input")?;
+    Ok(typed(&text).to_owned())
+}
+
+/// Returns what was read from standard input without a byte order mark at its start and without one line end, of either
+/// kind, at its end: both are the file's, not the author's.
+pub(super) fn typed(text: &str) -> &str {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    text.strip_suffix("\r\n").or_else(|| text.strip_suffix(['\n', '\r'])).unwrap_or(text)
+}
+
+/// Returns the chat template of the target called `name`.
+///
+/// # Errors
+/// When it has none; `instead` says what to do then.
+pub(super) fn chat_template<'a>(tokenizer: &'a Tokenizer, name: &str, instead: &str) -> Result<&'a ChatTemplate> {
+    tokenizer.chat_template().with_context(|| format!("{name} has no chat template: {instead}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_end_goes_whole() {
+        for (text, expected) in [
+            ("a", "a"),
+            ("a\n", "a"),
+            ("a\r\n", "a"),
+            ("a\r", "a"),
+            ("a\n\n", "a\n"),
+            ("a\r\n\r\n", "a\r\n"),
+            ("a \r\n", "a "),
+            ("\u{feff}a\n", "a"),
+            ("a\u{feff}", "a\u{feff}"),
+            ("\r\n", ""),
+        ] {
+            assert_eq!(typed(text), expected, "{text:?}");
+        }
+    }
+}
