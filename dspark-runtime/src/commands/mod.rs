@@ -19,6 +19,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::device::DeviceError;
+use crate::server::ServerError;
 
 /// Decodes with a target model and a DSpark draft.
 #[derive(Debug, Parser)]
@@ -69,10 +70,10 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.chain().any(machine_failed) { 1 } else { 2 }
 }
 
-/// Whether a cause is the machine's refusal (a full disk, a missing permission, a device that fails), not a file that is not
+/// Whether a cause is the machine's refusal (a full disk, a missing permission, a device or an engine that fails), not a file that is not
 /// there or not what it should be.
 pub fn machine_failed(cause: &(dyn std::error::Error + 'static)) -> bool {
-    if matches!(cause.downcast_ref::<DeviceError>(), Some(DeviceError::Failed { .. })) {
+    if matches!(cause.downcast_ref::<DeviceError>(), Some(DeviceError::Failed { .. })) || cause.is::<ServerError>() {
         return true;
     }
     use std::io::ErrorKind::{InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
@@ -107,6 +108,7 @@ mod tests {
         assert_eq!(io(io::Error::other("the hub does not answer")), 1);
         let failed = DeviceError::Failed { reason: "out of memory".to_owned() };
         assert_eq!(exit_code(&anyhow::Error::new(failed)), 1);
+        assert_eq!(exit_code(&anyhow::Error::new(ServerError::EngineEnded)), 1);
         assert_eq!(io(io::ErrorKind::NotFound.into()), 2);
         assert_eq!(code(CheckpointError::Invalid { path: "model".into(), reason: "no such model".into() }), 2);
     }

@@ -13,6 +13,7 @@ mod detokenize;
 mod error;
 mod gguf_export;
 mod gguf_tokenizer;
+mod longest_token;
 mod pre_tokenizers;
 mod python;
 #[cfg(test)]

@@ -234,6 +234,11 @@ impl Tokenizer {
         serde_json::to_value(&self.inner.tokenizer).unwrap_or_default()
     }
 
+    /// The tokeniser with its parts.
+    pub(super) fn parts(&self) -> &tokenizers::Tokenizer {
+        &self.inner.tokenizer
+    }
+
     pub(super) fn decoder(&self) -> Option<&DecoderWrapper> {
         self.inner.tokenizer.get_decoder()
     }

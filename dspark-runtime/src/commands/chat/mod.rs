@@ -159,6 +159,7 @@ impl Conversation<'_> {
             sampling: arguments.sampling.sampling(),
             stop_token_ids: tokenizer.stop_token_ids().to_vec(),
             stop_strings: Vec::new(),
+            include_stop_string: false,
             logprobs: None,
         };
         self.running.handle.submit(request).context("the question was not taken (/reset shortens the conversation)")
