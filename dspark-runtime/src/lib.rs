@@ -27,6 +27,7 @@
 //!     sampling: Sampling { temperature: 0.0, ..Sampling::default() },
 //!     stop_token_ids: tokenizer.stop_token_ids().to_vec(),
 //!     stop_strings: Vec::new(),
+//!     include_stop_string: false,
 //!     logprobs: None,
 //! };
 //!

@@ -26,6 +26,7 @@ fn answer(mode: Mode) -> Vec<u32> {
         sampling: Sampling::default(),
         stop_token_ids: Vec::new(),
         stop_strings: Vec::new(),
+        include_stop_string: false,
         logprobs: None,
     };
     let mut answer = handle.submit(request).unwrap();

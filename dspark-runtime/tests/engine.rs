@@ -42,6 +42,7 @@ fn request(prompt: &[u32], max_new_tokens: usize, sampling: Sampling) -> Request
         sampling,
         stop_token_ids: Vec::new(),
         stop_strings: Vec::new(),
+        include_stop_string: false,
         logprobs: None,
     }
 }

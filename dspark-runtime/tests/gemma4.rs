@@ -165,6 +165,7 @@ fn greedy_and_seeded_texts_are_the_targets_whatever_the_draft_and_the_load() {
         },
         stop_token_ids: Vec::new(),
         stop_strings: Vec::new(),
+        include_stop_string: false,
         logprobs: None,
     };
     let answers = |draft: Option<Draft>, together: bool| -> Vec<Vec<u32>> {

@@ -194,6 +194,7 @@ impl Bench<'_> {
                 sampling: arguments.sampling.sampling(Sampling::GREEDY),
                 stop_token_ids: stop.clone(),
                 stop_strings: Vec::new(),
+                include_stop_string: false,
                 logprobs: None,
             })
             .collect();

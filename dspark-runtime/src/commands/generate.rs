@@ -33,7 +33,7 @@ pub struct Arguments {
     #[arg(long)]
     system: Option<String>,
     /// Give the prompt to the model as it is, without the chat template
-    #[arg(long, conflicts_with_all = ["system", "template_arguments"])]
+    #[arg(long, conflicts_with_all = ["system", "template_arguments", "plain_user_text"])]
     raw: bool,
     /// A variable of the chat template, `enable_thinking=false`; may be given several times
     #[arg(long = "template-argument", value_name = "NAME=VALUE")]

@@ -22,6 +22,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::device::DeviceError;
+use crate::server::ServerError;
 use crate::speculate::NotFinite;
 
 /// Decodes with a target model and a DSpark draft.
@@ -75,11 +76,11 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.chain().any(machine_failed) { 1 } else { 2 }
 }
 
-/// Whether a cause is the machine's refusal (a full disk, a missing permission, a device that fails, numbers that are not
-/// finite), not a file that is not
-/// there or not what it should be.
+/// Whether a cause is the machine's refusal (a full disk, a missing permission, a device or an engine that fails, numbers that
+/// are not finite), not a file that is not there or not what it should be.
 pub fn machine_failed(cause: &(dyn std::error::Error + 'static)) -> bool {
-    if matches!(cause.downcast_ref::<DeviceError>(), Some(DeviceError::Failed { .. })) || cause.is::<NotFinite>() {
+    let failed = matches!(cause.downcast_ref::<DeviceError>(), Some(DeviceError::Failed { .. }));
+    if failed || cause.is::<NotFinite>() || cause.is::<ServerError>() {
         return true;
     }
     use std::io::ErrorKind::{InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
@@ -125,6 +126,7 @@ mod tests {
         let not_finite = crate::engine::Failure::NotFinite(NotFinite { position: 3 });
         assert_eq!(exit_code(&anyhow::Error::new(not_finite.clone())), 1);
         assert_eq!(exit_code(&anyhow::Error::new(crate::bench::LoadError::Failed(not_finite))), 1);
+        assert_eq!(exit_code(&anyhow::Error::new(ServerError::EngineEnded)), 1);
         assert_eq!(io(io::ErrorKind::NotFound.into()), 2);
         assert_eq!(code(CheckpointError::Invalid { path: "model".into(), reason: "no such model".into() }), 2);
     }

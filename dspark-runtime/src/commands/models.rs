@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 
 use super::output::{default_precision, weight_precision};
@@ -56,6 +56,11 @@ pub struct LoadedModels<'a> {
     pub draft: Option<Draft>,
 }
 
+/// Says that a speed table could not be kept.
+pub(super) fn warn_unkept(error: CheckpointError) {
+    eprintln!("warning: the speed table is not kept, so that the next start measures again: {error}");
+}
+
 impl ModelArguments {
     /// Returns the precision that weights are kept in.
     pub(super) fn precision(&self) -> WeightPrecision {
@@ -107,7 +112,7 @@ impl LoadedModels<'_> {
     /// asks for it.
     ///
     /// # Errors
-    /// When a file of the models cannot be read, or the table cannot be kept.
+    /// When a file of the models cannot be read.
     pub fn speed_table(&self, max_requests: usize) -> Result<Option<SpsTable>> {
         let Some(draft) = &self.draft else { return Ok(None) };
         let options = ProfileOptions { max_requests, ..ProfileOptions::default() };
@@ -119,8 +124,15 @@ impl LoadedModels<'_> {
             }
         };
         let cache = cache_folder();
-        let table = load_or_measure(&self.target, Some(draft), &options, &identity, cache.as_deref(), observe);
-        table.context("the speed table").map(Some)
+        Ok(Some(load_or_measure(
+            &self.target,
+            Some(draft),
+            &options,
+            &identity,
+            cache.as_deref(),
+            observe,
+            warn_unkept,
+        )))
     }
 
     /// Returns the calibration table beside the draft, if the draft was calibrated.

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::models::ModelArguments;
+use super::models::{ModelArguments, warn_unkept};
 use super::output::{MOST_REQUESTS, count, count_to, print};
 use crate::profile::{ProfileOptions, cache_folder, load_or_measure, verify_seconds};
 use crate::schedule::StepCost;
@@ -62,9 +62,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let unit = if what == "verify" { "tokens" } else { "requests" };
         eprintln!("{what} {count} {unit}: {:.2} ms", seconds * 1e3);
     };
-    let table = load_or_measure(target, draft, &options, &identity, from, observe)?;
-    if let (true, Some(cache)) = (arguments.again, &cache) {
-        crate::profile::keep(&table, &identity, cache)?;
+    let table = load_or_measure(target, draft, &options, &identity, from, observe, warn_unkept);
+    if let (true, Some(cache)) = (arguments.again, &cache)
+        && let Err(error) = crate::profile::keep(&table, &identity, cache)
+    {
+        warn_unkept(error);
     }
     if let Some(path) = &arguments.out {
         table.write(path)?;

@@ -15,12 +15,10 @@ use super::engine::EngineArguments;
 use super::output::{count, print};
 use super::user_text::UserTextArguments;
 use crate::engine::Sampling;
-use crate::server::{Server, ServerConfig};
+use crate::server::{PROMPT_THREADS, Server, ServerConfig, ServerError};
 
 /// Where the API key may be when no file is given.
 const KEY_VARIABLE: &str = "DSPARK_API_KEY";
-/// Threads that tokenise prompts.
-const PROMPT_THREADS: usize = 2;
 
 /// Arguments of `dspark serve`.
 #[derive(Debug, Args)]
@@ -39,19 +37,27 @@ pub struct Arguments {
     /// A file whose text clients must send as key (default: the environment variable DSPARK_API_KEY, else none)
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
+    /// A web page that may use the server, as http://HOST:PORT, or * for all; may be given several times (default: none)
+    #[arg(long = "allow-origin", value_name = "ORIGIN", value_parser = origin)]
+    allow_origins: Vec<String>,
+    /// A name under which the server is reached without an API key; may be given several times. Addresses and localhost need
+    /// none, and with --host other than this machine neither do names without a dot
+    #[arg(long = "allow-host", value_name = "NAME", value_parser = host_name)]
+    allow_hosts: Vec<String>,
     /// Bytes of a request, at most
     #[arg(long, default_value_t = 2 << 20, value_parser = count)]
     max_body_bytes: usize,
     /// Open connections, at most; when there are more, those that send nothing are closed
     #[arg(long, default_value_t = 512, value_parser = count)]
     max_connections: usize,
-    /// How long a connection may take to send a request
+    /// How long a connection may take to send a request, and may take nothing of a reply
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds)]
     idle_seconds: u64,
     /// How long a request may take
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = seconds)]
     request_seconds: u64,
-    /// How long answers may still take after SIGINT or SIGTERM; a second signal ends at once
+    /// How long answers may still take after SIGINT or SIGTERM. The exit code is then 0; a second signal ends at once, with 130
+    /// or 143
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=86_400))]
     grace_seconds: u64,
     #[command(flatten)]
@@ -76,10 +82,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if open {
         tracing::warn!("there is no API key: whoever reaches {} may ask", arguments.host);
     }
+    if api_key.is_none() && arguments.allow_origins.iter().any(|origin| origin == "*") {
+        tracing::warn!("there is no API key: every web page that a browser here shows may ask");
+    }
     let running = arguments.engine.start(Sampling::default())?;
     let config = ServerConfig {
         model: arguments.served_model_name.clone().unwrap_or(running.name),
         api_key,
+        allow_origins: arguments.allow_origins.clone(),
+        allow_hosts: arguments.allow_hosts.clone(),
+        network: !arguments.host.is_loopback(),
         max_body_bytes: arguments.max_body_bytes,
         max_connections: arguments.max_connections,
         idle_timeout: Duration::from_secs(arguments.idle_seconds),
@@ -103,11 +115,29 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             .with_context(|| format!("listening on {}, port {}", arguments.host, arguments.port))?;
         let stop = signals().context("listening for signals")?;
         print(format!("serving {model} on http://{}/v1", server.address()?))?;
-        server.run(stop).await;
+        server.run(stop).await?;
         anyhow::Ok(())
     })?;
-    running.engine.join();
-    Ok(())
+    // It may have failed while it finished what was begun.
+    if running.engine.join() { Ok(()) } else { Err(ServerError::EngineEnded.into()) }
+}
+
+/// A page's origin as browsers send it, or all of them.
+fn origin(text: &str) -> Result<String, String> {
+    let text = text.trim_end_matches('/');
+    let place = text.split_once("://").map(|(_, place)| place);
+    if text == "*" || place.is_some_and(|place| !place.is_empty() && !place.contains(['/', '?', '#', ' '])) {
+        return Ok(text.to_owned());
+    }
+    Err("expected scheme://host, with :port where it is not the scheme's own, or *".to_owned())
+}
+
+/// A name of the server without its port.
+fn host_name(text: &str) -> Result<String, String> {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)) {
+        return Ok(text.trim_end_matches('.').to_owned());
+    }
+    Err("expected a host name without scheme, port and path".to_owned())
 }
 
 /// A number of seconds that clocks can count.
@@ -179,6 +209,19 @@ fn signals() -> io::Result<impl Future<Output = ()>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn origins_and_hosts_are_what_browsers_send() {
+        assert_eq!(origin("http://localhost:3000/").as_deref(), Ok("http://localhost:3000"));
+        assert_eq!(origin("*").as_deref(), Ok("*"));
+        for wrong in ["localhost:3000", "http://", "http://a/b", "", "http://a b"] {
+            assert!(origin(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(host_name("gpu-box.lan.").as_deref(), Ok("gpu-box.lan"));
+        for wrong in ["", "http://gpu", "gpu:8000", "gpu/"] {
+            assert!(host_name(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn a_key_is_one_word_of_a_file() {

@@ -1,20 +1,27 @@
 //! The text side of answers: from committed tokens to events, on a thread of its own, while the next step computes.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::Sender;
 
-use super::request::{Delta, Event, Failure, FinishReason, Finished, TokenOutput, Usage};
+use super::request::{Delta, EVENTS_AHEAD, Event, Failure, FinishReason, Finished, TokenOutput, Usage};
 use super::stop_strings::StopStrings;
-use crate::text::{Detokenizer, Tokenizer};
+use crate::text::{Detokenizer, TextError, Tokenizer};
 
 /// What the step loop says about a request.
 #[derive(Debug)]
 pub(super) enum Output {
     /// It was taken.
-    Begin { id: u64, events: UnboundedSender<Event>, stop_strings: Vec<String>, submitted: Instant, prompt: Vec<u32> },
+    Begin {
+        id: u64,
+        events: Sender<Event>,
+        stop_strings: Vec<String>,
+        include_stop: bool,
+        submitted: Instant,
+        prompt: Vec<u32>,
+    },
     /// Tokens were committed.
     Tokens(Tokens),
     /// It was given up.
@@ -36,37 +43,43 @@ pub(super) struct Tokens {
     pub end: Option<(FinishReason, bool)>,
 }
 
-/// Tells the step loop that an answer ended on a stop string.
+/// Tells the step loop that an answer ended for a reason that only its text shows.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Stopped(pub u64);
+pub(super) struct Stopped {
+    pub id: u64,
+    /// Whether it is complete: it ended on a stop string. Otherwise it was given up.
+    pub complete: bool,
+}
 
 struct Text {
-    events: UnboundedSender<Event>,
+    events: Sender<Event>,
     detokenizer: Detokenizer,
     stop: StopStrings,
+    include_stop: bool,
     usage: Usage,
     submitted: Instant,
     first: Option<Duration>,
 }
 
 /// Runs until the step loop is gone.
-pub(super) fn run(tokenizer: &Tokenizer, outputs: &Receiver<Output>, stopped: &Sender<Stopped>) {
+pub(super) fn run(tokenizer: &Tokenizer, outputs: &Receiver<Output>, stopped: &mpsc::Sender<Stopped>) {
     let mut texts: HashMap<u64, Text> = HashMap::new();
     for output in outputs {
         match output {
-            Output::Begin { id, events, stop_strings, submitted, prompt } => {
+            Output::Begin { id, events, stop_strings, include_stop, submitted, prompt } => {
                 let detokenizer = match Detokenizer::new(tokenizer, &prompt, true) {
                     Ok(detokenizer) => detokenizer,
                     Err(error) => {
-                        // Whoever hears of it drops the answer, which cancels the request.
-                        let _ = events.send(Event::Failed(Failure::Internal(error.to_string())));
+                        let _ = stopped.send(Stopped { id, complete: false });
+                        let _ = events.try_send(Event::Failed(Failure::Internal(error.to_string())));
                         continue;
                     }
                 };
                 let text = Text {
                     events,
                     detokenizer,
-                    stop: StopStrings::new(stop_strings),
+                    stop: StopStrings::new(stop_strings, include_stop),
+                    include_stop,
                     usage: Usage { prompt_tokens: prompt.len(), ..Usage::default() },
                     submitted,
                     first: None,
@@ -77,19 +90,18 @@ pub(super) fn run(tokenizer: &Tokenizer, outputs: &Receiver<Output>, stopped: &S
                 let id = tokens.id;
                 // An answer that ended on a stop string may get tokens until the step loop hears of it.
                 let Some(text) = texts.get_mut(&id) else { continue };
-                match text.add(tokens) {
-                    Progress::GoesOn => {}
-                    Progress::Ended => _ = texts.remove(&id),
-                    Progress::StoppedHere => {
-                        texts.remove(&id);
-                        // Without a step loop there is nothing left to stop.
-                        let _ = stopped.send(Stopped(id));
-                    }
+                let Some(last) = text.add(tokens) else { continue };
+                // The step loop hears of it before the client does: a client that has the whole answer and goes away did not
+                // cancel it. Without a step loop there is nothing left to stop.
+                if let Some(complete) = last.unknown_to_the_loop {
+                    let _ = stopped.send(Stopped { id, complete });
                 }
+                text.tell(last.event);
+                texts.remove(&id);
             }
             Output::Fail { id, failure } => {
                 if let Some(text) = texts.remove(&id) {
-                    let _ = text.events.send(Event::Failed(failure));
+                    text.tell(Event::Failed(failure));
                 }
             }
             Output::Forget { id } => _ = texts.remove(&id),
@@ -97,19 +109,52 @@ pub(super) fn run(tokenizer: &Tokenizer, outputs: &Receiver<Output>, stopped: &S
     }
 }
 
-enum Progress {
-    GoesOn,
-    Ended,
-    /// On a stop string, which the step loop does not know yet.
-    StoppedHere,
+/// The last event of an answer.
+struct Last {
+    event: Event,
+    /// When the step loop goes on with the answer until it is told: whether the answer is complete.
+    unknown_to_the_loop: Option<bool>,
+}
+
+impl Last {
+    fn failed(failure: Failure) -> Self {
+        Self { event: Event::Failed(failure), unknown_to_the_loop: Some(false) }
+    }
 }
 
 impl Text {
-    fn add(&mut self, step: Tokens) -> Progress {
+    /// Takes what one step committed; returns how the answer ends when it does.
+    fn add(&mut self, step: Tokens) -> Option<Last> {
         self.first.get_or_insert_with(|| self.submitted.elapsed());
         self.usage.cached_prompt_tokens = step.cached_prompt;
         self.usage.rounds += usize::from(step.round);
         self.usage.verified_tokens += step.drafted.len();
+        let end = step.end;
+        let (delta, stopped) = match self.text_of(step) {
+            Ok(read) => read,
+            Err(error) => return Some(Last::failed(Failure::Internal(error.to_string()))),
+        };
+        // A place is kept for the last event.
+        if self.events.capacity() < 2 && !self.events.is_closed() {
+            return Some(Last::failed(Failure::NotRead(EVENTS_AHEAD)));
+        }
+        self.tell(Event::Delta(delta));
+        let reason = match (stopped, end) {
+            (true, _) => FinishReason::Stop,
+            (false, Some((reason, _))) => reason,
+            (false, None) => return None,
+        };
+        let finished = Finished {
+            reason,
+            usage: self.usage,
+            time_to_first_token: self.first.unwrap_or_default(),
+            time: self.submitted.elapsed(),
+        };
+        Some(Last { event: Event::Finished(finished), unknown_to_the_loop: end.is_none().then_some(true) })
+    }
+
+    /// Turns a step's tokens into text, up to a stop string.
+    fn text_of(&mut self, step: Tokens) -> Result<(Delta, bool), TextError> {
         let mut delta = Delta { drafted: step.drafted, round: step.round, ..Delta::default() };
         let last = step.tokens.len().wrapping_sub(1);
         let mut stopped = false;
@@ -118,46 +163,27 @@ impl Text {
             self.usage.round_tokens += usize::from(step.round);
             self.usage.accepted_tokens += usize::from(token.drafted);
             // A stop token is part of the answer, not of its text.
-            let silent = index == last && matches!(step.end, Some((_, true)));
-            let piece = if silent { Ok(None) } else { self.detokenizer.push(token.id) };
+            let silent = !self.include_stop && index == last && matches!(step.end, Some((_, true)));
+            let piece = if silent { None } else { self.detokenizer.push(token.id)? };
             delta.tokens.push(token);
-            match piece {
-                Ok(piece) => stopped = self.stop.push(piece.as_deref().unwrap_or_default(), &mut delta.text),
-                Err(error) => return self.fail(&error.to_string()),
-            }
+            stopped = self.stop.push(piece.as_deref().unwrap_or_default(), &mut delta.text);
             if stopped {
                 break;
             }
         }
         if step.end.is_some() && !stopped {
-            match self.detokenizer.flush() {
-                Ok(rest) => stopped = self.stop.push(rest.as_deref().unwrap_or_default(), &mut delta.text),
-                Err(error) => return self.fail(&error.to_string()),
-            }
+            let rest = self.detokenizer.flush()?;
+            stopped = self.stop.push(rest.as_deref().unwrap_or_default(), &mut delta.text);
             if !stopped {
                 self.stop.flush(&mut delta.text);
             }
         }
-        // The receiver may be gone; the step loop looks for that itself.
-        let _ = self.events.send(Event::Delta(delta));
-        let reason = match (stopped, step.end) {
-            (true, _) => FinishReason::Stop,
-            (false, Some((reason, _))) => reason,
-            (false, None) => return Progress::GoesOn,
-        };
-        let finished = Finished {
-            reason,
-            usage: self.usage,
-            time_to_first_token: self.first.unwrap_or_default(),
-            time: self.submitted.elapsed(),
-        };
-        let _ = self.events.send(Event::Finished(finished));
-        if step.end.is_some() { Progress::Ended } else { Progress::StoppedHere }
+        Ok((delta, stopped))
     }
 
-    fn fail(&self, error: &str) -> Progress {
-        let _ = self.events.send(Event::Failed(Failure::Internal(error.to_owned())));
-        Progress::StoppedHere
+    fn tell(&self, event: Event) {
+        // The receiver may be gone; the step loop looks for that itself.
+        let _ = self.events.try_send(event);
     }
 }
 
@@ -165,7 +191,7 @@ impl Text {
 mod tests {
     use std::sync::mpsc::channel;
 
-    use tokio::sync::mpsc::unbounded_channel;
+    use tokio::sync::mpsc;
 
     use super::*;
     use crate::text::testing;
@@ -175,12 +201,15 @@ mod tests {
         let tokenizer = testing::load(&testing::sentence_piece());
         let ids =
             |tokens: &[&str]| -> Vec<u32> { tokens.iter().map(|token| tokenizer.token_id(token).unwrap()).collect() };
-        let (sender, mut events) = unbounded_channel();
+        let (sender, mut events) = mpsc::channel(EVENTS_AHEAD);
         let (outputs, inbox) = channel();
         let (stopped, _stops) = channel();
         let stop_strings = stop_strings.iter().map(|stop| (*stop).to_owned()).collect();
         let submitted = Instant::now();
-        outputs.send(Output::Begin { id: 1, events: sender, stop_strings, submitted, prompt: ids(prompt) }).unwrap();
+        let prompt = ids(prompt);
+        outputs
+            .send(Output::Begin { id: 1, events: sender, stop_strings, include_stop: false, submitted, prompt })
+            .unwrap();
         for (index, id) in ids(answer).into_iter().enumerate() {
             let end = (index + 1 == answer.len()).then_some((FinishReason::Length, false));
             let tokens = vec![TokenOutput { id, drafted: false, logprobs: None }];

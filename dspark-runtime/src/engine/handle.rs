@@ -5,10 +5,10 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::{mpsc, watch};
 
 use super::metrics::Metrics;
-use super::request::{Answer, Event, Refusal, Request};
+use super::request::{Answer, EVENTS_AHEAD, Event, Refusal, Request};
 
 /// What cannot be asked of this engine.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +19,8 @@ pub struct Limits {
     pub context_length: usize,
     /// Requests that may wait.
     pub queue: usize,
+    /// Answers that one client should ask for at the same time, so that others get theirs meanwhile.
+    pub share: usize,
 }
 
 /// A request on its way into the engine.
@@ -26,7 +28,7 @@ pub struct Limits {
 pub(super) struct Submission {
     pub id: u64,
     pub request: Request,
-    pub events: UnboundedSender<Event>,
+    pub events: mpsc::Sender<Event>,
     pub at: Instant,
 }
 
@@ -54,6 +56,8 @@ pub(super) struct Shared {
     /// Requests submitted and not admitted yet.
     pub waiting: AtomicUsize,
     pub shutting_down: AtomicBool,
+    /// True once the step loop has ended, in order or not.
+    pub ended: watch::Sender<bool>,
     pub metrics: Mutex<Metrics>,
 }
 
@@ -77,7 +81,23 @@ impl EngineHandle {
         if let Err(waiting) = self.shared.waiting.try_update(Ordering::AcqRel, Ordering::Acquire, place) {
             return Err(Refusal::QueueFull { waiting, retry_after: self.metrics().expected_wait(waiting) });
         }
-        let (events, receiver) = unbounded_channel();
+        self.enqueue(request)
+    }
+
+    /// Hands in a request that takes the place of one whose answer has just ended: it belongs to what was begun. It waits
+    /// however many others wait, also while the engine finishes before it shuts down.
+    ///
+    /// # Errors
+    /// At once, when the request cannot be answered or the engine has ended.
+    pub fn submit_next(&self, request: Request) -> Result<Answer, Refusal> {
+        self.check(&request)?;
+        self.shared.waiting.fetch_add(1, Ordering::AcqRel);
+        self.enqueue(request)
+    }
+
+    /// Sends a request that is counted as waiting.
+    fn enqueue(&self, request: Request) -> Result<Answer, Refusal> {
+        let (events, receiver) = mpsc::channel(EVENTS_AHEAD);
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let submission = Submission { id, request, events, at: Instant::now() };
         if self.commands.send(Command::Submit(submission)).is_err() {
@@ -85,6 +105,12 @@ impl EngineHandle {
             return Err(Refusal::ShuttingDown);
         }
         Ok(Answer { id, events: receiver })
+    }
+
+    /// Ready when the engine has ended: it was told to shut down, or it failed.
+    pub async fn ended(&self) {
+        // The sender is in this handle, too.
+        let _ = self.shared.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
     /// Whether requests are taken: `false` once the engine was told to shut down, or has ended for any other reason.

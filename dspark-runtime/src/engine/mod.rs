@@ -23,11 +23,14 @@ mod step_loop;
 mod stop_strings;
 #[cfg(all(test, feature = "server"))]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use config::EngineConfig;
 pub use handle::{EngineHandle, Limits};
 pub use metrics::{Metrics, Phase};
 pub use request::{
-    Answer, Delta, Event, Failure, FinishReason, Finished, Logprobs, Refusal, Request, Sampling, TokenOutput, Usage,
+    Answer, Delta, EVENTS_AHEAD, Event, Failure, FinishReason, Finished, Logprobs, Refusal, Request, Sampling,
+    TokenOutput, Usage,
 };
 pub use start::{Engine, EngineError};

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::Receiver;
 
 use crate::speculate::{Filters, NotFinite, Randomness, Sampler, accepted_length};
+
+/// Events of one answer that may wait for whoever reads it. An answer that is further ahead is given up.
+pub const EVENTS_AHEAD: usize = 8192;
 
 /// One answer to be generated.
 #[derive(Clone, Debug)]
@@ -15,10 +18,12 @@ pub struct Request {
     pub max_new_tokens: usize,
     /// How tokens are chosen.
     pub sampling: Sampling,
-    /// Tokens that end the answer; they are part of it, but not of its text.
+    /// Tokens that end the answer; they are part of it, but not of its text unless `include_stop_string` says so.
     pub stop_token_ids: Vec<u32>,
-    /// Texts that end the answer; neither they nor anything after them is part of its text. None is empty.
+    /// Texts that end the answer: the first to be complete. None is empty. Nothing after it is part of the answer's text.
     pub stop_strings: Vec<String>,
+    /// Whether the stop string, or the text of the stop token unless it is special, is part of the answer's text.
+    pub include_stop_string: bool,
     /// Log-probabilities of the chosen tokens, and of this many most likely ones beside them. They are those of the
     /// target before temperature and filters.
     pub logprobs: Option<usize>,
@@ -223,17 +228,21 @@ pub enum Failure {
     /// The target gives no distribution for the next token.
     #[error("{0}")]
     NotFinite(#[source] NotFinite),
+    /// Nobody read the answer as it came.
+    #[error("{0} pieces of the answer were waiting to be read; expected a client that reads faster")]
+    NotRead(usize),
     /// A defect.
     #[error("internal error: {0}")]
     Internal(String),
 }
 
-/// The answer to a request as it comes. Dropping it cancels the request, which frees its place within one step.
+/// The answer to a request as it comes. Dropping it cancels the request, which frees its place within one step. It has to be read
+/// as it comes: at most [`EVENTS_AHEAD`] events wait.
 #[derive(Debug)]
 pub struct Answer {
     /// A number that no other request of this engine has.
     pub id: u64,
-    pub(super) events: UnboundedReceiver<Event>,
+    pub(super) events: Receiver<Event>,
 }
 
 impl Answer {

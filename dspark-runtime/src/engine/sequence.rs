@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::Sender;
 
 use super::handle::Submission;
 use super::memory::SequenceCache;
@@ -26,7 +26,7 @@ pub(super) struct Sequence {
     pub cache: Option<SequenceCache>,
     pub submitted: Instant,
     /// Closed when nobody waits for the answer any more.
-    pub events: UnboundedSender<Event>,
+    pub events: Sender<Event>,
     /// Prompt tokens found in the cache at the first admission.
     pub cached_prompt: usize,
     pub admitted_before: bool,

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 
 use burn::tensor::Device;
 use rand::Rng;
+use tokio::sync::watch;
 
 use super::config::EngineConfig;
 use super::finisher;
@@ -19,6 +20,9 @@ use crate::model::{Draft, Target};
 use crate::schedule::{Mode, Policy};
 use crate::speculate::Rounds;
 use crate::text::Tokenizer;
+
+/// Clients that the running requests are enough for when each asks for its share.
+const SHARES: usize = 4;
 
 /// A running engine. It ends when it was told to shut down, or when all handles are gone and all answers complete.
 #[derive(Debug)]
@@ -88,10 +92,12 @@ impl Engine {
                 vocab_size: target.config().vocab_size,
                 context_length: target.config().max_position_embeddings.min(longest),
                 queue: config.max_waiting,
+                share: config.max_running.div_ceil(SHARES),
             },
             next_id: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             shutting_down: AtomicBool::new(false),
+            ended: watch::Sender::new(false),
             metrics: Mutex::new(Metrics::default()),
         });
         let sampling_on_device = config.sampling_on_device.unwrap_or_else(|| *target.device() != Device::flex());
@@ -130,11 +136,9 @@ impl Engine {
         Ok((Self { threads: vec![steps, texts] }, EngineHandle { commands, shared }))
     }
 
-    /// Waits until both threads have ended.
-    pub fn join(self) {
-        for thread in self.threads {
-            // A panic was printed by the thread itself.
-            let _ = thread.join();
-        }
+    /// Waits until both threads have ended, and returns whether neither failed.
+    pub fn join(self) -> bool {
+        // A panic was printed by the thread itself.
+        self.threads.into_iter().fold(true, |well, thread| thread.join().is_ok() && well)
     }
 }

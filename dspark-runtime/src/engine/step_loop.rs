@@ -40,6 +40,7 @@ impl Drop for StepLoop<'_> {
     /// However the loop ended, a defect included, nothing more is taken.
     fn drop(&mut self) {
         self.shared.shutting_down.store(true, Ordering::Release);
+        self.shared.ended.send_replace(true);
     }
 }
 
@@ -101,6 +102,7 @@ impl StepLoop<'_> {
             id: submission.id,
             events: submission.events.clone(),
             stop_strings: submission.request.stop_strings.clone(),
+            include_stop: submission.request.include_stop_string,
             submitted: submission.at,
             prompt: submission.request.prompt.clone(),
         });
@@ -109,14 +111,21 @@ impl StepLoop<'_> {
 
     /// Sequences that ended on a stop string, whose client left, or whose time is up.
     fn remove_the_ended(&mut self) {
-        while let Ok(Stopped(id)) = self.stopped.try_recv() {
-            if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {
-                let sequence = self.running.remove(index);
-                self.finish(sequence);
-            } else if let Some(index) = self.waiting.iter().position(|sequence| sequence.id == id) {
+        while let Ok(Stopped { id, complete }) = self.stopped.try_recv() {
+            let running = self.running.iter().position(|sequence| sequence.id == id);
+            let running = running.map(|index| self.running.remove(index));
+            let Some(mut sequence) = running.or_else(|| {
                 // It was preempted meanwhile.
-                self.waiting.remove(index);
-                self.metrics.finished += 1;
+                let index = self.waiting.iter().position(|sequence| sequence.id == id)?;
+                self.waiting.remove(index)
+            }) else {
+                continue;
+            };
+            if complete {
+                self.finish(sequence);
+            } else {
+                self.metrics.failed += 1;
+                self.give_back(&mut sequence);
             }
         }
         let now = Instant::now();
@@ -210,9 +219,12 @@ impl StepLoop<'_> {
         }
     }
 
+    /// Tells the finisher.
+    ///
+    /// # Panics
+    /// When the finisher has ended, which it only does before this loop by a defect: nobody would get an answer any more.
     pub(super) fn tell(&self, output: Output) {
-        // The finisher ends only after this loop.
-        let _ = self.outputs.send(output);
+        assert!(self.outputs.send(output).is_ok(), "the thread that turns tokens into text has ended");
     }
 
     fn publish(&mut self) {

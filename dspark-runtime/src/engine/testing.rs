@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::Sender;
+use tokio::sync::watch;
 
 use super::handle::{Command, Shared};
 use super::{EngineHandle, Event, Limits, Metrics, Request};
@@ -18,7 +19,7 @@ pub(crate) struct ScriptedEngine {
 /// A request that the test is to answer.
 pub(crate) struct Taken {
     pub request: Request,
-    events: UnboundedSender<Event>,
+    events: Sender<Event>,
 }
 
 /// A handle whose requests come out at the other end.
@@ -29,6 +30,7 @@ pub(crate) fn scripted(limits: Limits) -> (EngineHandle, ScriptedEngine) {
         next_id: AtomicU64::new(0),
         waiting: AtomicUsize::new(0),
         shutting_down: AtomicBool::new(false),
+        ended: watch::Sender::new(false),
         metrics: Mutex::new(Metrics::default()),
     });
     (EngineHandle { commands: sender, shared: shared.clone() }, ScriptedEngine { commands, shared })
@@ -52,10 +54,18 @@ impl ScriptedEngine {
     }
 }
 
+impl Drop for ScriptedEngine {
+    /// As an engine that fails: nothing more is taken, and what was taken is dropped.
+    fn drop(&mut self) {
+        self.shared.shutting_down.store(true, Ordering::Release);
+        self.shared.ended.send_replace(true);
+    }
+}
+
 impl Taken {
-    /// Tells the receiver, if there still is one.
+    /// Tells the receiver, if there still is one that reads.
     pub fn send(&self, event: Event) {
-        let _ = self.events.send(event);
+        let _ = self.events.try_send(event);
     }
 
     /// Ready when the answer was dropped.

@@ -44,10 +44,7 @@ pub fn identity(
 }
 
 /// Returns the table of an earlier run when there is one that fits and is complete, else a new one, which is then kept for the
-/// next run. Without a folder nothing is kept.
-///
-/// # Errors
-/// When a new table cannot be written.
+/// next run. Without a folder nothing is kept. The table is good whether or not it could be kept; `unkept` is told why not.
 pub fn load_or_measure(
     target: &Target,
     draft: Option<&Draft>,
@@ -55,20 +52,21 @@ pub fn load_or_measure(
     identity: &Identity,
     folder: Option<&Path>,
     observe: impl FnMut(&str, usize, f64),
-) -> Result<SpsTable, CheckpointError> {
+    unkept: impl FnOnce(CheckpointError),
+) -> SpsTable {
     let path = folder.map(|folder| folder.join(file_name(identity)));
     if let Some(path) = &path
         && let Ok(table) = SpsTable::read(path)
         && table.check_identity(path, identity).is_ok()
         && is_complete(&table)
     {
-        return Ok(table);
+        return table;
     }
     let table = measure(target, draft, options, observe).with_identity(identity.clone());
-    if let Some(folder) = folder {
-        keep(&table, identity, folder)?;
+    if let Some(Err(error)) = folder.map(|folder| keep(&table, identity, folder)) {
+        unkept(error);
     }
-    Ok(table)
+    table
 }
 
 /// Tables of earlier versions do not say what it costs to bring a draft's context up to date.
@@ -122,7 +120,11 @@ fn processor() -> String {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::checkpoint::JsonFields;
     use crate::schedule::{DraftCost, StepCost};
 
     #[test]
@@ -139,6 +141,29 @@ mod tests {
         let read = SpsTable::read(&path).unwrap();
         assert!(read.check_identity(&path, &one).is_ok());
         assert!(read.check_identity(&path, &other).unwrap_err().to_string().contains("threads"));
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_kept_is_used_all_the_same() {
+        let fields = json!({
+            "architectures": ["Qwen3ForCausalLM"], "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1,
+            "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 1, "vocab_size": 8,
+            "max_position_embeddings": 256, "tie_word_embeddings": true,
+        });
+        let Value::Object(fields) = fields else { unreachable!("an object was written") };
+        let config = TargetConfig::from_fields(JsonFields::new("config.json", fields)).unwrap();
+        let target = Target::random(config, 1, &Device::flex());
+        // A folder cannot be made below a file.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let folder = file.path().join("profiles");
+        let options = ProfileOptions { max_batch_tokens: 2, max_requests: 1, context: 8, repeats: 1 };
+        let mut told = None;
+        let observe = |_: &str, _: usize, _: f64| {};
+        let identity = Identity::default();
+        let table =
+            load_or_measure(&target, None, &options, &identity, Some(&folder), observe, |error| told = Some(error));
+        assert!(matches!(table.cost(), StepCost::Probes { .. }));
+        assert!(told.unwrap().to_string().contains("profiles"));
     }
 
     #[test]

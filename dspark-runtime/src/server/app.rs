@@ -17,9 +17,11 @@ use subtle::ConstantTimeEq;
 use super::ServerConfig;
 use super::error::{ApiError, json_response};
 use super::metrics::{self, Traffic};
+use super::origin::check_origin;
 use super::record::{Record, accompany};
 use super::respond::respond;
 use super::shape::{Endpoint, unix_seconds};
+use super::turns::Turns;
 use crate::engine::EngineHandle;
 use crate::text::Tokenizer;
 
@@ -29,6 +31,9 @@ pub(super) struct App {
     pub tokenizer: Tokenizer,
     pub config: ServerConfig,
     pub traffic: Traffic,
+    pub turns: Turns,
+    /// Bytes of a prompt that fits into the model's context; `None` where the tokeniser does not tell.
+    pub most_prompt_bytes: Option<usize>,
     /// Set once the server was told to stop.
     pub stopping: AtomicBool,
     created: u64,
@@ -39,12 +44,16 @@ pub(super) struct App {
 
 impl App {
     pub fn new(engine: EngineHandle, tokenizer: Tokenizer, config: ServerConfig) -> Arc<Self> {
+        let context = engine.limits().context_length;
+        let most_prompt_bytes = tokenizer.most_bytes_per_token().map(|bytes| bytes.saturating_mul(context));
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Arc::new(Self {
             engine,
             tokenizer,
             config,
             traffic: Traffic::default(),
+            turns: Turns::new(),
+            most_prompt_bytes,
             stopping: AtomicBool::new(false),
             created: unix_seconds(),
             prefix: started.as_micros() as u64,
@@ -73,7 +82,7 @@ impl App {
     }
 }
 
-/// All paths. Everything but `/health` wants the API key, if there is one.
+/// All paths. Everything but `/health` wants the API key, if there is one, and else a `Host` and an `Origin` that may ask.
 pub(super) fn router(app: Arc<App>) -> Router {
     let wants_key = Router::new()
         .route("/v1/chat/completions", post(chat))
@@ -89,6 +98,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             ApiError::wrong_method(method.as_str(), uri.path())
         })
+        .layer(middleware::from_fn_with_state(app.clone(), check_origin))
         .layer(middleware::from_fn_with_state(app.clone(), accompany))
         .with_state(app)
 }

@@ -1,13 +1,16 @@
 //! Accepting connections, and ending those that only take up room.
 //!
-//! A connection either waits for a request to arrive (it is new, or sends nothing, or sends a head byte by byte, or its
-//! last request was answered) or is being answered. Waiting ones are closed after a time, and at once, longest wait first,
-//! when a new one needs the place. So clients that say nothing cannot keep out one that does.
+//! A connection either waits for a request to arrive (it is new, or sends nothing, or sends a head or a body byte by byte, or its
+//! last request was answered) or is being answered (`activity`). Waiting ones are closed after a time, and at once, longest wait
+//! first, when a new one needs the place; so are clients that do not take their replies. So clients that say nothing, or do not
+//! listen, cannot keep out one that does.
 
 use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -17,12 +20,14 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, ToSocketAddrs, lookup_host};
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tower::ServiceExt;
 
+use super::ServerError;
+use super::activity::{Activity, Watched};
 use super::app::{App, router};
 
 /// How often connections are looked over.
@@ -31,50 +36,34 @@ const LOOK: Duration = Duration::from_secs(1);
 const LONGEST_GRACE: Duration = Duration::from_secs(86_400);
 /// How long the last bytes may take when the server stops.
 const LAST_BYTES: Duration = Duration::from_secs(1);
+/// How long the errors may take that clients get when the engine has ended.
+const LAST_ERRORS: Duration = Duration::from_secs(5);
+/// Bytes that the system keeps of a reply. A client that reads slowly shows by taking parts of it that it still reads.
+const SEND_BUFFER: u32 = 64 << 10;
+/// Connections that the system holds until they are accepted.
+const BACKLOG: u32 = 1024;
 
-/// What a connection is doing.
-#[derive(Debug)]
-pub(super) struct Activity {
-    state: Mutex<Doing>,
-    /// Told whenever an answer is over.
-    freed: Arc<Notify>,
+/// Listens on the first of the addresses that can be had.
+pub(super) async fn listen(addresses: impl ToSocketAddrs) -> io::Result<TcpListener> {
+    let mut outcome = Err(io::Error::new(io::ErrorKind::InvalidInput, "the name has no address"));
+    for address in lookup_host(addresses).await? {
+        outcome = listen_on(address);
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Doing {
-    Waiting(Instant),
-    Answering(Instant),
-}
-
-impl Activity {
-    fn new(freed: Arc<Notify>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(Doing::Waiting(Instant::now())), freed })
-    }
-
-    fn doing(&self) -> Doing {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, doing: Doing) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = doing;
-    }
-
-    /// A request has arrived; it is being answered until what this returns is dropped.
-    pub fn answer(self: &Arc<Self>) -> Answering {
-        self.set(Doing::Answering(Instant::now()));
-        Answering(self.clone())
-    }
-}
-
-/// A request is being answered.
-#[derive(Debug)]
-pub(super) struct Answering(Arc<Activity>);
-
-impl Drop for Answering {
-    fn drop(&mut self) {
-        self.0.set(Doing::Waiting(Instant::now()));
-        self.0.freed.notify_one();
-    }
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A server that is started again gets its port; elsewhere than on Unix the option lets others take it.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    // What is accepted inherits it.
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// The open connections.
@@ -88,8 +77,12 @@ struct Connections {
 }
 
 /// Serves until `stop` is ready; then takes no more requests for answers, gives those under way the grace time, and closes
-/// everything.
-pub(super) async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Output = ()>) {
+/// everything. When the engine ends by itself, what was begun gets its error, and the server ends.
+pub(super) async fn serve(
+    listener: TcpListener,
+    app: Arc<App>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServerError> {
     let mut connections = Connections {
         router: router(app.clone()),
         app: app.clone(),
@@ -98,7 +91,8 @@ pub(super) async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Futur
         freed: Arc::new(Notify::new()),
         closing: watch::Sender::new(false),
     };
-    let mut stop = pin!(stop);
+    let (mut stop, mut ended) = (pin!(stop), pin!(app.engine.ended()));
+    let mut outcome = Ok(());
     let mut last_moment: Option<Instant> = None;
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -115,12 +109,18 @@ pub(super) async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Futur
                 app.engine.shut_down(app.config.grace);
                 last_moment = Some(Instant::now() + app.config.grace.min(LONGEST_GRACE) + LAST_BYTES);
             }
+            () = &mut ended, if last_moment.is_none() => {
+                tracing::error!("the engine has ended; the server stops");
+                app.stopping.store(true, Ordering::Release);
+                last_moment = Some(Instant::now() + LAST_ERRORS);
+                outcome = Err(ServerError::EngineEnded);
+            }
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => connections.take(stream),
                 Err(error) => {
                     // No file descriptors, most likely; those that wait give theirs back.
                     tracing::warn!(%error, "a connection was not accepted");
-                    connections.close_longest_waiting();
+                    connections.make_room();
                     sleep(Duration::from_millis(50)).await;
                 }
             },
@@ -133,11 +133,12 @@ pub(super) async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Futur
     }
     drop(listener);
     connections.close_all().await;
+    outcome
 }
 
 impl Connections {
     fn take(&mut self, stream: TcpStream) {
-        if self.open.len() >= self.app.config.max_connections && !self.close_longest_waiting() {
+        if self.open.len() >= self.app.config.max_connections && !self.make_room() {
             tracing::warn!("a connection was closed at once: all {} are being answered", self.open.len());
             return;
         }
@@ -157,13 +158,13 @@ impl Connections {
         self.app.traffic.connections.store(self.open.len(), Ordering::Relaxed);
     }
 
-    /// Makes room; false when every connection is being answered.
-    fn close_longest_waiting(&mut self) -> bool {
-        let waiting = self.open.iter().filter_map(|(id, (activity, _))| match activity.doing() {
-            Doing::Waiting(since) => Some((since, *id)),
-            Doing::Answering(_) => None,
-        });
-        let Some((_, id)) = waiting.min_by_key(|(since, _)| *since) else {
+    /// Closes what has waited longest, else the client that has taken nothing for longest; false when there is neither.
+    fn make_room(&mut self) -> bool {
+        let longest = |since: fn(&Activity) -> Option<Instant>| {
+            let connections = self.open.iter().filter_map(|(id, (activity, _))| Some((since(activity)?, *id)));
+            connections.min_by_key(|(since, _)| *since)
+        };
+        let Some((_, id)) = longest(Activity::waiting_since).or_else(|| longest(Activity::stuck_since)) else {
             return false;
         };
         if let Some((_, task)) = self.open.remove(&id) {
@@ -173,23 +174,15 @@ impl Connections {
         true
     }
 
-    /// Closes what waited too long, and what is still not read by its client when every answer has long ended.
+    /// Closes what waited too long for its client.
     fn close_overdue(&self) {
-        let config = &self.app.config;
-        let answering = config.request_timeout.saturating_add(config.idle_timeout.saturating_mul(2));
-        for (activity, task) in self.open.values() {
-            let overdue = match activity.doing() {
-                Doing::Waiting(since) => since.elapsed() > config.idle_timeout,
-                Doing::Answering(since) => since.elapsed() > answering,
-            };
-            if overdue {
-                task.abort();
-            }
-        }
+        let overdue =
+            |(activity, _): &&(Arc<Activity>, AbortHandle)| activity.is_overdue(self.app.config.idle_timeout);
+        self.open.values().filter(overdue).for_each(|(_, task)| task.abort());
     }
 
     fn none_is_answering(&self) -> bool {
-        self.open.values().all(|(activity, _)| matches!(activity.doing(), Doing::Waiting(_)))
+        !self.open.values().any(|(activity, _)| activity.is_answering())
     }
 
     /// Lets every connection send its last bytes and closes it.
@@ -206,11 +199,12 @@ impl Connections {
 async fn converse(stream: TcpStream, router: Router, activity: Arc<Activity>, mut closing: watch::Receiver<bool>) {
     // A token is a small packet that must not wait for the next one.
     let _ = stream.set_nodelay(true);
+    let watched = Watched { stream, activity: activity.clone() };
     let service = router.map_request(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(activity.clone());
         request.map(Body::new)
     });
-    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let connection = http1::Builder::new().serve_connection(TokioIo::new(watched), TowerToHyperService::new(service));
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),

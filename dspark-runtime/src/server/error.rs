@@ -66,9 +66,31 @@ impl ApiError {
         Self::request(StatusCode::BAD_REQUEST, Some("unsupported_parameter"), message).about(param)
     }
 
+    /// A field that nothing here reads, and the known one that may have been meant.
+    pub fn unknown_field(param: impl Into<String>, meant: Option<&str>) -> Self {
+        let param = param.into();
+        let meant = meant.map_or_else(String::new, |meant| format!("; did you mean `{meant}`?"));
+        let message = format!("`{param}` is not known here and would have no effect: leave it out{meant}");
+        Self::request(StatusCode::BAD_REQUEST, Some("unknown_parameter"), message).about(param)
+    }
+
     pub fn wrong_key() -> Self {
         let message = "wrong or missing API key: expected the header `Authorization: Bearer KEY`";
         Self::request(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), message)
+    }
+
+    pub fn strange_origin(origin: &str) -> Self {
+        let message = format!(
+            "web pages of {origin} may not use this server; `--allow-origin {origin}` lets them, an API key protects it from others"
+        );
+        Self::request(StatusCode::FORBIDDEN, Some("origin_not_allowed"), message)
+    }
+
+    pub fn strange_host(host: &str) -> Self {
+        let message = format!(
+            "this server is not known as `{host}`; `--allow-host` adds a name, and with an API key every name is good"
+        );
+        Self::request(StatusCode::FORBIDDEN, Some("host_not_allowed"), message)
     }
 
     pub fn unknown_path(path: &str) -> Self {
@@ -87,6 +109,22 @@ impl ApiError {
     pub fn body_too_large(limit: usize) -> Self {
         let message = format!("the body is longer than {limit} bytes");
         Self::request(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"), message)
+    }
+
+    pub fn too_many_long_bodies(waiting: usize, bytes: usize) -> Self {
+        let message =
+            format!("{waiting} requests of more than {bytes} bytes are waiting to be read already; try again");
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"), message);
+        Self { retry_after: Some(Duration::from_secs(1)), ..error }
+    }
+
+    /// A prompt of which so many tokens cannot be enough.
+    pub fn prompt_bytes(param: impl Into<String>, bytes: usize, limit: usize, tokens: usize) -> Self {
+        let param = param.into();
+        let message = format!(
+            "`{param}`: the prompt has {bytes} bytes; the model's context of {tokens} tokens holds {limit} bytes at most"
+        );
+        Self::request(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message).about(param)
     }
 
     pub fn body_too_slow(limit: Duration) -> Self {
@@ -131,6 +169,9 @@ impl ApiError {
         match failure {
             Failure::ShutDown => Self::shutting_down(failure.to_string()),
             Failure::TimedOut(limit) => Self::timed_out(*limit),
+            Failure::NotRead(_) => {
+                Self::request(StatusCode::REQUEST_TIMEOUT, Some("client_too_slow"), failure.to_string())
+            }
             Failure::NotFinite(_) | Failure::Internal(_) => Self::internal(failure.to_string()),
         }
     }
@@ -172,7 +213,12 @@ impl IntoResponse for ApiError {
 
 /// A response with a JSON body.
 pub(super) fn json_response(status: StatusCode, value: &Value) -> Response {
-    let mut response = Response::new(Body::from(value.to_string()));
+    json_text(status, value.to_string())
+}
+
+/// A response with a JSON body that is written already.
+pub(super) fn json_text(status: StatusCode, text: String) -> Response {
+    let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

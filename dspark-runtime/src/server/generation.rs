@@ -11,15 +11,16 @@ use super::app::App;
 use super::error::ApiError;
 use super::parameters::Asked;
 use super::record::{Answers, Record};
-use crate::engine::{Answer, Delta, Event, FinishReason, Request, Usage};
+use crate::engine::{Answer, Delta, EngineHandle, Event, FinishReason, Refusal, Request, Usage};
 
 /// All choices of a request. Dropping it cancels those that are not finished.
 pub(super) struct Generation {
     app: Arc<App>,
     record: Arc<Record>,
+    asked: Asked,
     events: SelectAll<BoxStream<'static, (usize, Option<Event>)>>,
-    /// Choices per prompt.
-    choices: usize,
+    /// Choices that the engine was asked for.
+    begun: usize,
     usage: Vec<Usage>,
 }
 
@@ -31,28 +32,37 @@ pub(super) enum Update {
 }
 
 impl Generation {
-    /// Hands in one request per prompt and choice.
+    /// Hands in a request for each of the first choices; the others follow as those end, so that a client with many choices
+    /// never has more than its share of the engine.
     ///
     /// # Errors
     /// When the engine refuses one of them; then none is answered.
-    pub fn begin(app: Arc<App>, asked: &Asked, record: Arc<Record>, prompt_field: &str) -> Result<Self, ApiError> {
+    pub fn begin(app: Arc<App>, asked: Asked, record: Arc<Record>, prompt_field: &str) -> Result<Self, ApiError> {
         let answers = asked.prompts.len() * asked.choices;
-        let queue = app.engine.limits().queue;
-        if answers > queue.max(1) {
-            let (expected, found) = (format!("at most {queue} answers to one request"), answers.to_string());
+        let limits = app.engine.limits();
+        if answers > limits.queue.max(1) {
+            let (expected, found) = (format!("at most {} answers to one request", limits.queue), answers.to_string());
             return Err(ApiError::invalid(if asked.choices > 1 { "n" } else { prompt_field }, &expected, &found));
         }
-        let mut events = SelectAll::new();
-        for index in 0..answers {
-            let mut request =
-                Request { prompt: asked.prompts[index / asked.choices].clone(), ..asked.request.clone() };
-            let choice = (index % asked.choices) as u64;
-            request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(choice));
-            let answer = app.engine.submit(request).map_err(|refusal| ApiError::refused(&refusal, prompt_field))?;
-            events.push(events_of(answer).map(move |event| (index, event)).boxed());
+        let usage = vec![Usage::default(); answers];
+        let mut generation = Self { app, record, asked, events: SelectAll::new(), begun: 0, usage };
+        while generation.begun < answers.min(limits.share.max(1)) {
+            generation.ask(EngineHandle::submit).map_err(|refusal| ApiError::refused(&refusal, prompt_field))?;
         }
-        record.set(Answers::Begun);
-        Ok(Self { app, record, events, choices: asked.choices, usage: vec![Usage::default(); answers] })
+        generation.record.set(Answers::Begun);
+        Ok(generation)
+    }
+
+    /// Asks the engine for the next choice.
+    fn ask(&mut self, submit: fn(&EngineHandle, Request) -> Result<Answer, Refusal>) -> Result<(), Refusal> {
+        let (index, asked) = (self.begun, &self.asked);
+        let mut request = Request { prompt: asked.prompts[index / asked.choices].clone(), ..asked.request.clone() };
+        let choice = (index % asked.choices) as u64;
+        request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(choice));
+        let answer = submit(&self.app.engine, request)?;
+        self.events.push(events_of(answer).map(move |event| (index, event)).boxed());
+        self.begun += 1;
+        Ok(())
     }
 
     /// What happens next, and to which choice; `None` after the last one finished.
@@ -88,6 +98,10 @@ impl Generation {
             Some(Event::Delta(delta)) => Ok(Some((index, Update::Delta(delta)))),
             Some(Event::Finished(finished)) => {
                 self.usage[index] = finished.usage;
+                if self.begun < self.answers() {
+                    // The prompt was taken once already.
+                    self.ask(EngineHandle::submit_next).map_err(|refusal| ApiError::refused(&refusal, "prompt"))?;
+                }
                 Ok(Some((index, Update::Finished(finished.reason))))
             }
             Some(Event::Failed(failure)) => Err(ApiError::failed(&failure)),
@@ -99,7 +113,8 @@ impl Generation {
     pub fn usage(&self) -> Value {
         let mut all = Usage::default();
         self.usage.iter().for_each(|usage| all += *usage);
-        let once = |count: fn(&Usage) -> usize| self.usage.iter().step_by(self.choices).map(count).sum::<usize>();
+        let once =
+            |count: fn(&Usage) -> usize| self.usage.iter().step_by(self.asked.choices).map(count).sum::<usize>();
         let prompt = once(|usage| usage.prompt_tokens);
         json!({
             "prompt_tokens": prompt,

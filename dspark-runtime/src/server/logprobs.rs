@@ -1,6 +1,7 @@
 //! Log-probabilities in the shapes of both endpoints.
 
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
 
 use crate::engine::TokenOutput;
 use crate::text::{Detokenizer, TextError, TokenId, Tokenizer};
@@ -95,42 +96,112 @@ impl Logprobs {
     }
 }
 
-/// `logprobs` of a chat choice.
-pub(super) fn chat(entries: &[Entry]) -> Value {
-    let token =
-        |token: &Token, logprob: f32| json!({"token": token.text, "logprob": finite(logprob), "bytes": token.bytes});
-    let content: Vec<Value> = entries
-        .iter()
-        .map(|entry| {
-            let mut value = token(&entry.token, entry.logprob);
-            value["top_logprobs"] = entry.top.iter().map(|(top, logprob)| token(top, *logprob)).collect();
-            value
-        })
-        .collect();
-    json!({"content": content, "refusal": null})
+/// `logprobs` of a choice, as it is written.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum Shown<'a> {
+    /// They were not asked for.
+    None,
+    Chat {
+        content: Each<'a>,
+        refusal: (),
+    },
+    /// Beside the most likely tokens the chosen one is always listed.
+    Completion {
+        tokens: Each<'a>,
+        token_logprobs: Each<'a>,
+        top_logprobs: Each<'a>,
+        text_offset: Each<'a>,
+    },
 }
 
-/// `logprobs` of a completion choice. Beside the most likely tokens the chosen one is always listed.
-pub(super) fn completion(entries: &[Entry]) -> Value {
-    let top = |entry: &Entry| {
-        let mut top: Map<String, Value> = Map::new();
-        for (token, logprob) in &entry.top {
-            top.entry(token.text.clone()).or_insert_with(|| finite(*logprob));
+impl<'a> Shown<'a> {
+    /// Of a chat choice.
+    pub fn chat(entries: &'a [Entry]) -> Self {
+        Self::Chat { content: Each(entries, Field::Content), refusal: () }
+    }
+
+    /// Of a completion choice.
+    pub fn completion(entries: &'a [Entry]) -> Self {
+        Self::Completion {
+            tokens: Each(entries, Field::Token),
+            token_logprobs: Each(entries, Field::Logprob),
+            top_logprobs: Each(entries, Field::Top),
+            text_offset: Each(entries, Field::Offset),
         }
-        top.entry(entry.token.text.clone()).or_insert_with(|| finite(entry.logprob));
-        Value::from(top)
-    };
-    json!({
-        "tokens": entries.iter().map(|entry| entry.token.text.as_str()).collect::<Vec<_>>(),
-        "token_logprobs": entries.iter().map(|entry| finite(entry.logprob)).collect::<Vec<_>>(),
-        "top_logprobs": entries.iter().map(top).collect::<Vec<_>>(),
-        "text_offset": entries.iter().map(|entry| entry.offset).collect::<Vec<_>>(),
-    })
+    }
+}
+
+/// One field of every entry.
+pub(super) struct Each<'a>(&'a [Entry], Field);
+
+#[derive(Clone, Copy)]
+enum Field {
+    Content,
+    Token,
+    Logprob,
+    Top,
+    Offset,
+}
+
+impl Serialize for Each<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(entries, field) = self;
+        match field {
+            Field::Content => serializer.collect_seq(entries.iter().map(Content::new)),
+            Field::Token => serializer.collect_seq(entries.iter().map(|entry| &entry.token.text)),
+            Field::Logprob => serializer.collect_seq(entries.iter().map(|entry| finite(entry.logprob))),
+            Field::Top => serializer.collect_seq(entries.iter().map(top)),
+            Field::Offset => serializer.collect_seq(entries.iter().map(|entry| entry.offset)),
+        }
+    }
+}
+
+/// A token of a chat choice with its alternatives.
+#[derive(Serialize)]
+struct Content<'a> {
+    token: &'a str,
+    logprob: f64,
+    bytes: &'a [u8],
+    top_logprobs: Vec<Alternative<'a>>,
+}
+
+#[derive(Serialize)]
+struct Alternative<'a> {
+    token: &'a str,
+    logprob: f64,
+    bytes: &'a [u8],
+}
+
+impl<'a> Content<'a> {
+    fn new(entry: &'a Entry) -> Self {
+        let alternative = |(token, logprob): &'a (Token, f32)| Alternative {
+            token: &token.text,
+            logprob: finite(*logprob),
+            bytes: &token.bytes,
+        };
+        Self {
+            token: &entry.token.text,
+            logprob: finite(entry.logprob),
+            bytes: &entry.token.bytes,
+            top_logprobs: entry.top.iter().map(alternative).collect(),
+        }
+    }
+}
+
+/// The alternatives of a token of a completion choice by their texts, and itself.
+fn top(entry: &Entry) -> Map<String, Value> {
+    let mut top: Map<String, Value> = Map::new();
+    for (token, logprob) in &entry.top {
+        top.entry(token.text.clone()).or_insert_with(|| finite(*logprob).into());
+    }
+    top.entry(entry.token.text.clone()).or_insert_with(|| finite(entry.logprob).into());
+    top
 }
 
 /// JSON has no infinities; OpenAI writes this number for a token that is out of the question.
-fn finite(logprob: f32) -> Value {
-    Value::from(f64::from(logprob.max(-9999.0)))
+fn finite(logprob: f32) -> f64 {
+    f64::from(logprob.max(-9999.0))
 }
 
 #[cfg(test)]

@@ -1,21 +1,24 @@
 //! An HTTP server that speaks the OpenAI API.
 //!
-//! A connection is accepted (`connections`), its request is given an id and accompanied to its last byte (`record`), the
-//! key is looked at and the path chosen (`app`). A body is read, checked field by field (`fields`, `parameters`, `prompts`)
-//! and becomes requests to the engine, one per choice (`generation`), whose events are written in the shape of the endpoint
+//! A connection is accepted (`connections`) and watched (`activity`), its request is given an id and accompanied to its last byte
+//! (`record`), the page that asks (`origin`) and the key are looked at and the path chosen (`app`). A body is read, and when it is
+//! its turn (`turns`) checked field by field (`fields`, `parameters`, `unsupported`, `messages`, `prompts`). It becomes requests to the engine, one per choice (`generation`), whose events are written in the shape of the endpoint
 //! (`shape`, `logprobs`), whole or as server-sent events (`respond`). Whatever goes wrong is an `error`; `metrics` are for
 //! Prometheus.
 //!
 //! A client that goes away takes its connection's task with it, and with the task go the engine's answers: dropped, they
 //! are cancelled. Nothing here knows tensors.
 
+mod activity;
 mod app;
 mod connections;
 mod error;
 mod fields;
 mod generation;
 mod logprobs;
+mod messages;
 mod metrics;
+mod origin;
 mod parameters;
 mod prompts;
 mod record;
@@ -23,6 +26,8 @@ mod respond;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod turns;
+mod unsupported;
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,6 +35,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, ToSocketAddrs};
+
+pub use self::turns::PROMPT_THREADS;
 
 use crate::engine::{EngineHandle, Sampling};
 use crate::text::{Tokenizer, UserText};
@@ -41,11 +48,19 @@ pub struct ServerConfig {
     pub model: String,
     /// What they have to send as `Authorization: Bearer`; `None` lets anybody in.
     pub api_key: Option<String>,
+    /// Web pages that may use the server, as `http://host:port`; `*` lets all. With an API key they need the key, too.
+    pub allow_origins: Vec<String>,
+    /// Names under which the server may be reached, beside addresses and `localhost`, while there is no API key.
+    pub allow_hosts: Vec<String>,
+    /// Whether other machines reach the server. Without an API key it then answers to names without a dot, too, which only
+    /// their own network gives out.
+    pub network: bool,
     /// Bytes of a request's body, at most.
     pub max_body_bytes: usize,
     /// Open connections, at most.
     pub max_connections: usize,
-    /// How long a connection may take to send a request's head, and then its body.
+    /// How long a connection may take to send a request's head, and then its body; and how long its client may take nothing of
+    /// a reply.
     pub idle_timeout: Duration,
     /// How long a request may take from its arrival to its last token.
     pub request_timeout: Duration,
@@ -64,6 +79,9 @@ impl Default for ServerConfig {
         Self {
             model: "default".to_owned(),
             api_key: None,
+            allow_origins: Vec::new(),
+            allow_hosts: Vec::new(),
+            network: false,
             max_body_bytes: 2 << 20,
             max_connections: 512,
             idle_timeout: Duration::from_secs(30),
@@ -74,6 +92,14 @@ impl Default for ServerConfig {
             max_new_tokens: None,
         }
     }
+}
+
+/// Why a server stopped by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ServerError {
+    /// The engine's thread failed.
+    #[error("the engine has ended by a defect: no request can be answered any more; start the server again")]
+    EngineEnded,
 }
 
 /// A server that has its port and does not answer yet.
@@ -93,7 +119,7 @@ impl Server {
         tokenizer: Tokenizer,
         config: ServerConfig,
     ) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await?, app: app::App::new(engine, tokenizer, config) })
+        Ok(Self { listener: connections::listen(address).await?, app: app::App::new(engine, tokenizer, config) })
     }
 
     /// Where it listens.
@@ -105,7 +131,10 @@ impl Server {
     }
 
     /// Answers until `stop` is ready, then finishes or fails what was begun and shuts the engine down.
-    pub async fn run(self, stop: impl Future<Output = ()>) {
-        connections::serve(self.listener, self.app, stop).await;
+    ///
+    /// # Errors
+    /// When the engine ends before it was told to: every request was answered with an error by then.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
+        connections::serve(self.listener, self.app, stop).await
     }
 }

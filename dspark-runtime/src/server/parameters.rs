@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use super::ServerConfig;
 use super::error::ApiError;
-use super::fields::{Fields, shown};
+use super::fields::Fields;
+use super::unsupported;
 use crate::engine::{Request, Sampling};
 use crate::text::TokenId;
 
@@ -12,8 +13,19 @@ use crate::text::TokenId;
 const MOST_CHOICES: u64 = 128;
 /// Stop strings that one request may have.
 const MOST_STOP_STRINGS: usize = 16;
+/// Bytes that one stop string may have.
+const MOST_STOP_BYTES: usize = 1024;
+/// Stop tokens that one request may add.
+const MOST_STOP_TOKENS: usize = 64;
 /// Alternatives that one token's log-probabilities may list.
 pub(super) const MOST_LOGPROBS: u64 = 20;
+
+/// Bytes that a whole reply may take; a stream is as long as it likes.
+const MOST_REPLY_BYTES: usize = 128 << 20;
+/// About the bytes of a token in a reply.
+const TOKEN_BYTES: usize = 8;
+/// About the bytes of a log-probability with its token.
+const LOGPROB_BYTES: usize = 100;
 
 /// A request for answers, understood.
 #[derive(Debug)]
@@ -32,13 +44,9 @@ pub(super) struct Asked {
 
 impl Asked {
     /// Reads what both endpoints have in common; the prompts are still to come.
-    pub fn read(fields: &Fields<'_>, stop_token_ids: &[TokenId], config: &ServerConfig) -> Result<Self, ApiError> {
-        refuse_unsupported(fields)?;
+    pub fn read(fields: &Fields<'_>, end_of_text: &[TokenId], config: &ServerConfig) -> Result<Self, ApiError> {
+        unsupported::refuse(fields)?;
         let stream = fields.flag("stream")?;
-        let stream_options = fields.object("stream_options")?;
-        if stream_options.is_some() && !stream {
-            return Err(ApiError::unsupported("stream_options", "it goes with `stream: true`"));
-        }
         let defaults = config.sampling;
         let sampling = Sampling {
             temperature: fields.number("temperature")?.unwrap_or(defaults.temperature),
@@ -47,22 +55,74 @@ impl Asked {
             min_p: fields.number("min_p")?.unwrap_or(defaults.min_p),
             seed: fields.bits("seed")?,
         };
-        let limit = fields.whole("max_tokens", 1..=u64::MAX)?;
+        let max_tokens = fields.whole("max_tokens", 1..=u64::MAX)?;
+        let max_new_tokens = fields.whole("max_completion_tokens", 1..=u64::MAX)?.or(max_tokens);
         Ok(Self {
             prompts: Vec::new(),
             choices: fields.whole("n", 1..=MOST_CHOICES)?.unwrap_or(1),
             stream,
-            include_usage: stream_options.map_or(Ok(false), |options| options.flag("include_usage"))?,
+            include_usage: include_usage(fields, stream)?,
             request: Request {
                 prompt: Vec::new(),
-                max_new_tokens: limit.or(config.max_new_tokens).unwrap_or(usize::MAX),
+                max_new_tokens: max_new_tokens.or(config.max_new_tokens).unwrap_or(usize::MAX),
                 sampling,
-                stop_token_ids: stop_token_ids.to_vec(),
+                stop_token_ids: stop_token_ids(fields, end_of_text)?,
                 stop_strings: stop_strings(fields)?,
+                include_stop_string: fields.flag("include_stop_str_in_output")?,
                 logprobs: None,
             },
         })
     }
+
+    /// Refuses a reply that would be collected in memory and could become too large.
+    pub fn check_size(&self, context_length: usize, logprobs_field: &str) -> Result<(), ApiError> {
+        let longest =
+            |prompt: &Vec<TokenId>| self.request.max_new_tokens.min(context_length.saturating_sub(prompt.len()));
+        let tokens = self.prompts.iter().map(longest).fold(0, usize::saturating_add).saturating_mul(self.choices);
+        let listed = self.request.logprobs.map_or(0, |top| (top + 1) * LOGPROB_BYTES);
+        let bytes = tokens.saturating_mul(TOKEN_BYTES + listed);
+        if self.stream || bytes <= MOST_REPLY_BYTES {
+            return Ok(());
+        }
+        let field = if listed > 0 { logprobs_field } else { "max_tokens" };
+        let expected = format!(
+            "a reply of at most {} MB (fewer choices, tokens or log-probabilities, or `stream`)",
+            MOST_REPLY_BYTES >> 20
+        );
+        Err(ApiError::invalid(field, &expected, &format!("one of up to {} MB", bytes >> 20)))
+    }
+}
+
+/// Reads `stream_options`: whether a stream ends with the usage.
+fn include_usage(fields: &Fields<'_>, stream: bool) -> Result<bool, ApiError> {
+    let Some(options) = fields.object("stream_options")? else { return Ok(false) };
+    if !stream {
+        return Err(ApiError::unsupported("stream_options", "it goes with `stream: true`"));
+    }
+    if options.flag("continuous_usage_stats")? {
+        let name = options.name("continuous_usage_stats");
+        return Err(ApiError::unsupported(name, "`include_usage` gives the usage at the end"));
+    }
+    // Padding against eavesdroppers that count bytes.
+    options.accept(["include_obfuscation"]);
+    let include_usage = options.flag("include_usage")?;
+    options.refuse_unknown()?;
+    Ok(include_usage)
+}
+
+/// Returns the tokens that end an answer: the model's own unless `ignore_eos` says otherwise, and those of the request.
+fn stop_token_ids(fields: &Fields<'_>, end_of_text: &[TokenId]) -> Result<Vec<TokenId>, ApiError> {
+    let mut ids = if fields.flag("ignore_eos")? { Vec::new() } else { end_of_text.to_vec() };
+    let own: Option<Vec<TokenId>> = match fields.get("stop_token_ids") {
+        None => Some(Vec::new()),
+        Some(Value::Array(items)) if items.len() <= MOST_STOP_TOKENS => {
+            items.iter().map(|item| item.as_u64().and_then(|id| TokenId::try_from(id).ok())).collect()
+        }
+        Some(_) => None,
+    };
+    let expected = || format!("a list of at most {MOST_STOP_TOKENS} token ids");
+    ids.extend(own.ok_or_else(|| fields.wrong("stop_token_ids", &expected()))?);
+    Ok(ids)
 }
 
 /// 0 and, as other servers have it, -1 keep all tokens.
@@ -83,46 +143,10 @@ fn stop_strings(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
         Some(Value::Array(items)) if items.len() <= MOST_STOP_STRINGS => items.iter().map(Value::as_str).collect(),
         Some(_) => None,
     };
-    Ok(texts.ok_or_else(|| fields.wrong("stop", &expected))?.into_iter().map(str::to_owned).collect())
-}
-
-/// What would change the answer if it were obeyed must not be passed over in silence, unless it asks for what happens
-/// anyway.
-fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), ApiError> {
-    type Harmless = fn(&Value) -> bool;
-    let zero: Harmless = |value| value.as_f64() == Some(0.0);
-    let empty: Harmless = |value| {
-        value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(serde_json::Map::is_empty)
-    };
-    let off: Harmless = |value| value.as_bool() == Some(false);
-    let none: Harmless = |value| value.as_str() == Some("none");
-    let one: Harmless = |value| value.as_u64() == Some(1);
-    let never: Harmless = |_| false;
-    let text: Harmless = |value| value["type"].as_str() == Some("text");
-    let only_text: Harmless = |value| value.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind == "text"));
-    let table: [(&str, Harmless, &str); 15] = [
-        ("tools", empty, "describe tools in a message"),
-        ("tool_choice", none, "there are no tools"),
-        ("functions", empty, "describe functions in a message"),
-        ("function_call", none, "there are no functions"),
-        ("response_format", text, "answers are text"),
-        ("modalities", only_text, "answers are text"),
-        ("audio", never, "answers are text"),
-        ("prediction", never, "the draft predicts"),
-        ("web_search_options", never, "nothing is looked up"),
-        ("frequency_penalty", zero, "only 0 is"),
-        ("presence_penalty", zero, "only 0 is"),
-        ("logit_bias", empty, "only an empty one is"),
-        ("best_of", one, "use `n`"),
-        ("echo", off, "the prompt is not repeated"),
-        ("suffix", never, "text is only continued"),
-    ];
-    for (field, harmless, instead) in table {
-        if let Some(value) = fields.get(field)
-            && !harmless(value)
-        {
-            return Err(ApiError::unsupported(fields.name(field), &format!("{instead} (found {})", shown(value))));
-        }
+    let texts = texts.ok_or_else(|| fields.wrong("stop", &expected))?;
+    if let Some(text) = texts.iter().find(|text| text.len() > MOST_STOP_BYTES) {
+        let expected = format!("texts of at most {MOST_STOP_BYTES} bytes");
+        return Err(ApiError::invalid("stop", &expected, &format!("one of {} bytes", text.len())));
     }
-    Ok(())
+    Ok(texts.into_iter().map(str::to_owned).collect())
 }

@@ -1,25 +1,21 @@
 //! The two ways to ask: a conversation, or a text to continue.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::ServerConfig;
+use super::app::App;
 use super::error::ApiError;
 use super::fields::{Fields, shown};
+use super::messages::message;
 use super::parameters::{Asked, MOST_LOGPROBS};
-use crate::text::{TokenId, Tokenizer};
+use crate::text::{TokenId, UserText};
 
 /// New tokens of `/v1/completions` when the request does not say, unless the server's default is less.
 const COMPLETION_TOKENS: usize = 16;
 
 /// Reads a request to `/v1/chat/completions`.
-///
-/// `developer` is what newer clients call `system`, and templates know only that; several parts of one message become
-/// lines.
-pub(super) fn chat(fields: &Fields<'_>, tokenizer: &Tokenizer, config: &ServerConfig) -> Result<Asked, ApiError> {
-    let mut asked = Asked::read(fields, tokenizer.stop_token_ids(), config)?;
-    if let Some(limit) = fields.whole("max_completion_tokens", 1..=u64::MAX)? {
-        asked.request.max_new_tokens = limit;
-    }
+pub(super) fn chat(fields: &Fields<'_>, app: &App) -> Result<Asked, ApiError> {
+    let tokenizer = &app.tokenizer;
+    let mut asked = Asked::read(fields, tokenizer.stop_token_ids(), &app.config)?;
     let top = fields.whole("top_logprobs", 0..=MOST_LOGPROBS)?;
     asked.request.logprobs = match (fields.flag("logprobs")?, top) {
         (true, top) => Some(top.unwrap_or(0)),
@@ -36,73 +32,80 @@ pub(super) fn chat(fields: &Fields<'_>, tokenizer: &Tokenizer, config: &ServerCo
         .map(|(index, value)| message(&Fields::at(format!("messages[{index}]"), value)?))
         .collect::<Result<_, _>>()?;
     let arguments = fields.object("chat_template_kwargs")?.map_or_else(Map::new, |object| object.as_map().clone());
+    // The template writes the special tokens.
+    let add_special_tokens = fields.flag("add_special_tokens")?;
+    fields.refuse_unknown()?;
     let template = tokenizer.chat_template().ok_or_else(|| {
         ApiError::malformed("this model has no chat template: use /v1/completions").about("messages")
     })?;
-    let prompt = template.prompt(tokenizer, &messages, &arguments, config.user_text);
-    asked.prompts = vec![prompt.map_err(|error| ApiError::text(&error, "messages"))?];
+    let refused = |error| ApiError::text(&error, "messages");
+    let text = template.render(&messages, &arguments, true).map_err(refused)?;
+    let prompt = match app.config.user_text {
+        UserText::WithSpecialTokens => encode(&text, add_special_tokens, app, "messages")?,
+        UserText::Plain if add_special_tokens => {
+            let reason = "this server encodes messages without special tokens, as --plain-user-text says";
+            return Err(ApiError::unsupported("add_special_tokens", reason));
+        }
+        UserText::Plain => {
+            check_bytes(&text, app, "messages")?;
+            template.prompt(tokenizer, &messages, &arguments, UserText::Plain).map_err(refused)?
+        }
+    };
+    asked.prompts = vec![prompt];
     Ok(asked)
 }
 
-fn message(fields: &Fields<'_>) -> Result<Value, ApiError> {
-    let role = match fields.text("role")? {
-        Some("developer") => "system",
-        Some(role @ ("system" | "user" | "assistant")) => role,
-        _ => return Err(fields.wrong("role", "system, developer, user or assistant")),
-    };
-    if fields.get("tool_calls").is_some_and(|calls| calls.as_array().is_none_or(|calls| !calls.is_empty())) {
-        return Err(ApiError::unsupported(fields.name("tool_calls"), "there are no tools"));
-    }
-    let content = match fields.get("content") {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Array(parts)) => {
-            let part = |(index, part)| text_part(&Fields::at(format!("{}[{index}]", fields.name("content")), part)?);
-            parts.iter().enumerate().map(part).collect::<Result<Vec<_>, _>>()?.join("\n")
-        }
-        _ => return Err(fields.wrong("content", "a text or a list of parts")),
-    };
-    Ok(json!({"role": role, "content": content}))
-}
-
-fn text_part<'a>(fields: &Fields<'a>) -> Result<&'a str, ApiError> {
-    if fields.text("type")? != Some("text") {
-        return Err(fields.wrong("type", "\"text\""));
-    }
-    fields.text("text")?.ok_or_else(|| fields.wrong("text", "a text"))
-}
-
 /// Reads a request to `/v1/completions`.
-pub(super) fn completion(
-    fields: &Fields<'_>,
-    tokenizer: &Tokenizer,
-    config: &ServerConfig,
-) -> Result<Asked, ApiError> {
-    let mut asked = Asked::read(fields, tokenizer.stop_token_ids(), config)?;
-    if fields.get("max_tokens").is_none() {
+pub(super) fn completion(fields: &Fields<'_>, app: &App) -> Result<Asked, ApiError> {
+    let mut asked = Asked::read(fields, app.tokenizer.stop_token_ids(), &app.config)?;
+    if fields.get("max_tokens").is_none() && fields.get("max_completion_tokens").is_none() {
         asked.request.max_new_tokens = asked.request.max_new_tokens.min(COMPLETION_TOKENS);
     }
     asked.request.logprobs = fields.whole("logprobs", 0..=MOST_LOGPROBS)?;
+    // As a text on its own, with what the tokeniser puts before one.
+    let add_special_tokens = fields.get("add_special_tokens").is_none() || fields.flag("add_special_tokens")?;
+    let prompt = fields.get("prompt");
+    fields.refuse_unknown()?;
     let wrong = || fields.wrong("prompt", "a text, a list of token ids, or a list of either");
-    asked.prompts = match fields.get("prompt") {
+    let encode = |name: &str, text: &str| encode(text, add_special_tokens, app, name);
+    asked.prompts = match prompt {
         Some(Value::Array(items)) if items.first().is_some_and(Value::is_number) => vec![token_ids("prompt", items)?],
-        Some(Value::Array(items)) if !items.is_empty() => items
-            .iter()
-            .enumerate()
-            .map(|(index, item)| match item {
-                Value::String(text) => encode(text, tokenizer),
-                Value::Array(ids) => token_ids(&format!("prompt[{index}]"), ids),
-                other => Err(ApiError::invalid(format!("prompt[{index}]"), "a text or token ids", &shown(other))),
-            })
-            .collect::<Result<_, _>>()?,
-        Some(Value::String(text)) => vec![encode(text, tokenizer)?],
+        Some(Value::Array(items)) if !items.is_empty() => {
+            let most = app.engine.limits().queue.max(1);
+            if items.len() > most {
+                let found = format!("a list of {}", items.len());
+                return Err(ApiError::invalid("prompt", &format!("at most {most} prompts in one request"), &found));
+            }
+            let prompt = |(index, item): (usize, &Value)| {
+                let name = format!("prompt[{index}]");
+                match item {
+                    Value::String(text) => encode(&name, text),
+                    Value::Array(ids) => token_ids(&name, ids),
+                    other => Err(ApiError::invalid(name, "a text or token ids", &shown(other))),
+                }
+            };
+            items.iter().enumerate().map(prompt).collect::<Result<_, _>>()?
+        }
+        Some(Value::String(text)) => vec![encode("prompt", text)?],
         _ => return Err(wrong()),
     };
     Ok(asked)
 }
 
-/// As a text on its own, with what the tokeniser puts before one.
-fn encode(text: &str, tokenizer: &Tokenizer) -> Result<Vec<TokenId>, ApiError> {
-    tokenizer.encode(text, true).map_err(|error| ApiError::text(&error, "prompt"))
+/// The tokens of a prompt, unless it has more bytes than fit into the model's context.
+fn encode(text: &str, add_special_tokens: bool, app: &App, name: &str) -> Result<Vec<TokenId>, ApiError> {
+    check_bytes(text, app, name)?;
+    app.tokenizer.encode(text, add_special_tokens).map_err(|error| ApiError::text(&error, name))
+}
+
+/// Refuses a text that is too long for the context whatever its tokens are.
+fn check_bytes(text: &str, app: &App, name: &str) -> Result<(), ApiError> {
+    match app.most_prompt_bytes {
+        Some(limit) if text.len() > limit => {
+            Err(ApiError::prompt_bytes(name, text.len(), limit, app.engine.limits().context_length))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn token_ids(name: &str, items: &[Value]) -> Result<Vec<TokenId>, ApiError> {

@@ -12,8 +12,8 @@ use axum::middleware::Next;
 use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
 
+use super::activity::Activity;
 use super::app::App;
-use super::connections::{Activity, Answering};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -21,6 +21,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[derive(Debug)]
 pub(super) struct Record {
     pub arrived: Instant,
+    /// What its connection is doing; absent where there is none.
+    activity: Option<Arc<Activity>>,
     progress: Mutex<Progress>,
 }
 
@@ -43,8 +45,15 @@ pub(super) enum Answers {
 }
 
 impl Record {
-    fn new() -> Arc<Self> {
-        Arc::new(Self { arrived: Instant::now(), progress: Mutex::default() })
+    fn new(activity: Option<Arc<Activity>>) -> Arc<Self> {
+        Arc::new(Self { arrived: Instant::now(), activity, progress: Mutex::default() })
+    }
+
+    /// The request's body is complete: from now on its connection does not wait for its client.
+    pub fn complete(&self) {
+        if let Some(activity) = &self.activity {
+            activity.answer();
+        }
     }
 
     fn progress<T>(&self, change: impl FnOnce(&mut Progress) -> T) -> T {
@@ -65,14 +74,19 @@ impl Record {
     }
 }
 
-/// Accompanies a request: gives it an id, marks its connection as busy, and when its last byte was handed out or the client
+/// Accompanies a request: gives it an id, follows what its connection is doing, and when its last byte was handed out or the client
 /// went away, counts it and logs one line.
 pub(super) async fn accompany(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
-    let record = Record::new();
+    let record = Record::new(request.extensions().get::<Arc<Activity>>().cloned());
     let id = app.next_request_id();
-    let busy = request.extensions().get::<Arc<Activity>>().map(Activity::answer);
+    if let Some(activity) = &record.activity {
+        activity.receive();
+    }
+    if request.body().is_end_stream() {
+        record.complete();
+    }
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let mut closing = Closing { app, record: record.clone(), id, method, path, status: None, _busy: busy };
+    let mut closing = Closing { app, record: record.clone(), id, method, path, status: None };
     request.extensions_mut().insert(record);
     let mut response = next.run(request).await;
     closing.status = Some(response.status());
@@ -91,11 +105,13 @@ struct Closing {
     path: String,
     /// None until there is a response.
     status: Option<StatusCode>,
-    _busy: Option<Answering>,
 }
 
 impl Drop for Closing {
     fn drop(&mut self) {
+        if let Some(activity) = &self.record.activity {
+            activity.hand_over();
+        }
         let Progress { tokens, first_token, answers } = self.record.progress(|progress| *progress);
         let outcome = match (self.status, answers) {
             (None, _) | (_, Answers::Begun) => "cancelled",

@@ -15,14 +15,14 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::app::App;
-use super::error::{ApiError, json_response};
+use super::error::{ApiError, json_text};
 use super::fields::Fields;
 use super::generation::{Generation, Update};
 use super::logprobs::{Entry, Logprobs};
 use super::parameters::Asked;
 use super::prompts;
 use super::record::Record;
-use super::shape::{Endpoint, Shape};
+use super::shape::{Choice, Endpoint, Shape};
 use crate::engine::FinishReason;
 
 /// How often a silent stream says that it is alive, so that nobody between client and server gives it up.
@@ -42,24 +42,23 @@ pub(super) async fn respond(
     let bytes = timeout(limit, read_body(body, app.config.max_body_bytes))
         .await
         .map_err(|_| ApiError::body_too_slow(limit))??;
-    // Parsing and tokenising a long prompt takes a while, during which this thread has others to serve.
-    let asked = {
-        let app = app.clone();
-        tokio::task::spawn_blocking(move || understand(&app, endpoint, &bytes))
-            .await
-            .map_err(|error| ApiError::internal(format!("reading the request: {error}")))??
-    };
+    record.complete();
+    let limit = app.config.request_timeout;
+    let asked = timeout(limit.saturating_sub(record.arrived.elapsed()), understood(app.clone(), endpoint, bytes))
+        .await
+        .map_err(|_| ApiError::timed_out(limit))??;
     let shape = Shape::new(endpoint, &app.next_number(), &app.config.model, asked.request.logprobs.is_some());
-    let tokenizer = app.tokenizer.clone();
-    let generation = Generation::begin(app, &asked, record, endpoint.prompt_field())?;
+    asked.check_size(app.engine.limits().context_length, endpoint.logprobs_field())?;
+    let (stream, include_usage) = (asked.stream, asked.include_usage);
     let mut choices = Vec::new();
     for prompt in &asked.prompts {
-        let logprobs = Logprobs::new(&tokenizer, prompt, &asked.request.stop_token_ids)
+        let logprobs = Logprobs::new(&app.tokenizer, prompt, &asked.request.stop_token_ids)
             .map_err(|error| ApiError::internal(error.to_string()))?;
         choices.extend(std::iter::repeat_n(logprobs, asked.choices));
     }
-    if asked.stream {
-        Ok(streamed(generation, shape, choices, asked.include_usage))
+    let generation = Generation::begin(app, asked, record, endpoint.prompt_field())?;
+    if stream {
+        Ok(streamed(generation, shape, choices, include_usage))
     } else {
         whole(generation, &shape, choices).await
     }
@@ -80,6 +79,18 @@ async fn read_body(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
     if length > limit { Err(ApiError::body_too_large(limit)) } else { Ok(bytes) }
 }
 
+/// Reads a request on a thread of its own when it is its turn: parsing and tokenising a long prompt takes a while, during which
+/// this thread has others to serve. A client that goes away before its turn takes no thread.
+async fn understood(app: Arc<App>, endpoint: Endpoint, bytes: Vec<u8>) -> Result<Asked, ApiError> {
+    let turn = app.turns.next(bytes.len()).await?;
+    let read = tokio::task::spawn_blocking(move || {
+        let asked = understand(&app, endpoint, &bytes);
+        drop(turn);
+        asked
+    });
+    read.await.map_err(|error| ApiError::internal(format!("reading the request: {error}")))?
+}
+
 fn understand(app: &App, endpoint: Endpoint, bytes: &[u8]) -> Result<Asked, ApiError> {
     let value: Value = serde_json::from_slice(bytes)
         .map_err(|error| ApiError::malformed(format!("the body is not JSON: {error}")))?;
@@ -91,8 +102,8 @@ fn understand(app: &App, endpoint: Endpoint, bytes: &[u8]) -> Result<Asked, ApiE
         None => return Err(fields.wrong("model", &format!("\"{served}\""))),
     }
     match endpoint {
-        Endpoint::Chat => prompts::chat(&fields, &app.tokenizer, &app.config),
-        Endpoint::Completions => prompts::completion(&fields, &app.tokenizer, &app.config),
+        Endpoint::Chat => prompts::chat(&fields, app),
+        Endpoint::Completions => prompts::completion(&fields, app),
     }
 }
 
@@ -109,11 +120,12 @@ async fn whole(mut generation: Generation, shape: &Shape, mut logprobs: Vec<Logp
             Update::Finished(finished) => *reason = finished,
         }
     }
-    let choice = |(index, (text, entries, reason)): (usize, &(String, Vec<Entry>, FinishReason))| {
-        shape.choice(index, text, entries, *reason)
-    };
-    let choices = answers.iter().enumerate().map(choice).collect();
-    Ok(json_response(StatusCode::OK, &shape.whole(choices, &generation.usage())))
+    let mut choices: Vec<Choice<'_>> = Vec::new();
+    for (index, (text, entries, reason)) in answers.iter().enumerate() {
+        choices.push(shape.choice(index, text, entries, *reason));
+    }
+    let text = shape.whole(&choices, &generation.usage());
+    Ok(json_text(StatusCode::OK, text.map_err(|error| ApiError::internal(format!("writing the reply: {error}")))?))
 }
 
 /// A stream in progress.

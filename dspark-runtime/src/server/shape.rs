@@ -2,9 +2,10 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::logprobs::{self, Entry};
+use super::logprobs::{Entry, Shown};
 use crate::engine::FinishReason;
 
 /// Which endpoint answers.
@@ -15,6 +16,14 @@ pub(super) enum Endpoint {
 }
 
 impl Endpoint {
+    /// What asks it for log-probabilities of likely tokens.
+    pub fn logprobs_field(self) -> &'static str {
+        match self {
+            Self::Chat => "top_logprobs",
+            Self::Completions => "logprobs",
+        }
+    }
+
     /// What it calls the prompt.
     pub fn prompt_field(self) -> &'static str {
         match self {
@@ -22,6 +31,36 @@ impl Endpoint {
             Self::Completions => "prompt",
         }
     }
+}
+
+/// A whole answer.
+#[derive(Serialize)]
+struct Whole<'a> {
+    id: &'a str,
+    object: &'a str,
+    created: u64,
+    model: &'a str,
+    choices: &'a [Choice<'a>],
+    usage: &'a Value,
+}
+
+/// One choice of a whole answer.
+#[derive(Serialize)]
+pub(super) struct Choice<'a> {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<Message<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    logprobs: Shown<'a>,
+    finish_reason: &'static str,
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    role: &'static str,
+    content: &'a str,
+    refusal: (),
 }
 
 /// Writes the answers to one request.
@@ -46,11 +85,11 @@ impl Shape {
         Self { endpoint, id, created: unix_seconds(), model: model.to_owned(), logprobs }
     }
 
-    fn logprobs(&self, entries: &[Entry]) -> Value {
+    fn logprobs<'a>(&self, entries: &'a [Entry]) -> Shown<'a> {
         match self.endpoint {
-            _ if !self.logprobs => Value::Null,
-            Endpoint::Chat => logprobs::chat(entries),
-            Endpoint::Completions => logprobs::completion(entries),
+            _ if !self.logprobs => Shown::None,
+            Endpoint::Chat => Shown::chat(entries),
+            Endpoint::Completions => Shown::completion(entries),
         }
     }
 
@@ -59,28 +98,22 @@ impl Shape {
     }
 
     /// One choice of a whole answer.
-    pub fn choice(&self, index: usize, text: &str, entries: &[Entry], reason: FinishReason) -> Value {
-        let (logprobs, reason) = (self.logprobs(entries), finish_reason(reason));
-        match self.endpoint {
-            Endpoint::Chat => {
-                let message = json!({"role": "assistant", "content": text, "refusal": null});
-                json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason})
-            }
-            Endpoint::Completions => {
-                json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason})
-            }
-        }
+    pub fn choice<'a>(&self, index: usize, text: &'a str, entries: &'a [Entry], reason: FinishReason) -> Choice<'a> {
+        let (message, text) = match self.endpoint {
+            Endpoint::Chat => (Some(Message { role: "assistant", content: text, refusal: () }), None),
+            Endpoint::Completions => (None, Some(text)),
+        };
+        Choice { index, message, text, logprobs: self.logprobs(entries), finish_reason: finish_reason(reason) }
     }
 
-    /// A whole answer.
-    pub fn whole(&self, choices: Vec<Value>, usage: &Value) -> Value {
+    /// A whole answer, written at once: as a tree of values it would take many times the memory.
+    pub fn whole(&self, choices: &[Choice<'_>], usage: &Value) -> Result<String, serde_json::Error> {
         let object = match self.endpoint {
             Endpoint::Chat => "chat.completion",
             Endpoint::Completions => "text_completion",
         };
-        let mut value = self.envelope(object, choices);
-        value["usage"] = usage.clone();
-        value
+        let Self { id, created, model, .. } = self;
+        serde_json::to_string(&Whole { id, object, created: *created, model, choices, usage })
     }
 
     fn chunk(&self, choices: Vec<Value>) -> Value {

@@ -14,6 +14,7 @@ mod error;
 mod generation_config;
 mod gguf_export;
 mod gguf_tokenizer;
+mod longest_token;
 mod panics;
 mod pre_tokenizers;
 mod python;

@@ -274,6 +274,11 @@ impl Tokenizer {
         serde_json::to_value(&self.inner.tokenizer).unwrap_or_default()
     }
 
+    /// The tokeniser with its parts.
+    pub(super) fn parts(&self) -> &tokenizers::Tokenizer {
+        &self.inner.tokenizer
+    }
+
     pub(super) fn pre_tokenizer(&self) -> Option<&PreTokenizerWrapper> {
         self.inner.tokenizer.get_pre_tokenizer()
     }

@@ -172,6 +172,7 @@ impl Conversation<'_> {
             sampling: arguments.sampling.sampling(defaults.sampling),
             stop_token_ids: tokenizer.stop_token_ids().to_vec(),
             stop_strings: Vec::new(),
+            include_stop_string: false,
             logprobs: None,
         };
         let answer = self.running.handle.submit(request);

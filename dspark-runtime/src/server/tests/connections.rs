@@ -14,16 +14,16 @@ use tokio::task::JoinHandle;
 use super::{CHAT, ServerConfig, config, conversation, limits, player, tokenizer};
 use crate::engine::testing::{ScriptedEngine, Taken, scripted};
 use crate::engine::{Delta, Event, Failure, FinishReason, Finished, TokenOutput, Usage};
-use crate::server::Server;
+use crate::server::{Server, ServerError};
 
 /// A server on a free port of this machine.
-struct Running {
-    address: SocketAddr,
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
+pub(super) struct Running {
+    pub address: SocketAddr,
+    pub stop: oneshot::Sender<()>,
+    pub task: JoinHandle<Result<(), ServerError>>,
 }
 
-async fn start(config: ServerConfig) -> (Running, ScriptedEngine) {
+pub(super) async fn start(config: ServerConfig) -> (Running, ScriptedEngine) {
     let (engine, script) = scripted(limits());
     let server = Server::bind("127.0.0.1:0", engine, tokenizer(), config).await.unwrap();
     let (stop, stopped) = oneshot::channel();
@@ -35,27 +35,27 @@ async fn start(config: ServerConfig) -> (Running, ScriptedEngine) {
 }
 
 impl Running {
-    async fn connect(&self) -> TcpStream {
+    pub async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address).await.unwrap()
     }
 
     /// Sends a request for a chat answer and leaves the connection open.
-    async fn ask(&self, further: serde_json::Value) -> TcpStream {
+    pub async fn ask(&self, further: serde_json::Value) -> TcpStream {
         let body = conversation(further).to_string();
-        let head = format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+        let head = format!("POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
         let stream = self.connect().await;
         write_all(&stream, format!("{head}{body}").as_bytes()).await;
         stream
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.stop.send(()).unwrap();
-        self.task.await.unwrap();
+        self.task.await.unwrap().unwrap();
     }
 }
 
 /// Writes as much as is taken: a connection that the server has closed takes nothing.
-async fn write_all(stream: &TcpStream, mut bytes: &[u8]) {
+pub(super) async fn write_all(stream: &TcpStream, mut bytes: &[u8]) {
     while !bytes.is_empty() {
         stream.writable().await.unwrap();
         match stream.try_write(bytes) {
@@ -67,7 +67,7 @@ async fn write_all(stream: &TcpStream, mut bytes: &[u8]) {
 }
 
 /// Reads until the text has come, or to the end.
-async fn read_until(stream: &TcpStream, text: &str) -> String {
+pub(super) async fn read_until(stream: &TcpStream, text: &str) -> String {
     let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
         stream.readable().await.unwrap();
@@ -84,16 +84,16 @@ async fn read_until(stream: &TcpStream, text: &str) -> String {
     }
 }
 
-async fn take(script: ScriptedEngine) -> (Taken, ScriptedEngine) {
+pub(super) async fn take(script: ScriptedEngine) -> (Taken, ScriptedEngine) {
     tokio::task::spawn_blocking(move || (script.take().unwrap(), script)).await.unwrap()
 }
 
-fn delta(text: &str) -> Event {
+pub(super) fn delta(text: &str) -> Event {
     let tokens = vec![TokenOutput { id: 5, drafted: false, logprobs: None }];
     Event::Delta(Delta { text: text.to_owned(), tokens, ..Delta::default() })
 }
 
-fn finished() -> Event {
+pub(super) fn finished() -> Event {
     let (time_to_first_token, time) = (Duration::ZERO, Duration::ZERO);
     Event::Finished(Finished { reason: FinishReason::Stop, usage: Usage::default(), time_to_first_token, time })
 }
@@ -131,7 +131,7 @@ async fn silent_connections_are_closed_after_a_while() {
     let slow = server.connect().await;
     write_all(&slow, b"GET /health HT").await;
     let answered = server.connect().await;
-    write_all(&answered, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    write_all(&answered, b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     assert!(read_until(&answered, "ok").await.contains("200"));
     for stream in [&silent, &slow, &answered] {
         assert_eq!(read_until(stream, "never").await, "");
@@ -170,7 +170,7 @@ async fn a_client_that_goes_away_is_counted() {
         drop(client);
         taken.cancelled().await;
         let other = server.connect().await;
-        write_all(&other, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        write_all(&other, b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
         let page = read_until(&other, "never").await;
         assert!(page.contains("path=\"/v1/chat/completions\",outcome=\"cancelled\"} 1"), "{page}");
     }
@@ -186,7 +186,7 @@ async fn what_is_not_http_harms_nobody() {
         dice.fill_bytes(&mut bytes);
         if number % 2 == 1 {
             // A head that is in order up to somewhere.
-            let head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n";
+            let head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n5\r\n";
             let right = dice.random_range(0..head.len());
             bytes.splice(0..0, head[..right].iter().copied());
         }
@@ -215,17 +215,17 @@ async fn stopping_finishes_what_was_begun_and_refuses_the_rest() {
     let _script = script.await.unwrap();
     let late = TcpStream::connect(server.address).await.unwrap();
     let body = conversation(json!({})).to_string();
-    let request = format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let request = format!("POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     write_all(&late, request.as_bytes()).await;
     let refusal = read_until(&late, "shutting_down").await;
     assert!(refusal.starts_with("HTTP/1.1 503"), "{refusal}");
-    write_all(&late, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    write_all(&late, b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     assert!(read_until(&late, "shutting down").await.starts_with("HTTP/1.1 503"));
     taken.send(delta(" then"));
     taken.send(finished());
     let rest = read_until(&begun, "never").await;
     assert!(rest.contains(" then") && rest.contains("[DONE]"), "{rest}");
-    server.task.await.unwrap();
+    server.task.await.unwrap().unwrap();
     assert_eq!(read_until(&idle, "never").await, "");
     assert!(TcpStream::connect(server.address).await.is_err());
 }
@@ -248,7 +248,7 @@ async fn what_is_not_finished_in_time_fails_cleanly() {
     assert!(refusal.starts_with("HTTP/1.1 503") && refusal.contains("shutting_down"), "{refusal}");
     let rest = read_until(&streamed, "never").await;
     assert!(rest.contains("shutting_down") && rest.contains("[DONE]"), "{rest}");
-    server.task.await.unwrap();
+    server.task.await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -265,13 +265,13 @@ async fn an_oversized_body_is_refused_in_words() {
     let (server, script) = start(config()).await;
     player::play(script);
     let stream = server.connect().await;
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 150000\r\n\r\n";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 150000\r\n\r\n";
     write_all(&stream, head.as_bytes()).await;
     write_all(&stream, &vec![b'x'; 150_000]).await;
     let reply = read_until(&stream, "request_too_large").await;
     assert!(reply.starts_with("HTTP/1.1 413"), "{reply}");
     // The same connection goes on.
-    write_all(&stream, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    write_all(&stream, b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     assert!(read_until(&stream, "ok").await.starts_with("HTTP/1.1 200"));
 }
 
@@ -279,6 +279,6 @@ async fn an_oversized_body_is_refused_in_words() {
 async fn a_body_that_does_not_come_is_not_waited_for() {
     let (server, _script) = start(ServerConfig { idle_timeout: Duration::from_millis(50), ..config() }).await;
     let stream = server.connect().await;
-    write_all(&stream, b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nabc").await;
+    write_all(&stream, b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nabc").await;
     assert!(read_until(&stream, "body_timeout").await.starts_with("HTTP/1.1 408"));
 }

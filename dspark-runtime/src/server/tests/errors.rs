@@ -36,13 +36,19 @@ async fn a_field_that_does_not_fit_is_named() {
         (json!({"messages": "hello"}), "messages"),
         (json!({"messages": [1]}), "messages[0]"),
         (message(json!({"content": "x"})), "messages[0].role"),
-        (message(json!({"role": "tool", "content": "x"})), "messages[0].role"),
+        (message(json!({"role": "function", "content": "x"})), "messages[0].role"),
+        (message(json!({"role": "tool", "content": null})), "messages[0].content"),
         (message(json!({"role": "user"})), "messages[0].content"),
         (user(json!(7)), "messages[0].content"),
         (user(json!([7])), "messages[0].content[0]"),
         (user(json!([{"type": "text"}])), "messages[0].content[0].text"),
         (user(json!([{"type": "image_url", "image_url": {"url": "x"}}])), "messages[0].content[0].type"),
-        (message(json!({"role": "assistant", "content": null, "tool_calls": [1]})), "messages[0].tool_calls"),
+        (message(json!({"role": "assistant", "content": null, "tool_calls": [1]})), "messages[0].tool_calls[0]"),
+        (message(json!({"role": "assistant", "tool_calls": [{}]})), "messages[0].tool_calls[0].function"),
+        (
+            message(json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]})),
+            "messages[0].tool_calls[0].function.arguments",
+        ),
         (json!({"temperature": "hot"}), "temperature"),
         (json!({"temperature": -1}), "temperature"),
         (json!({"top_p": 0}), "top_p"),
@@ -245,7 +251,7 @@ async fn failures_are_told_before_and_within_a_stream() {
 #[tokio::test]
 async fn an_answer_that_takes_too_long_is_given_up() {
     let (engine, script) = scripted(limits());
-    let config = ServerConfig { request_timeout: Duration::ZERO, ..config() };
+    let config = ServerConfig { request_timeout: Duration::from_secs(1), ..config() };
     let router = super::router(App::new(engine, super::tokenizer(), config));
     let taken = std::thread::spawn(move || (script.take(), script));
     let reply = ask(&router, CHAT, &conversation(json!({}))).await;

@@ -2,10 +2,13 @@
 
 mod connections;
 mod errors;
+mod fields;
 mod malformed;
 mod openai_client;
+mod origins;
 mod player;
 mod protocol;
+mod replies;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,7 +36,7 @@ fn tokenizer() -> Tokenizer {
 }
 
 fn limits() -> Limits {
-    Limits { vocab_size: 1552, context_length: 256, queue: 8 }
+    Limits { vocab_size: 1552, context_length: 256, queue: 8, share: 8 }
 }
 
 fn config() -> ServerConfig {

@@ -30,5 +30,5 @@ async fn the_official_client_works_unchanged() {
     });
     assert!(status.await.unwrap().unwrap().success());
     stop.send(()).unwrap();
-    task.await.unwrap();
+    task.await.unwrap().unwrap();
 }

@@ -172,7 +172,7 @@ async fn requests_arrive_at_the_engine_as_they_were_asked() {
     let body = json!({
         "model": "tiny", "messages": messages, "temperature": 0.5, "top_p": 0.25, "top_k": 7, "min_p": 0.125, "seed": -1,
         "max_tokens": 9, "max_completion_tokens": 4, "stop": ["x"], "logprobs": true, "frequency_penalty": 0, "tools": [],
-        "response_format": {"type": "text"}, "user": "somebody", "a field of the future": {"n": 1},
+        "response_format": {"type": "text"}, "user": "somebody", "a field of the future": null,
     });
     // The engine of this test gives no answer, which is an answer too.
     let reply = ask(&router, CHAT, &body).await;
@@ -188,6 +188,39 @@ async fn requests_arrive_at_the_engine_as_they_were_asked() {
     assert_eq!(request.stop_strings, ["x"]);
     assert_eq!(request.stop_token_ids, [2]);
     assert_eq!(request.logprobs, Some(0));
+}
+
+/// The tokeniser of these tests with another template.
+fn with_template(template: &str) -> Tokenizer {
+    let folder = tempfile::TempDir::new().unwrap();
+    for file in ["tokenizer.json", "generation_config.json"] {
+        std::fs::copy(tokenizer().directory().join(file), folder.path().join(file)).unwrap();
+    }
+    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    Tokenizer::from_directory(folder.path()).unwrap()
+}
+
+#[tokio::test]
+async fn a_history_with_tools_reaches_the_template() {
+    let template = "{% for m in messages %}[{{ m.role }}|{{ m.content }}\
+        {% for call in m.tool_calls %}|{{ call.id }} {{ call.function.name }} {{ call.function.arguments | tojson }}\
+        {% endfor %}{% if m.tool_call_id %}|{{ m.tool_call_id }}{% endif %}]{% endfor %}{% if tools %}tools{% endif %}";
+    let (engine, script) = scripted(limits());
+    let router = router(App::new(engine, with_template(template), config()));
+    let engine = std::thread::spawn(move || script.take().unwrap().request);
+    let call =
+        json!({"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{\"town\": \"Ulm\"}"}});
+    let messages = json!([
+        {"role": "user", "content": "How is it?"},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "clear"},
+        {"role": "assistant", "content": null},
+    ]);
+    let tools = json!([{"type": "function", "function": {"name": "weather"}}]);
+    let asked = json!({"messages": messages, "tools": tools, "tool_choice": "none"});
+    ask(&router, CHAT, &conversation(asked)).await;
+    let said = tokenizer().decode(&engine.join().unwrap().prompt, false).unwrap();
+    assert_eq!(said, "[user|How is it?][assistant||c1 weather {\"town\": \"Ulm\"}][tool|clear|c1][assistant|]");
 }
 
 #[tokio::test]
@@ -214,15 +247,10 @@ async fn what_a_request_does_not_say_is_as_the_server_was_told() {
 
 #[tokio::test]
 async fn template_arguments_reach_the_template() {
-    let folder = tempfile::TempDir::new().unwrap();
     let original = tokenizer();
-    for file in ["tokenizer.json", "generation_config.json"] {
-        std::fs::copy(original.directory().join(file), folder.path().join(file)).unwrap();
-    }
-    let template = "{{ messages[0].content }}{% if enable_thinking %} think{% endif %}";
-    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    let tokenizer = with_template("{{ messages[0].content }}{% if enable_thinking %} think{% endif %}");
     let (engine, script) = scripted(limits());
-    let router = router(App::new(engine, Tokenizer::from_directory(folder.path()).unwrap(), config()));
+    let router = router(App::new(engine, tokenizer, config()));
     let engine = std::thread::spawn(move || {
         let first = script.take().unwrap().request;
         [first, script.take().unwrap().request]

@@ -1,0 +1,171 @@
+//! What a connection is doing, and when that has taken too long.
+//!
+//! A connection waits for a request until its body is complete, is answered until the reply was handed over, and sends it until
+//! its client's system has taken the last byte. Only waiting ones are idle. A client that takes nothing of what is sent to it
+//! for the time that a request may take to arrive is given up, however long the reply is.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+/// A client that took nothing for so long may have to make room for another.
+const STUCK: Duration = Duration::from_secs(1);
+
+/// What a connection is doing.
+#[derive(Debug)]
+pub(super) struct Activity {
+    state: Mutex<State>,
+    /// Told whenever a reply is out.
+    freed: Arc<Notify>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct State {
+    doing: Doing,
+    /// Since when its client takes nothing of what there is to send.
+    blocked: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doing {
+    /// For a request's head.
+    Waiting(Instant),
+    /// For the body behind a head.
+    Receiving(Instant),
+    Answering,
+    /// The reply was handed over and is on its way.
+    Sending,
+}
+
+impl Activity {
+    pub fn new(freed: Arc<Notify>) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(State { doing: Doing::Waiting(Instant::now()), blocked: None }), freed })
+    }
+
+    fn state<T>(&self, with: impl FnOnce(&mut State) -> T) -> T {
+        with(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The head of a request has arrived.
+    pub fn receive(&self) {
+        self.state(|state| state.doing = Doing::Receiving(Instant::now()));
+    }
+
+    /// A request is complete.
+    pub fn answer(&self) {
+        self.state(|state| state.doing = Doing::Answering);
+    }
+
+    /// The last of the reply was handed over.
+    pub fn hand_over(&self) {
+        self.state(|state| state.doing = Doing::Sending);
+    }
+
+    /// Everything that was handed over is with the system.
+    fn flushed(&self) {
+        let sent = self.state(|state| {
+            state.blocked = None;
+            let sent = state.doing == Doing::Sending;
+            if sent {
+                state.doing = Doing::Waiting(Instant::now());
+            }
+            sent
+        });
+        if sent {
+            self.freed.notify_one();
+        }
+    }
+
+    fn wrote(&self, outcome: &Poll<io::Result<usize>>) {
+        self.state(|state| match outcome {
+            Poll::Pending => _ = state.blocked.get_or_insert_with(Instant::now),
+            Poll::Ready(_) => state.blocked = None,
+        });
+    }
+
+    /// Whether a request is being answered, its last bytes included.
+    pub fn is_answering(&self) -> bool {
+        self.state(|state| matches!(state.doing, Doing::Answering | Doing::Sending))
+    }
+
+    /// Since when the connection has waited for a request.
+    pub fn waiting_since(&self) -> Option<Instant> {
+        self.state(|state| match state.doing {
+            Doing::Waiting(since) | Doing::Receiving(since) => Some(since),
+            Doing::Answering | Doing::Sending => None,
+        })
+    }
+
+    /// Since when its client has taken nothing, if that is longer than a moment.
+    pub fn stuck_since(&self) -> Option<Instant> {
+        self.state(|state| state.blocked.filter(|since| since.elapsed() > STUCK))
+    }
+
+    /// Whether it waited longer than `limit`, or its client took nothing for as long. A body has the same time once more: it is
+    /// refused in words when its time is over.
+    pub fn is_overdue(&self, limit: Duration) -> bool {
+        self.state(|state| {
+            let waited = match state.doing {
+                Doing::Waiting(since) => since.elapsed() > limit,
+                Doing::Receiving(since) => since.elapsed() > limit.saturating_mul(2),
+                Doing::Answering | Doing::Sending => false,
+            };
+            waited || state.blocked.is_some_and(|since| since.elapsed() > limit)
+        })
+    }
+}
+
+/// A connection's stream, which tells its activity what the client takes.
+pub(super) struct Watched {
+    pub stream: TcpStream,
+    pub activity: Arc<Activity>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.activity.wrote(&outcome);
+        outcome
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.activity.wrote(&outcome);
+        outcome
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    /// To be called when nothing is left to be written.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = ready!(Pin::new(&mut self.stream).poll_flush(context));
+        self.activity.flushed();
+        Poll::Ready(outcome)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
