@@ -1,10 +1,10 @@
 //! Digests of files and settings, by which runs recognise their inputs.
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use dspark_runtime::checkpoint::open_file;
 use sha2::{Digest, Sha256};
 
 /// Bytes hashed at each end of a weight file.
@@ -30,7 +30,7 @@ pub fn hex(hash: Sha256) -> String {
 /// # Errors
 /// When it cannot be read.
 pub fn hash_file(hash: &mut Sha256, path: &Path) -> Result<()> {
-    let read = File::open(path).and_then(|mut file| {
+    let read = open_file(path).and_then(|mut file| {
         let mut buffer = vec![0; 1 << 16];
         loop {
             match file.read(&mut buffer)? {
@@ -49,7 +49,7 @@ pub fn hash_file(hash: &mut Sha256, path: &Path) -> Result<()> {
 /// When it cannot be read.
 pub fn hash_ends(hash: &mut Sha256, path: &Path) -> Result<()> {
     let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
+        let mut file = open_file(path)?;
         let length = file.metadata()?.len();
         let mut bytes = length.to_le_bytes().to_vec();
         file.by_ref().take(HASHED_ENDS).read_to_end(&mut bytes)?;

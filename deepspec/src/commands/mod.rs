@@ -77,7 +77,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
             cause.downcast_ref::<TrainError>(),
             Some(TrainError::NotFinite { .. } | TrainError::Interrupted { .. })
         );
-        training || dspark_runtime::commands::machine_failed(cause)
+        training || cause.is::<estimate::PlanError>() || dspark_runtime::commands::machine_failed(cause)
     });
     if failed { 1 } else { 2 }
 }

@@ -1,6 +1,6 @@
 //! `deepspec train`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
@@ -10,7 +10,7 @@ use dspark_runtime::checkpoint::expand_home;
 use dspark_runtime::commands::print;
 
 use super::described::{Described, RecipeArguments};
-use super::estimate::{estimate, print_estimate};
+use super::estimate::{check_fit, estimate, print_estimate};
 use super::setup::Prepared;
 use crate::conversation::Samples;
 use crate::trainer::{RunFolder, TrainJob, TrainReport, train};
@@ -27,7 +27,8 @@ pub struct Arguments {
     /// `train.from`)
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
-    /// Say what the training would take (parameters, memory, time) and do nothing else; no weights are loaded
+    /// Say what the training would take (parameters, memory, time) and do nothing else; no weights are loaded. The exit code is 1
+    /// when the memory does not suffice
     #[arg(long, conflicts_with = "resume")]
     plan: bool,
     /// Print the report, or the plan, as JSON on standard output
@@ -38,21 +39,29 @@ pub struct Arguments {
 /// Trains and says where the checkpoint is.
 pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.plan {
-        let described = Described::load(&arguments.recipe)?;
+        let mut described = Described::load(&arguments.recipe)?;
+        start_from(&mut described, arguments.from.as_deref());
+        described.check_start()?;
         let estimate = estimate(&described, &described.samples()?, arguments.recipe.device)?;
-        return if arguments.json {
-            Ok(print(serde_json::to_string_pretty(&estimate)?)?)
+        if arguments.json {
+            print(serde_json::to_string_pretty(&estimate)?)?;
         } else {
-            print_estimate(&estimate)
-        };
+            print_estimate(&estimate)?;
+        }
+        return Ok(check_fit(&estimate)?);
     }
     let mut prepared = Prepared::load(&arguments.recipe)?;
-    if let Some(from) = &arguments.from {
-        prepared.described.recipe.train.from = Some(expand_home(from));
-    }
+    start_from(&mut prepared.described, arguments.from.as_deref());
     let samples = prepared.described.samples()?;
     let report = train_prepared(&prepared, &samples, arguments.resume)?;
     if arguments.json { Ok(print(serde_json::to_string_pretty(&report)?)?) } else { print_report(&report) }
+}
+
+/// Sets the draft that the training starts from, if one is named.
+fn start_from(described: &mut Described, from: Option<&Path>) {
+    if let Some(from) = from {
+        described.recipe.train.from = Some(expand_home(from));
+    }
 }
 
 /// Trains a prepared recipe in its output folder.

@@ -4,7 +4,7 @@
 //! line of a block of three:
 //!
 //! ```json
-//! {"task":"sums","sample":0,"round":4,"temperature":1.0,"confidence_logits":[2.1,0.3,-1.7],"proposed":3,"accepted":1,"stopped":false,"prompt_tokens":58,"max_new_tokens":256}
+//! {"task":"sums","sample":0,"round":4,"temperature":1.0,"confidence_logits":[2.1,0.3,-1.7],"proposed":3,"accepted":1,"stopped":false,"prompt_tokens":58,"max_new_tokens":256,"draft":"89abcdef01234567"}
 //! ```
 //!
 //! `proposed` is how many positions the target judged, `accepted` how many of those it kept. Where an accepted stop token
@@ -12,9 +12,10 @@
 //! when the target's own token was the stop token. Fields that are not known are left alone.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use dspark_runtime::checkpoint::Lines;
 use serde::{Deserialize, Serialize};
 
 /// One round.
@@ -42,6 +43,9 @@ pub struct TraceRound {
     /// Limit of the answer's tokens; 0, in traces of earlier versions, where that is not known.
     #[serde(default)]
     pub max_new_tokens: usize,
+    /// Digest of the draft ([`Draft::digest`](dspark_runtime::model::Draft::digest)); `None` in traces of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draft: Option<String>,
 }
 
 /// An answer of the draft's run.
@@ -103,34 +107,35 @@ pub enum TraceError {
 pub fn read_trace(path: &Path) -> Result<Vec<TraceRound>, TraceError> {
     let io = |source| TraceError::Io { path: path.to_owned(), source };
     let mut rounds: Vec<TraceRound> = Vec::new();
-    for (index, line) in BufReader::new(File::open(path).map_err(io)?).lines().enumerate() {
-        let line = line.map_err(io)?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let round = serde_json::from_str(&line).map_err(|error| error.to_string()).and_then(|round: TraceRound| {
-            round.check(rounds.first().map(|first| first.confidence_logits.len()))?;
+    for line in Lines::open(path).map_err(io)? {
+        let (line, text) = line.map_err(io)?;
+        let round = serde_json::from_slice(&text).map_err(|error| error.to_string()).and_then(|round: TraceRound| {
+            round.check(rounds.first())?;
             Ok(round)
         });
         match round {
             Ok(round) => rounds.push(round),
-            Err(reason) => return Err(TraceError::Line { path: path.to_owned(), line: index + 1, reason }),
+            Err(reason) => return Err(TraceError::Line { path: path.to_owned(), line, reason }),
         }
     }
     if rounds.is_empty() { Err(TraceError::Empty { path: path.to_owned() }) } else { Ok(rounds) }
 }
 
 impl TraceRound {
-    /// What is wrong with a round for calibration and simulation; `block` is the size of the others' blocks.
-    fn check(&self, block: Option<usize>) -> Result<(), String> {
+    /// What is wrong with a round for calibration and simulation; `first` is the first round of the trace.
+    fn check(&self, first: Option<&Self>) -> Result<(), String> {
         let (proposed, accepted, size) = (self.proposed, self.accepted, self.confidence_logits.len());
         if size == 0 {
             return Err("`confidence_logits` is empty: the draft has no confidence head".to_owned());
         }
+        let block = first.map(|first| first.confidence_logits.len());
         if let Some(block) = block.filter(|block| *block != size) {
             return Err(format!(
                 "`confidence_logits`: expected {block} numbers as in the rounds before, found {size}"
             ));
+        }
+        if first.is_some_and(|first| first.draft != self.draft) {
+            return Err("`draft`: expected the digest of the rounds before: a trace is of one draft".to_owned());
         }
         if accepted > proposed || proposed > size {
             return Err(format!(
@@ -197,6 +202,7 @@ mod tests {
             stopped: false,
             prompt_tokens: 12,
             max_new_tokens: 64,
+            draft: Some("00ff".into()),
         }
     }
 
@@ -223,6 +229,7 @@ mod tests {
             (good.replace("2.125", "null"), "line 1"),
             (good.replace("[2.125,-1.5]", "[]"), "no confidence head"),
             (format!("{good}\n{}", good.replace("[2.125,-1.5]", "[1]")), "line 2: `confidence_logits`: expected 2"),
+            (format!("{good}\n{}", good.replace("00ff", "00fe")), "line 2: `draft`: expected the digest"),
             (good.replace("\"accepted\":1", "\"accepted\":3"), "accepted 3 and proposed 2"),
             (good.replace("\"proposed\":2", "\"proposed\":1"), "expected the whole block of 2, found 1"),
         ] {

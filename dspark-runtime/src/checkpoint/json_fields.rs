@@ -1,12 +1,12 @@
 //! Reading the fields of a `config.json` with errors that name the file, the field, what was expected and found.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::CheckpointError;
+use super::user_files::{LARGEST_TEXT, read_text};
 
 /// One JSON object and the file that it came from.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ impl JsonFields {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn read_table(path: &Path, expected: &str) -> Result<Self, CheckpointError> {
-        let text = fs::read_to_string(path).map_err(|error| match error.kind() {
+        let text = read_text(path, LARGEST_TEXT).map_err(|error| match error.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory => CheckpointError::Invalid {
                 path: path.to_owned(),
                 reason: format!("no such file: expected {expected}"),

@@ -13,6 +13,7 @@ mod json_fields;
 mod load;
 mod resolve;
 mod save;
+mod user_files;
 mod weights;
 
 pub use atomic::{AtomicDirectory, write_file, write_file_with};
@@ -21,4 +22,5 @@ pub use json_fields::{JsonFields, json_kind};
 pub use load::{load_module, parameter_shapes, with_stable_ids};
 pub use resolve::{expand_home, resolve_model};
 pub use save::{WeightDtype, WeightsToSave};
+pub use user_files::{LARGEST_TEXT, LONGEST_LINE, Lines, open_file, read_file, read_text};
 pub use weights::{WeightPrecision, Weights};

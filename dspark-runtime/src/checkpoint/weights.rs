@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
@@ -14,7 +13,7 @@ use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
 use super::gguf::{self, BlockType, RowOrder, is_gguf, reorder_rows, target_tensor_name};
-use super::{CheckpointError, JsonFields};
+use super::{CheckpointError, JsonFields, open_file};
 
 /// Elements converted by one task.
 const CONVERT_CHUNK: usize = 1 << 16;
@@ -142,7 +141,7 @@ impl Weights {
     fn open_files(folder: &Path, paths: Vec<PathBuf>) -> Result<Self, CheckpointError> {
         let mut weights = Self { folder: folder.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
         for path in paths {
-            let file = File::open(&path).map_err(CheckpointError::io(&path))?;
+            let file = open_file(&path).map_err(CheckpointError::io(&path))?;
             // SAFETY: the mapping is only read. A file that another process truncates meanwhile raises a signal; weights
             // are not rewritten in place by anything that writes them atomically, as this project does.
             let map = unsafe { Mmap::map(&file) }.map_err(CheckpointError::io(&path))?;

@@ -6,6 +6,7 @@ use clap::Args;
 use super::models::ModelArguments;
 use super::output::count;
 use crate::engine::{Engine, EngineConfig, EngineHandle};
+use crate::model::DraftConfig;
 use crate::schedule::Mode;
 use crate::text::Tokenizer;
 
@@ -35,6 +36,8 @@ pub(super) struct Running {
     pub tokenizer: Tokenizer,
     /// The target's own name: that of its folder.
     pub name: String,
+    /// The draft's configuration, if there is a draft.
+    pub draft: Option<DraftConfig>,
 }
 
 impl EngineArguments {
@@ -55,7 +58,8 @@ impl EngineArguments {
             ..EngineConfig::default()
         };
         let name = models.name();
+        let draft = models.draft.as_ref().map(|draft| draft.config().clone());
         let (engine, handle) = Engine::start(models.target, models.draft, models.tokenizer.clone(), config)?;
-        Ok(Running { engine, handle, tokenizer: models.tokenizer, name })
+        Ok(Running { engine, handle, tokenizer: models.tokenizer, name, draft })
     }
 }

@@ -7,13 +7,17 @@ mod engine;
 mod generate;
 mod models;
 mod output;
+mod outputs;
 mod perplexity;
 mod profile;
 mod sampling;
 mod serve;
 
 pub use models::{LoadedModels, ModelArguments};
-pub use output::{count, print, share, temperature, template_arguments, weight_precision};
+pub use output::{
+    count, print, share, temperature, template_arguments, warn_of_other_template_arguments, weight_precision,
+};
+pub use outputs::{Named, check_outputs, same_file};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};

@@ -7,6 +7,7 @@
 use serde_json::{Map, Value, json};
 
 use super::config::Family;
+use super::draft_config::TEMPLATE_ARGUMENTS;
 use super::drafter::DraftKind;
 use super::dspark::DSparkConfig;
 use super::eagle3::Eagle3Config;
@@ -23,7 +24,7 @@ const LAYER_IDS: &str = "aux_hidden_state_layer_ids";
 const EAGLE3_LAYER_IDS: &str = "eagle_aux_hidden_state_layer_ids";
 
 /// What DSpark adds to the target's fields, under the same name in both layouts.
-const OWN: [&str; 9] = [
+const OWN: [&str; 10] = [
     "draft_vocab_size",
     "block_size",
     "mask_token_id",
@@ -33,10 +34,12 @@ const OWN: [&str; 9] = [
     "enable_confidence_head",
     "confidence_head_with_markov",
     "num_anchors",
+    TEMPLATE_ARGUMENTS,
 ];
 
-/// The same of Eagle3. The last two are this project's words; the package does not mind them.
-const EAGLE3_OWN: [&str; 4] = ["draft_vocab_size", "draft_num_hidden_layers", "ttt_length", "step_loss_decay"];
+/// The same of Eagle3. The last three are this project's words; the package does not mind them.
+const EAGLE3_OWN: [&str; 5] =
+    ["draft_vocab_size", "draft_num_hidden_layers", "ttt_length", "step_loss_decay", TEMPLATE_ARGUMENTS];
 
 /// Ways of computing that the package's Eagle3 drafts may have and this project's do not; vLLM takes the first for granted
 /// where nothing is said.

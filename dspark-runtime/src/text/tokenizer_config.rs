@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use super::{ChatTemplate, TextError, TokenId};
+use crate::checkpoint::{LARGEST_TEXT, read_file, read_text};
 
 /// The name a template has when a tokeniser comes with several.
 const DEFAULT_TEMPLATE: &str = "default";
@@ -92,7 +93,7 @@ impl TokenizerConfig {
     /// A `chat_template.jinja` beside the configuration wins over the field, as in `transformers`.
     fn read_chat_template(&mut self, directory: &Path, fields: &Map<String, Value>) -> Result<(), TextError> {
         let file = directory.join("chat_template.jinja");
-        let (name, source) = match std::fs::read_to_string(&file) {
+        let (name, source) = match read_text(&file, LARGEST_TEXT) {
             Ok(source) => (file.display().to_string(), source),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => match fields.get("chat_template") {
                 None | Some(Value::Null) => return Ok(()),
@@ -161,7 +162,7 @@ fn token_text(value: &Value) -> Option<&str> {
 
 /// The object in a JSON file; `None` if there is no such file.
 fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TextError> {
-    let bytes = match std::fs::read(path) {
+    let bytes = match read_file(path, LARGEST_TEXT) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => {

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use self::painter::Painter;
 use self::status::{Counts, StatusLine};
 use super::engine::{EngineArguments, Running};
-use super::output::{count, template_arguments};
+use super::output::{count, template_arguments, warn_of_other_template_arguments};
 use super::sampling::SamplingArguments;
 use crate::engine::{Answer, Event, Request};
 use crate::text::ChatTemplate;
@@ -45,6 +45,9 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let template_arguments = template_arguments(&arguments.template_arguments)?;
     let running = arguments.engine.start()?;
+    if let Some(draft) = &running.draft {
+        warn_of_other_template_arguments(draft, &template_arguments);
+    }
     let template = running
         .tokenizer
         .chat_template()
