@@ -17,14 +17,17 @@ const MODEL_FILES: [&str; 6] = [
 /// A file or folder on the command line, and the argument that names it.
 pub type Named<'a> = (&'a str, &'a Path);
 
-/// Checks, before anything runs, that no output is an input, a file of a model folder that is read, or another output.
+/// Checks, before anything runs, that outputs are no folders, and that none is an input, a file of a model folder that is read, or another output.
 /// Links and relative paths are followed. `-` is standard output, not a file.
 ///
 /// # Errors
-/// Names the two arguments.
+/// Names the argument, or the two.
 pub fn check_outputs(outputs: &[Named<'_>], inputs: &[Named<'_>]) -> Result<()> {
     let outputs: Vec<&Named<'_>> = outputs.iter().filter(|(_, path)| path.as_os_str() != "-").collect();
     for (index, (flag, path)) in outputs.iter().enumerate() {
+        if path.is_dir() {
+            bail!("{flag} {}: expected a file to write, found a folder", path.display());
+        }
         if let Some((other, _)) = inputs.iter().find(|(_, input)| same_file(path, input) || in_model(path, input)) {
             bail!("{flag} {}: would overwrite what {other} reads; choose another file", path.display());
         }
@@ -92,6 +95,7 @@ mod tests {
         let error = check(&[("--json", "new.json"), ("--trace", "draft/../new.json")]).unwrap_err();
         assert!(error.contains("--json writes the same file"), "{error}");
         check(&[("--json", "new.json"), ("--trace", "draft/new.json"), ("--answers", "draft/report.json")]).unwrap();
+        assert!(check(&[("--json", "draft")]).unwrap_err().contains("found a folder"));
         #[cfg(unix)]
         {
             std::os::unix::fs::symlink(path("task.jsonl"), path("link.jsonl")).unwrap();
