@@ -151,21 +151,33 @@ impl TraceRound {
     }
 }
 
-/// Writes JSON lines as they come: rounds, or answers.
+/// Writes JSON lines as they come: rounds, or answers. What the file held before stays until the first line.
 #[derive(Debug)]
 pub struct TraceWriter {
     path: PathBuf,
     file: BufWriter<File>,
+    begun: bool,
 }
 
 impl TraceWriter {
-    /// Starts a file.
+    /// Opens a file for writing.
     ///
     /// # Errors
     /// When it cannot be created.
     pub fn create(path: &Path) -> Result<Self, TraceError> {
-        let file = File::create(path).map_err(|source| TraceError::Io { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
+        let file = File::options().write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(|source| TraceError::Io { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), file: BufWriter::new(file), begun: false })
+    }
+
+    /// Empties the file, once.
+    fn begin(&mut self) -> std::io::Result<()> {
+        let file = self.file.get_ref();
+        if !self.begun && file.metadata()?.is_file() {
+            file.set_len(0)?;
+        }
+        self.begun = true;
+        Ok(())
     }
 
     /// Adds a line.
@@ -174,7 +186,8 @@ impl TraceWriter {
     /// When it cannot be written.
     pub fn write(&mut self, line: &impl Serialize) -> Result<(), TraceError> {
         let text = serde_json::to_string(line).unwrap_or_default();
-        writeln!(self.file, "{text}").map_err(|source| TraceError::Io { path: self.path.clone(), source })
+        let written = self.begin().and_then(|()| writeln!(self.file, "{text}"));
+        written.map_err(|source| TraceError::Io { path: self.path.clone(), source })
     }
 
     /// Writes what is left.
@@ -182,7 +195,8 @@ impl TraceWriter {
     /// # Errors
     /// When it cannot be written.
     pub fn finish(mut self) -> Result<(), TraceError> {
-        self.file.flush().map_err(|source| TraceError::Io { path: self.path, source })
+        let written = self.begin().and_then(|()| self.file.flush());
+        written.map_err(|source| TraceError::Io { path: self.path, source })
     }
 }
 
@@ -215,6 +229,22 @@ mod tests {
         rounds.iter().for_each(|round| writer.write(round).unwrap());
         writer.finish().unwrap();
         assert_eq!(read_trace(&path).unwrap(), rounds);
+    }
+
+    /// An evaluation that fails before its first round loses no trace of an earlier one.
+    #[test]
+    fn an_old_trace_stays_until_there_is_a_new_one() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("trace.jsonl");
+        std::fs::write(&path, "old and longer than any line of a new trace\n".repeat(20)).unwrap();
+        drop(TraceWriter::create(&path).unwrap());
+        assert!(std::fs::read_to_string(&path).unwrap().starts_with("old"));
+        let mut writer = TraceWriter::create(&path).unwrap();
+        writer.write(&round(0)).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(read_trace(&path).unwrap(), [round(0)]);
+        TraceWriter::create(&path).unwrap().finish().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
     }
 
     #[test]

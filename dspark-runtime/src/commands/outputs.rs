@@ -17,8 +17,8 @@ const MODEL_FILES: [&str; 6] = [
 /// A file or folder on the command line, and the argument that names it.
 pub type Named<'a> = (&'a str, &'a Path);
 
-/// Checks, before anything runs, that outputs are no folders, and that none is an input, a file of a model folder that is read, or another output.
-/// Links and relative paths are followed. `-` is standard output, not a file.
+/// Checks, before anything runs, that outputs are no folders, and that none is an input, a file of a model folder that is
+/// read, or another output. Links and relative paths are followed. `-` is standard output, not a file.
 ///
 /// # Errors
 /// Names the argument, or the two.
