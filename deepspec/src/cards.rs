@@ -4,7 +4,7 @@
 //! finds a local file or says how to get one.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dspark_runtime::checkpoint::expand_home;
 use serde::Deserialize;
@@ -181,6 +181,24 @@ impl Card {
     }
 }
 
+/// What to add to an error about a file that is not there: how to get it, when it is called like a published dataset.
+pub fn card_hint(path: &Path, kind: Kind) -> String {
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let cards = Card::all().unwrap_or_default();
+    let card = cards
+        .iter()
+        .find(|card| card.kind == kind && (card.name == stem || card.files.iter().any(|file| path.ends_with(file))));
+    card.map_or_else(String::new, |card| {
+        format!(
+            ".\nA file of this name is the dataset {:?} ({}). To get it: {}\nThen give its name, {:?}, in place of the file",
+            card.name,
+            card.title,
+            card.how_to_get.trim(),
+            card.name
+        )
+    })
+}
+
 /// Where datasets are looked for: the folders of [`FOLDERS_VARIABLE`], `datasets` in the working directory,
 /// and `~/.cache/deepspec/datasets`.
 pub fn dataset_folders() -> Vec<PathBuf> {
@@ -235,6 +253,15 @@ mod tests {
         let file = folder.path().join("mt-bench.jsonl");
         std::fs::write(&file, "").unwrap();
         assert_eq!(card.resolve(&folders).unwrap(), file);
+    }
+
+    #[test]
+    fn a_missing_file_that_is_called_like_a_dataset_says_how_to_get_it() {
+        let hint = card_hint(Path::new("../shared/eval/gsm8k.jsonl"), Kind::Task);
+        let card = Card::named("gsm8k", Kind::Task).unwrap();
+        assert!(hint.contains(card.how_to_get.trim()) && hint.contains("\"gsm8k\""), "{hint}");
+        assert_eq!(card_hint(Path::new("mine.jsonl"), Kind::Task), "");
+        assert_eq!(card_hint(Path::new("gsm8k.jsonl"), Kind::Training), "");
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! Digests of files and settings, by which runs recognise their inputs and damaged outputs.
 
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use dspark_runtime::checkpoint::CheckpointError;
+use dspark_runtime::checkpoint::{CheckpointError, open_file};
 use sha2::{Digest, Sha256};
 
 /// Bytes hashed at each end of a weight file.
@@ -30,7 +29,7 @@ pub fn hex(hash: Sha256) -> String {
 /// # Errors
 /// When it cannot be read.
 pub fn hash_file(hash: &mut Sha256, path: &Path) -> Result<(), CheckpointError> {
-    let read = File::open(path).and_then(|mut file| {
+    let read = open_file(path).and_then(|mut file| {
         let mut buffer = vec![0; 1 << 16];
         loop {
             match file.read(&mut buffer)? {
@@ -77,7 +76,7 @@ pub fn is_absent(error: &io::Error) -> bool {
 /// When it cannot be read.
 pub fn hash_ends(hash: &mut Sha256, path: &Path) -> Result<(), CheckpointError> {
     let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
+        let mut file = open_file(path)?;
         let length = file.metadata()?.len();
         let mut bytes = length.to_le_bytes().to_vec();
         file.by_ref().take(HASHED_ENDS).read_to_end(&mut bytes)?;

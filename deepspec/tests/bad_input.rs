@@ -100,7 +100,7 @@ fn recipes_that_do_not_fit_are_refused() {
     exits_with(
         &train(root.path(), &["model.target_layer_ids=[0, 4]".into()]),
         2,
-        &["target_layer_ids", "final layer 4"],
+        &["model.target_layer_ids = [0, 4]", "final layer 4"],
     );
     exits_with(
         &train(root.path(), &["model.target_layer_ids=[2, 1]".into()]),
@@ -239,4 +239,67 @@ fn a_full_disk_is_reported_and_leaves_nothing_half_written() {
     exits_with(&output, 1, &["No space left", "step-00000001"]);
     let left: Vec<_> = fs::read_dir(run.join("checkpoints")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// A device never ends and a pipe may never begin: both are refused before they are opened, wherever a path is named.
+#[cfg(unix)]
+#[test]
+fn devices_pipes_and_folders_are_no_files() {
+    let root = tempfile::tempdir().unwrap();
+    let pipe = root.path().join("pipe.toml");
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.is_ok_and(|status| status.success()), "mkfifo");
+    let pipe = pipe.to_str().unwrap();
+    let folder = root.path().to_str().unwrap();
+    let set = |key: &str, value: &str| [format!("{key}={value}"), "data.validation=[]".into()];
+    exits_with(
+        &train(root.path(), &set("data.train", "[\"/dev/zero\"]")),
+        2,
+        &["data.train", "/dev/zero", "found a device"],
+    );
+    exits_with(&train(root.path(), &set("data.train", &format!("[{pipe:?}]"))), 2, &["data.train", "found a pipe"]);
+    exits_with(&deepspec(&["train", pipe]), 2, &["pipe.toml", "found a pipe"]);
+    exits_with(&deepspec(&["train", folder]), 2, &["found a folder"]);
+    let task = format!("evaluate.tasks=[{{name=\"x\", path={pipe:?}}}]");
+    let output = format!("output.dir={}", quoted(&root.path().join("run")));
+    let run = ["run", "recipes/quickstart.toml", "--set", &output, "--set", &task];
+    exits_with(&deepspec(&run), 2, &["evaluate.tasks[].path", "found a pipe"]);
+    let models = ["--target", "checkpoints/quickstart-target", "--draft", "none"];
+    let evaluate = |task: &str| deepspec(&[&["evaluate", "--task", task], &models[..]].concat());
+    exits_with(&evaluate("/dev/zero"), 2, &["--task", "found a device"]);
+    exits_with(&evaluate(folder), 2, &["--task", "found a folder"]);
+    for trace in ["/dev/zero", pipe, folder] {
+        exits_with(&deepspec(&["calibrate", "--trace", trace, "--out", folder]), 2, &["expected a regular file"]);
+    }
+}
+
+#[test]
+fn missing_files_are_named_with_the_recipes_key_and_the_way_to_get_them() {
+    let root = tempfile::tempdir().unwrap();
+    let settings: [String; 2] =
+        ["data.train=[\"../nowhere/open-perfectblend.jsonl\"]".into(), "data.validation=[]".into()];
+    exits_with(&train(root.path(), &settings), 2, &["data.train", "no such file or folder", "hf download"]);
+    let output = format!("output.dir={}", quoted(&root.path().join("run")));
+    let task = "evaluate.tasks=[{name=\"maths\", path=\"../nowhere/gsm8k.jsonl\"}]";
+    let run = deepspec(&["run", "recipes/quickstart.toml", "--set", &output, "--set", task]);
+    exits_with(&run, 2, &["evaluate.tasks[].path of \"maths\"", "../nowhere/gsm8k.jsonl", "To get it"]);
+}
+
+#[test]
+fn a_fraction_of_one_sample_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("row.jsonl");
+    let text = fs::read_to_string(workspace().join("datasets/quickstart/chat.train.jsonl")).unwrap();
+    let rows = |count: usize| text.lines().take(count).map(|line| format!("{line}\n")).collect::<String>();
+    let settings: [String; 4] = [
+        format!("data.train=[{}]", quoted(&data)),
+        "data.validation=[]".into(),
+        "data.validation_fraction=0.02".into(),
+        "data.min_supervised_tokens=1".into(),
+    ];
+    fs::write(&data, rows(1)).unwrap();
+    exits_with(&train(root.path(), &settings), 2, &["data.validation_fraction = 0.02", "expected at least 2"]);
+    fs::write(&data, rows(20)).unwrap();
+    let output = train(root.path(), &settings);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -7,11 +7,14 @@ use std::path::Path;
 use std::process::Output;
 
 use deepspec::evaluation::{TraceRound, TraceWriter, read_trace};
+use dspark_runtime::checkpoint::WeightDtype;
+use dspark_runtime::model::{Draft, DraftConfig};
 use dspark_runtime::schedule::StsTable;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
+use common::drafts::{TARGET, copy, edit_values, save, shape};
 use common::{deepspec, refused};
 
 const BLOCK: usize = 4;
@@ -22,8 +25,8 @@ fn json_of(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Rounds of 60 prompts whose head is twice as sure as it should be.
-fn write_trace(path: &Path) {
+/// Rounds of 60 prompts whose head is twice as sure as it should be, of the draft with this digest.
+fn write_trace(path: &Path, draft: Option<&str>) {
     let mut generator = ChaCha8Rng::seed_from_u64(11);
     let mut writer = TraceWriter::create(path).unwrap();
     for sample in 0..60 {
@@ -48,6 +51,7 @@ fn write_trace(path: &Path) {
                 stopped,
                 prompt_tokens,
                 max_new_tokens,
+                draft: draft.map(str::to_owned),
             };
             writer.write(&line).unwrap();
         }
@@ -71,7 +75,7 @@ fn a_trace_is_calibrated_and_simulated() {
     let root = tempfile::tempdir().unwrap();
     let file = |name: &str| root.path().join(name).display().to_string();
     let (trace, speeds, out) = (file("trace.jsonl"), file("sps.json"), file("out"));
-    write_trace(Path::new(&trace));
+    write_trace(Path::new(&trace), None);
     write_speeds(Path::new(&speeds));
 
     let report = json_of(&deepspec(&["calibrate", "--trace", &trace, "--out", &out, "--json", "-"]));
@@ -110,6 +114,7 @@ fn a_trace_is_calibrated_and_simulated() {
     // What tables and traces of earlier versions do not say is named, since it changes the result.
     let told = String::from_utf8(simulate(&["--modes", "off", "--loads", "1"]).stderr).unwrap();
     assert!(told.contains("`draft_context_seconds`") && told.contains("`prompt_tokens`"), "{told}");
+    assert!(told.contains("trace.jsonl: does not say of which draft"), "{told}");
     let plots = file("plots");
     let report =
         json_of(&simulate(&["--modes", "off,fixed:1,fixed:4,scheduled", "--loads", "1,16,512", "--plots", &plots]));
@@ -142,7 +147,8 @@ fn a_trace_is_calibrated_and_simulated() {
     refused(&with(&sts, &trace), &["trace.jsonl", "not valid JSON"]);
     refused(&with(&sts, &file("none.json")), &["none.json", "no such file", "dspark profile"]);
     refused(&simulate(&["--modes", "fixed:0"]), &["fixed:0", "expected `off`"]);
-    refused(&deepspec(&["calibrate", "--trace", &sts, "--out", &out]), &["sts.json", "line 1"]);
+    refused(&deepspec(&["calibrate", "--trace", &sts, "--out", &file("new")]), &["sts.json", "line 1"]);
+    refused(&deepspec(&["calibrate", "--trace", &sts, "--out", &out]), &["would overwrite what --trace reads"]);
     refused(&deepspec(&["calibrate", "--trace", &trace]), &["--out"]);
     refused(&deepspec(&["calibrate", "--trace", &trace, "--out", &sts]), &["--out", "expected a folder"]);
 }
@@ -179,18 +185,98 @@ fn rounds_are_the_same_decoded_and_traced() {
         "--temperature",
         "1",
     ];
-    let report = json_of(&deepspec(&[&["calibrate", "--write-trace", &ours, "--json", "-"], &same[..]].concat()));
+    // Rounds of four prompts say too little.
+    let few = deepspec(&[&["calibrate", "--write-trace", &ours], &same[..]].concat());
+    refused(&few, &["too few rounds", "at least 200 judged", "position 1:", "--samples"]);
+    assert!(!draft.join("sts.json").exists() && !draft.join("reliability.svg").exists());
     let evaluated = deepspec(&[&["evaluate", "--no-plain", "--trace", &theirs], &same[..]].concat());
     assert!(evaluated.status.success(), "{}", String::from_utf8_lossy(&evaluated.stderr));
     let rounds = read_trace(Path::new(&ours)).unwrap();
     assert_eq!(rounds, read_trace(Path::new(&theirs)).unwrap());
-    assert_eq!(report["fitted"]["prompts"], json!(2));
-    assert_eq!(
-        report["fitted"]["rounds"].as_u64().unwrap() + report["reported"]["rounds"].as_u64().unwrap(),
-        rounds.len() as u64
+    let config = DraftConfig::read(&draft).unwrap();
+    assert_eq!(rounds[0].draft, Some(Draft::digest_of(&draft, &config).unwrap()));
+}
+
+/// A table is of one draft. It goes along with copies of the draft, and nowhere else.
+#[test]
+fn a_table_belongs_to_its_draft() {
+    let root = tempfile::tempdir().unwrap();
+    let file = |name: &str| root.path().join(name).display().to_string();
+    let draft = save(&root.path().join("draft"), &shape(), WeightDtype::F32, false);
+    let other = root.path().join("other");
+    copy(&draft, &other);
+    edit_values(
+        &other.join("model.safetensors"),
+        "fc.weight",
+        |index, value| if index == 5 { 1.0 + value } else { value },
     );
-    // Beside the checkpoint, which stays what it was.
-    assert!(draft.join("sts.json").is_file() && draft.join("reliability.svg").is_file());
-    let inspected = deepspec(&["inspect", &draft_name, "--target", "checkpoints/quickstart-target"]);
-    assert!(inspected.status.success());
+    let digest = Draft::digest_of(&draft, &DraftConfig::read(&draft).unwrap()).unwrap();
+    let (trace, speeds, draft_name) = (file("trace.jsonl"), file("sps.json"), draft.display().to_string());
+    write_trace(Path::new(&trace), Some(&digest));
+    write_speeds(Path::new(&speeds));
+    let calibrate =
+        |draft: &Path| deepspec(&["calibrate", "--trace", &trace, "--draft", &draft.display().to_string()]);
+    refused(&calibrate(&other), &["--trace", "of another draft", &digest]);
+    assert!(!other.join("sts.json").exists());
+    let output = calibrate(&draft);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let sts = draft.join("sts.json");
+    let table = fs::read_to_string(&sts).unwrap();
+    assert_eq!(StsTable::read(&sts, BLOCK).unwrap().draft, Some(digest.clone()));
+
+    // Fewer rounds do not replace it.
+    let lines = fs::read_to_string(&trace).unwrap();
+    let sure = |line: &str| serde_json::from_str::<TraceRound>(line).unwrap().accepted < 2;
+    fs::write(
+        file("few.jsonl"),
+        lines.lines().filter(|line| sure(line)).map(|line| format!("{line}\n")).collect::<String>(),
+    )
+    .unwrap();
+    let fewer = deepspec(&["calibrate", "--trace", &file("few.jsonl"), "--draft", &draft_name]);
+    refused(&fewer, &["sts.json: kept", "positions 2, 3, 4", "--out DIR"]);
+    assert_eq!(fs::read_to_string(&sts).unwrap(), table);
+
+    // Into copies in every layout and number type; in place; not into a draft that proposes other tokens.
+    let export = |from: &Path, out: &Path, more: &[&str]| {
+        let (from, out) = (from.display().to_string(), out.display().to_string());
+        let output = deepspec(&[&["export", "--draft", &from, "--target", TARGET, "--out", &out], more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let inspect = |folder: &Path| deepspec(&["inspect", &folder.display().to_string(), "--target", TARGET]);
+    let copied = root.path().join("copied");
+    for more in [&["--dtype", "bf16"][..], &["--dtype", "f32"], &["--layout", "speculators", "--without-embeddings"]]
+    {
+        let told = export(&draft, &copied, more);
+        assert_eq!(fs::read_to_string(copied.join("sts.json")).unwrap(), table, "{more:?}: {told}");
+        let seen = inspect(&copied);
+        let text = String::from_utf8_lossy(&seen.stdout).into_owned();
+        assert!(seen.status.success() && text.contains("sts.json: fitted on 1200 rounds of \"synthetic\""), "{text}");
+    }
+    export(&copied, &copied, &[]);
+    assert_eq!(fs::read_to_string(copied.join("sts.json")).unwrap(), table);
+    let data = "datasets/quickstart/chat.train.jsonl";
+    let reduced = root.path().join("reduced");
+    let told = export(&draft, &reduced, &["--draft-vocab-size", "200", "--vocabulary-data", data]);
+    assert!(told.contains("not copied") && told.contains("deepspec calibrate"), "{told}");
+    assert!(!reduced.join("sts.json").exists());
+
+    // Where it does not belong, it is named.
+    fs::copy(&sts, other.join("sts.json")).unwrap();
+    let seen = inspect(&other);
+    let text = String::from_utf8_lossy(&seen.stdout).into_owned();
+    assert!(
+        seen.status.code() == Some(2) && text.contains("WRONG") && text.contains("fitted for another draft"),
+        "{text}"
+    );
+    let foreign = table.replace(&digest, "0000000000000000");
+    fs::write(file("foreign.json"), foreign).unwrap();
+    let simulate = |sts: &str| {
+        let modes = ["--modes", "off", "--loads", "1"];
+        deepspec(&[&["simulate", "--trace", &trace, "--sts", sts, "--sps", &speeds], &modes[..]].concat())
+    };
+    refused(&simulate(&file("foreign.json")), &["foreign.json", "fitted for another draft"]);
+    let output = simulate(sts.to_str().unwrap());
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !told.contains("which draft"), "{told}");
 }

@@ -125,6 +125,65 @@ fn turns_that_find_no_room_are_skipped_and_counted() {
     let task = &report["tasks"][0];
     assert_eq!((&task["samples"], &task["skipped"]), (&json!(2), &json!(2)), "{task}");
     assert!(task["new_tokens"].as_u64().unwrap() >= 2, "the first turns are answered: {task}");
-    // Without room for the first turn there is nothing to measure: the file is wrong.
-    refused(&evaluate(&[json!({"turns": ["Hello!"]}), json!({"turns": [long]})]), &["prompt 1", "context is 60"]);
+    assert_eq!(task["skipped_prompts"], json!(0));
+    // A first turn that does not fit is skipped too, with those behind it; where none fits, nothing is decoded.
+    let rows = [json!({"turns": [long, "And now?"]}), json!({"turns": ["Hello!"]}), json!({"turns": [long]})];
+    let output = evaluate(&rows);
+    succeeded(&output);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let task = &report["tasks"][0];
+    let counts = ["samples", "skipped", "skipped_prompts"].map(|name| task[name].as_u64().unwrap());
+    assert_eq!(counts, [1, 3, 2], "{task}");
+    assert!(task["new_tokens"].as_u64().unwrap() >= 1, "{task}");
+    refused(&evaluate(&[json!({"turns": [long]})]), &["none of the 1 prompts fits", "context is 60"]);
+}
+
+/// What is written must not be what is read.
+#[test]
+fn outputs_that_are_inputs_are_refused_before_anything_runs() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name).display().to_string();
+    let task = path("task.jsonl");
+    fs::write(&task, "{\"turns\": [\"Hello!\"]}\n").unwrap();
+    let other = root.path().join("folder/../task.jsonl").display().to_string();
+    fs::create_dir(root.path().join("folder")).unwrap();
+    let evaluate = |more: &[&str]| {
+        // There is no such draft, which is found later.
+        deepspec(&[&["evaluate", "--target", TARGET, "--draft", "none", "--task", &task], more].concat())
+    };
+    for flag in ["--json", "--trace", "--answers"] {
+        refused(&evaluate(&[flag, &other]), &[flag, "would overwrite what --task reads"]);
+    }
+    let same = path("out");
+    refused(&evaluate(&["--json", &same, "--trace", &same]), &["--trace", "--json writes the same file"]);
+    refused(
+        &deepspec(&["calibrate", "--trace", &task, "--out", &path("out"), "--json", &other]),
+        &["--json", "--trace"],
+    );
+    let simulate = ["simulate", "--trace", "t", "--sts", "s", "--sps", &task, "--json", &other];
+    refused(&deepspec(&simulate), &["--json", "--sps"]);
+    assert_eq!(fs::read_to_string(&task).unwrap(), "{\"turns\": [\"Hello!\"]}\n");
+}
+
+/// Training and evaluation that render prompts differently are told apart, in every layout of the draft.
+#[test]
+fn other_template_arguments_than_those_of_training_are_a_warning() {
+    let root = tempfile::tempdir().unwrap();
+    succeeded(&quickstart("train", root.path(), &["train.steps=1", "data.template_arguments={ calm = true }"]));
+    let draft = root.path().join("run/checkpoints/step-00000001");
+    let exported = root.path().join("exported");
+    let (draft, exported) = (draft.to_str().unwrap(), exported.to_str().unwrap());
+    let export = ["export", "--layout", "speculators", "--draft", draft, "--target", TARGET, "--out", exported];
+    succeeded(&deepspec(&export));
+    let task = "datasets/quickstart/sums.evaluate.jsonl";
+    for draft in [draft, exported] {
+        let evaluate = |more: &[&str]| {
+            let arguments = ["evaluate", "--target", TARGET, "--draft", draft, "--task", task, "--samples", "1"];
+            succeeded(&deepspec(&[&arguments[..], &["--no-plain", "--max-new-tokens", "4"], more].concat()))
+        };
+        let told = evaluate(&[]);
+        assert!(told.contains("trained with the template arguments {\"calm\":true}"), "{told}");
+        let told = evaluate(&["--template-argument", "calm=true"]);
+        assert!(!told.contains("template arguments"), "{told}");
+    }
 }

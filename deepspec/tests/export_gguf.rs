@@ -91,8 +91,11 @@ fn draft_and_target_are_written_and_the_target_is_a_target_again() {
     assert_eq!(file.tensor("markov_w1.weight").unwrap().block_type, BlockType::F16);
     assert!(file.tensor("token_embd.weight").is_none() && file.tensor("output.weight").is_none());
 
-    refused(&export(&target_file, &target_file, &[]), &["--out", "target that is read"]);
-    refused(&export(&target_file, &small, &["--target-out", &small]), &["--target-out", "two files"]);
+    refused(&export(&target_file, &target_file, &[]), &["--out", "overwrite what --target reads"]);
+    refused(
+        &export(&target_file, &small, &["--target-out", &small]),
+        &["--target-out", "--out writes the same file"],
+    );
     refused(&export(&target_file, &path("folder"), &[]), &["--out", ".gguf"]);
     refused(&export(&path("absent.gguf"), &small, &[]), &["absent.gguf", "no such GGUF file"]);
     // The quickstart's own tokeniser cuts texts in a way that llama.cpp does not know.

@@ -5,10 +5,11 @@ mod common;
 use std::fs;
 use std::path::Path;
 
+use dspark_runtime::checkpoint::WeightDtype;
 use serde_json::Value;
 
-use common::drafts::{TARGET, edit_json};
-use common::{deepspec, refused, workspace};
+use common::drafts::{TARGET, edit_json, save, shape};
+use common::{deepspec, exits_with, refused, workspace};
 
 /// The quickstart's plan with some settings.
 fn plan(settings: &[&str]) -> Value {
@@ -98,13 +99,35 @@ fn what_does_not_fit_is_said_to() {
         config["intermediate_size"] = 400_000.into();
     });
     let output = deepspec(&["train", "recipes/quickstart.toml", "--plan", "--set", &target]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains("WARNING: this does not fit"), "{text}");
+    // The models alone are too large: smaller batches are no advice.
+    exits_with(&output, 1, &["this does not fit", "No setting of the batches helps", "model.num_draft_layers"]);
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("micro_batch"));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(printed.contains("peak") && printed.contains("tokens/s"), "{printed}");
     let usual = deepspec(&["train", "recipes/quickstart.toml", "--plan"]);
-    assert!(!String::from_utf8_lossy(&usual.stdout).contains("WARNING"));
+    assert!(usual.status.success() && !String::from_utf8_lossy(&usual.stderr).contains("does not fit"));
+    // What the smallest micro-batch takes is part of what all take.
+    let usual = plan(&[]);
+    assert!(number(&usual, "/least") < number(&usual, "/memory/peak"));
     // And what cannot be at all.
     edit_json(&folder.path().join("config.json"), |config| config["vocab_size"] = "many".into());
     let output = deepspec(&["train", "recipes/quickstart.toml", "--plan", "--set", &target]);
     refused(&output, &["vocab_size", "config.json"]);
+}
+
+#[test]
+fn the_draft_to_start_from_is_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let draft = save(&folder.path().join("draft"), &shape(), WeightDtype::F32, false);
+    let from = |settings: &[&str], draft: &str| {
+        let mut arguments = vec!["train", "recipes/quickstart.toml", "--plan", "--from", draft];
+        settings.iter().for_each(|setting| arguments.extend(["--set", setting]));
+        deepspec(&arguments)
+    };
+    let draft = draft.to_str().unwrap();
+    let shape = ["model.block_size=4", "model.num_draft_layers=2", "model.markov_rank=8"];
+    let output = from(&shape, draft);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    refused(&from(&shape[..1], draft), &["train.from", "model.num_draft_layers", "2"]);
+    refused(&from(&shape, "no/such/draft"), &["train.from", "no/such/draft"]);
 }

@@ -55,6 +55,9 @@ pub struct PositionReport {
     pub after: Measures,
     /// Whether both halves have enough rounds to trust temperature and figures.
     pub enough: bool,
+    /// Whether the half to fit on has enough rounds; where it has not, the temperature is 1.
+    #[serde(default)]
+    pub fitted: bool,
 }
 
 /// Why rounds cannot be calibrated with.
@@ -69,6 +72,17 @@ pub enum CalibrateError {
         fitted: usize,
         /// Prompts with rounds in the reporting half.
         reported: usize,
+    },
+    /// No position of the block has rounds enough to fit its temperature.
+    #[error(
+        "too few rounds to fit a table: a position needs at least {FEWEST_JUDGED} judged rounds in the half to fit on, of them \
+         {FEWEST_OF_EITHER} accepted and {FEWEST_OF_EITHER} rejected, and none has them: {}. Nothing was written; give more \
+         prompts (--samples, --task) or longer answers (--max-new-tokens)",
+        counts(positions)
+    )]
+    TooFewRounds {
+        /// Judged and accepted rounds of the half to fit on, per position.
+        positions: Vec<(usize, usize)>,
     },
     /// The rounds were sampled at different temperatures.
     #[error(
@@ -85,7 +99,7 @@ pub enum CalibrateError {
 /// Fits a table on the rounds of every other prompt of each task (the first, the third, ...) and reports on the others.
 ///
 /// # Errors
-/// When a half is empty or the rounds were sampled at different temperatures. Rounds are as
+/// When a half is empty, no position has rounds enough to fit it, or the rounds were sampled at different temperatures. Rounds are as
 /// [`read_trace`](crate::evaluation::read_trace) accepts them.
 pub fn calibrate(rounds: &[TraceRound]) -> Result<(StsTable, CalibrationReport), CalibrateError> {
     let (fitting, reporting): (Vec<&TraceRound>, Vec<&TraceRound>) =
@@ -109,10 +123,16 @@ pub fn calibrate(rounds: &[TraceRound]) -> Result<(StsTable, CalibrationReport),
     let blocks = |rounds: &[&TraceRound]| -> Vec<JudgedBlock> { rounds.iter().map(|round| judged(round)).collect() };
     let (fitting, reporting) = (blocks(&fitting), blocks(&reporting));
     let temperatures = fit_temperatures(&fitting, block_size, enough);
+    let outcomes_of = |position: usize| survival(&fitting, &temperatures, position).1;
+    if !(0..block_size).any(|position| enough(&outcomes_of(position))) {
+        let count = |outcomes: Vec<bool>| (outcomes.len(), outcomes.iter().filter(|accepted| **accepted).count());
+        let positions = (0..block_size).map(|position| count(outcomes_of(position))).collect();
+        return Err(CalibrateError::TooFewRounds { positions });
+    }
     let position = |position: usize| {
         let (before, outcomes) = survival(&reporting, &vec![1.0; block_size], position);
         let (after, _) = survival(&reporting, &temperatures, position);
-        let (_, fitted_outcomes) = survival(&fitting, &temperatures, position);
+        let fitted_outcomes = outcomes_of(position);
         PositionReport {
             position: position + 1,
             temperature: temperatures[position],
@@ -121,6 +141,7 @@ pub fn calibrate(rounds: &[TraceRound]) -> Result<(StsTable, CalibrationReport),
             before: measure(&before, &outcomes),
             after: measure(&after, &outcomes),
             enough: enough(&outcomes) && enough(&fitted_outcomes),
+            fitted: enough(&fitted_outcomes),
         }
     };
     let positions: Vec<PositionReport> = (0..block_size).map(position).collect();
@@ -137,6 +158,7 @@ pub fn calibrate(rounds: &[TraceRound]) -> Result<(StsTable, CalibrationReport),
         ece_after: positions.iter().map(|position| position.after.ece).collect(),
         sampling_temperature: Some(temperature),
         acceptance: conditional_acceptance(rounds),
+        draft: first.draft.clone(),
         temperatures,
     };
     let report = CalibrationReport { dataset: table.dataset.clone(), temperature, fitted, reported, positions };
@@ -159,6 +181,14 @@ fn judged(round: &TraceRound) -> JudgedBlock {
         judged: round.proposed,
         accepted: round.accepted,
     }
+}
+
+/// Judged and accepted rounds per position, in words.
+fn counts(positions: &[(usize, usize)]) -> String {
+    let words = |(index, (judged, accepted)): (usize, &(usize, usize))| {
+        format!("position {}: {judged} judged, {accepted} accepted", index + 1)
+    };
+    positions.iter().enumerate().map(words).collect::<Vec<_>>().join("; ")
 }
 
 fn enough(outcomes: &[bool]) -> bool {
@@ -219,6 +249,7 @@ mod tests {
             stopped: false,
             prompt_tokens: 0,
             max_new_tokens: 0,
+            draft: Some("00ff".into()),
         }
     }
 
@@ -235,7 +266,7 @@ mod tests {
         assert_eq!(sts.temperatures[0], 0.9);
         assert_eq!((report.positions[0].judged, report.positions[0].accepted), (300, 0));
         assert!((report.positions[0].after.ece.unwrap() - 0.9).abs() < 0.01);
-        assert_eq!(sts.num_samples, 300);
+        assert_eq!((sts.num_samples, sts.draft.as_deref()), (300, Some("00ff")));
         // Of both halves: 270 of 600, and of these all.
         assert_eq!(sts.acceptance, [0.45, 1.0]);
         assert!(report.positions.iter().all(|position| !position.enough));
@@ -248,7 +279,10 @@ mod tests {
         let rounds: Vec<TraceRound> =
             (0..480).map(|index| round(index % 2, if index % 3 == 0 { 2 } else { 0 })).collect();
         assert!(calibrate(&rounds).unwrap().1.positions.iter().all(|position| position.enough));
-        assert!(calibrate(&rounds[..396]).unwrap().1.positions.iter().all(|position| !position.enough));
+        let error = calibrate(&rounds[..396]).unwrap_err();
+        assert_eq!(error, CalibrateError::TooFewRounds { positions: vec![(198, 66); 2] });
+        let said = error.to_string();
+        assert!(said.contains("at least 200") && said.contains("position 2: 198 judged, 66 accepted"), "{said}");
         assert!(!table(&calibrate(&rounds).unwrap().1).contains("too few"));
     }
 
@@ -257,9 +291,10 @@ mod tests {
         // The second position is accepted 15 times only.
         let accepted = |index: usize| if index.is_multiple_of(40) { 2 } else { index % 3 / 2 };
         let rounds: Vec<TraceRound> = (0..600).map(|index| round(index % 2, accepted(index))).collect();
-        let (sts, _) = calibrate(&rounds).unwrap();
+        let (sts, report) = calibrate(&rounds).unwrap();
         assert!(sts.temperatures[0] > 2.0, "{:?}", sts.temperatures);
         assert_eq!(sts.temperatures[1], 1.0);
+        assert_eq!(report.positions.iter().map(|position| position.fitted).collect::<Vec<_>>(), [true, false]);
     }
 
     #[test]

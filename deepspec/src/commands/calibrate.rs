@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::Args;
 use dspark_runtime::checkpoint::{FolderLock, write_file};
-use dspark_runtime::commands::{count, print, temperature, template_arguments};
+use dspark_runtime::commands::{
+    Named, check_outputs, count, print, temperature, template_arguments, warn_of_other_template_arguments,
+};
 use dspark_runtime::device::DeviceChoice;
-use dspark_runtime::model::{Draft, DraftHeads};
+use dspark_runtime::model::{Draft, DraftConfig, DraftHeads};
 use dspark_runtime::schedule::StsTable;
 
 use super::evaluate::find_task;
 use super::setup::load_target;
-use crate::calibration::{calibrate, table, write_diagram};
+use crate::calibration::{CalibrationReport, calibrate, table, write_diagram};
 use crate::evaluation::{
     EvaluationOptions, Models, Progressed, SamplingMethod, Task, TraceRound, TraceWriter, Turns, evaluate_observed,
     read_trace,
@@ -80,14 +82,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     // A run that writes the draft must not replace it meanwhile.
     let _lock = FolderLock::around(folder)?;
+    let table_path = folder.join(StsTable::FILE);
+    let tasks: Vec<Task> = arguments.tasks.iter().map(|name| find_task(name)).collect::<Result<_>>()?;
+    check_files(arguments, &tasks, folder)?;
     let rounds = match (&arguments.trace, &arguments.target, &arguments.draft) {
-        (Some(trace), _, _) => read_trace(trace)?,
-        (None, Some(target), Some(draft)) => decode(arguments, target, draft)?,
+        (Some(trace), _, draft) => traced(trace, draft.as_deref())?,
+        (None, Some(target), Some(draft)) => decode(arguments, &tasks, target, draft)?,
         (None, _, _) => bail!("--target DIR and --draft DIR, or --trace FILE: where the rounds come from"),
     };
     let (sts, report) = calibrate(&rounds)?;
+    check_previous(&table_path, &sts, &report)?;
     let json = serde_json::to_string_pretty(&report)?;
-    sts.write(&folder.join(StsTable::FILE))?;
+    sts.write(&table_path)?;
     write_diagram(&report, &folder.join(DIAGRAM))?;
     match &arguments.json {
         Some(path) if path.as_os_str() == "-" => print(json)?,
@@ -96,15 +102,89 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 write_file(path, (json + "\n").as_bytes())?;
             }
             print(table(&report))?;
-            print(format_args!("wrote {} and {DIAGRAM} beside it", folder.join(StsTable::FILE).display()))?;
+            print(format_args!("wrote {} and {DIAGRAM} beside it", table_path.display()))?;
         }
     }
     Ok(())
 }
 
+/// Refuses outputs that would overwrite an input.
+fn check_files(arguments: &Arguments, tasks: &[Task], folder: &Path) -> Result<()> {
+    let (table, diagram) = (folder.join(StsTable::FILE), folder.join(DIAGRAM));
+    let target = arguments.target.as_ref().map(Path::new);
+    let named = |flag, path| Some((flag, path?));
+    let (json, write_trace) = (arguments.json.as_deref(), arguments.write_trace.as_deref());
+    let outputs = [named("--json", json), named("--write-trace", write_trace)].into_iter().flatten();
+    let outputs: Vec<Named<'_>> =
+        [("the table", &*table), ("the diagram", &diagram)].into_iter().chain(outputs).collect();
+    let inputs = [
+        named("--trace", arguments.trace.as_deref()),
+        named("--target", target),
+        named("--draft", arguments.draft.as_deref()),
+    ];
+    let inputs: Vec<Named<'_>> =
+        inputs.into_iter().flatten().chain(tasks.iter().map(|task| ("--task", task.path.as_path()))).collect();
+    check_outputs(&outputs, &inputs)
+}
+
+/// The rounds of a trace, which must be of this draft.
+fn traced(trace: &Path, draft: Option<&Path>) -> Result<Vec<TraceRound>> {
+    let rounds = read_trace(trace)?;
+    match (rounds.first().and_then(|round| round.draft.as_deref()), draft) {
+        (None, _) => eprintln!(
+            "warning: {}: does not say which draft was traced, so the table will not say for which it was fitted; trace again with \
+             `deepspec evaluate --trace`",
+            trace.display()
+        ),
+        (Some(_), None) => {}
+        (Some(traced), Some(folder)) => {
+            let digest = Draft::digest_of(folder, &DraftConfig::read(folder)?)?;
+            if traced != digest {
+                bail!(
+                    "--trace {}: of another draft than {} (the trace has the digest {traced}, the draft {digest}): trace this draft \
+                     with `deepspec evaluate --trace`",
+                    trace.display(),
+                    folder.display()
+                );
+            }
+        }
+    }
+    Ok(rounds)
+}
+
+/// Refuses to replace a table of the same draft by one that fits fewer positions.
+fn check_previous(path: &Path, table: &StsTable, report: &CalibrationReport) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    // A table that cannot be read, or is for another block size, is no use to this draft.
+    let Ok(previous) = StsTable::read(path, table.temperatures.len()) else { return Ok(()) };
+    let other_draft = previous.draft.is_some() && previous.draft != table.draft;
+    let other_temperature =
+        previous.sampling_temperature.is_some() && previous.sampling_temperature != table.sampling_temperature;
+    if other_draft || other_temperature {
+        return Ok(());
+    }
+    let lost = report.positions.iter().zip(&previous.temperatures);
+    let lost: Vec<String> = lost
+        .filter(|(position, before)| !position.fitted && **before != 1.0)
+        .map(|(position, _)| position.position.to_string())
+        .collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "{}: kept. It has temperatures for the positions {}, fitted on {} rounds, for which these {} rounds are too few: give \
+         more prompts, write elsewhere (--out DIR), or delete the table first",
+        path.display(),
+        lost.join(", "),
+        previous.num_samples,
+        table.num_samples
+    )
+}
+
 /// The rounds of the tasks, every block judged whole.
-fn decode(arguments: &Arguments, target_name: &str, draft_folder: &Path) -> Result<Vec<TraceRound>> {
-    let tasks: Vec<Task> = arguments.tasks.iter().map(|name| find_task(name)).collect::<Result<_>>()?;
+fn decode(arguments: &Arguments, tasks: &[Task], target_name: &str, draft_folder: &Path) -> Result<Vec<TraceRound>> {
     let device = arguments.device.open()?;
     let (_, target, tokenizer) = load_target(target_name, &device)?;
     let draft = Draft::load(draft_folder, &target)?.with_heads(arguments.draft_heads);
@@ -122,11 +202,12 @@ fn decode(arguments: &Arguments, target_name: &str, draft_folder: &Path) -> Resu
         template_arguments: template_arguments(&arguments.template_arguments)?,
         measure_plain: false,
     };
+    warn_of_other_template_arguments(draft.config(), &options.template_arguments);
     let models = Models { target: &target, draft: &draft, tokenizer: &tokenizer };
     let names = (target_name, &*draft_folder.to_string_lossy());
     let mut writer = arguments.write_trace.as_deref().map(TraceWriter::create).transpose()?;
     let mut rounds = Vec::new();
-    evaluate_observed(models, names, &tasks, &options, |progressed| {
+    evaluate_observed(models, names, tasks, &options, |progressed| {
         let Progressed::Round(round) = progressed else { return Ok(()) };
         let written = writer.as_mut().map_or(Ok(()), |writer| writer.write(&round));
         rounds.push(round);

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::described::Described;
+use crate::conversation::SPLIT_RULE;
 use crate::digest::{file_digest, hash_ends, hash_file, hex, model_files};
 use crate::trainer::{Course, RunFolder, TrainingCheckpoints};
 
@@ -60,6 +61,9 @@ impl Described {
             let digests = files.iter().map(|file| Ok(Course::file(&file_digest(file)?)));
             settings.insert(key.to_owned(), Value::Array(digests.collect::<Result<_, CheckpointError>>()?));
         }
+        if recipe.data.validation_fraction.is_some() {
+            settings.insert("data.validation_fraction: rule".to_owned(), SPLIT_RULE.into());
+        }
         add_model(&mut settings, "target", &self.target_folder)?;
         if let Some(from) = &recipe.train.from {
             add_model(&mut settings, "train.from", from)?;
@@ -73,6 +77,10 @@ impl Described {
         let mut hash = Sha256::new();
         let sections = serde_json::to_string(&(&recipe.model, &recipe.train, &recipe.data))?;
         hash.update(sections.as_bytes());
+        // Earlier versions set other samples aside.
+        if recipe.data.validation_fraction.is_some() {
+            hash.update(SPLIT_RULE.as_bytes());
+        }
         for file in recipe.data.train.iter().chain(&recipe.data.validation) {
             hash_file(&mut hash, file)?;
         }

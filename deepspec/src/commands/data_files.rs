@@ -1,21 +1,25 @@
 //! From what a recipe's `data.train` and `data.validation` name to files.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cards::{Card, Kind};
+use crate::cards::{Card, Kind, card_hint};
 
-/// Extensions of the files that are read of a folder.
-const EXTENSIONS: [&str; 2] = ["jsonl", "parquet"];
+/// Extensions of the files of a folder that are read, in any case.
+const EXTENSIONS: [&str; 3] = ["jsonl", "ndjson", "parquet"];
+
+/// How many of the files that are not read are named.
+const NAMED: usize = 5;
 
 /// The files behind `entries`: a file is itself, a folder is all data files below it in the order of their names, and a
-/// bare name is a training card, looked for in `folders`.
+/// bare name is a training card, looked for in `folders`. Says on standard error which files of a folder are not read.
 ///
 /// # Errors
-/// When a name is no card or its set is not on this machine (the error says how to get it), or a folder holds no data.
-/// What looks like a path and leads nowhere is handed on: reading it says so.
+/// When a name is no card or its set is not on this machine (the error says how to get it), a path leads nowhere, or a folder
+/// holds no data.
 pub fn data_files(entries: &[PathBuf], folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in entries {
@@ -23,15 +27,35 @@ pub fn data_files(entries: &[PathBuf], folders: &[PathBuf]) -> Result<Vec<PathBu
             Some(name) => Card::named(name, Kind::Training)?.resolve(folders)?,
             None => entry.clone(),
         };
+        if !resolved.exists() {
+            bail!(
+                "cannot read {}: no such file or folder{}",
+                resolved.display(),
+                card_hint(&resolved, Kind::Training)
+            );
+        }
         if !resolved.is_dir() {
             files.push(resolved);
             continue;
         }
-        let before = files.len();
-        collect(&resolved, &mut files).with_context(|| resolved.display().to_string())?;
-        if files.len() == before {
-            bail!("{}: no file in this folder ends in .{}", resolved.display(), EXTENSIONS.join(" or ."));
+        let found = Found::below(&resolved).with_context(|| resolved.display().to_string())?;
+        if found.files.is_empty() {
+            bail!(
+                "{}: no file in this folder ends in .{}; found {}",
+                resolved.display(),
+                EXTENSIONS.join(" or ."),
+                found.left_out()
+            );
         }
+        if found.others > 0 {
+            eprintln!(
+                "warning: {}: not read, because the name does not end in .{}: {}",
+                resolved.display(),
+                EXTENSIONS.join(" or ."),
+                found.left_out()
+            );
+        }
+        files.extend(found.files);
     }
     Ok(files)
 }
@@ -41,21 +65,69 @@ fn bare_name(entry: &Path) -> Option<&str> {
     entry.to_str().filter(|name| !name.contains(['/', '.', '\\']))
 }
 
-/// Adds the data files below a folder. Hidden folders are what download tools leave for themselves.
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    let mut paths: Vec<PathBuf> =
-        fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<_>>()?;
-    paths.sort();
-    for path in paths {
-        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        let known = path.extension().is_some_and(|extension| EXTENSIONS.iter().any(|known| extension == *known));
-        if path.is_dir() && !hidden {
-            collect(&path, files)?;
-        } else if known && !hidden {
-            files.push(path);
-        }
+/// What is below a folder.
+#[derive(Debug, Default)]
+struct Found {
+    /// The files that are read, in order.
+    files: Vec<PathBuf>,
+    /// How many others there are; a hidden folder counts as one.
+    others: usize,
+    /// Names of the first of them, below the folder.
+    names: Vec<String>,
+}
+
+impl Found {
+    fn below(folder: &Path) -> io::Result<Self> {
+        let mut found = Self::default();
+        found.collect(folder, folder, &mut vec![folder.canonicalize()?])?;
+        Ok(found)
     }
-    Ok(())
+
+    /// Adds what is in a folder. Hidden folders are what download tools leave for themselves. `around` are the real paths of the
+    /// folders that this one lies in, and its own.
+    fn collect(&mut self, root: &Path, folder: &Path, around: &mut Vec<PathBuf>) -> io::Result<()> {
+        let mut entries: Vec<fs::DirEntry> = fs::read_dir(folder)?.collect::<io::Result<_>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let path = entry.path();
+            let mut kind = entry.file_type()?;
+            if kind.is_symlink() {
+                kind = fs::metadata(&path).map_or(kind, |metadata| metadata.file_type());
+            }
+            let hidden = entry.file_name().to_string_lossy().starts_with('.');
+            let extension = path.extension().unwrap_or_default();
+            let known = EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known));
+            if kind.is_dir() && !hidden {
+                let real = path.canonicalize()?;
+                if around.contains(&real) {
+                    let reason = format!("{} is a link to a folder that it lies in", path.display());
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+                }
+                around.push(real);
+                self.collect(root, &path, around)?;
+                around.pop();
+            } else if kind.is_file() && known && !hidden {
+                self.files.push(path);
+            } else {
+                self.others += 1;
+                if self.names.len() < NAMED {
+                    self.names.push(path.strip_prefix(root).unwrap_or(&path).display().to_string());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The files that are not read, in words.
+    fn left_out(&self) -> String {
+        if self.others == 0 {
+            return "nothing: it is empty".to_owned();
+        }
+        let noun = if self.others == 1 { "file" } else { "files" };
+        let more = self.others - self.names.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("{} {noun} ({}{more})", self.others, self.names.join(", "))
+    }
 }
 
 #[cfg(test)]
@@ -78,11 +150,29 @@ mod tests {
         let first = touch(&set.join("data/train-00000.parquet"));
         let own = touch(&root.path().join("own.txt"));
         let folders = [root.path().to_owned()];
-        let entries = [own.clone(), "open-perfectblend".into(), set.join("data"), "gone/rows.jsonl".into()];
+        let entries = [own.clone(), "open-perfectblend".into(), set.join("data")];
         let files = data_files(&entries, &folders).unwrap();
-        let expected = [&own, &first, &second, &first, &second];
-        assert_eq!(files[..5].iter().collect::<Vec<_>>(), expected);
-        assert_eq!(files[5..], [PathBuf::from("gone/rows.jsonl")]);
+        assert_eq!(files.iter().collect::<Vec<_>>(), [&own, &first, &second, &first, &second]);
+    }
+
+    #[test]
+    fn what_is_not_read_of_a_folder_is_counted_and_named() {
+        let root = tempfile::tempdir().unwrap();
+        let read: Vec<PathBuf> =
+            ["a.jsonl", "b.JSONL", "c.ndjson", "sub/d.Parquet"].map(|name| touch(&root.path().join(name))).into();
+        for name in ["e.json", "f.jsonl.gz", "g.txt", ".cache/h.jsonl", ".i.jsonl", "sub/j.csv"] {
+            touch(&root.path().join(name));
+        }
+        let found = Found::below(root.path()).unwrap();
+        assert_eq!(found.files, read);
+        assert_eq!(found.left_out(), "6 files (.cache, .i.jsonl, e.json, f.jsonl.gz, g.txt and 1 more)");
+        fs::create_dir(root.path().join("empty")).unwrap();
+        assert_eq!(Found::below(&root.path().join("empty")).unwrap().left_out(), "nothing: it is empty");
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(root.path(), root.path().join("sub/loop")).unwrap();
+            assert!(Found::below(root.path()).unwrap_err().to_string().contains("sub/loop is a link to a folder"));
+        }
     }
 
     #[test]
@@ -93,6 +183,10 @@ mod tests {
         assert!(refused(Path::new("open-perfectblend")).contains("hf download"));
         assert!(refused(Path::new("open-perfectblnd")).contains("did you mean \"open-perfectblend\"?"));
         assert!(refused(Path::new("gsm8k")).contains("nor the name of a training set"));
-        assert!(refused(root.path()).contains("no file in this folder"));
+        touch(&root.path().join("rows.jsonl.gz"));
+        let said = refused(root.path());
+        assert!(said.contains("no file in this folder") && said.contains("found 1 file (rows.jsonl.gz)"), "{said}");
+        let said = refused(Path::new("gone/open-perfectblend.jsonl"));
+        assert!(said.contains("no such file or folder") && said.contains("hf download"), "{said}");
     }
 }

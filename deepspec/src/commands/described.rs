@@ -5,14 +5,16 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use burn::tensor::DType;
 use clap::Args;
-use dspark_runtime::checkpoint::resolve_model;
+use dspark_runtime::checkpoint::{open_file, resolve_model};
 use dspark_runtime::commands::{read_tokenizer, warn_of};
 use dspark_runtime::device::DeviceChoice;
-use dspark_runtime::model::{DSparkConfig, DraftConfig, DraftShape, Drafter, Eagle3Config, LayerId, TargetConfig};
+use dspark_runtime::model::{
+    DSparkConfig, DraftConfig, DraftShape, Drafter, Eagle3Config, LayerId, TargetConfig, check_layer_ids,
+};
 use dspark_runtime::text::Tokenizer;
 
 use super::data_files::data_files;
-use crate::cards::{Card, Kind, dataset_folders};
+use crate::cards::{Card, Kind, card_hint, dataset_folders};
 use crate::conversation::{ReadOptions, Samples, read_samples, split_validation};
 use crate::evaluation::Task;
 use crate::objective::{BlockChoice, Denominator, LossWeights};
@@ -86,16 +88,15 @@ impl Described {
             strict: data.strict,
             vocabulary_size: self.target_config.vocab_size,
         };
-        let (training, report) = read_samples(&data.train, &self.tokenizer, &options)?;
+        let (training, report) = read_samples(&data.train, &self.tokenizer, &options).context("data.train")?;
         eprintln!("training data: {report}");
         if let Some(fraction) = data.validation_fraction {
-            let split = split_validation(training, fraction)?;
-            if split.training.is_empty() || split.validation.is_empty() {
-                let total = split.training.len() + split.validation.len();
+            let key = || format!("data.validation_fraction = {fraction}");
+            let split = split_validation(training, fraction).with_context(key)?;
+            if split.training.is_empty() {
                 bail!(
-                    "data.validation_fraction = {fraction}: of {total} samples it leaves {} to train on and {} to \
-                     validate on; choose another fraction, or files of their own (data.validation)",
-                    split.training.len(),
+                    "{}: all {} samples are one text, which cannot be on both sides; name files of their own (data.validation)",
+                    key(),
                     split.validation.len()
                 );
             }
@@ -104,7 +105,8 @@ impl Described {
         if data.validation.is_empty() {
             return Ok(Samples { training, validation: Vec::new() });
         }
-        let (validation, report) = read_samples(&data.validation, &self.tokenizer, &options)?;
+        let (validation, report) =
+            read_samples(&data.validation, &self.tokenizer, &options).context("data.validation")?;
         eprintln!("validation data: {report}");
         Ok(Samples { training, validation })
     }
@@ -115,10 +117,18 @@ impl Described {
     /// When the recipe's layer ids or mask token do not fit the target.
     pub fn draft_config(&self) -> Result<DraftConfig> {
         let model = &self.recipe.model;
+        let layers = self.target_config.num_hidden_layers;
+        let ids: Vec<LayerId> = model.target_layer_ids.iter().map(|&id| LayerId(id as i64)).collect();
+        if let Err(expected) = check_layer_ids(&ids, layers) {
+            bail!(
+                "model.target_layer_ids = {:?}: the target has {layers} layers; expected {expected}",
+                model.target_layer_ids
+            );
+        }
         let shape = DraftShape {
             block_size: model.slots(),
             num_draft_layers: model.num_draft_layers,
-            target_layer_ids: model.target_layer_ids.iter().map(|&id| LayerId(id as i64)).collect(),
+            target_layer_ids: ids,
             kind: model.kind(|| self.unused_row())?,
         };
         DraftConfig::for_target(&self.target_config, &shape)
@@ -204,7 +214,14 @@ impl Described {
     pub fn tasks(&self) -> Result<Vec<Task>> {
         let of = |task: &crate::recipe::EvaluationTask| -> Result<Task> {
             let path = match &task.path {
-                Some(path) => path.clone(),
+                Some(path) => {
+                    let key = || format!("evaluate.tasks[].path of {:?}: cannot read {}", task.name, path.display());
+                    if !path.exists() {
+                        bail!("{}: no such file{}", key(), card_hint(path, Kind::Task));
+                    }
+                    open_file(path).with_context(key)?;
+                    path.clone()
+                }
                 None => Card::named(&task.name, Kind::Task)?.resolve(&dataset_folders())?,
             };
             Ok(Task { name: task.name.clone(), path })

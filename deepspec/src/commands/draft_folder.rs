@@ -1,10 +1,11 @@
 //! Writing a draft's folder for other programs: weights, configuration and replay bundle, whole or not at all.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use dspark_runtime::checkpoint::{AtomicDirectory, CheckpointError, WeightDtype};
-use dspark_runtime::model::{Draft, Target, Verifier, is_draft_file};
+use dspark_runtime::model::{Draft, DraftConfig, Target, Verifier, is_draft_file};
 use dspark_runtime::schedule::StsTable;
 
 use super::calibrate::DIAGRAM;
@@ -17,6 +18,8 @@ pub struct FolderOptions {
     pub dtype: WeightDtype,
     /// Whether embedding and head are repeated.
     pub with_embeddings: bool,
+    /// Folder of the draft that is written, whose calibration table goes along.
+    pub source: PathBuf,
     /// The target as the `speculators` layout names it; `None`: this project's layout.
     pub speculators: Option<Verifier>,
 }
@@ -52,6 +55,7 @@ pub fn write_draft_folder(
     let mut files = files_below(directory.path(), Path::new(""))?;
     // A table that lies beside them may be fitted again.
     files.retain(|file| is_draft_file(file) || is_replay_file(file));
+    carry_calibration(&options.source, out, directory.path(), &written, target)?;
     directory.commit_over(is_exported)?;
     Ok(files.into_iter().map(|file| out.join(file)).collect())
 }
@@ -60,13 +64,45 @@ pub fn write_draft_folder(
 fn files_below(folder: &Path, below: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let here = folder.join(below);
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(&here).map_err(CheckpointError::io(&here))? {
+    for entry in fs::read_dir(&here).map_err(CheckpointError::io(&here))? {
         let entry = entry.map_err(CheckpointError::io(&here))?;
         let path = below.join(entry.file_name());
         if entry.path().is_dir() { files.extend(files_below(folder, &path)?) } else { files.push(path) }
     }
     files.sort();
     Ok(files)
+}
+
+/// Copies the calibration table of the draft in `source`, or else of the one that `out` held, into `folder` when the draft that was
+/// written proposes the same; says otherwise that the table stays behind.
+fn carry_calibration(source: &Path, out: &Path, folder: &Path, written: &Draft, target: &Target) -> Result<()> {
+    let beside_source = source.join(StsTable::FILE);
+    let from_source = beside_source.is_file();
+    let path = if from_source { beside_source } else { out.join(StsTable::FILE) };
+    if !path.is_file() {
+        return Ok(());
+    }
+    let reason = match StsTable::read(&path, written.config().block_size) {
+        Err(error) => error.to_string(),
+        Ok(table) => {
+            let fitted = match table.draft {
+                None if from_source => {
+                    Some(Draft::digest_of(source, &DraftConfig::read_for(source, target.config())?)?)
+                }
+                fitted => fitted,
+            };
+            if fitted.is_some_and(|fitted| fitted == written.digest()) {
+                fs::copy(&path, folder.join(StsTable::FILE)).map_err(CheckpointError::io(&path))?;
+                return Ok(());
+            }
+            format!("{}: fitted for another draft, or it does not say for which", path.display())
+        }
+    };
+    eprintln!(
+        "warning: {reason}; it was not copied: fit the table again with `deepspec calibrate --draft {}`",
+        out.display()
+    );
+    Ok(())
 }
 
 /// What bounds a replay prompt: the target's vocabulary size and its context.

@@ -70,6 +70,7 @@ pub fn estimate(described: &Described, samples: &Samples, choice: DeviceChoice) 
         tokens: (tokens as f64 * share) as u64,
         largest,
         memory,
+        least: models.memory(process, &MicroBatchShape { tokens: 1, blocks: 1, supervised: 1 }, false).peak,
         available: choice.free_memory().map(|more| more + process),
         operations: work * share,
         operations_per_second,
@@ -128,15 +129,55 @@ pub fn print_estimate(estimate: &Estimate) -> Result<()> {
         ),
     )?;
     line("time", format!("about {}, {:.0} tokens/s", duration(estimate.seconds), estimate.tokens_per_second()))?;
-    if let (Some(false), Some(available)) = (estimate.fits(), estimate.available) {
-        print(format_args!(
-            "WARNING: this does not fit: {} are needed at the peak and {} are there. A smaller `train.micro_batch_tokens` (or \
-             `micro_batch_size`), a shorter `data.max_length` or fewer `model.num_anchors` need less",
-            gibibytes(memory.peak),
-            gibibytes(available)
-        ))?;
-    }
     Ok(())
+}
+
+/// Checks that an estimated training fits into the memory that is available, where that is known.
+///
+/// # Errors
+/// When it does not fit; the error says what would help.
+pub fn check_fit(estimate: &Estimate) -> Result<(), PlanError> {
+    let (needed, least) = (estimate.memory.peak, estimate.least);
+    match estimate.available {
+        Some(available) if least > available => Err(PlanError::ModelsDoNotFit { least, available }),
+        Some(available) if needed > available => Err(PlanError::BatchesDoNotFit { needed, available, least }),
+        _ => Ok(()),
+    }
+}
+
+/// Why a planned training cannot run on this machine.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The micro-batches are too large.
+    #[error(
+        "this does not fit: {} are needed at the peak and {} are there. A smaller `train.micro_batch_tokens` (or \
+         `micro_batch_size`), a shorter `data.max_length` or fewer `model.num_anchors` need less, down to {}",
+        gibibytes(*needed),
+        gibibytes(*available),
+        gibibytes(*least)
+    )]
+    BatchesDoNotFit {
+        /// Bytes at the peak.
+        needed: usize,
+        /// Bytes that are there.
+        available: usize,
+        /// Bytes at the peak with the smallest micro-batch.
+        least: usize,
+    },
+    /// The models alone are too large.
+    #[error(
+        "this does not fit: target, draft, gradients and the optimiser's moments alone need {}, and {} are there. No setting of the \
+         batches helps; a smaller target, fewer `model.num_draft_layers`, a smaller `model.markov_rank` or a device with more \
+         memory does",
+        gibibytes(*least),
+        gibibytes(*available)
+    )]
+    ModelsDoNotFit {
+        /// Bytes at the peak with the smallest micro-batch.
+        least: usize,
+        /// Bytes that are there.
+        available: usize,
+    },
 }
 
 fn million(count: usize) -> String {

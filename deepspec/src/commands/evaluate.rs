@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use dspark_runtime::checkpoint::write_file;
-use dspark_runtime::commands::{ModelArguments, count, print, share, temperature, template_arguments};
+use dspark_runtime::checkpoint::{open_file, write_file};
+use dspark_runtime::commands::{
+    ModelArguments, Named, check_outputs, count, print, share, temperature, template_arguments,
+    warn_of_other_template_arguments,
+};
 
-use crate::cards::{Card, Kind, dataset_folders};
+use crate::cards::{Card, Kind, card_hint, dataset_folders};
 use crate::evaluation::{EvaluationOptions, Models, Records, SamplingMethod, Task, Turns, evaluate, table};
 
 /// Arguments of `deepspec evaluate`.
@@ -16,7 +19,8 @@ use crate::evaluation::{EvaluationOptions, Models, Records, SamplingMethod, Task
 pub struct Arguments {
     #[command(flatten)]
     models: ModelArguments,
-    /// A task: a JSONL file with `turns` per line, or the name of a dataset card; may be given several times
+    /// A task: a JSONL or Parquet file with `turns`, `messages`, `prompt` or `question` per row, or the name of a dataset card;
+    /// may be given several times
     #[arg(long = "task", required = true, num_args = 1..)]
     tasks: Vec<String>,
     /// Sampling temperature; 0 is greedy
@@ -70,6 +74,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         bail!("--temperature: expected a number >= 0, found {}", arguments.temperature);
     }
     let tasks: Vec<Task> = arguments.tasks.iter().map(|name| find_task(name)).collect::<Result<_>>()?;
+    let mut inputs = arguments.models.inputs();
+    inputs.extend(tasks.iter().map(|task| ("--task", task.path.as_path())));
+    let outputs = [("--json", &arguments.json), ("--trace", &arguments.trace), ("--answers", &arguments.answers)];
+    let outputs: Vec<Named<'_>> = outputs.iter().filter_map(|(flag, path)| Some((*flag, path.as_deref()?))).collect();
+    check_outputs(&outputs, &inputs)?;
     let loaded = arguments.models.open()?;
     let Some((folder, draft)) = loaded.named_draft() else { bail!("--draft DIR: expected a checkpoint folder") };
     let options = EvaluationOptions {
@@ -86,6 +95,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         template_arguments: template_arguments(&arguments.template_arguments)?,
         measure_plain: !arguments.no_plain,
     };
+    warn_of_other_template_arguments(draft.config(), &options.template_arguments);
     let models = Models { target: &loaded.target, draft, tokenizer: &loaded.tokenizer };
     let names = (arguments.models.target.as_str(), &*folder.to_string_lossy());
     let records = Records { trace: arguments.trace.as_deref(), answers: arguments.answers.as_deref() };
@@ -109,12 +119,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// When there is neither.
 pub fn find_task(name: &str) -> Result<Task> {
     let path = PathBuf::from(name);
-    if path.is_file() {
+    if path.exists() {
+        open_file(&path).with_context(|| format!("--task {name}"))?;
         let stem = path.file_stem().map_or(name.to_owned(), |stem| stem.to_string_lossy().into_owned());
         return Ok(Task { name: stem, path });
     }
     if name.contains(['/', '.']) {
-        bail!("--task {name}: no such file");
+        bail!("--task {name}: no such file{}", card_hint(&path, Kind::Task));
     }
     let path = Card::named(name, Kind::Task)?.resolve(&dataset_folders())?;
     Ok(Task { name: name.to_owned(), path })

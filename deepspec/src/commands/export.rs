@@ -6,9 +6,10 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use dspark_runtime::checkpoint::gguf::BlockType;
 use dspark_runtime::checkpoint::{FolderLock, WeightDtype};
-use dspark_runtime::commands::{count, print};
+use dspark_runtime::commands::{Named, check_outputs, count, print};
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{Draft, DraftConfig, Target, Verifier, write_target_gguf};
+use dspark_runtime::schedule::StsTable;
 use dspark_runtime::text::Tokenizer;
 use serde_json::{Map, Value};
 
@@ -134,7 +135,8 @@ fn write_folder(arguments: &Arguments) -> Result<()> {
         None => default_prompts(&tokenizer, limits).context("the replay bundle's own prompts")?,
     };
     let speculators = (arguments.layout == Layout::Speculators).then(|| verifier(arguments, &target));
-    let options = FolderOptions { dtype, with_embeddings: !arguments.without_embeddings, speculators };
+    let source = arguments.draft.clone();
+    let options = FolderOptions { dtype, with_embeddings: !arguments.without_embeddings, source, speculators };
     write_draft_folder(&draft, &arguments.out, &options, &target, tokenizer.stop_token_ids(), &prompts)?;
     Ok(print(format_args!("wrote {}", arguments.out.display()))?)
 }
@@ -197,11 +199,13 @@ fn write_gguf(arguments: &Arguments) -> Result<()> {
     }
     check_gguf_path("--out", out)?;
     target_out.as_deref().map_or(Ok(()), |path| check_gguf_path("--target-out", path))?;
+    let outputs = [("--out", Some(out)), ("--target-out", target_out.as_ref())];
+    let outputs: Vec<Named<'_>> =
+        outputs.iter().filter_map(|(flag, path)| Some((*flag, path.as_ref()?.as_path()))).collect();
+    check_outputs(&outputs, &[("--target", Path::new(&arguments.target)), ("--draft", &arguments.draft)])?;
     let (source, target, tokenizer) = load_target(&arguments.target, &arguments.device.open()?)?;
-    if target_out.as_ref() == Some(out)
-        || [Some(out), target_out.as_ref()].into_iter().flatten().any(|to| same(to, &source))
-    {
-        bail!("--out and --target-out: expected two files, neither of them the target that is read");
+    if arguments.draft.join(StsTable::FILE).is_file() {
+        eprintln!("note: {} stays behind: a GGUF file holds no calibration table", StsTable::FILE);
     }
     let draft = Draft::load(&arguments.draft, &target)?;
     let metadata = tokenizer.gguf_metadata(target.config().vocab_size)?;
@@ -214,11 +218,6 @@ fn write_gguf(arguments: &Arguments) -> Result<()> {
         print(format_args!("wrote {}", path.display()))?;
     }
     Ok(())
-}
-
-/// Whether both are there and one file.
-fn same(a: &Path, b: &Path) -> bool {
-    a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
 }
 
 fn check_gguf_path(flag: &str, path: &Path) -> Result<()> {

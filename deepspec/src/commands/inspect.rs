@@ -14,6 +14,7 @@ use dspark_runtime::model::{
     Draft, DraftConfig, DraftKind, DraftParameters, TargetConfig, VERIFIER_TENSORS, VOCABULARY_TENSORS,
     is_speculators,
 };
+use dspark_runtime::schedule::StsTable;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -192,6 +193,7 @@ impl Findings {
         self.fact("fits_a_target_of", fits);
         let expected = parameter_shapes(&DraftParameters::new(config, &Device::flex()));
         self.fact("trained_parameters", numbers(&expected));
+        self.calibration(folder, config);
         let tables = [config.vocab_size, config.draft_vocab_size].map(|rows| [rows, config.layer.hidden_size]);
         let reduced = config.draft_vocab_size < config.vocab_size;
         // Looked at on their own, below.
@@ -215,6 +217,40 @@ impl Findings {
                 }
                 Err(error) => self.problem(&error),
             }
+        }
+    }
+
+    /// Describes the calibration table beside a draft.
+    fn calibration(&mut self, folder: &Path, config: &DraftConfig) {
+        let path = folder.join(StsTable::FILE);
+        if !path.exists() {
+            return;
+        }
+        let table = match StsTable::read(&path, config.block_size) {
+            Ok(table) => table,
+            Err(error) => return self.problem(&error),
+        };
+        let fitted = table.temperatures.iter().filter(|temperature| **temperature != 1.0).count();
+        let sampling =
+            table.sampling_temperature.map_or("an unknown temperature".to_owned(), |t| format!("temperature {t}"));
+        self.fact(
+            "calibration",
+            format!(
+                "{}: fitted on {} rounds of {:?} at {sampling}; {fitted} of {} positions have a temperature of their own: {:?}",
+                StsTable::FILE,
+                table.num_samples,
+                table.dataset,
+                table.temperatures.len(),
+                table.temperatures
+            ),
+        );
+        if table.draft.is_none() {
+            self.warnings.push(format!("{}: does not say which draft it was fitted for", path.display()));
+        // Weights that cannot be read are a problem of their own.
+        } else if let Ok(digest) = Draft::digest_of(folder, config)
+            && let Err(error) = table.check_draft(&path, &digest)
+        {
+            self.problem(&error);
         }
     }
 

@@ -78,7 +78,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     let code = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<TrainError>() {
         Some(TrainError::Interrupted { signal, .. }) => Some(signal.exit_code()),
         Some(TrainError::NotFinite { .. } | TrainError::Teacher { .. }) => Some(1),
-        _ => dspark_runtime::commands::machine_failed(cause).then_some(1),
+        _ => (cause.is::<estimate::PlanError>() || dspark_runtime::commands::machine_failed(cause)).then_some(1),
     };
     error.chain().find_map(code).unwrap_or(2)
 }

@@ -22,7 +22,9 @@ use super::stages::Stages;
 use super::train::train_prepared;
 use crate::conversation::read_evaluation_prompts;
 use crate::digest::{digest, hash_file, hex};
-use crate::evaluation::{EvaluateError, EvaluationOptions, EvaluationReport, Models, Records, Task, evaluate, table};
+use crate::evaluation::{
+    EvaluateError, EvaluationOptions, EvaluationReport, Models, Records, Task, evaluate, read_tasks, table,
+};
 use crate::process::watch;
 use crate::replay::task_prompts;
 use crate::trainer::DRAFT_FILES;
@@ -97,16 +99,29 @@ pub fn prepare(described: Described, device: DeviceChoice, restart: bool) -> Res
 /// The recipe's tasks. Unusable ones are found before hours of training, not after.
 ///
 /// # Errors
-/// When a task has no file, an unusable one, or the target has no chat template to ask with.
+/// When a task has no file, an unusable one or none whose prompts fit into the target's context, or the target has no chat
+/// template to ask with.
 pub fn checked_tasks(described: &Described) -> Result<Vec<Task>> {
     let tasks = described.tasks()?;
-    for task in &tasks {
-        read_evaluation_prompts(&task.path)?;
-    }
-    if !tasks.is_empty() && described.tokenizer.chat_template().is_none() {
-        return Err(EvaluateError::NoTemplate.into());
-    }
+    read_tasks(&described.target_config, &described.tokenizer, &tasks, &evaluation_options(described))
+        .context("evaluate.tasks")?;
     Ok(tasks)
+}
+
+/// The options of the recipe's evaluation.
+fn evaluation_options(described: &Described) -> EvaluationOptions {
+    let settings = &described.recipe.evaluate;
+    EvaluationOptions {
+        temperature: settings.temperature,
+        max_new_tokens: settings.max_new_tokens,
+        samples: settings.samples,
+        seed: settings.seed,
+        sampling: settings.sampling,
+        turns: settings.turns,
+        confidence_threshold: settings.confidence_threshold,
+        template_arguments: described.recipe.data.template_arguments.clone(),
+        measure_plain: true,
+    }
 }
 
 /// The stages of a run in the recipe's output folder; those done before with the same inputs are not done again. Evaluations
@@ -143,7 +158,9 @@ pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) 
         let trained = Draft::load(Path::new(checkpoint), target)?;
         let limits = prompt_limits(target);
         let prompts = task_prompts(tasks, &described.tokenizer, &recipe.data.template_arguments, limits)?;
-        let options = FolderOptions { dtype: WeightDtype::Bf16, with_embeddings: !without, speculators: None };
+        let source = PathBuf::from(checkpoint);
+        let options =
+            FolderOptions { dtype: WeightDtype::Bf16, with_embeddings: !without, source, speculators: None };
         let stop = described.tokenizer.stop_token_ids();
         Ok((Value::Null, write_draft_folder(&trained, &exported, &options, target, stop, &prompts)?))
     })?;
@@ -167,18 +184,7 @@ fn task_digest(tasks: &[Task]) -> Result<String> {
 
 fn evaluate_recipe(prepared: &Prepared, draft: &Draft, folder: &Path, tasks: &[Task]) -> Result<EvaluationReport> {
     let Prepared { described, target } = prepared;
-    let settings = &described.recipe.evaluate;
-    let options = EvaluationOptions {
-        temperature: settings.temperature,
-        max_new_tokens: settings.max_new_tokens,
-        samples: settings.samples,
-        seed: settings.seed,
-        sampling: settings.sampling,
-        turns: settings.turns,
-        confidence_threshold: settings.confidence_threshold,
-        template_arguments: described.recipe.data.template_arguments.clone(),
-        measure_plain: true,
-    };
+    let options = evaluation_options(described);
     let models = Models { target, draft, tokenizer: &described.tokenizer };
     let names = (described.recipe.target.as_str(), &*folder.to_string_lossy());
     Ok(evaluate(models, names, tasks, &options, Records::default())?)
@@ -189,15 +195,15 @@ fn show_sample(prepared: &Prepared, draft: &Draft, tasks: &[Task]) -> Result<()>
     let Some(task) = tasks.first() else { return Ok(()) };
     let Described { recipe, tokenizer, .. } = &prepared.described;
     let prompts = read_evaluation_prompts(&task.path)?;
-    let (Some(prompt), Some(template)) = (prompts.first(), tokenizer.chat_template()) else {
-        return Ok(());
-    };
-    let Some(turn) = prompt.turns.first() else {
-        return Ok(());
-    };
-    let messages = [json!({"role": "user", "content": turn})];
-    let text = template.render(&messages, &recipe.data.template_arguments, true)?;
-    let ids = tokenizer.encode(&text, false)?;
+    let Some(template) = tokenizer.chat_template() else { return Ok(()) };
+    // The first prompt that the evaluation did not skip.
+    let mut rendered = prompts.iter().map(|prompt| -> Result<(&str, Vec<u32>)> {
+        let text = template.render(&prompt.opening(), &recipe.data.template_arguments, true)?;
+        Ok((prompt.turns.first().map_or("", String::as_str), tokenizer.encode(&text, false)?))
+    });
+    let context = prepared.target.config().max_position_embeddings;
+    let fits = |prompt: &Result<(&str, Vec<u32>)>| prompt.as_ref().map_or(true, |(_, ids)| ids.len() < context);
+    let Some((turn, ids)) = rendered.find(fits).transpose()? else { return Ok(()) };
     let options = GenerationOptions {
         max_new_tokens: SAMPLE_TOKENS,
         stop_token_ids: tokenizer.stop_token_ids().to_vec(),

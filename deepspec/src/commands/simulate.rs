@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 use dspark_runtime::checkpoint::write_file;
-use dspark_runtime::commands::{count, count_to, print};
+use dspark_runtime::commands::{Named, check_outputs, count, count_to, print};
 use dspark_runtime::schedule::{Mode, SpsTable, StsTable};
 
 use crate::evaluation::read_trace;
-use crate::simulation::{Prompts, SimulationReport, Workload, simulate, table, write_plots};
+use crate::simulation::{PLOTS, Prompts, SimulationReport, Workload, simulate, table, write_plots};
 
 /// Arguments of `deepspec simulate`.
 #[derive(Debug, Args)]
@@ -45,10 +45,21 @@ pub struct Arguments {
 
 /// Simulates and prints the table.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    check_files(arguments)?;
     let rounds = read_trace(&arguments.trace)?;
     let block_size = rounds.first().map_or(0, |round| round.confidence_logits.len());
     let sts = StsTable::read(&arguments.sts, block_size)?;
     let sps = SpsTable::read(&arguments.sps)?;
+    match rounds.first().and_then(|round| round.draft.as_deref()) {
+        Some(traced) if sts.draft.is_some() => sts.check_draft(&arguments.sts, traced)?,
+        traced => {
+            let path = if traced.is_none() { &arguments.trace } else { &arguments.sts };
+            eprintln!(
+                "warning: {}: does not say of which draft it is: whether trace and table are of one draft was not checked",
+                path.display()
+            );
+        }
+    }
     if let (Some(fitted), Some(round)) = (sts.sampling_temperature, rounds.first())
         && fitted != round.temperature
     {
@@ -116,4 +127,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses outputs that would overwrite an input.
+fn check_files(arguments: &Arguments) -> Result<()> {
+    let plots = arguments.plots.iter().flat_map(|folder| PLOTS.map(|name| folder.join(name)));
+    let plots: Vec<PathBuf> = plots.collect();
+    let json = arguments.json.iter().map(|path| ("--json", path.as_path()));
+    let outputs: Vec<Named<'_>> = json.chain(plots.iter().map(|path| ("--plots", path.as_path()))).collect();
+    check_outputs(&outputs, &[("--trace", &arguments.trace), ("--sts", &arguments.sts), ("--sps", &arguments.sps)])
 }

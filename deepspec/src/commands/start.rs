@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use dspark_runtime::checkpoint::CheckpointError;
-use dspark_runtime::model::{Draft, DraftConfig, DraftKind};
+use dspark_runtime::model::{Draft, DraftConfig, DraftKind, TRAINING_FIELDS};
 use serde_json::json;
 
+use super::described::Described;
 use super::setup::Prepared;
 use super::tables::other_tables;
-use crate::conversation::Sample;
+use crate::conversation::{Format, Sample};
 use crate::recipe::{Algorithm, ModelSection};
 
 /// Why an existing draft cannot be trained further by a recipe.
@@ -46,6 +47,19 @@ pub enum StartError {
     Checkpoint(#[from] CheckpointError),
 }
 
+impl Described {
+    /// Checks by its configuration alone that the draft of `train.from` is the one that the recipe describes.
+    ///
+    /// # Errors
+    /// When there is such a draft, and it is another one or cannot be read.
+    pub fn check_start(&self) -> Result<(), StartError> {
+        let Some(folder) = &self.recipe.train.from else { return Ok(()) };
+        let config = DraftConfig::read_for(folder, &self.target_config)?;
+        config.check_target(folder, &self.target_config)?;
+        kind_to_train(folder, &self.recipe.model, &config).map(drop)
+    }
+}
+
 impl Prepared {
     /// The draft of `train.from`, or a fresh one as the recipe describes it.
     ///
@@ -53,10 +67,15 @@ impl Prepared {
     /// When the draft that exists is not the one that the recipe describes; as
     /// [`fresh_draft`](Self::fresh_draft).
     pub fn starting_draft(&self, samples: &[Sample]) -> Result<Draft> {
-        match &self.described.recipe.train.from {
-            Some(folder) => Ok(self.existing_draft(folder)?),
-            None => self.fresh_draft(samples),
-        }
+        let recipe = &self.described.recipe;
+        let draft = match &recipe.train.from {
+            Some(folder) => self.existing_draft(folder)?,
+            None => self.fresh_draft(samples)?,
+        };
+        Ok(match recipe.data.format {
+            Format::Chat => draft.with_template_arguments(&recipe.data.template_arguments),
+            Format::Text => draft,
+        })
     }
 
     fn existing_draft(&self, folder: &Path) -> Result<Draft, StartError> {
@@ -68,9 +87,6 @@ impl Prepared {
         Ok(draft.with_kind(kind))
     }
 }
-
-/// Fields of a draft's configuration that say how it was trained and decide none of its parameters.
-const OF_TRAINING: [&str; 2] = ["num_anchors", "step_loss_decay"];
 
 /// Compares everything in `[model]` that decides a draft's parameters. Returns the settings that the recipe trains it with.
 fn kind_to_train(folder: &Path, model: &ModelSection, config: &DraftConfig) -> Result<DraftKind, StartError> {
@@ -89,7 +105,7 @@ fn kind_to_train(folder: &Path, model: &ModelSection, config: &DraftConfig) -> R
         ("draft_vocab_size", json!(vocabulary), json!(config.draft_vocab_size)),
     ];
     for (name, value) in recipe.as_object().into_iter().flatten() {
-        if !OF_TRAINING.contains(&name.as_str()) {
+        if !TRAINING_FIELDS.contains(&name.as_str()) {
             pairs.push((name, value.clone(), found[name].clone()));
         }
     }

@@ -1,6 +1,6 @@
 //! `deepspec train`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -8,7 +8,7 @@ use dspark_runtime::checkpoint::expand_home;
 use dspark_runtime::commands::print;
 
 use super::described::{Described, RecipeArguments};
-use super::estimate::{estimate, print_estimate};
+use super::estimate::{check_fit, estimate, print_estimate};
 use super::run_folder::lock;
 use super::setup::Prepared;
 use crate::conversation::Samples;
@@ -27,8 +27,8 @@ pub struct Arguments {
     /// `train.from`)
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
-    /// Say what the training would take (parameters, memory, time) and do nothing else; no weights are loaded
-    #[arg(long, conflicts_with_all = ["resume", "from"])]
+    /// Estimate parameters, memory and time without loading weights, then exit: with code 1 if the memory does not suffice
+    #[arg(long, conflicts_with = "resume")]
     plan: bool,
     /// Print the report, or the plan, as JSON on standard output
     #[arg(long)]
@@ -38,25 +38,33 @@ pub struct Arguments {
 /// Trains and says where the checkpoint is.
 pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.plan {
-        let described = Described::load(&arguments.recipe)?;
+        let mut described = Described::load(&arguments.recipe)?;
+        start_from(&mut described, arguments.from.as_deref());
+        described.check_start()?;
         let estimate = estimate(&described, &described.samples()?, arguments.recipe.device)?;
-        return if arguments.json {
-            Ok(print(serde_json::to_string_pretty(&estimate)?)?)
+        if arguments.json {
+            print(serde_json::to_string_pretty(&estimate)?)?;
         } else {
-            print_estimate(&estimate)
-        };
+            print_estimate(&estimate)?;
+        }
+        return Ok(check_fit(&estimate)?);
     }
     watch().context("watching for signals")?;
     let mut described = Described::load(&arguments.recipe)?;
-    if let Some(from) = &arguments.from {
-        described.recipe.train.from = Some(expand_home(from));
-    }
+    start_from(&mut described, arguments.from.as_deref());
     let _lock = lock(&described.recipe.output_dir())?;
     let run = described.run(arguments.resume)?;
     let prepared = Prepared::of(described, &arguments.recipe.device.open()?)?;
     let samples = prepared.described.samples()?;
     let report = train_prepared(&prepared, &samples, run.folder)?;
     if arguments.json { Ok(print(serde_json::to_string_pretty(&report)?)?) } else { print_report(&report) }
+}
+
+/// Sets the draft that the training starts from, if one is named.
+fn start_from(described: &mut Described, from: Option<&Path>) {
+    if let Some(from) = from {
+        described.recipe.train.from = Some(expand_home(from));
+    }
 }
 
 /// Trains a prepared recipe in its folder.

@@ -74,6 +74,12 @@ pub enum ConversationError {
         /// What became of their rows.
         report: ReadReport,
     },
+    /// There are too few samples to set some aside.
+    #[error("{found} sample cannot be split: expected at least 2, some to train on and some to validate on")]
+    TooFewToSplit {
+        /// Samples.
+        found: usize,
+    },
     /// A share of samples is not between 0 and 1.
     #[error("the validation share should be at least 0 and below 1, found {0}")]
     Share(f64),
@@ -83,7 +89,12 @@ fn paths(files: &[PathBuf]) -> String {
     if files.is_empty() {
         return "an empty list of data files".to_owned();
     }
-    files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    const NAMED: usize = 5;
+    let named: Vec<String> = files.iter().take(NAMED).map(|path| path.display().to_string()).collect();
+    match files.len().saturating_sub(NAMED) {
+        0 => named.join(", "),
+        more => format!("{} and {more} more files", named.join(", ")),
+    }
 }
 
 /// Why a row gives no sample.

@@ -6,22 +6,34 @@ use dspark_runtime::checkpoint::json_kind;
 use serde_json::{Map, Value};
 
 use super::error::ConversationError;
-use super::message::{Conversation, Message, USER, text_field};
+use super::message::{ASSISTANT, Conversation, Message, USER, text_field};
 use super::rows::Rows;
 
 /// One conversation to hold with the target: what the user says, turn by turn.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct EvaluationPrompt {
-    /// The system message, if the row has one.
-    pub system: Option<String>,
+    /// Messages before the user's first, such as the system message.
+    pub preamble: Vec<Message>,
     /// The user's messages; at least one.
     pub turns: Vec<String>,
 }
 
 impl EvaluationPrompt {
+    /// The conversation up to the user's first message, as a chat template reads it.
+    pub fn opening(&self) -> Vec<Value> {
+        let first = self.turns.first().map(|turn| Message::new(USER, turn));
+        self.preamble.iter().chain(&first).map(Message::to_json).collect()
+    }
+
     /// Understands `{"turns": ["...", ...]}`, a conversation of which the user's messages are taken, or a single
     /// `prompt` or `question`.
     fn from_row(row: &Map<String, Value>) -> Result<Self, String> {
+        let tools =
+            row.get("tools").filter(|tools| !tools.is_null() && tools.as_array().is_none_or(|list| !list.is_empty()));
+        if tools.is_some() {
+            return Err("`tools`: evaluation prompts with tools are not supported; leave the row out, or its tools"
+                .to_owned());
+        }
         if let Some(turns) = row.get("turns") {
             let list =
                 turns.as_array().ok_or_else(|| format!("`turns` should be a list, found {}", json_kind(turns)))?;
@@ -30,23 +42,41 @@ impl EvaluationPrompt {
             }
             let turns =
                 list.iter().map(|turn| text_field(turn, "turns").map(str::to_owned)).collect::<Result<_, _>>()?;
-            let system = row.get("system").map(|text| text_field(text, "system")).transpose()?.map(str::to_owned);
-            return Ok(Self { system, turns });
+            return Ok(Self { preamble: system_field(row)?.into_iter().collect(), turns });
         }
         let conversation = match ["prompt", "question"].iter().find_map(|name| Some((*name, row.get(*name)?))) {
             Some((name, text)) if !row.contains_key("messages") && !row.contains_key("conversations") => {
-                let system = row.get("system").map(|text| text_field(text, "system")).transpose()?;
-                let system = system.map(|text| Message::new("system", text));
-                let messages = system.into_iter().chain([Message::new(USER, text_field(text, name)?)]).collect();
+                let messages =
+                    system_field(row)?.into_iter().chain([Message::new(USER, text_field(text, name)?)]).collect();
                 Conversation { messages }
             }
             _ => Conversation::from_row(row)?,
         };
-        let (asked, others): (Vec<_>, Vec<_>) =
-            conversation.messages.into_iter().partition(|message| message.role == USER);
-        let system = others.into_iter().find(|message| message.role == "system").map(|message| message.content);
-        Ok(Self { system, turns: asked.into_iter().map(|message| message.content).collect() })
+        let mut prompt = Self::default();
+        for (index, message) in conversation.messages.into_iter().enumerate() {
+            match message.role.as_str() {
+                USER => prompt.turns.push(message.content),
+                // The target answers in its place.
+                ASSISTANT => {}
+                _ if prompt.turns.is_empty() => prompt.preamble.push(message),
+                role => {
+                    return Err(format!(
+                        "message {}: role `{role}` after the user's first message: expected the user's and the assistant's \
+                         messages alone, because the target answers anew",
+                        index + 1
+                    ));
+                }
+            }
+        }
+        Ok(prompt)
     }
+}
+
+/// The system message in a row's field `system`, if it has one.
+fn system_field(row: &Map<String, Value>) -> Result<Option<Message>, String> {
+    let system = row.get("system").filter(|system| !system.is_null());
+    let text = system.map(|text| text_field(text, "system")).transpose()?;
+    Ok(text.map(|text| Message::new("system", text)))
 }
 
 /// Reads a task file, JSON lines or Parquet.
@@ -89,14 +119,17 @@ mod tests {
                 {"from": "system", "value": "s"}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "?"},
                 {"from": "human", "value": "b"},
             ]}),
+            json!({"messages": [{"role": "developer", "content": "d"}, {"role": "user", "content": "a"}], "system": "s", "tools": []}),
             json!({"prompt": "a"}),
             json!({"question": "a", "answer": "?", "system": "s"}),
         ])
         .unwrap();
-        let system = |prompt: &EvaluationPrompt| prompt.system.clone().unwrap_or_default();
+        let system = |prompt: &EvaluationPrompt| -> String {
+            prompt.preamble.iter().map(|message| format!("{}:{}", message.role, message.content)).collect()
+        };
         let found: Vec<(String, String)> =
             prompts.iter().map(|prompt| (system(prompt), prompt.turns.join(" "))).collect();
-        let expected = [("", "a b"), ("s", "a b"), ("", "a"), ("s", "a")];
+        let expected = [("", "a b"), ("system:s", "a b"), ("system:sdeveloper:d", "a"), ("", "a"), ("system:s", "a")];
         assert_eq!(found, expected.map(|(system, turns)| (system.to_owned(), turns.to_owned())));
     }
 
@@ -106,6 +139,11 @@ mod tests {
             (json!({"turns": []}), "`turns` is empty"),
             (json!({"turns": "a"}), "`turns` should be a list"),
             (json!({"turns": [1]}), "`turns` should be text"),
+            (json!({"prompt": "a", "tools": [{}]}), "`tools`"),
+            (
+                json!({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "s"}]}),
+                "message 2: role `system` after",
+            ),
             (json!({"messages": [{"role": "system", "content": "s"}]}), "no message of the user"),
         ] {
             let message = read(&[json!({"turns": ["a"]}), row]).unwrap_err().to_string();

@@ -31,4 +31,4 @@ pub use message::{Conversation, Message};
 pub use read::{Format, ReadOptions, read_samples};
 pub use report::{MalformedRow, ReadReport, RowNumber};
 pub use sample::{MINIMUM_SUPERVISED_TOKENS, Sample, Samples};
-pub use split::split_validation;
+pub use split::{SPLIT_RULE, split_validation};

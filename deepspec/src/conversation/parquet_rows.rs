@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type, UInt64Type};
+use dspark_runtime::checkpoint::LONGEST_LINE;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::file::metadata::ParquetMetaData;
 use serde_json::{Map, Value};
 
 use super::error::ConversationError;
@@ -16,12 +18,32 @@ use super::message::FIELDS;
 use super::report::RowNumber;
 use super::rows::Row;
 
+/// A column chunk that unfolds to more than this, bytes, and to more than [`LARGEST_RATIO`] times what is stored, is refused.
+const UNFOLDED: u64 = 256 << 20;
+
+/// See [`UNFOLDED`]. Text is compressed to a tenth or so.
+const LARGEST_RATIO: u64 = 1000;
+
+/// Rows of a batch hold about this much, bytes, even if each value is as large as all of its column chunk.
+const BATCH: u64 = 64 << 20;
+
+/// Fewest and most rows of a batch.
+const BATCH_ROWS: [u64; 2] = [16, 1024];
+
+/// Text that a file may hold for each of its bytes, beyond [`UNFOLDED`]: dictionaries store equal values once.
+const LARGEST_REPETITION: u64 = 100;
+
+/// Bytes that a value counts beside its text.
+const VALUE: usize = 16;
+
 /// A Parquet file, of which only the columns that can hold a conversation are read.
 pub(super) struct ParquetRows {
     path: PathBuf,
     reader: ParquetRecordBatchReader,
     batch: VecDeque<Row>,
     read: usize,
+    /// Bytes of text that the file may still hold.
+    left: u64,
 }
 
 impl ParquetRows {
@@ -30,7 +52,12 @@ impl ParquetRows {
             path: path.to_owned(),
             message: error.to_string(),
         };
+        let length =
+            file.metadata().map_err(|source| ConversationError::Read { path: path.to_owned(), source })?.len();
         let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
+        let largest = largest_chunk(builder.metadata(), length)
+            .map_err(|message| ConversationError::Parquet { path: path.to_owned(), message })?;
+        let rows = (BATCH / largest.max(1)).clamp(BATCH_ROWS[0], BATCH_ROWS[1]);
         let used = builder
             .schema()
             .fields()
@@ -39,16 +66,58 @@ impl ParquetRows {
             .filter(|(_, field)| FIELDS.contains(&field.name().as_str()))
             .map(|(index, _)| index);
         let mask = ProjectionMask::roots(builder.parquet_schema(), used);
-        let reader = builder.with_projection(mask).build().map_err(damaged)?;
-        Ok(Self { path: path.to_owned(), reader, batch: VecDeque::new(), read: 0 })
+        let reader = builder.with_projection(mask).with_batch_size(rows as usize).build().map_err(damaged)?;
+        Ok(Self {
+            path: path.to_owned(),
+            reader,
+            batch: VecDeque::new(),
+            read: 0,
+            left: UNFOLDED.max(LARGEST_REPETITION * length),
+        })
     }
 
-    fn read_batch(&mut self, batch: &RecordBatch) {
+    fn read_batch(&mut self, batch: &RecordBatch) -> Result<(), ConversationError> {
         for row in 0..batch.num_rows() {
             self.read += 1;
-            self.batch.push_back(Row { number: RowNumber::Row(self.read), fields: row_object(batch, row) });
+            let mut room = LONGEST_LINE as usize;
+            let fields = row_object(batch, row, &mut room);
+            let bytes = LONGEST_LINE as usize - room;
+            let refused = if room == 0 {
+                format!("row {} holds more than {LONGEST_LINE} bytes", self.read)
+            } else if bytes as u64 > self.left {
+                format!("its first {} rows unfold to more than {LARGEST_REPETITION} times the file", self.read)
+            } else {
+                self.left -= bytes as u64;
+                self.batch.push_back(Row { number: RowNumber::Row(self.read), fields, bytes });
+                continue;
+            };
+            return Err(ConversationError::Parquet { path: self.path.clone(), message: refused });
         }
+        Ok(())
     }
+}
+
+/// The size of the largest column chunk that is read, unfolded.
+///
+/// # Errors
+/// When a chunk unfolds to far more than is stored of it.
+fn largest_chunk(metadata: &ParquetMetaData, length: u64) -> Result<u64, String> {
+    let mut largest = 0;
+    for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {
+        let name = column.column_path().parts().first().map_or("", String::as_str);
+        if !FIELDS.contains(&name) {
+            continue;
+        }
+        let bytes = |size: i64| u64::try_from(size).unwrap_or(0);
+        let (unfolded, stored) = (bytes(column.uncompressed_size()), bytes(column.compressed_size()).min(length));
+        if unfolded > UNFOLDED && unfolded / LARGEST_RATIO > stored {
+            return Err(format!(
+                "column `{name}` unfolds from {stored} bytes to {unfolded}: refused as damaged or hostile"
+            ));
+        }
+        largest = largest.max(unfolded);
+    }
+    Ok(largest)
 }
 
 impl Iterator for ParquetRows {
@@ -57,7 +126,11 @@ impl Iterator for ParquetRows {
     fn next(&mut self) -> Option<Self::Item> {
         while self.batch.is_empty() {
             match self.reader.next()? {
-                Ok(batch) => self.read_batch(&batch),
+                Ok(batch) => {
+                    if let Err(error) = self.read_batch(&batch) {
+                        return Some(Err(error));
+                    }
+                }
                 Err(error) => {
                     let message = format!("after row {}: {error}", self.read);
                     return Some(Err(ConversationError::Parquet { path: self.path.clone(), message }));
@@ -68,11 +141,12 @@ impl Iterator for ParquetRows {
     }
 }
 
-/// Columns without a value in this row are left out, as a JSON line would leave them out.
-fn row_object(batch: &RecordBatch, row: usize) -> Result<Map<String, Value>, String> {
+/// Columns without a value in this row are left out, as a JSON line would leave them out. `room` is how many bytes the row may
+/// still hold; it is 0 when the row holds more.
+fn row_object(batch: &RecordBatch, row: usize, room: &mut usize) -> Result<Map<String, Value>, String> {
     let mut fields = Map::new();
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
-        let value = json_value(column, row).map_err(|reason| format!("column `{}`: {reason}", field.name()))?;
+        let value = json_value(column, row, room).map_err(|reason| format!("column `{}`: {reason}", field.name()))?;
         if !value.is_null() {
             fields.insert(field.name().clone(), value);
         }
@@ -80,16 +154,17 @@ fn row_object(batch: &RecordBatch, row: usize) -> Result<Map<String, Value>, Str
     Ok(fields)
 }
 
-fn json_value(array: &dyn Array, row: usize) -> Result<Value, String> {
+fn json_value(array: &dyn Array, row: usize, room: &mut usize) -> Result<Value, String> {
+    take(room, VALUE)?;
     if array.is_null(row) {
         return Ok(Value::Null);
     }
     match array.data_type() {
         DataType::Null => Ok(Value::Null),
         DataType::Boolean => Ok(Value::from(array.as_boolean().value(row))),
-        DataType::Utf8 => Ok(Value::from(array.as_string::<i32>().value(row))),
-        DataType::LargeUtf8 => Ok(Value::from(array.as_string::<i64>().value(row))),
-        DataType::Utf8View => Ok(Value::from(array.as_string_view().value(row))),
+        DataType::Utf8 => text(array.as_string::<i32>().value(row), room),
+        DataType::LargeUtf8 => text(array.as_string::<i64>().value(row), room),
+        DataType::Utf8View => text(array.as_string_view().value(row), room),
         DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::Int64 => {
             let wide = converted(array, row, &DataType::Int64)?;
             Ok(Value::from(wide.as_primitive::<Int64Type>().value(0)))
@@ -102,14 +177,14 @@ fn json_value(array: &dyn Array, row: usize) -> Result<Value, String> {
             let wide = converted(array, row, &DataType::Float64)?;
             Ok(Value::from(wide.as_primitive::<Float64Type>().value(0)))
         }
-        DataType::Dictionary(_, values) => json_value(&converted(array, row, values)?, 0),
-        DataType::List(_) => json_list(&array.as_list::<i32>().value(row)),
-        DataType::LargeList(_) => json_list(&array.as_list::<i64>().value(row)),
+        DataType::Dictionary(_, values) => json_value(&converted(array, row, values)?, 0, room),
+        DataType::List(_) => json_list(&array.as_list::<i32>().value(row), room),
+        DataType::LargeList(_) => json_list(&array.as_list::<i64>().value(row), room),
         DataType::Struct(_) => {
             let fields = array.as_struct();
             let mut object = Map::new();
             for (name, column) in fields.column_names().into_iter().zip(fields.columns()) {
-                let value = json_value(column, row)?;
+                let value = json_value(column, row, room)?;
                 if !value.is_null() {
                     object.insert(name.to_owned(), value);
                 }
@@ -120,8 +195,20 @@ fn json_value(array: &dyn Array, row: usize) -> Result<Value, String> {
     }
 }
 
-fn json_list(items: &dyn Array) -> Result<Value, String> {
-    (0..items.len()).map(|index| json_value(items, index)).collect()
+fn json_list(items: &dyn Array, room: &mut usize) -> Result<Value, String> {
+    (0..items.len()).map(|index| json_value(items, index, room)).collect()
+}
+
+fn text(value: &str, room: &mut usize) -> Result<Value, String> {
+    take(room, value.len())?;
+    Ok(Value::from(value))
+}
+
+/// Takes bytes from the room of a row. When they do not fit, nothing is left.
+fn take(room: &mut usize, bytes: usize) -> Result<(), String> {
+    let left = room.checked_sub(bytes).filter(|left| *left > 0);
+    *room = left.unwrap_or(0);
+    left.map(drop).ok_or_else(|| format!("the row holds more than {LONGEST_LINE} bytes"))
 }
 
 /// One value in another type, as an array of length 1.
@@ -140,6 +227,8 @@ mod tests {
     use arrow::buffer::{NullBuffer, OffsetBuffer};
     use arrow::datatypes::{Field, Int8Type};
     use parquet::arrow::ArrowWriter;
+    use parquet::basic::{Compression, ZstdLevel};
+    use parquet::file::properties::WriterProperties;
     use serde_json::json;
     use tempfile::TempDir;
 
@@ -205,6 +294,43 @@ mod tests {
     fn a_file_without_any_known_column_still_has_its_rows() {
         let (_directory, path) = write(vec![("other", Arc::new(Int32Array::from(vec![1, 2])))]);
         assert_eq!(read(&path), [1, 2].map(|number| (RowNumber::Row(number), Ok(json!({})))));
+    }
+
+    /// One value of 64 MiB, five times, in a file of a few kilobytes; a value of 1 MiB, 400 times, stored once; and one value that is
+    /// larger than a row may be.
+    #[test]
+    fn files_that_unfold_out_of_proportion_are_refused() {
+        let repeated = |text: String, count: usize| {
+            let directory = TempDir::new().unwrap();
+            let path = directory.path().join("data.parquet");
+            let column: ArrayRef = Arc::new(StringArray::from(vec![text.as_str()]));
+            let batch = RecordBatch::try_from_iter([("prompt", column)]).unwrap();
+            let properties = WriterProperties::builder()
+                .set_compression(Compression::ZSTD(ZstdLevel::default()))
+                .set_dictionary_enabled(count == 400)
+                .set_dictionary_page_size_limit(4 << 20)
+                .build();
+            let mut writer =
+                ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), Some(properties)).unwrap();
+            (0..count).for_each(|_| writer.write(&batch).unwrap());
+            writer.close().unwrap();
+            let length = std::fs::metadata(&path).unwrap().len();
+            let mut rows = 0;
+            let error = match Rows::open(&path) {
+                Ok(found) => found.map(|row| row.map(|_| rows += 1)).find_map(Result::err),
+                Err(error) => Some(error),
+            };
+            (length, rows, error.unwrap().to_string())
+        };
+        let (length, rows, error) = repeated("a".repeat(64 << 20), 5);
+        assert!(length < 200_000 && rows == 0 && error.contains("column `prompt` unfolds from"), "{length}: {error}");
+        let (length, rows, error) = repeated("b".repeat(1 << 20), 400);
+        assert!(
+            length < 200_000 && (150..=256).contains(&rows) && error.contains("100 times the file"),
+            "{rows}: {error}"
+        );
+        let (_, rows, error) = repeated("c".repeat(17 << 20), 2);
+        assert!(rows == 0 && error.contains("row 1 holds more than 16777216 bytes"), "{error}");
     }
 
     #[test]

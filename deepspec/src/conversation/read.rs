@@ -10,11 +10,14 @@ use serde_json::{Map, Value};
 use super::error::{ConversationError, RowError};
 use super::message::{Conversation, text_field};
 use super::report::ReadReport;
-use super::rows::{Row, Rows};
+use super::rows::{AllRows, Row};
 use super::sample::Sample;
 
 /// How many rows are cut into tokens at a time: enough for every core, few enough to hold in memory.
 const ROWS_AT_A_TIME: usize = 1024;
+
+/// How much text is cut into tokens at a time, bytes; a last row may go beyond.
+const TEXT_AT_A_TIME: usize = 16 << 20;
 
 /// What a row holds, as recipes name it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,25 +63,36 @@ pub fn read_samples(
         return Err(ConversationError::NoChatTemplate { directory: tokenizer.directory().to_owned() });
     }
     let mut collector = Collector { samples: Vec::new(), report: ReadReport::default() };
-    for file in files {
-        let mut rows = Rows::open(file)?;
-        loop {
-            let chunk: Vec<Row> = rows.by_ref().take(ROWS_AT_A_TIME).collect::<Result<_, _>>()?;
-            if chunk.is_empty() {
-                break;
+    let mut rows = AllRows::of(files);
+    loop {
+        let (mut chunk, mut text, mut unreadable) = (Vec::new(), 0, None);
+        while chunk.len() < ROWS_AT_A_TIME && text < TEXT_AT_A_TIME {
+            match rows.next() {
+                Some(Ok((file, row))) => {
+                    text += row.bytes;
+                    chunk.push((file, row));
+                }
+                // The rows before come first.
+                Some(Err(error)) => {
+                    unreadable = Some(error);
+                    break;
+                }
+                None => break,
             }
-            let reader = RowReader { file, tokenizer, options };
-            // A template that does not work may take its time: no further row is tried.
-            let outcomes: Vec<_> = chunk
-                .par_iter()
-                .map(|row| match reader.read(row) {
-                    Err(error @ ConversationError::Template { .. }) => Err(error),
-                    outcome => Ok(outcome),
-                })
-                .collect::<Result<_, _>>()?;
-            for (row, outcome) in chunk.iter().zip(outcomes) {
-                collector.take(file, row, outcome?, options)?;
-            }
+        }
+        // A template that does not work may take its time: no further row is tried.
+        let read = |(file, row): &(&Path, Row)| match (RowReader { file, tokenizer, options }).read(row) {
+            Err(error @ ConversationError::Template { .. }) => Err(error),
+            outcome => Ok(outcome),
+        };
+        let outcomes: Vec<_> = chunk.par_iter().map(read).collect::<Result<_, _>>()?;
+        for ((file, row), outcome) in chunk.iter().zip(outcomes) {
+            collector.take(file, row, outcome?, options)?;
+        }
+        match unreadable {
+            Some(error) => return Err(error),
+            None if chunk.is_empty() => break,
+            None => {}
         }
     }
     if collector.samples.is_empty() {

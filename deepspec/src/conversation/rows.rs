@@ -1,10 +1,9 @@
 //! Rows of a data file as JSON objects, one after the other.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek};
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
-use dspark_runtime::checkpoint::json_kind;
+use dspark_runtime::checkpoint::{Lines, json_kind, open_file};
 use serde_json::{Map, Value};
 
 use super::error::ConversationError;
@@ -15,6 +14,8 @@ use super::report::{MalformedRow, RowNumber};
 pub(super) struct Row {
     pub(super) number: RowNumber,
     pub(super) fields: Result<Map<String, Value>, String>,
+    /// Size of its text.
+    pub(super) bytes: usize,
 }
 
 impl Row {
@@ -34,14 +35,14 @@ impl Rows {
     pub(super) fn open(path: &Path) -> Result<Self, ConversationError> {
         const PARQUET_MAGIC: [u8; 4] = *b"PAR1";
         let unreadable = |source| ConversationError::Read { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(unreadable)?;
+        let mut file = open_file(path).map_err(unreadable)?;
         let mut magic = Vec::with_capacity(PARQUET_MAGIC.len());
         file.by_ref().take(PARQUET_MAGIC.len() as u64).read_to_end(&mut magic).map_err(unreadable)?;
         file.rewind().map_err(unreadable)?;
         if magic == PARQUET_MAGIC {
             Ok(Self::Parquet(ParquetRows::open(path, file)?))
         } else {
-            Ok(Self::Lines(JsonLines { path: path.to_owned(), reader: BufReader::new(file), line: 0 }))
+            Ok(Self::Lines(JsonLines { path: path.to_owned(), lines: Lines::of(file) }))
         }
     }
 }
@@ -60,31 +61,50 @@ impl Iterator for Rows {
 /// A file with one JSON object per line. Blank lines are no rows.
 pub(super) struct JsonLines {
     path: PathBuf,
-    reader: BufReader<File>,
-    line: usize,
+    lines: Lines,
 }
 
 impl Iterator for JsonLines {
     type Item = Result<Row, ConversationError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-        let mut bytes = Vec::new();
+        let row = |(line, text): (usize, Vec<u8>)| Row {
+            number: RowNumber::Line(line),
+            fields: parse_object(&text),
+            bytes: text.len(),
+        };
+        let unreadable = |source| ConversationError::Read { path: self.path.clone(), source };
+        Some(self.lines.next()?.map(row).map_err(unreadable))
+    }
+}
+
+/// The rows of several files, each with its file.
+pub(super) struct AllRows<'a> {
+    files: std::slice::Iter<'a, PathBuf>,
+    current: Option<(&'a Path, Rows)>,
+}
+
+impl<'a> AllRows<'a> {
+    pub(super) fn of(files: &'a [PathBuf]) -> Self {
+        Self { files: files.iter(), current: None }
+    }
+}
+
+impl<'a> Iterator for AllRows<'a> {
+    type Item = Result<(&'a Path, Row), ConversationError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
         loop {
-            bytes.clear();
-            match self.reader.read_until(b'\n', &mut bytes) {
-                Ok(0) => return None,
-                Ok(_) => self.line += 1,
-                Err(source) => {
-                    return Some(Err(ConversationError::Read { path: self.path.clone(), source }));
-                }
+            if let Some((file, rows)) = &mut self.current
+                && let Some(row) = rows.next()
+            {
+                let file = *file;
+                return Some(row.map(|row| (file, row)));
             }
-            let content = match bytes.strip_prefix(BYTE_ORDER_MARK) {
-                Some(content) if self.line == 1 => content,
-                _ => &bytes,
-            };
-            if !content.trim_ascii().is_empty() {
-                return Some(Ok(Row { number: RowNumber::Line(self.line), fields: parse_object(content) }));
+            let file = self.files.next()?;
+            match Rows::open(file) {
+                Ok(rows) => self.current = Some((file, rows)),
+                Err(error) => return Some(Err(error)),
             }
         }
     }

@@ -5,31 +5,47 @@ use sha2::{Digest, Sha256};
 use super::error::ConversationError;
 use super::sample::{Sample, Samples};
 
-/// Sets about `share` of the samples aside (`0 <= share < 1`).
+/// The rule of [`split_validation`], for digests: runs that were split by another one are not continued.
+pub const SPLIT_RULE: &str = "the lowest hashes, at least one";
+
+/// Sets a share of the samples aside (`0 <= share < 1`): `share` of their number, rounded, and at least one of them unless the
+/// share is 0.
 ///
-/// Each sample's side follows from a hash of its token ids alone: it does not change when other data comes or
-/// goes, or with the order of the files, and the same text never lies on both sides.
+/// They are those with the lowest hashes of their token ids. So the order of the data does not matter, few samples change sides
+/// when other data come or go, and the same text never lies on both sides: copies of the last one are set aside too.
 ///
 /// # Errors
-/// [`ConversationError::Share`] if `share` is out of range.
+/// [`ConversationError::Share`] if `share` is out of range; [`ConversationError::TooFewToSplit`] for fewer than two samples.
 pub fn split_validation(samples: Vec<Sample>, share: f64) -> Result<Samples, ConversationError> {
     if !(0.0..1.0).contains(&share) {
         return Err(ConversationError::Share(share));
     }
-    let (validation, training) = samples.into_iter().partition(|sample| position(sample) < share);
-    Ok(Samples { training, validation })
+    if share == 0.0 {
+        return Ok(Samples { training: samples, validation: Vec::new() });
+    }
+    if samples.len() < 2 {
+        return Err(ConversationError::TooFewToSplit { found: samples.len() });
+    }
+    let count = ((share * samples.len() as f64).round() as usize).clamp(1, samples.len() - 1);
+    let hashes: Vec<u64> = samples.iter().map(hash).collect();
+    let mut sorted = hashes.clone();
+    sorted.sort_unstable();
+    let last = sorted[count - 1];
+    let mut split = Samples::default();
+    for (sample, hash) in samples.into_iter().zip(hashes) {
+        if hash <= last { split.validation.push(sample) } else { split.training.push(sample) }
+    }
+    Ok(split)
 }
 
-/// A number in `0..1`, evenly spread over different samples.
-fn position(sample: &Sample) -> f64 {
+/// A number that is evenly spread over different samples.
+fn hash(sample: &Sample) -> u64 {
     let mut hash = Sha256::new();
     for id in &sample.token_ids {
         hash.update(id.to_le_bytes());
     }
     let digest: [u8; 32] = hash.finalize().into();
-    // 53 bits are what a float holds exactly, so that the result stays below 1.
-    let bits = digest.iter().take(8).fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte)) >> 11;
-    bits as f64 / (1_u64 << 53) as f64
+    digest.iter().take(8).fold(0, |bits, byte| bits << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]
@@ -45,11 +61,27 @@ mod tests {
     }
 
     #[test]
-    fn about_the_share_asked_for_is_set_aside() {
-        let split = split_validation(samples(2000), 0.1).unwrap();
-        assert_eq!(split.training.len() + split.validation.len(), 2000);
-        assert!((150..250).contains(&split.validation.len()), "{}", split.validation.len());
-        assert!(split_validation(samples(100), 0.0).unwrap().validation.is_empty());
+    fn the_share_asked_for_is_set_aside_and_at_least_one() {
+        for (count, share, expected) in
+            [(2000, 0.1, 200), (50, 0.02, 1), (50, 0.001, 1), (50, 0.05, 3), (50, 0.0, 0), (2, 0.5, 1), (2, 0.9, 1)]
+        {
+            let split = split_validation(samples(count), share).unwrap();
+            assert_eq!(split.validation.len(), expected, "{share} of {count}");
+            assert_eq!(split.training.len() + split.validation.len(), count as usize);
+        }
+        assert!(matches!(split_validation(samples(1), 0.5), Err(ConversationError::TooFewToSplit { found: 1 })));
+        assert_eq!(split_validation(samples(1), 0.0).unwrap().training.len(), 1);
+    }
+
+    #[test]
+    fn the_order_does_not_matter_and_additions_move_few() {
+        let ids = |samples: Vec<Sample>| -> std::collections::BTreeSet<String> {
+            split_validation(samples, 0.1).unwrap().validation.into_iter().map(|sample| sample.id).collect()
+        };
+        let before = ids(samples(500));
+        assert_eq!(before, ids(samples(500).into_iter().rev().collect()));
+        let after = ids(samples(520));
+        assert!(before.intersection(&after).count() >= 46, "{before:?} became {after:?}");
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct Estimate {
     pub largest: MicroBatchShape,
     /// Memory of a step on that micro-batch.
     pub memory: Memory,
+    /// Bytes at the peak with the smallest micro-batch: what no setting of the batches can reduce.
+    pub least: usize,
     /// Bytes available on the device; `None` when unknown.
     pub available: Option<usize>,
     /// Floating-point operations of all steps.
@@ -47,11 +49,6 @@ impl Estimate {
     /// Tokens per second that the teacher processes, approximately.
     pub fn tokens_per_second(&self) -> f64 {
         self.tokens as f64 / self.seconds
-    }
-
-    /// Whether the peak fits the available memory; `None` when that is unknown.
-    pub fn fits(&self) -> Option<bool> {
-        self.available.map(|available| self.memory.peak <= available)
     }
 }
 

@@ -14,6 +14,6 @@ mod trace;
 
 pub use options::{EvaluationOptions, Records, SamplingMethod, Task, Turns};
 pub use report::{EvaluationReport, TaskReport, table};
-pub use run::{EvaluateError, Models, evaluate, evaluate_observed};
+pub use run::{EvaluateError, Models, evaluate, evaluate_observed, read_tasks};
 pub use statistics::RoundStatistics;
 pub use trace::{Answered, Progressed, TraceError, TraceRound, TraceWriter, read_trace};

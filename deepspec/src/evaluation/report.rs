@@ -42,8 +42,11 @@ pub struct TaskReport {
     pub name: String,
     /// Prompts answered.
     pub samples: usize,
-    /// Turns left out because the conversation before them had filled the target's context.
+    /// Turns left out because their conversation does not fit into the target's context, those of whole prompts included.
     pub skipped: u64,
+    /// Prompts left out because their first turn does not fit into the target's context.
+    #[serde(default)]
+    pub skipped_prompts: usize,
     /// Rounds of speculation.
     pub rounds: u64,
     /// New tokens, those sampled at prefill included.
@@ -65,12 +68,18 @@ pub struct TaskReport {
 }
 
 impl TaskReport {
+    /// Speed with the draft, divided by that of the target alone.
+    fn ratio(&self) -> Option<f64> {
+        self.tokens_per_second.zip(self.plain_tokens_per_second).map(|(fast, plain)| fast / plain)
+    }
+
     /// Fills in what follows from the rounds.
     pub(super) fn new(name: &str, samples: usize, new_tokens: u64, statistics: &RoundStatistics) -> Self {
         Self {
             name: name.to_owned(),
             samples,
             skipped: 0,
+            skipped_prompts: 0,
             rounds: statistics.rounds(),
             new_tokens,
             accepted_length: statistics.accepted_length(),
@@ -102,7 +111,6 @@ pub fn table(report: &EvaluationReport) -> String {
             Some(value) => format!("{value:.digits$}"),
             None => "-".to_owned(),
         };
-        let ratio = task.tokens_per_second.zip(task.plain_tokens_per_second).map(|(fast, plain)| fast / plain);
         let slots: Vec<String> = task.conditional_acceptance.iter().map(|&share| number(share, 2)).collect();
         lines.push(format!(
             "{:width$}  {:>7}  {:>6}  {:>6}  {:>15}  {:>11}  {:>5}  {:>5}  {:>5}  {}",
@@ -114,15 +122,26 @@ pub fn table(report: &EvaluationReport) -> String {
             number(task.verify_rate, 3),
             number(task.tokens_per_second, 0),
             number(task.plain_tokens_per_second, 0),
-            number(ratio, 2),
+            number(task.ratio(), 2),
             slots.join(" "),
         ));
     }
     for task in report.tasks.iter().filter(|task| task.skipped > 0) {
+        let prompts = match task.skipped_prompts {
+            0 => String::new(),
+            prompts => format!(", among them {prompts} prompts whole"),
+        };
         lines.push(format!(
-            "{}: {} turns skipped: their conversation fills the target's context",
+            "{}: {} turns skipped{prompts}: their conversation does not fit into the target's context",
             task.name, task.skipped
         ));
+    }
+    if report.tasks.iter().any(|task| task.ratio().is_some_and(|ratio| ratio < 1.0)) {
+        lines.push(
+            "a ratio below 1 means that decoding is slower with this draft than without when whole blocks are verified; the mode \
+             `scheduled` of `dspark serve` does not draft where that does not pay"
+                .to_owned(),
+        );
     }
     lines.join("\n")
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dspark_runtime::model::{Draft, Target};
+use dspark_runtime::model::{Draft, Target, TargetConfig};
 use dspark_runtime::speculate::{Decoder, Filters, Generation, GenerationOptions, NotFinite, Randomness, Sampler};
 use dspark_runtime::text::{TextError, Tokenizer};
 use serde_json::{Value, json};
@@ -41,17 +41,18 @@ pub enum EvaluateError {
         /// Rows of the target's embedding.
         vocabulary: usize,
     },
-    /// The first turn of a prompt leaves no room for an answer.
+    /// No prompt of a task leaves room for an answer.
     #[error(
-        "{}: prompt {sample}: {tokens} tokens, but the target's context is {context}: shorten it, or leave it out",
+        "{}: none of the {prompts} prompts fits: the shortest has {tokens} tokens, but the target's context is {context}: \
+         shorten them",
         path.display()
     )]
-    PromptTooLong {
+    NoPromptFits {
         /// The task file.
         path: PathBuf,
-        /// 0-based prompt.
-        sample: usize,
-        /// Tokens of the first turn, system message and template included.
+        /// Prompts.
+        prompts: usize,
+        /// Tokens of the shortest first turn, system message and template included.
         tokens: usize,
         /// The target's context, tokens.
         context: usize,
@@ -67,12 +68,6 @@ pub enum EvaluateError {
         threshold: f64,
         /// The draft, as it was named.
         draft: String,
-    },
-    /// A task file has no prompts.
-    #[error("{}: no prompts", path.display())]
-    Empty {
-        /// The task file.
-        path: PathBuf,
     },
     /// The target gives no distribution for a token.
     #[error("{0}")]
@@ -130,14 +125,11 @@ pub fn evaluate_observed(
     if threshold > 0.0 && !models.draft.config().has_confidence_head() {
         return Err(EvaluateError::NoConfidenceHead { threshold, draft: names.1.to_owned() });
     }
+    let read = read_tasks(models.target.config(), models.tokenizer, tasks, options)?;
+    let digest = models.draft.digest();
     let mut reports = Vec::new();
-    for task in tasks {
-        let mut prompts = read_evaluation_prompts(&task.path)?;
-        prompts.truncate(options.samples.unwrap_or(usize::MAX));
-        if prompts.is_empty() {
-            return Err(EvaluateError::Empty { path: task.path.clone() });
-        }
-        reports.push(evaluate_task(models, task, &prompts, options, &mut observe)?);
+    for (task, prompts) in tasks.iter().zip(&read) {
+        reports.push(evaluate_task(models, &digest, task, prompts, options, &mut observe)?);
     }
     Ok(EvaluationReport {
         target: names.0.to_owned(),
@@ -151,8 +143,64 @@ pub fn evaluate_observed(
     })
 }
 
+/// Reads the prompts of all tasks and renders the first turn of each, so that what cannot be answered is found before anything
+/// is decoded.
+///
+/// # Errors
+/// When a task file is unusable, a prompt cannot be rendered, or no prompt of a task fits into the target's context.
+pub fn read_tasks(
+    target: &TargetConfig,
+    tokenizer: &Tokenizer,
+    tasks: &[Task],
+    options: &EvaluationOptions,
+) -> Result<Vec<Vec<EvaluationPrompt>>, EvaluateError> {
+    let mut read = Vec::new();
+    for task in tasks {
+        let mut prompts = read_evaluation_prompts(&task.path)?;
+        prompts.truncate(options.samples.unwrap_or(usize::MAX));
+        let renderer = Renderer { target, tokenizer, options, task };
+        let mut shortest = usize::MAX;
+        for (sample, prompt) in prompts.iter().enumerate() {
+            shortest = shortest.min(renderer.render(sample, &prompt.opening())?.len());
+        }
+        let context = target.max_position_embeddings;
+        if shortest >= context {
+            let (path, prompts) = (task.path.clone(), prompts.len());
+            return Err(EvaluateError::NoPromptFits { path, prompts, tokens: shortest, context });
+        }
+        read.push(prompts);
+    }
+    Ok(read)
+}
+
+/// What conversations are turned into tokens with.
+struct Renderer<'a> {
+    target: &'a TargetConfig,
+    tokenizer: &'a Tokenizer,
+    options: &'a EvaluationOptions,
+    task: &'a Task,
+}
+
+impl Renderer<'_> {
+    /// The tokens of a conversation that waits for its answer.
+    fn render(&self, sample: usize, messages: &[Value]) -> Result<Vec<u32>, EvaluateError> {
+        let template = self.tokenizer.chat_template().ok_or(EvaluateError::NoTemplate)?;
+        let text = template.render(messages, &self.options.template_arguments, true)?;
+        let ids = self.tokenizer.encode(&text, false)?;
+        let vocabulary = self.target.vocab_size;
+        match ids.iter().find(|&&id| id as usize >= vocabulary) {
+            Some(&id) => {
+                let path = self.task.path.clone();
+                Err(EvaluateError::TokenBeyondVocabulary { path, sample, id, vocabulary })
+            }
+            None => Ok(ids),
+        }
+    }
+}
+
 fn evaluate_task(
     models: Models<'_>,
+    digest: &str,
     task: &Task,
     prompts: &[EvaluationPrompt],
     options: &EvaluationOptions,
@@ -160,7 +208,7 @@ fn evaluate_task(
 ) -> Result<TaskReport, EvaluateError> {
     let mut statistics = RoundStatistics::new(models.draft.config().block_size);
     let (mut with_draft, mut alone) = (Speed::default(), Speed::default());
-    let (mut new_tokens, mut skipped) = (0, 0);
+    let (mut new_tokens, mut skipped, mut skipped_prompts) = (0, 0, 0);
     let mut progress = Progress::new(&task.name, prompts.len() as u64, 0);
     for (sample, prompt) in prompts.iter().enumerate() {
         let (mut round, mut rounds) = (0, Vec::new());
@@ -180,6 +228,7 @@ fn evaluate_task(
                         stopped: detail.record.stopped,
                         prompt_tokens: ids.len(),
                         max_new_tokens: options.max_new_tokens,
+                        draft: Some(digest.to_owned()),
                     };
                     round += 1;
                     rounds.push(line);
@@ -189,6 +238,7 @@ fn evaluate_task(
                 Ok(generation)
             })?;
         skipped += left_out;
+        skipped_prompts += usize::from(answers.is_empty());
         let answered = |(turn, text)| Progressed::Answer(Answered { task: task.name.clone(), sample, turn, text });
         rounds.into_iter().map(Progressed::Round).try_for_each(&mut *observe)?;
         answers.into_iter().enumerate().map(answered).try_for_each(&mut *observe)?;
@@ -205,15 +255,15 @@ fn evaluate_task(
         });
     }
     progress.finish();
-    let mut report = TaskReport::new(&task.name, prompts.len(), new_tokens, &statistics);
-    report.skipped = skipped;
+    let mut report = TaskReport::new(&task.name, prompts.len() - skipped_prompts, new_tokens, &statistics);
+    (report.skipped, report.skipped_prompts) = (skipped, skipped_prompts);
     report.tokens_per_second = with_draft.tokens_per_second();
     report.plain_tokens_per_second = alone.tokens_per_second();
     Ok(report)
 }
 
-/// Answers the turns of one prompt in order, each answer becoming part of the conversation. When a later turn finds no
-/// room for an answer, it and those after it are skipped. Returns the answers, and how many turns were skipped.
+/// Answers the turns of one prompt in order, each answer becoming part of the conversation. When a turn finds no room for an
+/// answer, it and those after it are skipped. Returns the answers, and how many turns were skipped.
 fn answer(
     models: Models<'_>,
     task: &Task,
@@ -222,7 +272,8 @@ fn answer(
     options: &EvaluationOptions,
     mut generate: impl FnMut(&[u32], &GenerationOptions, &mut Sampler) -> Result<Generation, NotFinite>,
 ) -> Result<(Vec<String>, u64), EvaluateError> {
-    let template = models.tokenizer.chat_template().ok_or(EvaluateError::NoTemplate)?;
+    let renderer = Renderer { target: models.target.config(), tokenizer: models.tokenizer, options, task };
+    let context = models.target.config().max_position_embeddings;
     let generation_options = GenerationOptions {
         max_new_tokens: options.max_new_tokens,
         stop_token_ids: models.tokenizer.stop_token_ids().to_vec(),
@@ -236,27 +287,19 @@ fn answer(
         }
     };
     let message = |role: &str, content: &str| json!({"role": role, "content": content});
-    let mut messages: Vec<Value> = prompt.system.iter().map(|system| message("system", system)).collect();
+    let mut messages = prompt.opening();
     let turns = match options.turns {
         Turns::All => &prompt.turns[..],
         Turns::First => &prompt.turns[..prompt.turns.len().min(1)],
     };
     let mut answers = Vec::new();
     for (number, turn) in turns.iter().enumerate() {
-        messages.push(message("user", turn));
-        let text = template.render(&messages, &options.template_arguments, true)?;
-        let ids = models.tokenizer.encode(&text, false)?;
-        let vocabulary = models.target.config().vocab_size;
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
-            return Err(EvaluateError::TokenBeyondVocabulary { path: task.path.clone(), sample, id, vocabulary });
+        if number > 0 {
+            messages.push(message("user", turn));
         }
-        let context = models.target.config().max_position_embeddings;
-        if ids.len() >= context && number > 0 {
-            return Ok((answers, (turns.len() - number) as u64));
-        }
+        let ids = renderer.render(sample, &messages)?;
         if ids.len() >= context {
-            let (path, tokens) = (task.path.clone(), ids.len());
-            return Err(EvaluateError::PromptTooLong { path, sample, tokens, context });
+            return Ok((answers, (turns.len() - number) as u64));
         }
         let generation = generate(&ids, &generation_options, &mut sampler)?;
         let answer = models.tokenizer.decode_answer(&ids, &generation.ids)?;

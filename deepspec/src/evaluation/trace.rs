@@ -4,7 +4,7 @@
 //! line of a block of three:
 //!
 //! ```json
-//! {"task":"sums","sample":0,"round":4,"temperature":1.0,"confidence_logits":[2.1,0.3,-1.7],"proposed":3,"accepted":1,"stopped":false,"prompt_tokens":58,"max_new_tokens":256}
+//! {"task":"sums","sample":0,"round":4,"temperature":1.0,"confidence_logits":[2.1,0.3,-1.7],"proposed":3,"accepted":1,"stopped":false,"prompt_tokens":58,"max_new_tokens":256,"draft":"89abcdef01234567"}
 //! ```
 //!
 //! `proposed` is how many positions the target judged, `accepted` how many of those it kept. Where an accepted stop token
@@ -12,9 +12,10 @@
 //! when the target's own token was the stop token. Fields that are not known are left alone.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use dspark_runtime::checkpoint::Lines;
 use serde::{Deserialize, Serialize};
 
 /// One round.
@@ -42,6 +43,9 @@ pub struct TraceRound {
     /// Limit of the answer's tokens; 0, in traces of earlier versions, where that is not known.
     #[serde(default)]
     pub max_new_tokens: usize,
+    /// Digest of the draft ([`Draft::digest`](dspark_runtime::model::Draft::digest)); `None` in traces of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draft: Option<String>,
 }
 
 /// An answer of the draft's run.
@@ -103,34 +107,35 @@ pub enum TraceError {
 pub fn read_trace(path: &Path) -> Result<Vec<TraceRound>, TraceError> {
     let io = |source| TraceError::Io { path: path.to_owned(), source };
     let mut rounds: Vec<TraceRound> = Vec::new();
-    for (index, line) in BufReader::new(File::open(path).map_err(io)?).lines().enumerate() {
-        let line = line.map_err(io)?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let round = serde_json::from_str(&line).map_err(|error| error.to_string()).and_then(|round: TraceRound| {
-            round.check(rounds.first().map(|first| first.confidence_logits.len()))?;
+    for line in Lines::open(path).map_err(io)? {
+        let (line, text) = line.map_err(io)?;
+        let round = serde_json::from_slice(&text).map_err(|error| error.to_string()).and_then(|round: TraceRound| {
+            round.check(rounds.first())?;
             Ok(round)
         });
         match round {
             Ok(round) => rounds.push(round),
-            Err(reason) => return Err(TraceError::Line { path: path.to_owned(), line: index + 1, reason }),
+            Err(reason) => return Err(TraceError::Line { path: path.to_owned(), line, reason }),
         }
     }
     if rounds.is_empty() { Err(TraceError::Empty { path: path.to_owned() }) } else { Ok(rounds) }
 }
 
 impl TraceRound {
-    /// What is wrong with a round for calibration and simulation; `block` is the size of the others' blocks.
-    fn check(&self, block: Option<usize>) -> Result<(), String> {
+    /// What is wrong with a round for calibration and simulation; `first` is the first round of the trace.
+    fn check(&self, first: Option<&Self>) -> Result<(), String> {
         let (proposed, accepted, size) = (self.proposed, self.accepted, self.confidence_logits.len());
         if size == 0 {
             return Err("`confidence_logits` is empty: the draft has no confidence head".to_owned());
         }
+        let block = first.map(|first| first.confidence_logits.len());
         if let Some(block) = block.filter(|block| *block != size) {
             return Err(format!(
                 "`confidence_logits`: expected {block} numbers as in the rounds before, found {size}"
             ));
+        }
+        if first.is_some_and(|first| first.draft != self.draft) {
+            return Err("`draft`: expected the digest of the rounds before: a trace is of one draft".to_owned());
         }
         if accepted > proposed || proposed > size {
             return Err(format!(
@@ -146,21 +151,33 @@ impl TraceRound {
     }
 }
 
-/// Writes JSON lines as they come: rounds, or answers.
+/// Writes JSON lines as they come: rounds, or answers. What the file held before stays until the first line.
 #[derive(Debug)]
 pub struct TraceWriter {
     path: PathBuf,
     file: BufWriter<File>,
+    begun: bool,
 }
 
 impl TraceWriter {
-    /// Starts a file.
+    /// Opens a file for writing.
     ///
     /// # Errors
     /// When it cannot be created.
     pub fn create(path: &Path) -> Result<Self, TraceError> {
-        let file = File::create(path).map_err(|source| TraceError::Io { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
+        let file = File::options().write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(|source| TraceError::Io { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), file: BufWriter::new(file), begun: false })
+    }
+
+    /// Empties the file, once.
+    fn begin(&mut self) -> std::io::Result<()> {
+        let file = self.file.get_ref();
+        if !self.begun && file.metadata()?.is_file() {
+            file.set_len(0)?;
+        }
+        self.begun = true;
+        Ok(())
     }
 
     /// Adds a line.
@@ -169,7 +186,8 @@ impl TraceWriter {
     /// When it cannot be written.
     pub fn write(&mut self, line: &impl Serialize) -> Result<(), TraceError> {
         let text = serde_json::to_string(line).unwrap_or_default();
-        writeln!(self.file, "{text}").map_err(|source| TraceError::Io { path: self.path.clone(), source })
+        let written = self.begin().and_then(|()| writeln!(self.file, "{text}"));
+        written.map_err(|source| TraceError::Io { path: self.path.clone(), source })
     }
 
     /// Writes what is left.
@@ -177,7 +195,8 @@ impl TraceWriter {
     /// # Errors
     /// When it cannot be written.
     pub fn finish(mut self) -> Result<(), TraceError> {
-        self.file.flush().map_err(|source| TraceError::Io { path: self.path, source })
+        let written = self.begin().and_then(|()| self.file.flush());
+        written.map_err(|source| TraceError::Io { path: self.path, source })
     }
 }
 
@@ -197,6 +216,7 @@ mod tests {
             stopped: false,
             prompt_tokens: 12,
             max_new_tokens: 64,
+            draft: Some("00ff".into()),
         }
     }
 
@@ -211,6 +231,22 @@ mod tests {
         assert_eq!(read_trace(&path).unwrap(), rounds);
     }
 
+    /// An evaluation that fails before its first round loses no trace of an earlier one.
+    #[test]
+    fn an_old_trace_stays_until_there_is_a_new_one() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("trace.jsonl");
+        std::fs::write(&path, "old and longer than any line of a new trace\n".repeat(20)).unwrap();
+        drop(TraceWriter::create(&path).unwrap());
+        assert!(std::fs::read_to_string(&path).unwrap().starts_with("old"));
+        let mut writer = TraceWriter::create(&path).unwrap();
+        writer.write(&round(0)).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(read_trace(&path).unwrap(), [round(0)]);
+        TraceWriter::create(&path).unwrap().finish().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
+    }
+
     #[test]
     fn bad_traces_are_named() {
         let root = tempfile::tempdir().unwrap();
@@ -223,6 +259,7 @@ mod tests {
             (good.replace("2.125", "null"), "line 1"),
             (good.replace("[2.125,-1.5]", "[]"), "no confidence head"),
             (format!("{good}\n{}", good.replace("[2.125,-1.5]", "[1]")), "line 2: `confidence_logits`: expected 2"),
+            (format!("{good}\n{}", good.replace("00ff", "00fe")), "line 2: `draft`: expected the digest"),
             (good.replace("\"accepted\":1", "\"accepted\":3"), "accepted 3 and proposed 2"),
             (good.replace("\"proposed\":2", "\"proposed\":1"), "expected the whole block of 2, found 1"),
         ] {

@@ -37,6 +37,8 @@ pub use schema::{
 
 use std::path::Path;
 
+use dspark_runtime::checkpoint::{LARGEST_TEXT, read_text};
+
 impl Recipe {
     /// Reads the recipe at `path`, lays `overrides` (`"train.lr=3e-4"`, in order) over it, checks it and
     /// resolves its paths.
@@ -46,7 +48,7 @@ impl Recipe {
     /// found.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
         let text =
-            std::fs::read_to_string(path).map_err(|source| RecipeError::Read { path: path.to_owned(), source })?;
+            read_text(path, LARGEST_TEXT).map_err(|source| RecipeError::Read { path: path.to_owned(), source })?;
         let mut recipe = Self::parse(&text, path, overrides)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         paths::resolve(&mut recipe, folder);

@@ -240,7 +240,7 @@ fn values_out_of_range_are_refused() {
         (vec!["train.keep_last=0"], "`train.keep_last` must be at least 1"),
         (vec!["data.train=[]"], "`data.train` is empty"),
         (vec!["data.max_length=14"], "must exceed `data.min_supervised_tokens` = 14, found 14"),
-        (vec!["data.validation_fraction=1.0"], "`data.validation_fraction` must lie between 0 and 1"),
+        (vec!["data.validation_fraction=1.0"], "`data.validation_fraction` must be at least 0 and below 1"),
         (vec!["data.validation=[\"v\"]", "data.validation_fraction=0.1"], "cannot stand beside `data.validation`"),
         (vec!["evaluate.tasks=[{name='a'},{name='a'}]"], "names \"a\" twice"),
         (vec!["evaluate.temperature=-1"], "`evaluate.temperature` must be at least 0"),

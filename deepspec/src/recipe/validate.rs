@@ -194,8 +194,8 @@ fn check_data(data: &DataSection) -> Result<(), Complaint> {
             let reason = "cannot stand beside `data.validation`: give one".to_owned();
             return Err(("data.validation_fraction", reason));
         }
-        if !(share > 0.0 && share < 1.0) {
-            let reason = format!("must lie between 0 and 1 (both excluded), found {share}");
+        if !(0.0..1.0).contains(&share) {
+            let reason = format!("must be at least 0 and below 1, found {share}");
             return Err(("data.validation_fraction", reason));
         }
     }

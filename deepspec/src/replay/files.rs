@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use dspark_runtime::checkpoint::{CheckpointError, write_file};
+use dspark_runtime::checkpoint::{CheckpointError, LARGEST_TEXT, read_file, write_file};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,9 @@ pub const FOLDER: &str = "replay";
 
 const TEXTS: &str = "replay.json";
 const NUMBERS: &str = "replay.safetensors";
+
+/// Maximum size of the file of numbers, bytes.
+const LARGEST_NUMBERS: u64 = 4 << 30;
 
 /// Counts up when a reader of before would misunderstand.
 const VERSION: u32 = 1;
@@ -93,7 +96,7 @@ pub fn write_replay(draft_folder: &Path, replay: &Replay) -> Result<(), Checkpoi
 pub fn read_replay(draft_folder: &Path) -> Result<Replay, CheckpointError> {
     let folder = draft_folder.join(FOLDER);
     let path = folder.join(TEXTS);
-    let text = match fs::read(&path) {
+    let text = match read_file(&path, LARGEST_TEXT) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(invalid(
                 &path,
@@ -112,7 +115,7 @@ pub fn read_replay(draft_folder: &Path) -> Result<Replay, CheckpointError> {
         return Err(invalid(&path, "field `prompts`: expected at least one, found none"));
     }
     let numbers = folder.join(NUMBERS);
-    let bytes = fs::read(&numbers).map_err(CheckpointError::io(&numbers))?;
+    let bytes = read_file(&numbers, LARGEST_NUMBERS).map_err(CheckpointError::io(&numbers))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|error| invalid(&numbers, error.to_string()))?;
     let cases = document.prompts.into_iter().enumerate().map(|(index, prompt)| {
         let columns = read_columns(&numbers, &tensors, index)?;

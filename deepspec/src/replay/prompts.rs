@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use dspark_runtime::text::Tokenizer;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::conversation::{EvaluationPrompt, read_evaluation_prompts};
 use crate::evaluation::Task;
@@ -42,17 +42,11 @@ struct Renderer<'a> {
 }
 
 impl Renderer<'_> {
-    /// The system message and the first turn through the chat template; the turn alone where there is none.
+    /// The messages up to the first turn through the chat template; the turn alone where there is none.
     fn render(&self, source: String, prompt: &EvaluationPrompt) -> Result<ReplayPrompt> {
-        let turn = prompt.turns.first().map_or("", String::as_str);
-        let message = |role: &str, content: &str| json!({"role": role, "content": content});
         let (text, plain) = match self.tokenizer.chat_template() {
-            Some(template) => {
-                let system = prompt.system.iter().map(|system| message("system", system));
-                let messages: Vec<Value> = system.chain([message("user", turn)]).collect();
-                (template.render(&messages, self.template_arguments, true)?, false)
-            }
-            None => (turn.to_owned(), true),
+            Some(template) => (template.render(&prompt.opening(), self.template_arguments, true)?, false),
+            None => (prompt.turns.first().cloned().unwrap_or_default(), true),
         };
         let mut token_ids = self.tokenizer.encode(&text, plain).with_context(|| source.clone())?;
         let [vocabulary, context] = self.limits;
@@ -86,7 +80,7 @@ pub fn default_prompts(tokenizer: &Tokenizer, limits: [usize; 2]) -> Result<Vec<
         .iter()
         .enumerate()
         .map(|(index, text)| {
-            let prompt = EvaluationPrompt { system: None, turns: vec![(*text).to_owned()] };
+            let prompt = EvaluationPrompt { turns: vec![(*text).to_owned()], ..EvaluationPrompt::default() };
             (format!("built in, {index}"), prompt)
         })
         .collect();

@@ -15,4 +15,4 @@ mod replay;
 mod report;
 
 pub use replay::{Prompts, Workload, simulate};
-pub use report::{SimulationPoint, SimulationReport, table, write_plots};
+pub use report::{PLOTS, SimulationPoint, SimulationReport, table, write_plots};

@@ -299,6 +299,7 @@ mod tests {
                 stopped: false,
                 prompt_tokens: 0,
                 max_new_tokens: 0,
+                draft: None,
             }
         };
         (0..64).map(round).collect()

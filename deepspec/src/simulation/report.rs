@@ -81,6 +81,9 @@ pub fn table(report: &SimulationReport) -> String {
     lines.join("\n")
 }
 
+/// The files that [`write_plots`] writes.
+pub const PLOTS: [&str; 2] = ["throughput.svg", "budget.svg"];
+
 /// Writes `throughput.svg` (throughput against speed per user; the paper's figure 7) and `budget.svg` (verify budget
 /// against load; figure 8) into a folder.
 ///
@@ -94,7 +97,7 @@ pub fn write_plots(report: &SimulationReport, folder: &Path) -> Result<(), Check
         x_in_octaves: false,
         lines: lines(report, |point| (point.tokens_per_second_per_user, point.tokens_per_second)),
     };
-    throughput.write(&folder.join("throughput.svg"))?;
+    throughput.write(&folder.join(PLOTS[0]))?;
     let budget = Chart {
         title: "tokens verified per request and step",
         x_label: "concurrent requests",
@@ -102,7 +105,7 @@ pub fn write_plots(report: &SimulationReport, folder: &Path) -> Result<(), Check
         x_in_octaves: true,
         lines: lines(report, |point| (point.concurrency as f64, point.verify_budget)),
     };
-    budget.write(&folder.join("budget.svg"))
+    budget.write(&folder.join(PLOTS[1]))
 }
 
 /// One line per mode, in the order of the points.

@@ -7,12 +7,12 @@
 //!
 //! Legend: `s` tokens of a sample, `m` captured layers, `d` hidden size, `f = m * d`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use dspark_runtime::checkpoint::{CheckpointError, JsonFields};
+use dspark_runtime::checkpoint::{CheckpointError, JsonFields, open_file};
 use dspark_runtime::model::LayerId;
 
 use super::TeacherOutput;
@@ -120,7 +120,7 @@ impl TargetCache {
         let Record { shard, tokens: s, start } = self.samples[sample];
         let path = &self.shards[shard];
         let mut bytes = vec![0; self.sizes(s).iter().sum()];
-        let mut file = File::open(path).map_err(CheckpointError::io(path))?;
+        let mut file = open_file(path).map_err(CheckpointError::io(path))?;
         file.seek(SeekFrom::Start(start)).map_err(CheckpointError::io(path))?;
         file.read_exact(&mut bytes).map_err(CheckpointError::io(path))?;
         let mut rest = bytes.as_slice();

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::checkpoint::Lines;
+
 /// Why a file of prompts cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
@@ -41,11 +43,13 @@ pub enum PromptError {
 /// # Errors
 /// When the file cannot be read, has no line, or has one that is none of these.
 pub fn read_prompts(path: &Path) -> Result<Vec<String>, PromptError> {
-    let text = std::fs::read_to_string(path).map_err(|source| PromptError::Read { path: path.to_owned(), source })?;
+    let unreadable = |source| PromptError::Read { path: path.to_owned(), source };
     let mut prompts = Vec::new();
-    for (line, text) in text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
-        let prompt = serde_json::from_str(text).ok().as_ref().and_then(first_message).ok_or_else(|| {
-            PromptError::Line { path: path.to_owned(), line: line + 1, found: text.chars().take(60).collect() }
+    for row in Lines::open(path).map_err(unreadable)? {
+        let (line, text) = row.map_err(unreadable)?;
+        let prompt = serde_json::from_slice(&text).ok().as_ref().and_then(first_message).ok_or_else(|| {
+            let found = String::from_utf8_lossy(&text).chars().take(60).collect();
+            PromptError::Line { path: path.to_owned(), line, found }
         })?;
         prompts.push(prompt);
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::CheckpointError;
-use super::text_file::read_text;
+use super::user_files::{LARGEST_TEXT, read_text};
 
 /// Largest size and count that a configuration may state: 2^31.
 const LARGEST: u64 = 1 << 31;
@@ -37,16 +37,12 @@ impl JsonFields {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn read_table(path: &Path, expected: &str) -> Result<Self, CheckpointError> {
-        let text = read_text(path).map_err(|error| match error {
-            CheckpointError::Io { source, .. }
-                if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
-            {
-                CheckpointError::Invalid {
-                    path: path.to_owned(),
-                    reason: format!("no such file: expected {expected}"),
-                }
-            }
-            other => other,
+        let text = read_text(path, LARGEST_TEXT).map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => CheckpointError::Invalid {
+                path: path.to_owned(),
+                reason: format!("no such file: expected {expected}"),
+            },
+            _ => CheckpointError::io(path)(error),
         })?;
         let value =
             serde_json::from_str(&text).map_err(|source| CheckpointError::Json { path: path.to_owned(), source })?;

@@ -16,7 +16,7 @@ mod lock;
 mod resolve;
 mod save;
 mod scratch;
-mod text_file;
+mod user_files;
 mod weights;
 
 pub use atomic::{write_file, write_file_with};
@@ -27,5 +27,5 @@ pub use load::{load_module, parameter_shapes, with_stable_ids};
 pub use lock::FolderLock;
 pub use resolve::{check_draft_folder, expand_home, resolve_model};
 pub use save::{WeightDtype, WeightsToSave};
-pub use text_file::check_not_lfs_pointer;
+pub use user_files::{LARGEST_TEXT, LONGEST_LINE, Lines, open_file, read_file, read_text};
 pub use weights::{WeightPrecision, Weights};

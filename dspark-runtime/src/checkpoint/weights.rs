@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
@@ -14,8 +13,7 @@ use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
 use super::gguf::{self, BlockType, RowOrder, is_gguf, reorder_rows, target_tensor_name};
-use super::text_file::{check_not_lfs_pointer, check_regular};
-use super::{CheckpointError, JsonFields};
+use super::{CheckpointError, JsonFields, open_file};
 
 /// More shards than any model has; all of them are mapped at once.
 const MOST_SHARDS: usize = 4096;
@@ -133,7 +131,7 @@ impl Weights {
         }
         // All are looked for before any is opened.
         for path in &shards {
-            check_regular(path)?;
+            std::fs::metadata(path).map_err(CheckpointError::io(path))?;
         }
         let weights = Self::open_files(folder, shards.into_iter().collect())?;
         let absent: Vec<&String> =
@@ -151,8 +149,7 @@ impl Weights {
     fn open_files(folder: &Path, paths: Vec<PathBuf>) -> Result<Self, CheckpointError> {
         let mut weights = Self { folder: folder.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
         for path in paths {
-            check_regular(&path)?;
-            let file = File::open(&path).map_err(CheckpointError::io(&path))?;
+            let file = open_file(&path).map_err(CheckpointError::io(&path))?;
             // SAFETY: the mapping is only read. A file that another process truncates meanwhile raises a signal; weights
             // are not rewritten in place by anything that writes them atomically, as this project does.
             let map = unsafe { Mmap::map(&file) }.map_err(CheckpointError::io(&path))?;
@@ -164,7 +161,6 @@ impl Weights {
 
     fn index_file(&mut self, path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
         let damaged = |reason: String| CheckpointError::Damaged { path: path.to_owned(), reason };
-        check_not_lfs_pointer(path, bytes)?;
         // The header is checked against the file by the library: sizes, offsets, gaps and overlaps.
         let parsed = SafeTensors::deserialize(bytes).map_err(|error| damaged(error.to_string()))?;
         for (name, view) in parsed.iter() {

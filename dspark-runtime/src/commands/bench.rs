@@ -8,6 +8,7 @@ use serde_json::{Map, json};
 
 use super::models::{LoadedModels, ModelArguments};
 use super::output::{MOST_REQUESTS, count, count_to, print};
+use super::outputs::{Named, check_outputs};
 use super::prompt::chat_template;
 use super::sampling::SamplingArguments;
 use crate::bench::{Ceiling, Load, Measured, Ratio, Run, read_prompts, run as run_load};
@@ -77,7 +78,15 @@ fn throughput(runs: &[Run]) -> Chart<'static> {
 
 /// Measures, prints a table and writes the report.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let outputs = [("--json", &arguments.json), ("--plot", &arguments.plot), ("--answers", &arguments.answers)];
+    let outputs: Vec<Named<'_>> = outputs.iter().filter_map(|(flag, path)| Some((*flag, path.as_deref()?))).collect();
+    let mut inputs = arguments.models.inputs();
+    inputs.push(("--prompts", &arguments.prompts));
+    check_outputs(&outputs, &inputs)?;
     let models = arguments.models.open()?;
+    for &mode in &arguments.modes {
+        Engine::check_mode(mode, models.draft.as_ref())?;
+    }
     if models.draft.is_none()
         && let Some(mode) = arguments.modes.iter().find(|mode| **mode != Mode::Off)
     {

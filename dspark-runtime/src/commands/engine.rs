@@ -7,6 +7,7 @@ use super::defaults::{Defaults, DefaultsArguments};
 use super::models::ModelArguments;
 use super::output::{MOST_REQUESTS, count, count_to};
 use crate::engine::{Engine, EngineConfig, EngineHandle, Sampling};
+use crate::model::DraftConfig;
 use crate::schedule::Mode;
 use crate::text::Tokenizer;
 
@@ -40,6 +41,8 @@ pub(super) struct Running {
     pub name: String,
     /// The settings of a request that says nothing.
     pub defaults: Defaults,
+    /// The draft's configuration, if there is a draft.
+    pub draft: Option<DraftConfig>,
 }
 
 impl EngineArguments {
@@ -62,7 +65,8 @@ impl EngineArguments {
             ..EngineConfig::default()
         };
         let name = models.name();
+        let draft = models.draft.as_ref().map(|draft| draft.config().clone());
         let (engine, handle) = Engine::start(models.target, models.draft, models.tokenizer.clone(), config)?;
-        Ok(Running { engine, handle, tokenizer: models.tokenizer, name, defaults })
+        Ok(Running { engine, handle, tokenizer: models.tokenizer, name, draft, defaults })
     }
 }

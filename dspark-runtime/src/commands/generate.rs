@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::defaults::DefaultsArguments;
 use super::models::ModelArguments;
-use super::output::{count, print, share, template_arguments};
+use super::output::{count, print, share, template_arguments, warn_of_other_template_arguments};
 use super::prompt::{chat_template, standard_input};
 use super::sampling::SamplingArguments;
 use super::user_text::UserTextArguments;
@@ -65,6 +65,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let models = arguments.models.open()?;
     let load = started.elapsed();
     let (target, tokenizer) = (&models.target, &models.tokenizer);
+    if let Some((_, draft)) = models.named_draft() {
+        warn_of_other_template_arguments(draft.config(), &template_arguments(&arguments.template_arguments)?);
+    }
     if arguments.confidence_threshold > 0.0 {
         check_confidence_head(models.named_draft(), arguments.confidence_threshold)?;
     }

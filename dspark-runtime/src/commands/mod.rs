@@ -8,6 +8,7 @@ mod engine;
 mod generate;
 mod models;
 mod output;
+mod outputs;
 mod perplexity;
 mod profile;
 mod prompt;
@@ -16,7 +17,11 @@ mod serve;
 mod user_text;
 
 pub use models::{LoadedModels, ModelArguments, read_tokenizer, warn_of};
-pub use output::{MOST_REQUESTS, count, count_to, print, share, temperature, template_arguments, weight_precision};
+pub use output::{
+    MOST_REQUESTS, count, count_to, print, share, temperature, template_arguments, warn_of_other_template_arguments,
+    weight_precision,
+};
+pub use outputs::{Named, check_outputs, same_file};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::output::{default_precision, weight_precision};
+use super::outputs::Named;
 use crate::checkpoint::{CheckpointError, WeightPrecision, resolve_model};
 use crate::device::DeviceChoice;
 use crate::model::{Draft, DraftHeads, Target, TargetConfig};
@@ -67,6 +68,12 @@ impl ModelArguments {
         self.weights.unwrap_or_else(|| default_precision(self.device))
     }
 
+    /// Returns the files and folders that are read, with the arguments that name them.
+    pub fn inputs(&self) -> Vec<Named<'_>> {
+        let draft = self.draft.iter().map(|draft| ("--draft", draft.as_path()));
+        [("--target", Path::new(&self.target))].into_iter().chain(draft).collect()
+    }
+
     /// Loads the tokeniser, the target and the draft.
     ///
     /// # Errors
@@ -99,13 +106,10 @@ pub fn read_tokenizer(model: &Path) -> Result<Tokenizer, TextError> {
 
 impl LoadedModels<'_> {
     /// Returns what a speed table must have been measured for to fit these models here.
-    ///
-    /// # Errors
-    /// When a file of the models cannot be read.
-    pub fn identity(&self, options: &ProfileOptions) -> Result<Identity, CheckpointError> {
+    pub fn identity(&self, options: &ProfileOptions) -> Identity {
         let arguments = self.arguments;
         let precisions = (arguments.precision(), arguments.draft_heads);
-        identity(&self.folder, arguments.draft.as_deref(), arguments.device, precisions, options)
+        identity(self.target.config(), self.draft.as_ref().map(Draft::config), arguments.device, precisions, options)
     }
 
     /// Returns what passes cost on this machine: as measured before, else measured now. `None` without a draft: only scheduling
@@ -116,7 +120,7 @@ impl LoadedModels<'_> {
     pub fn speed_table(&self, max_requests: usize) -> Result<Option<SpsTable>> {
         let Some(draft) = &self.draft else { return Ok(None) };
         let options = ProfileOptions { max_requests, ..ProfileOptions::default() };
-        let identity = self.identity(&options)?;
+        let identity = self.identity(&options);
         let mut told = false;
         let observe = |_: &str, _: usize, _: f64| {
             if !std::mem::replace(&mut told, true) {
@@ -138,11 +142,22 @@ impl LoadedModels<'_> {
     /// Returns the calibration table beside the draft, if the draft was calibrated.
     ///
     /// # Errors
-    /// When the table cannot be read or does not fit the draft.
+    /// When the table cannot be read, or was fitted for another draft.
     pub fn calibration(&self) -> Result<Option<StsTable>, CheckpointError> {
         let (Some(folder), Some(draft)) = (&self.arguments.draft, &self.draft) else { return Ok(None) };
         let file = folder.join(StsTable::FILE);
-        file.is_file().then(|| StsTable::read(&file, draft.config().block_size)).transpose()
+        if !file.exists() {
+            return Ok(None);
+        }
+        let table = StsTable::read(&file, draft.config().block_size)?;
+        match table.draft {
+            Some(_) => table.check_draft(&file, &draft.digest())?,
+            None => eprintln!(
+                "warning: {}: does not say which draft it was fitted for; `deepspec calibrate` writes one that does",
+                file.display()
+            ),
+        }
+        Ok(Some(table))
     }
 
     /// Returns the name of the target: that of its folder or file.

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::WeightPrecision;
 use crate::device::DeviceChoice;
+use crate::model::DraftConfig;
 
 /// Prints a line on standard output. When nobody reads it any more (`| head`), the process ends quietly.
 ///
@@ -31,6 +32,18 @@ pub fn template_arguments(pairs: &[String]) -> Result<Map<String, Value>> {
         Ok((name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| Value::from(value))))
     };
     pairs.iter().map(pair).collect()
+}
+
+/// Warns when a draft was trained with other variables of the chat template than the ones given: it then reads other prompts
+/// than it has seen, and less of what it drafts is accepted.
+pub fn warn_of_other_template_arguments(draft: &DraftConfig, given: &Map<String, Value>) {
+    if let Some(trained) = draft.template_arguments().filter(|trained| *trained != given) {
+        let [trained, given] = [trained, given].map(|arguments| Value::from(arguments.clone()).to_string());
+        eprintln!(
+            "warning: the draft was trained with the template arguments {trained}, and the prompts are rendered with {given}: \
+             give the same ones with --template-argument NAME=VALUE (`data.template_arguments` in a recipe)"
+        );
+    }
 }
 
 /// A number of at least 0, for `--temperature`.

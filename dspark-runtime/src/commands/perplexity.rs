@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::models::{read_tokenizer, warn_of};
 use super::output::{count, default_precision, print, weight_precision};
-use crate::checkpoint::{WeightPrecision, resolve_model};
+use crate::checkpoint::{LARGEST_TEXT, WeightPrecision, read_text, resolve_model};
 use crate::device::DeviceChoice;
 use crate::model::Target;
 use crate::speculate::NotFinite;
@@ -39,7 +39,7 @@ pub struct Arguments {
 
 /// Reads the text and prints.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let text = std::fs::read_to_string(&arguments.text).with_context(|| arguments.text.display().to_string())?;
+    let text = read_text(&arguments.text, LARGEST_TEXT).with_context(|| arguments.text.display().to_string())?;
     let device = arguments.device.open()?;
     let model = resolve_model(&arguments.target)?;
     let tokenizer = read_tokenizer(&model)?;

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::models::{ModelArguments, warn_unkept};
 use super::output::{MOST_REQUESTS, count, count_to, print};
+use super::outputs::check_outputs;
 use crate::profile::{ProfileOptions, cache_folder, load_or_measure, verify_seconds};
 use crate::schedule::StepCost;
 
@@ -41,6 +42,9 @@ pub struct Arguments {
 
 /// Measures and prints.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(out) = &arguments.out {
+        check_outputs(&[("--out", out)], &arguments.models.inputs())?;
+    }
     let models = arguments.models.open()?;
     let (target, draft) = (&models.target, models.draft.as_ref());
     let longest = target.config().max_position_embeddings;
@@ -55,7 +59,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         context,
         repeats: arguments.repeats,
     };
-    let identity = models.identity(&options)?;
+    let identity = models.identity(&options);
     let cache = cache_folder();
     let from = cache.as_deref().filter(|_| !arguments.again);
     let observe = |what: &str, count: usize, seconds: f64| {

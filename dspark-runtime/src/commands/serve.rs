@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use serde_json::Value;
 use tracing_subscriber::fmt;
 
 use super::engine::EngineArguments;
 use super::output::{count, print};
 use super::user_text::UserTextArguments;
 use crate::engine::Sampling;
+use crate::model::DraftConfig;
 use crate::server::{PROMPT_THREADS, Server, ServerConfig, ServerError};
 
 /// Where the API key may be when no file is given.
@@ -86,6 +88,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         tracing::warn!("there is no API key: every web page that a browser here shows may ask");
     }
     let running = arguments.engine.start(Sampling::default())?;
+    let trained = running.draft.as_ref().and_then(DraftConfig::template_arguments);
+    if let Some(trained) = trained.filter(|trained| !trained.is_empty()) {
+        let trained = Value::from(trained.clone());
+        tracing::warn!(
+            "the draft was trained with chat_template_kwargs {trained}: requests with others accept less of what it drafts"
+        );
+    }
     let config = ServerConfig {
         model: arguments.served_model_name.clone().unwrap_or(running.name),
         api_key,

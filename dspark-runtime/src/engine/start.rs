@@ -50,12 +50,34 @@ pub enum EngineError {
     /// The scheduled mode was asked for without a speed curve.
     #[error("mode `scheduled` needs a speed curve: measure one with `dspark profile`, or choose another mode")]
     NoCurve,
+    /// A confidence threshold was asked for, and the draft predicts no confidences.
+    #[error(
+        "mode `{mode}` needs a confidence head, and the draft has none: choose another mode, or take a draft that was trained with \
+         `model.enable_confidence_head = true`"
+    )]
+    NoConfidenceHead {
+        /// The mode asked for.
+        mode: Mode,
+    },
     /// The machine has no thread to spare.
     #[error("no thread for the engine: {0}")]
     Thread(#[from] std::io::Error),
 }
 
 impl Engine {
+    /// Checks that a draft has what a mode looks at.
+    ///
+    /// # Errors
+    /// When the mode is a confidence threshold and the draft has no confidence head.
+    pub fn check_mode(mode: Mode, draft: Option<&Draft>) -> Result<(), EngineError> {
+        match (mode, draft) {
+            (Mode::Threshold(_), Some(draft)) if !draft.config().has_confidence_head() => {
+                Err(EngineError::NoConfidenceHead { mode })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Starts the two threads.
     ///
     /// # Errors
@@ -69,6 +91,7 @@ impl Engine {
         if config.mode == Mode::Scheduled && config.curve.is_none() && draft.is_some() {
             return Err(EngineError::NoCurve);
         }
+        Self::check_mode(config.mode, draft.as_ref())?;
         let draft = draft.filter(|_| config.mode != Mode::Off);
         let block = draft.as_ref().map_or(0, |draft| draft.config().block_size);
         let limits = [

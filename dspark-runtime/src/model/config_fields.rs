@@ -63,7 +63,7 @@ const OF_GEMMA4: [&str; 16] = [
 ];
 
 /// Fields that change nothing of what is computed, whatever their value.
-const WITHOUT_EFFECT: [&str; 75] = [
+const WITHOUT_EFFECT: [&str; 76] = [
     // Files and programs.
     "dtype",
     "torch_dtype",
@@ -107,6 +107,7 @@ const WITHOUT_EFFECT: [&str; 75] = [
     "max_anchors",
     "step_loss_decay",
     "embed_requires_grad",
+    super::draft_config::TEMPLATE_ARGUMENTS,
     "router_aux_loss_coef",
     "output_router_logits",
     // Classification.

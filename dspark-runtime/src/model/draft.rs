@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
+use serde_json::{Map, Value};
 
 use super::attention::KeysValues;
 use super::draft_config::DraftConfig;
@@ -188,6 +189,12 @@ impl Draft {
     #[must_use]
     pub fn with_kind(self, kind: DraftKind) -> Self {
         Self { config: self.config.with_kind(kind), ..self }
+    }
+
+    /// The same draft with a note of what its conversations are rendered with: see [`DraftConfig::with_template_arguments`].
+    #[must_use]
+    pub fn with_template_arguments(self, arguments: &Map<String, Value>) -> Self {
+        Self { config: self.config.with_template_arguments(arguments), ..self }
     }
 
     /// The tokens that it can propose; `None`: all of the target's.

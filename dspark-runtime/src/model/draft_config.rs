@@ -24,6 +24,12 @@ const MOST_SLOTS: usize = 65_536;
 
 /// Fields of every kind of draft.
 const OF_DRAFTS: [&str; 3] = ["target_layer_ids", "num_target_layers", "draft_vocab_size"];
+/// Fields that say how a draft was trained and decide nothing of what it proposes.
+pub const TRAINING_FIELDS: [&str; 2] = ["num_anchors", "step_loss_decay"];
+
+/// The field for the variables of the chat template that a draft's conversations were rendered with. Other programs do not
+/// read it.
+pub(super) const TEMPLATE_ARGUMENTS: &str = "trained_chat_template_kwargs";
 
 /// What a draft is, and which target it was made for.
 #[derive(Clone, Debug)]
@@ -174,6 +180,7 @@ impl DraftConfig {
         if let Err(expected) = check_layer_ids(&target_layer_ids, num_target_layers) {
             return Err(fields.wrong("target_layer_ids", expected));
         }
+        fields.object(TEMPLATE_ARGUMENTS)?;
         let initializer_range = fields.optional_float("initializer_range")?.filter(|&std| std > 0.0);
         Ok(Self {
             block_size: bounded(&fields, kind.drafter().block_size_field(), MOST_SLOTS)?,
@@ -255,6 +262,18 @@ impl DraftConfig {
     pub fn with_kind(mut self, kind: DraftKind) -> Self {
         self.fields = self.fields.with(kind.drafter().fields(self.block_size));
         Self { kind, ..self }
+    }
+
+    /// Returns the variables of the chat template that the draft's conversations were rendered with; `None` when not known.
+    pub fn template_arguments(&self) -> Option<&Map<String, Value>> {
+        self.fields.get(TEMPLATE_ARGUMENTS).and_then(Value::as_object)
+    }
+
+    /// The same draft, with the variables of the chat template that its conversations are rendered with.
+    #[must_use]
+    pub fn with_template_arguments(mut self, arguments: &Map<String, Value>) -> Self {
+        self.fields = self.fields.with(json!({TEMPLATE_ARGUMENTS: arguments}));
+        self
     }
 
     /// The same draft, able to propose `size` tokens.

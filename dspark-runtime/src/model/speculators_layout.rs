@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::Family;
 use super::config_fields::{UNKNOWN_IN_DRAFT as UNKNOWN, refuse_not_computed, unknown};
+use super::draft_config::TEMPLATE_ARGUMENTS;
 use super::drafter::DraftKind;
 use super::dspark::DSparkConfig;
 use super::eagle3::Eagle3Config;
@@ -65,7 +66,7 @@ pub fn to_speculators(
     verifier: &Verifier,
 ) -> Option<Map<String, Value>> {
     let value = |name: &str| native.get(name).cloned().unwrap_or(Value::Null);
-    let own = || kind.drafter().own_fields().iter().copied().chain([VOCABULARY]);
+    let own = || kind.drafter().own_fields().iter().copied().chain([VOCABULARY, TEMPLATE_ARGUMENTS]);
     // What is said here where the other layout says nothing; the package would take some of it for something else.
     let (name, model, ids, said) = match kind {
         DraftKind::DSpark(_) => {
@@ -159,7 +160,7 @@ pub fn from_speculators(fields: &JsonFields, target_layers: Option<usize>) -> Re
             (DraftKind::DSpark(DSparkConfig::default()), LAYER_IDS)
         }
     };
-    let own = || kind.drafter().own_fields().iter().copied().chain([VOCABULARY]);
+    let own = || kind.drafter().own_fields().iter().copied().chain([VOCABULARY, TEMPLATE_ARGUMENTS]);
     for name in own().chain(["num_target_layers", "dtype"]) {
         if let Some(value) = fields.get(name) {
             set(name, value.clone());

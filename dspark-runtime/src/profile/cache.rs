@@ -3,35 +3,32 @@
 use std::path::{Path, PathBuf};
 
 use super::measure::{ProfileOptions, measure};
-use crate::checkpoint::gguf::is_gguf;
-use crate::checkpoint::{CheckpointError, WeightPrecision};
+use crate::checkpoint::{CheckpointError, JsonFields, WeightPrecision};
 use crate::device::DeviceChoice;
-use crate::model::{Draft, DraftHeads, Target, TargetConfig};
+use crate::model::{Draft, DraftConfig, DraftHeads, TRAINING_FIELDS, Target, TargetConfig};
 use crate::numbers::fnv;
 use crate::schedule::{Identity, SpsTable};
 
-/// What a table is measured for: models of these shapes on this device with this many threads. How long a pass takes does
-/// not depend on what the weights are, so the configurations stand for the models.
-///
-/// # Errors
-/// When a configuration cannot be read.
+/// Returns what a table is measured for: models of these shapes on this device with this many threads. How long a pass takes
+/// depends neither on what the weights are nor on where they lie.
 pub fn identity(
-    target: &Path,
-    draft: Option<&Path>,
+    target: &TargetConfig,
+    draft: Option<&DraftConfig>,
     device: DeviceChoice,
     precisions: (WeightPrecision, DraftHeads),
     options: &ProfileOptions,
-) -> Result<Identity, CheckpointError> {
-    let mut configs = config_text(target)?;
+) -> Identity {
+    let stored = precisions.0 == WeightPrecision::AsStored;
+    let mut shapes = target_shape(target, stored);
     if let Some(draft) = draft {
-        configs += &config_text(draft)?;
+        shapes += &draft_shape(draft, stored);
     }
-    let name = target.file_name().map_or_else(|| "target".to_owned(), |name| name.to_string_lossy().into_owned());
     let ProfileOptions { max_batch_tokens, max_requests, context, .. } = options;
-    Ok(Identity {
+    Identity {
         model: format!(
-            "{name} {:016x}, {max_batch_tokens} tokens, {max_requests} requests, context {context}",
-            fnv(configs.bytes())
+            "{} {:016x}, {max_batch_tokens} tokens, {max_requests} requests, context {context}",
+            target.family,
+            fnv(shapes.bytes())
         ),
         device: format!("{device}, {}", processor()),
         dtype: match draft {
@@ -40,7 +37,33 @@ pub fn identity(
         },
         threads: rayon::current_num_threads(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-    })
+    }
+}
+
+/// Everything about a target that decides how long a pass takes; `stored` when its weights stay in the number type of its files.
+fn target_shape(config: &TargetConfig, stored: bool) -> String {
+    let TargetConfig { layers, vocab_size, tie_word_embeddings, .. } = config;
+    format!("{layers:?} {vocab_size} {tie_word_embeddings} {}", number_type(&config.fields, stored))
+}
+
+/// The same of a draft.
+fn draft_shape(config: &DraftConfig, stored: bool) -> String {
+    let DraftConfig { layer, num_hidden_layers, vocab_size, draft_vocab_size, target_layer_ids, .. } = config;
+    let mut settings = config.drafter().fields(config.block_size);
+    if let Some(settings) = settings.as_object_mut() {
+        TRAINING_FIELDS.iter().chain(&["mask_token_id"]).for_each(|field| drop(settings.remove(*field)));
+    }
+    let (name, features) = (config.drafter().name(), target_layer_ids.len());
+    let number_type = number_type(config.fields(), stored);
+    format!(
+        "{name} {layer:?} {num_hidden_layers} {vocab_size} {draft_vocab_size} {features} {settings} {number_type}"
+    )
+}
+
+/// The number type of the files, where it matters.
+fn number_type(fields: &JsonFields, stored: bool) -> String {
+    let named = fields.get("dtype").or(fields.get("torch_dtype")).filter(|_| stored);
+    named.map_or_else(String::new, ToString::to_string)
 }
 
 /// Returns the table of an earlier run when there is one that fits and is complete, else a new one, which is then kept for the
@@ -90,15 +113,6 @@ pub fn cache_folder() -> Option<PathBuf> {
     Some(caches.join("dspark").join("profiles"))
 }
 
-fn config_text(folder: &Path) -> Result<String, CheckpointError> {
-    if is_gguf(folder) {
-        let config = TargetConfig::read(folder)?;
-        return Ok(serde_json::to_string(config.fields.as_map()).unwrap_or_default());
-    }
-    let path = folder.join("config.json");
-    std::fs::read_to_string(&path).map_err(CheckpointError::io(path))
-}
-
 fn file_name(identity: &Identity) -> String {
     let Identity { model, device, dtype, threads, version } = identity;
     format!("{:016x}.json", fnv(format!("{model}|{device}|{dtype}|{threads}|{version}").bytes()))
@@ -125,6 +139,7 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::JsonFields;
+    use crate::model::{DSparkConfig, DraftKind, DraftShape, LayerId};
     use crate::schedule::{DraftCost, StepCost};
 
     #[test]
@@ -141,6 +156,27 @@ mod tests {
         let read = SpsTable::read(&path).unwrap();
         assert!(read.check_identity(&path, &one).is_ok());
         assert!(read.check_identity(&path, &other).unwrap_err().to_string().contains("threads"));
+    }
+
+    /// Retrained, renamed and moved models are measured once; whatever changes the work of a pass is measured anew.
+    #[test]
+    fn models_of_one_shape_have_one_identity() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../checkpoints/quickstart-target");
+        let target = TargetConfig::read(&path).unwrap();
+        let draft = |block_size: usize, num_anchors: usize, mask_token_id: u32| {
+            let kind = DraftKind::DSpark(DSparkConfig { num_anchors, ..DSparkConfig::new(mask_token_id, 8) });
+            let target_layer_ids = vec![LayerId(0), LayerId(2)];
+            let shape = DraftShape { block_size, num_draft_layers: 1, target_layer_ids, kind };
+            DraftConfig::for_target(&target, &shape).unwrap()
+        };
+        let name = |draft: &DraftConfig, precision: WeightPrecision| {
+            let precisions = (precision, DraftHeads::Exact);
+            identity(&target, Some(draft), DeviceChoice::Cpu, precisions, &ProfileOptions::default())
+        };
+        let one = name(&draft(4, 8, 1536), WeightPrecision::F32);
+        assert_eq!(one, name(&draft(4, 99, 1537), WeightPrecision::F32));
+        assert_ne!(one, name(&draft(5, 8, 1536), WeightPrecision::F32));
+        assert_ne!(one, name(&draft(4, 8, 1536), WeightPrecision::AsStored));
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub struct StsTable {
     /// Per position, how often a token was accepted when all before it were; ends where no token was judged, and is empty
     /// when not known. Other programs do not read it.
     pub acceptance: Vec<f64>,
+    /// Digest of the draft that it was fitted for, when known. Other programs do not read it.
+    pub draft: Option<String>,
 }
 
 impl StsTable {
@@ -41,6 +43,24 @@ impl StsTable {
             ece_after: Vec::new(),
             sampling_temperature: None,
             acceptance: Vec::new(),
+            draft: None,
+        }
+    }
+
+    /// Checks that the table was fitted for the draft with this digest. A table that names no draft fits every one.
+    ///
+    /// # Errors
+    /// When the table names another draft.
+    pub fn check_draft(&self, path: &Path, digest: &str) -> Result<(), CheckpointError> {
+        match &self.draft {
+            Some(fitted) if fitted != digest => Err(CheckpointError::Invalid {
+                path: path.to_owned(),
+                reason: format!(
+                    "fitted for another draft (its digest is {fitted}, this draft's is {digest}): fit a table for this draft \
+                     with `deepspec calibrate`, or delete the file"
+                ),
+            }),
+            _ => Ok(()),
         }
     }
 
@@ -98,6 +118,7 @@ impl StsTable {
             ece_before: errors("ece_before")?,
             ece_after: errors("ece_after")?,
             sampling_temperature: fields.optional_float("sampling_temperature")?,
+            draft: fields.optional_text("draft")?.map(str::to_owned),
             temperatures,
         })
     }
@@ -125,6 +146,9 @@ impl StsTable {
         if !self.acceptance.is_empty() {
             fields.insert("acceptance".to_owned(), json!(self.acceptance));
         }
+        if let Some(draft) = &self.draft {
+            fields.insert("draft".to_owned(), json!(draft));
+        }
         fields
     }
 }
@@ -144,6 +168,7 @@ mod tests {
             ece_after: vec![Some(0.01), None],
             sampling_temperature: Some(1.0),
             acceptance: vec![0.75],
+            draft: Some("00ff".into()),
         }
     }
 
@@ -154,6 +179,17 @@ mod tests {
         for table in [table(), StsTable::identity(3)] {
             table.write(&path).unwrap();
             assert_eq!(StsTable::read(&path, table.temperatures.len()).unwrap(), table);
+        }
+    }
+
+    #[test]
+    fn a_table_of_another_draft_is_refused() {
+        let path = Path::new("sts.json");
+        assert!(table().check_draft(path, "00ff").is_ok());
+        assert!(StsTable::identity(2).check_draft(path, "00ff").is_ok());
+        let error = table().check_draft(path, "00fe").unwrap_err().to_string();
+        for part in ["sts.json", "another draft", "00ff", "00fe", "deepspec calibrate"] {
+            assert!(error.contains(part), "{error}");
         }
     }
 

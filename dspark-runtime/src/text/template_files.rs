@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::TextError;
 use super::tokenizer_config::{read_object, wrong_field};
+use crate::checkpoint::{LARGEST_TEXT, read_text};
 
 /// The name of the template that is used where there are several.
 const DEFAULT: &str = "default";
@@ -37,7 +38,7 @@ pub(super) fn find(
     let mut found: Vec<Found> = Vec::new();
     for file in TEXTS {
         let path = directory.join(file);
-        match std::fs::read_to_string(&path) {
+        match read_text(&path, LARGEST_TEXT) {
             Ok(source) => found.push(Found { name: path.display().to_string(), source }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(source) => return Err(TextError::Read { path, source }),

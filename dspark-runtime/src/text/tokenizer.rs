@@ -12,8 +12,8 @@ use super::token_bytes::fallback_byte;
 use super::tokenizer_config::TokenizerConfig;
 use super::user_text::PlainText;
 use super::{ChatTemplate, TextError, TokenId, gguf_tokenizer, panics, tokenizer_limits};
-use crate::checkpoint::check_not_lfs_pointer;
 use crate::checkpoint::gguf::is_gguf;
+use crate::checkpoint::{LARGEST_TEXT, read_file};
 
 /// Cuts text into token ids and puts ids together to text again. Cloning is cheap.
 #[derive(Clone)]
@@ -56,8 +56,8 @@ impl Tokenizer {
     /// A file that cannot be read or understood, with its name and the field.
     pub fn from_directory(directory: &Path) -> Result<Self, TextError> {
         let path = directory.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|source| TextError::Read { path: path.clone(), source })?;
-        check_not_lfs_pointer(&path, &bytes)?;
+        let bytes =
+            read_file(&path, LARGEST_TEXT).map_err(|source| TextError::Read { path: path.clone(), source })?;
         let broken = |message: String| TextError::Tokenizer { path: path.clone(), message };
         let mut tokenizer = build(&path, &bytes)?;
         let config = TokenizerConfig::read(directory)?;

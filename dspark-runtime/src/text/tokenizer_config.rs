@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use super::{ChatTemplate, TextError, TokenId, Tokenizer, template_files};
-use crate::checkpoint::check_not_lfs_pointer;
+use crate::checkpoint::{LARGEST_TEXT, read_file};
 
 /// `tokenizer_config.json` and the files of chat templates, all optional.
 #[derive(Debug, Default)]
@@ -136,14 +136,13 @@ fn token_text(value: &Value) -> Option<&str> {
 
 /// The object in a JSON file; `None` if there is no such file.
 pub(super) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TextError> {
-    let bytes = match std::fs::read(path) {
+    let bytes = match read_file(path, LARGEST_TEXT) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => {
             return Err(TextError::Read { path: path.to_owned(), source });
         }
     };
-    check_not_lfs_pointer(path, &bytes)?;
     serde_json::from_slice(&bytes).map(Some).map_err(|source| TextError::Json { path: path.to_owned(), source })
 }
 

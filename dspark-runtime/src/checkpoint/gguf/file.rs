@@ -1,13 +1,11 @@
 //! A GGUF file: its metadata, and where its tensors lie.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-use super::super::CheckpointError;
-use super::super::text_file::{check_not_lfs_pointer, check_regular};
+use super::super::{CheckpointError, open_file};
 use super::blocks::BlockType;
 use super::parse::{self, MAGIC, TensorHeader};
 use super::value::GgufValue;
@@ -51,11 +49,9 @@ impl GgufFile {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let invalid = |reason: String| CheckpointError::Invalid { path: path.to_owned(), reason };
         let damaged = |reason: String| CheckpointError::Damaged { path: path.to_owned(), reason };
-        check_regular(path)?;
-        let file = File::open(path).map_err(CheckpointError::io(path))?;
+        let file = open_file(path).map_err(CheckpointError::io(path))?;
         // SAFETY: the mapping is only read; see `Weights` for what happens when another process cuts the file short.
         let map = unsafe { Mmap::map(&file) }.map_err(CheckpointError::io(path))?;
-        check_not_lfs_pointer(path, &map)?;
         let Some((magic, rest)) = map.split_first_chunk::<4>() else {
             return Err(damaged("it has fewer than 4 bytes".to_owned()));
         };

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use self::painter::Painter;
 use self::status::{Counts, StatusLine};
 use super::engine::{EngineArguments, Running};
-use super::output::{count, template_arguments};
+use super::output::{count, template_arguments, warn_of_other_template_arguments};
 use super::prompt::{chat_template, typed};
 use super::sampling::SamplingArguments;
 use super::user_text::UserTextArguments;
@@ -52,6 +52,9 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let template_arguments = template_arguments(&arguments.template_arguments)?;
     let running = arguments.engine.start(Sampling::GREEDY)?;
+    if let Some(draft) = &running.draft {
+        warn_of_other_template_arguments(draft, &template_arguments);
+    }
     let template = chat_template(&running.tokenizer, &running.name, "use `dspark generate --raw`")?;
     let terminal = io::stdout().is_terminal();
     let mut conversation = Conversation {
