@@ -269,7 +269,9 @@ mod tests {
     #[test]
     fn an_answer_continues_its_prompt() {
         let tokenizer = testing::load(&testing::sentence_piece());
-        let cases: [(&[&str], &[&str], &str, &[&str]); 10] = [
+        /// Prompt, answer, text of the prompt, pieces.
+        type Case = (&'static [&'static str], &'static [&'static str], &'static str, &'static [&'static str]);
+        let cases: [Case; 10] = [
             (&["<s>", "▁th", "e"], &["▁th", "e"], "the", &[" th", "e"]),
             (&["<s>", "▁th", "e"], &["th", "e"], "the", &["th", "e"]),
             // Nothing precedes the answer, or only tokens without text.
