@@ -161,7 +161,7 @@ impl Engine {
 
     /// Waits until both threads have ended, and returns whether neither failed.
     pub fn join(self) -> bool {
-        // A panic was printed by the thread itself.
-        self.threads.into_iter().fold(true, |well, thread| thread.join().is_ok() && well)
+        // A panic was printed by the thread itself. Each is waited for, also behind one that failed.
+        self.threads.into_iter().filter_map(|thread| thread.join().err()).count() == 0
     }
 }
