@@ -137,6 +137,9 @@ fn restarting_removes_what_the_run_wrote_and_nothing_else() {
     assert!(!run.join("checkpoints/step-00000003").exists() && !run.join("draft/sts.json").exists());
 }
 
+/// A file and what happens to it.
+type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
+
 #[test]
 fn a_lost_or_damaged_file_of_the_export_is_made_again() {
     let root = tempfile::tempdir().unwrap();
@@ -147,7 +150,7 @@ fn a_lost_or_damaged_file_of_the_export_is_made_again() {
     write(&run.join("draft/notes.txt"), "mine");
     let mut flipped = exported.clone();
     flipped[exported.len() - 1] ^= 1;
-    let damages: [(&str, &dyn Fn(&Path)); 3] = [
+    let damages: [Damage<'_>; 3] = [
         ("model.safetensors", &|path| fs::write(path, &flipped).unwrap()),
         ("config.json", &|path| fs::remove_file(path).unwrap()),
         ("replay/replay.safetensors", &|path| fs::remove_file(path).unwrap()),

@@ -279,6 +279,9 @@ fn equal_runs_write_equal_bytes() {
     assert_eq!((again.last, again.best), (report.last, report.best));
 }
 
+/// A file and what happens to it.
+type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
+
 /// Whatever happens to a file of the newest checkpoint, the run goes on from the one before and ends as it ended.
 #[test]
 fn a_damaged_checkpoint_is_set_aside_for_the_one_before() {
@@ -299,7 +302,7 @@ fn a_damaged_checkpoint_is_set_aside_for_the_one_before() {
         let length = fs::metadata(path).unwrap().len();
         fs::File::options().write(true).open(path).unwrap().set_len(length / 2).unwrap();
     };
-    let damages: [(&str, &dyn Fn(&Path)); 9] = [
+    let damages: [Damage<'_>; 9] = [
         ("model.safetensors", &flip(usize::MAX)),
         ("model.safetensors", &cut),
         ("optimizer.bpk", &flip(usize::MAX)),
