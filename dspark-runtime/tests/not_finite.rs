@@ -127,6 +127,7 @@ fn request(prompt: &[u32], temperature: f64) -> Request {
         sampling: Sampling { temperature, ..Sampling::default() },
         stop_token_ids: Vec::new(),
         stop_strings: Vec::new(),
+        include_stop_string: false,
         logprobs: None,
     }
 }

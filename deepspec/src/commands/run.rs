@@ -22,9 +22,7 @@ use super::stages::Stages;
 use super::train::train_prepared;
 use crate::conversation::read_evaluation_prompts;
 use crate::digest::{digest, hash_file, hex};
-use crate::evaluation::{
-    EvaluateError, EvaluationOptions, EvaluationReport, Models, Records, Task, evaluate, read_tasks, table,
-};
+use crate::evaluation::{EvaluationOptions, EvaluationReport, Models, Records, Task, evaluate, read_tasks, table};
 use crate::process::watch;
 use crate::replay::task_prompts;
 use crate::trainer::DRAFT_FILES;

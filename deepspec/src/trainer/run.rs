@@ -11,6 +11,7 @@ use super::job::{TrainJob, TrainReport, TrainSettings};
 use super::journal::Journal;
 use super::optimizer::Optimizer;
 use super::state::TrainingState;
+use crate::objective::Metrics;
 use crate::process::{Interrupter, resident};
 
 /// Trains until the last step, writing logs and checkpoints into the job's folder.

@@ -33,7 +33,8 @@ fn finisher() -> (Sender<Output>, Receiver<Stopped>) {
 fn begin(outputs: &Sender<Output>, id: u64, room: usize, stop: &str) -> mpsc::Receiver<Event> {
     let (events, receiver) = mpsc::channel(room);
     let stop_strings = vec![stop.to_owned()];
-    let begin = Output::Begin { id, events, stop_strings, include_stop: false, submitted: Instant::now(), prompt: 1 };
+    let begin =
+        Output::Begin { id, events, stop_strings, include_stop: false, submitted: Instant::now(), prompt: vec![1] };
     outputs.send(begin).unwrap();
     receiver
 }

@@ -98,7 +98,7 @@ impl Generation {
             Some(Event::Delta(delta)) => Ok(Some((index, Update::Delta(delta)))),
             Some(Event::Finished(finished)) => {
                 self.usage[index] = finished.usage;
-                if self.begun < self.answers() {
+                if self.begun < self.usage.len() {
                     // The prompt was taken once already.
                     self.ask(EngineHandle::submit_next).map_err(|refusal| ApiError::refused(&refusal, "prompt"))?;
                 }

@@ -226,7 +226,7 @@ mod tests {
                 TokenOutput { id: *id, drafted: false, logprobs: Some(scores) }
             };
             let outputs: Vec<TokenOutput> = answer.iter().map(output).collect();
-            let shown = completion(&logprobs.push(&outputs));
+            let shown = serde_json::to_value(Shown::completion(&logprobs.push(&outputs))).unwrap();
             let tokens: Vec<&str> = shown["tokens"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
             let text = tokenizer.decode_answer(&prompt, &answer).unwrap();
             assert_eq!(tokens.concat(), text);

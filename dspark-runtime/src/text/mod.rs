@@ -34,8 +34,8 @@ mod user_text;
 pub use chat_template::ChatTemplate;
 pub use detokenize::Detokenizer;
 pub use error::TextError;
-pub use template_process::{render_templates_with, template_process};
 pub use generation_config::{GenerationConfig, GenerationDefaults};
+pub use template_process::{render_templates_with, template_process};
 pub use tokenizer::Tokenizer;
 pub use user_text::UserText;
 
