@@ -115,7 +115,10 @@ fn a_draft_of_another_shape_is_refused_by_the_field() {
         refused(&output, &["train.from", &format!("model.{field} is {recipe}, the draft's is {found}")]);
     }
     let missing = root.path().join("nowhere");
-    refused(&train("train", &run, &[], &["--from", missing.to_str().unwrap()]), &["nowhere", "config.json"]);
+    refused(
+        &train("train", &run, &[], &["--from", missing.to_str().unwrap()]),
+        &["train.from", "nowhere", "config.json"],
+    );
     edit_json(&first.join("config.json"), |config| config["num_target_layers"] = json!(9));
     refused(&train("train", &run, &[], &["--from", path.to_str().unwrap()]), &["train.from", "num_target_layers"]);
     edit_json(&first.join("config.json"), |config| config["num_target_layers"] = json!(5));

@@ -233,7 +233,7 @@ fn what_does_not_fit_is_named() {
         ("target_layer_ids", json!([0, 1, 2, 3, 5])),
         ("target_layer_ids", json!([0, 1, 1, 2, 3])),
         ("draft_num_hidden_layers", json!(2)),
-        ("num_hidden_layers", json!(2)),
+        ("layer_types", json!(["full_attention", "full_attention"])),
         ("ttt_length", json!(0)),
         ("ttt_length", Value::Null),
         ("step_loss_decay", json!(1.5)),

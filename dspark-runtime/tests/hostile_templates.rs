@@ -249,7 +249,7 @@ impl Serving {
         let body = body.to_string();
         let mut stream = TcpStream::connect(&self.address).unwrap();
         let head = format!(
-            "host: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}",
+            "host: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}",
             body.len()
         );
         write!(stream, "POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n\r\n{body}").unwrap();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use dspark_runtime::checkpoint::CheckpointError;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -31,8 +31,10 @@ impl Described {
     /// have changed since it was begun.
     ///
     /// # Errors
-    /// When the folder holds a run with other settings or data, or a file cannot be read.
+    /// When the folder holds a run with other settings or data, the draft to start from is another one than the recipe
+    /// describes, or a file cannot be read.
     pub fn run(&self, resume: bool) -> Result<Run> {
+        self.check_start()?;
         let path = self.recipe.output_dir();
         let mut course = Course { settings: self.settings()?, earlier_digest: None };
         if !resume {
@@ -58,8 +60,10 @@ impl Described {
         add_section(&mut settings, "data", &recipe.data)?;
         settings.retain(|key, _| !HARMLESS.contains(&key.as_str()) && !PATHS.contains(&key.as_str()));
         for (key, files) in [("data.train", &recipe.data.train), ("data.validation", &recipe.data.validation)] {
-            let digests = files.iter().map(|file| Ok(Course::file(&file_digest(file)?)));
-            settings.insert(key.to_owned(), Value::Array(digests.collect::<Result<_, CheckpointError>>()?));
+            let digests = files
+                .iter()
+                .map(|file| Ok(Course::file(&file_digest(file).with_context(|| format!("{key}: cannot read"))?)));
+            settings.insert(key.to_owned(), Value::Array(digests.collect::<Result<_>>()?));
         }
         if recipe.data.validation_fraction.is_some() {
             settings.insert("data.validation_fraction: rule".to_owned(), SPLIT_RULE.into());
