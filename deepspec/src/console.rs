@@ -66,13 +66,15 @@ impl Progress {
     }
 }
 
-/// The time that `left` steps take, where `done` steps took `elapsed`, as the end of a line; nothing after the last step.
+/// The time that `left` steps take, where `done` steps took `elapsed`, as the end of a line; nothing after the last step or for less
+/// than a second.
 fn left(elapsed: Duration, done: u64, left: u64) -> String {
     if done == 0 || left == 0 {
         return String::new();
     }
     let seconds = elapsed.as_secs_f64() * left as f64 / done as f64;
     match Duration::try_from_secs_f64(seconds) {
+        Ok(time) if time < Duration::from_secs(1) => String::new(),
         Ok(time) => format!(" {} left", HumanDuration(time)),
         Err(_) => String::new(),
     }
@@ -88,6 +90,7 @@ mod tests {
         assert_eq!(left(ten, 2, 6), " 30 seconds left");
         assert_eq!(left(ten, 1, 90), " 15 minutes left");
         assert_eq!(left(ten, 2, 0), "");
+        assert_eq!(left(ten, 100, 1), "");
         assert_eq!(left(Duration::ZERO, 0, 5), "");
     }
 }

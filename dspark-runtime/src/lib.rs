@@ -76,6 +76,7 @@ pub mod kernels;
 pub mod model;
 mod normals;
 pub mod numbers;
+pub mod panics;
 #[cfg(feature = "plot")]
 pub mod plot;
 pub mod profile;

@@ -60,9 +60,7 @@ impl Described {
         add_section(&mut settings, "data", &recipe.data)?;
         settings.retain(|key, _| !HARMLESS.contains(&key.as_str()) && !PATHS.contains(&key.as_str()));
         for (key, files) in [("data.train", &recipe.data.train), ("data.validation", &recipe.data.validation)] {
-            let digests = files
-                .iter()
-                .map(|file| Ok(Course::file(&file_digest(file).with_context(|| format!("{key}: cannot read"))?)));
+            let digests = files.iter().map(|file| Ok(Course::file(&file_digest(file).context(key)?)));
             settings.insert(key.to_owned(), Value::Array(digests.collect::<Result<_>>()?));
         }
         if recipe.data.validation_fraction.is_some() {

@@ -5,7 +5,7 @@ use burn::tensor::Device;
 use dspark_runtime::checkpoint::parameter_shapes;
 use dspark_runtime::commands::print;
 use dspark_runtime::device::DeviceChoice;
-use dspark_runtime::model::{DraftParameters, target_shapes};
+use dspark_runtime::model::{DraftConfig, DraftParameters, target_shapes};
 
 use super::described::Described;
 use crate::conversation::Samples;
@@ -18,32 +18,21 @@ use crate::trainer::{Batch, Batches, DrawnSample};
 /// Steps whose batches are drawn. The rest of a longer training is extrapolated from them.
 const STEPS: u64 = 400;
 
+/// The smallest micro-batch that there is.
+const SMALLEST: MicroBatchShape = MicroBatchShape { tokens: 1, blocks: 1, supervised: 1 };
+
 /// Estimates a training on a device.
 ///
 /// # Errors
 /// When the recipe does not fit the target, there is no such device, or it fails.
 pub fn estimate(described: &Described, samples: &Samples, choice: DeviceChoice) -> Result<Estimate> {
     let device = &choice.open()?;
-    let mut config = described.draft_config()?;
-    config.draft_vocab_size = described.recipe.model.draft_vocab_size.unwrap_or(config.vocab_size);
-    let size = |shape: &[usize]| shape.iter().product::<usize>();
-    let trained: Vec<usize> = parameter_shapes(&DraftParameters::new(&config, &Device::flex()))
-        .iter()
-        .map(|(_, shape)| size(shape))
-        .collect();
-    let parameters = Parameters {
-        target: target_shapes(&described.target_config).iter().map(|(_, shape)| size(shape)).sum(),
-        draft: trained.iter().sum(),
-        largest: trained.iter().copied().max().unwrap_or(0),
-    };
+    let (config, parameters) = draft_and_parameters(described)?;
     let settings = described.train_settings(samples.training.len());
     let products = settings.compute;
     let models = ModelShapes { target: &described.target_config, draft: &config, parameters, device, products };
     let steps = settings.learning_rate.total_steps;
-    let process = match choice {
-        DeviceChoice::Cuda(_) => 0,
-        DeviceChoice::Cpu | DeviceChoice::CubeCpu => resident().map_or(0, |(now, _)| now),
-    };
+    let process = process_memory(choice);
 
     let (mut tokens, mut work, mut looked_at) = (0_u64, 0.0, 0_u64);
     let mut largest: Option<(MicroBatchShape, Memory)> = None;
@@ -70,12 +59,55 @@ pub fn estimate(described: &Described, samples: &Samples, choice: DeviceChoice) 
         tokens: (tokens as f64 * share) as u64,
         largest,
         memory,
-        least: models.memory(process, &MicroBatchShape { tokens: 1, blocks: 1, supervised: 1 }, false).peak,
+        least: models.memory(process, &SMALLEST, false).peak,
         available: choice.free_memory().map(|more| more + process),
         operations: work * share,
         operations_per_second,
         seconds: seconds(work * share, operations_per_second),
     })
+}
+
+/// The draft that a recipe describes, and numbers of parameters.
+fn draft_and_parameters(described: &Described) -> Result<(DraftConfig, Parameters)> {
+    let mut config = described.draft_config()?;
+    config.draft_vocab_size = described.recipe.model.draft_vocab_size.unwrap_or(config.vocab_size);
+    let size = |shape: &[usize]| shape.iter().product::<usize>();
+    let trained: Vec<usize> = parameter_shapes(&DraftParameters::new(&config, &Device::flex()))
+        .iter()
+        .map(|(_, shape)| size(shape))
+        .collect();
+    let parameters = Parameters {
+        target: target_shapes(&described.target_config).iter().map(|(_, shape)| size(shape)).sum(),
+        draft: trained.iter().sum(),
+        largest: trained.iter().copied().max().unwrap_or(0),
+    };
+    Ok((config, parameters))
+}
+
+/// Bytes of the device's memory that this process holds before it loads a model.
+fn process_memory(choice: DeviceChoice) -> usize {
+    match choice {
+        DeviceChoice::Cuda(_) => 0,
+        DeviceChoice::Cpu | DeviceChoice::CubeCpu => resident().map_or(0, |(now, _)| now),
+    }
+}
+
+/// Checks, before anything is loaded, that the models of a training fit into the device's memory, where that is known. The
+/// batches are left out: what they take is not known before the data are read.
+///
+/// # Errors
+/// [`PlanError::ModelsDoNotFit`]; when the recipe does not fit the target, or there is no such device.
+pub fn check_models_fit(described: &Described, choice: DeviceChoice) -> Result<()> {
+    let device = &choice.open()?;
+    let (config, parameters) = draft_and_parameters(described)?;
+    let products = described.train_settings(1).compute;
+    let models = ModelShapes { target: &described.target_config, draft: &config, parameters, device, products };
+    let process = process_memory(choice);
+    let least = models.memory(process, &SMALLEST, false).peak;
+    match choice.free_memory().map(|more| more + process) {
+        Some(available) if least > available => Err(PlanError::ModelsDoNotFit { least, available }.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Sizes of the micro-batches of a batch.

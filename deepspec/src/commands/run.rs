@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use super::course::Run;
 use super::described::{Described, RecipeArguments};
 use super::draft_folder::{FolderOptions, prompt_limits, write_draft_folder};
+use super::estimate::check_models_fit;
 use super::run_folder::{DRAFT, REPORT, lock, remove_run};
 use super::setup::Prepared;
 use super::stages::Stages;
@@ -83,6 +84,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// When the folder holds a run with other settings or data, or a file cannot be read or removed.
 pub fn prepare(described: Described, device: DeviceChoice, restart: bool) -> Result<(Prepared, Run)> {
     let run = (!restart).then(|| described.run(true)).transpose()?;
+    check_models_fit(&described, device)?;
     let prepared = Prepared::of(described, &device.open()?)?;
     let run = match run {
         Some(run) => run,

@@ -8,7 +8,7 @@ use dspark_runtime::checkpoint::expand_home;
 use dspark_runtime::commands::print;
 
 use super::described::{Described, RecipeArguments};
-use super::estimate::{check_fit, estimate, print_estimate};
+use super::estimate::{check_fit, check_models_fit, estimate, print_estimate};
 use super::run_folder::lock;
 use super::setup::Prepared;
 use crate::conversation::Samples;
@@ -54,6 +54,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     start_from(&mut described, arguments.from.as_deref());
     let _lock = lock(&described.recipe.output_dir())?;
     let run = described.run(arguments.resume)?;
+    check_models_fit(&described, arguments.recipe.device)?;
     let prepared = Prepared::of(described, &arguments.recipe.device.open()?)?;
     let samples = prepared.described.samples()?;
     let report = train_prepared(&prepared, &samples, run.folder)?;

@@ -1,6 +1,7 @@
 //! Rows of a Parquet file as the JSON objects that the same data would be in a JSON lines file.
 
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,7 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type, UInt64Type};
 use dspark_runtime::checkpoint::LONGEST_LINE;
+use dspark_runtime::panics;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::file::metadata::ParquetMetaData;
@@ -48,15 +50,11 @@ pub(super) struct ParquetRows {
 
 impl ParquetRows {
     pub(super) fn open(path: &Path, file: File) -> Result<Self, ConversationError> {
-        let damaged = |error: parquet::errors::ParquetError| ConversationError::Parquet {
-            path: path.to_owned(),
-            message: error.to_string(),
-        };
+        let damaged = |message: String| ConversationError::Parquet { path: path.to_owned(), message };
         let length =
             file.metadata().map_err(|source| ConversationError::Read { path: path.to_owned(), source })?.len();
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
-        let largest = largest_chunk(builder.metadata(), length)
-            .map_err(|message| ConversationError::Parquet { path: path.to_owned(), message })?;
+        let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(file)).map_err(damaged)?;
+        let largest = guarded(|| largest_chunk(builder.metadata(), length)).map_err(damaged)?;
         let rows = (BATCH / largest.max(1)).clamp(BATCH_ROWS[0], BATCH_ROWS[1]);
         let used = builder
             .schema()
@@ -66,7 +64,8 @@ impl ParquetRows {
             .filter(|(_, field)| FIELDS.contains(&field.name().as_str()))
             .map(|(index, _)| index);
         let mask = ProjectionMask::roots(builder.parquet_schema(), used);
-        let reader = builder.with_projection(mask).with_batch_size(rows as usize).build().map_err(damaged)?;
+        let builder = builder.with_projection(mask).with_batch_size(rows as usize);
+        let reader = guarded(|| builder.build()).map_err(damaged)?;
         Ok(Self {
             path: path.to_owned(),
             reader,
@@ -94,6 +93,14 @@ impl ParquetRows {
             return Err(ConversationError::Parquet { path: self.path.clone(), message: refused });
         }
         Ok(())
+    }
+}
+
+/// Runs a part of the Parquet library, which panics on some damaged files.
+fn guarded<T, E: Display>(work: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    match panics::caught(work) {
+        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Err(panic) => Err(format!("the Parquet library failed: {panic}")),
     }
 }
 
@@ -125,7 +132,7 @@ impl Iterator for ParquetRows {
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.batch.is_empty() {
-            match self.reader.next()? {
+            match guarded(|| self.reader.next().transpose()).transpose()? {
                 Ok(batch) => {
                     if let Err(error) = self.read_batch(&batch) {
                         return Some(Err(error));

@@ -51,10 +51,12 @@ fn feed(format: &str) {
         }
     }
     let watch = Watch::start(format, &failed);
+    let found = found(format);
+    let fixed = found.iter().chain(&seeds).cloned().collect::<Vec<_>>();
     for number in 0..times {
-        let seed = &seeds[number % seeds.len()];
+        let seed = &fixed[number % fixed.len()];
         let other = &seeds[dice.random_range(0..seeds.len())];
-        let input = if number < seeds.len() { seed.clone() } else { mutations::mutated(seed, other, &mut dice) };
+        let input = if number < fixed.len() { seed.clone() } else { mutations::mutated(seed, other, &mut dice) };
         watch.begins(&input);
         memory::forget_the_peak();
         let outcome = catch_unwind(AssertUnwindSafe(|| target(&workbench, &input)));
@@ -65,6 +67,15 @@ fn feed(format: &str) {
             panic!("{format}, input {number}: the reader {what}; the input is in {}", failed.display());
         }
     }
+}
+
+/// Inputs of a format that a reader failed on once, by file name.
+fn found(format: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/formats/found").join(format);
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.iter().map(|file| fs::read(file).unwrap()).collect()
 }
 
 /// Ends the process when a reader does not come back.
@@ -124,5 +135,6 @@ formats!(
     calibration_table,
     trace,
     rows,
+    parquet,
     bundle,
 );

@@ -117,7 +117,7 @@ fn parquet() -> Vec<u8> {
     bytes
 }
 
-/// The inputs of a format, and how many are to be made of them. Large and slow ones are tried less often.
+/// The inputs of a format, and the number of inputs to make of them. Large and slow ones are tried less often.
 pub fn of(format: &str, folder: &Path, root: &Path) -> (Vec<Vec<u8>>, usize) {
     let target = root.join("checkpoints/quickstart-target");
     let file = |name: &str| fs::read(target.join(name)).unwrap();
@@ -142,7 +142,8 @@ pub fn of(format: &str, folder: &Path, root: &Path) -> (Vec<Vec<u8>>, usize) {
         "speed_table" => (texts(&[SPEED_TABLE]), 2000),
         "calibration_table" => (texts(&[CALIBRATION_TABLE]), 2000),
         "trace" => (texts(&[TRACE]), 2000),
-        "rows" => (vec![ROWS.into(), parquet()], 1500),
+        "rows" => (texts(&[ROWS]), 1500),
+        "parquet" => (vec![parquet()], 3000),
         "bundle" => (texts(&[REPLAY, MANIFEST]), 2000),
         _ => unreachable!("no seed for {format}"),
     }

@@ -30,7 +30,7 @@ pub struct Workbench {
 pub type Target = fn(&Workbench, &[u8]);
 
 /// All targets by the name of their format.
-pub const TARGETS: [(&str, Target); 16] = [
+pub const TARGETS: [(&str, Target); 17] = [
     ("safetensors", safetensors),
     ("shard_index", shard_index),
     ("gguf", gguf),
@@ -46,6 +46,7 @@ pub const TARGETS: [(&str, Target); 16] = [
     ("calibration_table", calibration_table),
     ("trace", trace),
     ("rows", rows),
+    ("parquet", rows),
     ("bundle", bundle),
 ];
 

@@ -15,7 +15,6 @@ mod generation_config;
 mod gguf_export;
 mod gguf_tokenizer;
 mod longest_token;
-mod panics;
 mod pre_tokenizers;
 mod python;
 mod stop_tokens;

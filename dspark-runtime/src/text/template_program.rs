@@ -13,7 +13,8 @@ use minijinja::{AutoEscape, Environment, ErrorKind};
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
-use super::{TextError, panics, python, tojson};
+use super::{TextError, python, tojson};
+use crate::panics;
 
 /// The name under which the one template of an environment is stored.
 const TEMPLATE: &str = "chat_template";

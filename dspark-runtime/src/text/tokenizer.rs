@@ -11,9 +11,10 @@ use super::stop_tokens::read_stop_token_ids;
 use super::token_bytes::fallback_byte;
 use super::tokenizer_config::TokenizerConfig;
 use super::user_text::PlainText;
-use super::{ChatTemplate, TextError, TokenId, gguf_tokenizer, panics, tokenizer_limits};
+use super::{ChatTemplate, TextError, TokenId, gguf_tokenizer, tokenizer_limits};
 use crate::checkpoint::gguf::is_gguf;
 use crate::checkpoint::{LARGEST_TEXT, read_file};
+use crate::panics;
 
 /// Cuts text into token ids and puts ids together to text again. Cloning is cheap.
 #[derive(Clone)]

@@ -11,7 +11,8 @@ use std::hash::{BuildHasher, RandomState};
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, AddedVocabulary};
 
-use super::{ChatTemplate, TextError, TokenId, Tokenizer, panics};
+use super::{ChatTemplate, TextError, TokenId, Tokenizer};
+use crate::panics;
 
 /// What becomes of special tokens, such as `<|im_end|>`, in messages and template arguments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -13,7 +13,10 @@ thread_local! {
 ///
 /// `work` must leave no lock or data of this process half changed when it is cut off: it calls a library that only reads
 /// what outlives the call.
-pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+///
+/// # Errors
+/// The message of the panic.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let previous = panic::take_hook();
