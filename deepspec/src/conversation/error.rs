@@ -47,7 +47,7 @@ pub enum ConversationError {
         /// The row in it.
         number: RowNumber,
         /// What is wrong with the template.
-        source: TextError,
+        source: Box<TextError>,
     },
     /// The tokeniser gives an id for which the target has no embedding.
     #[error(

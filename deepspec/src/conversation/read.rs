@@ -122,7 +122,7 @@ impl RowReader<'_> {
             Err(RowError::Malformed(reason)) => return Ok(Outcome::Malformed(reason)),
             Err(RowError::Template(source)) => {
                 let (path, number) = (self.file.to_owned(), row.number);
-                return Err(ConversationError::Template { path, number, source });
+                return Err(ConversationError::Template { path, number, source: Box::new(source) });
             }
         };
         self.check_vocabulary(row, &sample)?;
