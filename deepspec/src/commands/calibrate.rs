@@ -130,6 +130,17 @@ fn check_files(arguments: &Arguments, tasks: &[Task], folder: &Path) -> Result<(
 /// The rounds of a trace, which must be of this draft.
 fn traced(trace: &Path, draft: Option<&Path>) -> Result<Vec<TraceRound>> {
     let rounds = read_trace(trace)?;
+    if let (Some(round), Some(folder)) = (rounds.first(), draft) {
+        let (found, block) = (round.confidence_logits.len(), DraftConfig::read(folder)?.block_size);
+        if found != block {
+            bail!(
+                "--trace {}: blocks of {found} tokens, the draft {} has blocks of {block}: trace this draft with `deepspec evaluate \
+                 --trace`",
+                trace.display(),
+                folder.display()
+            );
+        }
+    }
     match (rounds.first().and_then(|round| round.draft.as_deref()), draft) {
         (None, _) => eprintln!(
             "warning: {}: does not say which draft was traced, so the table will not say for which it was fitted; trace again with \

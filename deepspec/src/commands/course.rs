@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use dspark_runtime::checkpoint::CheckpointError;
+use dspark_runtime::checkpoint::{CheckpointError, Lines};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -60,7 +60,10 @@ impl Described {
         add_section(&mut settings, "data", &recipe.data)?;
         settings.retain(|key, _| !HARMLESS.contains(&key.as_str()) && !PATHS.contains(&key.as_str()));
         for (key, files) in [("data.train", &recipe.data.train), ("data.validation", &recipe.data.validation)] {
-            let digests = files.iter().map(|file| Ok(Course::file(&file_digest(file).context(key)?)));
+            let digests = files.iter().map(|file| {
+                check_beginning(file).with_context(|| format!("{key}: {}", file.display()))?;
+                Ok(Course::file(&file_digest(file).context(key)?))
+            });
             settings.insert(key.to_owned(), Value::Array(digests.collect::<Result<_>>()?));
         }
         if recipe.data.validation_fraction.is_some() {
@@ -92,6 +95,12 @@ impl Described {
         }
         Ok(hex(hash))
     }
+}
+
+/// Reads the first row of JSON lines, so that what is no such file is refused before all of it is hashed.
+fn check_beginning(file: &Path) -> std::io::Result<()> {
+    let parquet = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"));
+    if parquet { Ok(()) } else { Lines::open(file)?.next().transpose().map(drop) }
 }
 
 /// Adds a section's settings as `section.key`.

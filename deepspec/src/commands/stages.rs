@@ -1,11 +1,11 @@
 //! Remembering which stages of a run are complete, so that `deepspec run` can go on where it stopped.
 
 use std::collections::BTreeMap;
-use std::fs;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use dspark_runtime::checkpoint::{CheckpointError, remove_written, write_file};
+use dspark_runtime::checkpoint::{CheckpointError, LARGEST_TEXT, read_file, remove_written, write_file};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -58,8 +58,11 @@ impl Stages {
     /// When a file cannot be removed.
     pub fn remove(&self) -> Result<(), CheckpointError> {
         remove_written(&self.folder, |path| {
-            let record =
-                || fs::read(self.folder.join(path)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            let record = || {
+                read_file(&self.folder.join(path), LARGEST_TEXT)
+                    .ok()
+                    .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            };
             path.extension().is_some_and(|extension| extension == "json")
                 && record().is_some_and(|_: Record<serde::de::IgnoredAny>| true)
         })
@@ -77,7 +80,8 @@ impl Stages {
         work: impl FnOnce() -> Result<(T, Vec<PathBuf>)>,
     ) -> Result<T> {
         let path = self.folder.join(format!("{name}.json"));
-        let recorded = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Record<T>>(&bytes).ok());
+        let recorded =
+            read_file(&path, LARGEST_TEXT).ok().and_then(|bytes| serde_json::from_slice::<Record<T>>(&bytes).ok());
         if let Some(record) = recorded
             && record.inputs == inputs
         {

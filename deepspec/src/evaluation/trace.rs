@@ -128,6 +128,9 @@ impl TraceRound {
         if size == 0 {
             return Err("`confidence_logits` is empty: the draft has no confidence head".to_owned());
         }
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return Err(format!("`temperature`: expected a number of at least 0, found {}", self.temperature));
+        }
         let block = first.map(|first| first.confidence_logits.len());
         if let Some(block) = block.filter(|block| *block != size) {
             return Err(format!(

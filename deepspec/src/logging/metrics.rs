@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use dspark_runtime::checkpoint::open_file;
 use serde_json::{Map, Value};
 
 use super::error::LogError;
@@ -35,6 +36,8 @@ impl MetricsLog {
         if !path.exists() {
             return Self::create(path);
         }
+        // A pipe would wait for a writer.
+        drop(open_file(path).map_err(LogError::at(path))?);
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(LogError::at(path))?;
         let kept = bytes_up_to(&file, path, step)?;
         let mut log = Self { path: path.to_owned(), file };

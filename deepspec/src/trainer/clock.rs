@@ -1,11 +1,10 @@
 //! How long a run has taken in all its sessions: `clock.json` in its folder. Times differ between equal runs, and so do not
 //! stand in checkpoints.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use dspark_runtime::checkpoint::{CheckpointError, write_file};
+use dspark_runtime::checkpoint::{CheckpointError, LARGEST_TEXT, read_file, write_file};
 use serde::{Deserialize, Serialize};
 
 /// The file in a run's folder.
@@ -34,7 +33,8 @@ impl Clock {
     /// Goes on with a run's clock. `recorded` is what the checkpoint of an earlier version says.
     pub fn resume(run: &Path, recorded: Option<f64>) -> Self {
         let clock = Self::start(run);
-        let read = fs::read(&clock.path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+        let read =
+            read_file(&clock.path, LARGEST_TEXT).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
         let before = read.map(|record| record.seconds).or(recorded);
         if before.is_none() {
             eprintln!("{}: not readable; the time of earlier sessions is not counted", clock.path.display());

@@ -1,10 +1,10 @@
 //! What a checkpoint says about its run: `state.json`, with checksums of itself and of the files beside it.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
-use dspark_runtime::checkpoint::{CheckpointError, write_file};
+use dspark_runtime::checkpoint::{CheckpointError, LARGEST_TEXT, read_file, write_file};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -99,9 +99,10 @@ impl TrainingState {
     pub(super) fn read(folder: &Path) -> Result<Self, Unusable> {
         let path = folder.join(FILE);
         let damaged = |reason: String| Unusable::Damaged(format!("{}: {reason}", path.display()));
-        let bytes = fs::read(&path).map_err(|error| match is_absent(&error) {
-            true => damaged("the file is missing".to_owned()),
-            false => Unusable::Failed(CheckpointError::io(&path)(error).into()),
+        let bytes = read_file(&path, LARGEST_TEXT).map_err(|error| match error.kind() {
+            _ if is_absent(&error) => damaged("the file is missing".to_owned()),
+            ErrorKind::InvalidInput | ErrorKind::InvalidData => damaged(error.to_string()),
+            _ => Unusable::Failed(CheckpointError::io(&path)(error).into()),
         })?;
         let mut fields: Map<String, Value> =
             serde_json::from_slice(&bytes).map_err(|error| damaged(format!("not a state: {error}")))?;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
 use super::scratch::Scratch;
@@ -23,6 +23,11 @@ pub fn write_file_with(
     path: &Path,
     fill: impl FnOnce(&mut dyn Write) -> Result<(), CheckpointError>,
 ) -> Result<(), CheckpointError> {
+    let path = &behind_links(path);
+    if fs::metadata(path).is_ok_and(|kind| !kind.is_file() && !kind.is_dir()) {
+        let reason = "expected a regular file to write, found a pipe or a device".to_owned();
+        return Err(CheckpointError::Invalid { path: path.to_owned(), reason });
+    }
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
     let scratch = Scratch::beside(path).map_err(CheckpointError::io(path))?;
@@ -34,6 +39,17 @@ pub fn write_file_with(
         sync_folder(folder)
     });
     kept.map_err(CheckpointError::io(path))
+}
+
+/// The file that a path leads to through links, which need not be there yet.
+pub fn behind_links(path: &Path) -> PathBuf {
+    const MOST_LINKS: usize = 40;
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        let Ok(next) = fs::read_link(&path) else { break };
+        path = path.parent().unwrap_or(Path::new("")).join(next);
+    }
+    path
 }
 
 pub(super) fn sync_tree(folder: &Path) -> io::Result<()> {
@@ -66,6 +82,19 @@ pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_and_devices_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let (file, link) = (root.path().join("file"), root.path().join("link"));
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        write_file(&link, b"1").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read(&file).unwrap(), b"1");
+        let error = write_file(Path::new("/dev/null"), b"1").unwrap_err().to_string();
+        assert!(error.contains("found a pipe or a device"), "{error}");
+    }
 
     #[test]
     fn a_file_that_cannot_be_written_leaves_no_temporary() {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::CheckpointError;
-use super::atomic::{sync_folder, sync_tree};
+use super::atomic::{behind_links, sync_folder, sync_tree};
 use super::scratch::{Scratch, remove};
 
 /// A folder that is filled out of sight and appears under its name when it is complete.
@@ -30,10 +30,7 @@ impl AtomicDirectory {
     /// When the parent cannot be created or written.
     pub fn begin(destination: &Path) -> Result<Self, CheckpointError> {
         // A link stays a link: the folder behind it is replaced.
-        let destination = match fs::canonicalize(destination) {
-            Ok(behind) if destination.is_symlink() => behind,
-            _ => destination.to_owned(),
-        };
+        let destination = behind_links(destination);
         if destination.file_name().is_none() {
             let reason = "not a folder name: choose a path that ends in one".to_owned();
             return Err(CheckpointError::Invalid { path: destination, reason });
@@ -126,6 +123,9 @@ fn keep_others(old: &Path, new: &Path, below: &Path, outdated: &dyn Fn(&Path) ->
         let path = below.join(entry.file_name());
         let (from, to) = (entry.path(), new.join(&path));
         if entry.file_type()?.is_dir() {
+            if fs::read_dir(&from)?.next().is_none() {
+                fs::create_dir_all(&to)?;
+            }
             keep_others(old, new, &path, outdated)?;
         } else if !outdated(&path) && fs::symlink_metadata(&to).is_err() {
             fs::create_dir_all(parent(&to))?;
@@ -143,7 +143,8 @@ fn keep_others(old: &Path, new: &Path, below: &Path, outdated: &dyn Fn(&Path) ->
 /// # Errors
 /// When a file cannot be removed.
 pub fn remove_written(folder: &Path, written: impl Fn(&Path) -> bool) -> Result<(), CheckpointError> {
-    if fs::symlink_metadata(folder).is_ok() {
+    // A link to a folder stays: what is behind it is removed.
+    if fs::metadata(folder).is_ok_and(|kind| kind.is_dir()) {
         remove_below(folder, Path::new(""), &written)?;
     }
     Ok(())
@@ -166,7 +167,11 @@ fn remove_below(folder: &Path, below: &Path, written: &dyn Fn(&Path) -> bool) ->
             left = true;
         }
     }
-    if removed && !left { fs::remove_dir(&here).map_err(CheckpointError::io(&here)) } else { Ok(()) }
+    if removed && !left && !here.is_symlink() {
+        fs::remove_dir(&here).map_err(CheckpointError::io(&here))
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

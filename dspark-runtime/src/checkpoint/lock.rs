@@ -1,12 +1,12 @@
 //! Folders that one process at a time writes.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::CheckpointError;
+use super::{CheckpointError, behind_links, open_file};
 
 /// The file whose lock stands for the folder's.
 const FILE: &str = ".lock";
@@ -57,13 +57,9 @@ impl FolderLock {
     /// # Errors
     /// As [`acquire`](Self::acquire).
     pub fn around(path: &Path) -> Result<Option<Self>, CheckpointError> {
-        let whole = std::path::absolute(path).map_err(CheckpointError::io(path))?;
+        let whole = std::path::absolute(behind_links(path)).map_err(CheckpointError::io(path))?;
         let above: Vec<PathBuf> = whole.ancestors().take(3).map(Path::to_owned).collect();
-        above
-            .into_iter()
-            .find(|folder| holder(&folder.join(FILE)).is_some())
-            .map(|folder| Self::acquire(&folder))
-            .transpose()
+        above.into_iter().find(|folder| is_ours(&folder.join(FILE))).map(|folder| Self::acquire(&folder)).transpose()
     }
 
     /// Whether the file system keeps other processes out.
@@ -74,11 +70,18 @@ impl FolderLock {
 
 /// The process that a lock file names.
 fn holder(path: &Path) -> Option<u32> {
+    beginning(path)?.trim().strip_prefix(HOLDER)?.parse().ok()
+}
+
+/// Whether a lock file was written here: it names a process, or its process is about to name itself.
+fn is_ours(path: &Path) -> bool {
+    beginning(path).is_some_and(|text| text.is_empty() || text.starts_with(HOLDER))
+}
+
+fn beginning(path: &Path) -> Option<String> {
     let mut text = String::new();
-    let mut file = File::open(path).ok()?;
-    file.rewind().ok()?;
-    file.take(64).read_to_string(&mut text).ok()?;
-    text.trim().strip_prefix(HOLDER)?.parse().ok()
+    open_file(path).ok()?.take(64).read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 #[cfg(test)]

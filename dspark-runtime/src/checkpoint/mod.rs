@@ -19,7 +19,7 @@ mod scratch;
 mod user_files;
 mod weights;
 
-pub use atomic::{write_file, write_file_with};
+pub use atomic::{behind_links, write_file, write_file_with};
 pub use directory::{AtomicDirectory, remove_written};
 pub use error::CheckpointError;
 pub use json_fields::{JsonFields, json_kind};

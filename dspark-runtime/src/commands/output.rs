@@ -3,12 +3,13 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::WeightPrecision;
 use crate::device::DeviceChoice;
 use crate::model::DraftConfig;
+use crate::text::RENDERED;
 
 /// Prints a line on standard output. When nobody reads it any more (`| head`), the process ends quietly.
 ///
@@ -21,15 +22,25 @@ pub fn print(line: impl Display) -> io::Result<()> {
     }
 }
 
-/// Variables for the chat template from `NAME=VALUE`; a value is read as JSON where it is JSON.
+/// Variables for the chat template from `NAME=VALUE`; a value is read as JSON where it is JSON, and Python's
+/// `True`, `False` and `None` as what they are.
 ///
 /// # Errors
-/// When there is no `=`.
+/// When there is no `=`, or the name is one that templates get otherwise.
 pub fn template_arguments(pairs: &[String]) -> Result<Map<String, Value>> {
     let pair = |pair: &String| {
         let (name, value) =
             pair.split_once('=').with_context(|| format!("--template-argument {pair}: expected NAME=VALUE"))?;
-        Ok((name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| Value::from(value))))
+        if RENDERED.contains(&name) {
+            bail!("--template-argument {name}: templates get it from the prompt itself; leave it out");
+        }
+        let value = match value {
+            "True" => Value::Bool(true),
+            "False" => Value::Bool(false),
+            "None" => Value::Null,
+            text => serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)),
+        };
+        Ok((name.to_owned(), value))
     };
     pairs.iter().map(pair).collect()
 }

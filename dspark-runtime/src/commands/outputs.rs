@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
+use crate::checkpoint::behind_links;
+
 /// Names that files of a model have, beside weights and templates.
 const MODEL_FILES: [&str; 6] = [
     "config.json",
@@ -27,6 +29,9 @@ pub fn check_outputs(outputs: &[Named<'_>], inputs: &[Named<'_>]) -> Result<()> 
     for (index, (flag, path)) in outputs.iter().enumerate() {
         if path.is_dir() {
             bail!("{flag} {}: expected a file to write, found a folder", path.display());
+        }
+        if path.metadata().is_ok_and(|kind| !kind.is_file()) {
+            bail!("{flag} {}: expected a file to write, found a pipe or a device", path.display());
         }
         if let Some((other, _)) = inputs.iter().find(|(_, input)| same_file(path, input) || in_model(path, input)) {
             bail!("{flag} {}: would overwrite what {other} reads; choose another file", path.display());
@@ -61,6 +66,8 @@ fn real(path: &Path) -> PathBuf {
     if let Ok(path) = path.canonicalize() {
         return path;
     }
+    // A link to a file that is not there yet.
+    let path = &behind_links(path);
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match (parent.canonicalize(), path.file_name()) {
         (Ok(parent), Some(name)) => parent.join(name),
@@ -100,6 +107,9 @@ mod tests {
         {
             std::os::unix::fs::symlink(path("task.jsonl"), path("link.jsonl")).unwrap();
             assert!(check(&[("--json", "link.jsonl")]).is_err());
+            std::os::unix::fs::symlink(path("new.json"), path("dangling")).unwrap();
+            assert!(check(&[("--json", "new.json"), ("--trace", "dangling")]).is_err());
+            assert!(check_outputs(&[("--json", Path::new("/dev/full"))], &[]).is_err());
         }
         let standard = Path::new("-");
         check_outputs(&[("--json", standard), ("--trace", standard)], &[]).unwrap();

@@ -2,17 +2,22 @@
 
 use std::io::Read;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
+use crate::checkpoint::LARGEST_TEXT;
 use crate::text::{ChatTemplate, Tokenizer};
 
 /// Reads all of standard input as a prompt.
 ///
 /// # Errors
-/// When standard input cannot be read or is not UTF-8.
+/// When standard input cannot be read, is not UTF-8, or has more than [`LARGEST_TEXT`] bytes.
 pub(super) fn standard_input() -> Result<String> {
     let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).context("reading the prompt from standard input")?;
+    let mut input = std::io::stdin().take(LARGEST_TEXT + 1);
+    input.read_to_string(&mut text).context("reading the prompt from standard input")?;
+    if text.len() as u64 > LARGEST_TEXT {
+        bail!("the prompt on standard input has more than {LARGEST_TEXT} bytes");
+    }
     Ok(typed(&text).to_owned())
 }
 

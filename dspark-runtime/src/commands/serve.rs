@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::future::Future;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Read};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +18,9 @@ use super::user_text::UserTextArguments;
 use crate::engine::Sampling;
 use crate::model::DraftConfig;
 use crate::server::{PROMPT_THREADS, Server, ServerConfig, ServerError};
+
+/// Largest size of an API key's file, bytes.
+const LONGEST_KEY: u64 = 4096;
 
 /// Where the API key may be when no file is given.
 const KEY_VARIABLE: &str = "DSPARK_API_KEY";
@@ -160,7 +163,13 @@ fn seconds(text: &str) -> Result<u64, String> {
 fn api_key(file: Option<&Path>) -> Result<Option<String>> {
     let (key, source) = match file {
         Some(file) => {
-            let text = fs::read_to_string(file).with_context(|| format!("--api-key-file: {}", file.display()))?;
+            let mut text = String::new();
+            // A pipe will do, as in `--api-key-file <(pass show key)`.
+            let read = fs::File::open(file).and_then(|file| file.take(LONGEST_KEY + 1).read_to_string(&mut text));
+            read.with_context(|| format!("--api-key-file: {}", file.display()))?;
+            if text.len() as u64 > LONGEST_KEY {
+                bail!("--api-key-file: {}: expected a key of at most {LONGEST_KEY} bytes", file.display());
+            }
             (text, file.display().to_string())
         }
         None => match std::env::var(KEY_VARIABLE) {

@@ -1,5 +1,6 @@
 //! Draft folders: reading them for a target, writing them.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -47,6 +48,7 @@ impl Draft {
         let weights = Weights::open(folder)?;
         let (parameters, used) =
             load_module(DraftParameters::new(&config, target.device()), &weights, precision, target.device())?;
+        check_finite(&weights, &used)?;
         let reduced = config.draft_vocab_size < config.vocab_size;
         let known = |name: &str| {
             let vocabulary = reduced && VOCABULARY_TENSORS.contains(&name);
@@ -163,6 +165,19 @@ pub fn is_draft_file(path: &Path) -> bool {
     let name = path.to_str().unwrap_or_default();
     let weights = name.starts_with("model") && name.ends_with(".safetensors") && path.components().count() == 1;
     weights || matches!(name, "config.json" | "model.safetensors.index.json")
+}
+
+/// Refuses weights that are NaN or infinite: a draft of such weights would propose nothing, without an error.
+fn check_finite(weights: &Weights, names: &BTreeSet<String>) -> Result<(), CheckpointError> {
+    for name in names {
+        let shape = weights.shape(name).unwrap_or_default().to_vec();
+        if let Some(value) = weights.values(name, &shape)?.into_iter().find(|value| !value.is_finite()) {
+            let reason =
+                format!("tensor `{name}` holds {value}: export the draft again from a checkpoint that is intact");
+            return Err(CheckpointError::Damaged { path: weights.path_of(name), reason });
+        }
+    }
+    Ok(())
 }
 
 fn read_vocabulary(weights: &Weights, config: &DraftConfig) -> Result<Option<DraftVocabulary>, CheckpointError> {

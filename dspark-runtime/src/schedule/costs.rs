@@ -143,8 +143,8 @@ impl DraftCost {
             return Err(fields.wrong("draft_seconds", expected));
         }
         let context_seconds = fields.optional_float("draft_context_seconds")?.unwrap_or(0.0);
-        if !(context_seconds >= 0.0 && context_seconds.is_finite()) {
-            return Err(fields.wrong("draft_context_seconds", "a number of at least 0"));
+        if !(0.0..=LARGEST).contains(&context_seconds) {
+            return Err(fields.wrong("draft_context_seconds", format!("a number from 0 to {LARGEST:e}")));
         }
         Ok(Some(Self { requests, slots, seconds, context_seconds }))
     }
@@ -152,8 +152,10 @@ impl DraftCost {
 
 impl AdditiveCost {
     pub(super) fn from_fields(fields: &JsonFields) -> Result<Self, CheckpointError> {
-        let bias = fields.optional_float("bias_seconds")?.filter(|bias| *bias > 0.0);
-        let bias_seconds = bias.ok_or_else(|| fields.wrong("bias_seconds", "a number above 0"))?;
+        let bias = fields.optional_float("bias_seconds")?.filter(is_positive);
+        let bias_seconds = bias.ok_or_else(|| {
+            fields.wrong("bias_seconds", format!("a number from {:e} to {LARGEST:e}", LARGEST.recip()))
+        })?;
         let requests = increasing(fields, "bs_probes")?;
         let batch_tokens = increasing(fields, "m_probes")?;
         Ok(Self {
@@ -177,18 +179,27 @@ pub(super) fn increasing(fields: &JsonFields, field: &str) -> Result<Vec<usize>,
     }
 }
 
+/// Largest time in seconds, and largest speed per second, that a table may state. The smallest speed is its reciprocal.
+const LARGEST: f64 = 1e9;
+
+fn is_positive(number: &f64) -> bool {
+    (LARGEST.recip()..=LARGEST).contains(number)
+}
+
 /// Numbers above 0, as many as there are probes.
 pub(super) fn positive(fields: &JsonFields, field: &str, count: usize) -> Result<Vec<f64>, CheckpointError> {
     let numbers = fields.numbers(field)?;
-    let good = numbers.len() == count && numbers.iter().all(|number| *number > 0.0);
-    if good { Ok(numbers) } else { Err(fields.wrong(field, format!("{count} numbers above 0, one per probe"))) }
+    let good = numbers.len() == count && numbers.iter().all(is_positive);
+    let expected = || format!("{count} numbers above 0, one per probe, none beyond {LARGEST:e} or its reciprocal");
+    if good { Ok(numbers) } else { Err(fields.wrong(field, expected())) }
 }
 
 /// Numbers of at least 0, as many as there are probes.
 pub(super) fn not_negative(fields: &JsonFields, field: &str, count: usize) -> Result<Vec<f64>, CheckpointError> {
     let numbers = fields.numbers(field)?;
-    let good = numbers.len() == count && numbers.iter().all(|number| *number >= 0.0);
-    if good { Ok(numbers) } else { Err(fields.wrong(field, format!("{count} numbers of at least 0, one per probe"))) }
+    let good = numbers.len() == count && numbers.iter().all(|number| (0.0..=LARGEST).contains(number));
+    let expected = || format!("{count} numbers from 0 to {LARGEST:e}, one per probe");
+    if good { Ok(numbers) } else { Err(fields.wrong(field, expected())) }
 }
 
 /// Seconds by requests under two names; `None` when neither is there.

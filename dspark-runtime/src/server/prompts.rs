@@ -7,7 +7,7 @@ use super::error::ApiError;
 use super::fields::{Fields, shown};
 use super::messages::message;
 use super::parameters::{Asked, MOST_LOGPROBS};
-use crate::text::{TokenId, UserText};
+use crate::text::{RENDERED, TokenId, UserText};
 
 /// New tokens of `/v1/completions` when the request does not say, unless the server's default is less.
 const COMPLETION_TOKENS: usize = 16;
@@ -32,6 +32,10 @@ pub(super) fn chat(fields: &Fields<'_>, app: &App) -> Result<Asked, ApiError> {
         .map(|(index, value)| message(&Fields::at(format!("messages[{index}]"), value)?))
         .collect::<Result<_, _>>()?;
     let arguments = fields.object("chat_template_kwargs")?.map_or_else(Map::new, |object| object.as_map().clone());
+    if let Some(name) = RENDERED.into_iter().find(|name| arguments.contains_key(*name)) {
+        let reason = "templates get it from the request itself";
+        return Err(ApiError::unsupported(format!("chat_template_kwargs.{name}"), reason));
+    }
     // The template writes the special tokens.
     let add_special_tokens = fields.flag("add_special_tokens")?;
     fields.refuse_unknown()?;

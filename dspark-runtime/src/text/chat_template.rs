@@ -32,6 +32,9 @@ enum Runs {
     Apart(Renderers),
 }
 
+/// Variables that [`ChatTemplate::render`] sets itself: arguments of these names would have no effect.
+pub const RENDERED: [&str; 2] = ["messages", "add_generation_prompt"];
+
 impl ChatTemplate {
     /// Compiles `source`. `name` says where it comes from and appears in errors; `special_tokens` are the
     /// variables `bos_token`, `eos_token` and so on of the tokeniser.

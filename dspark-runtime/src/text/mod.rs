@@ -30,7 +30,7 @@ mod tokenizer_config;
 mod tokenizer_limits;
 mod user_text;
 
-pub use chat_template::ChatTemplate;
+pub use chat_template::{ChatTemplate, RENDERED};
 pub use detokenize::Detokenizer;
 pub use error::TextError;
 pub use generation_config::{GenerationConfig, GenerationDefaults};

@@ -39,7 +39,10 @@ pub(super) fn find(
     for file in TEXTS {
         let path = directory.join(file);
         match read_text(&path, LARGEST_TEXT) {
-            Ok(source) => found.push(Found { name: path.display().to_string(), source }),
+            Ok(source) => {
+                let source = source.strip_prefix('\u{feff}').unwrap_or(&source).to_owned();
+                found.push(Found { name: path.display().to_string(), source });
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(source) => return Err(TextError::Read { path, source }),
         }

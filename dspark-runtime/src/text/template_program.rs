@@ -57,11 +57,22 @@ impl From<minijinja::Error> for TemplateFault {
             return Self::Limit(format!("executed more than {MAX_INSTRUCTIONS} instructions"));
         }
         let message = match error.detail() {
-            Some(detail) => format!("{}: {detail}", error.kind()),
+            Some(detail) => format!("{}: {}", error.kind(), shown(detail)),
             None => error.kind().to_string(),
         };
         Self::Refused { line: error.line().unwrap_or(0), message }
     }
+}
+
+/// A text of the template's in an error message: cut off, and without characters that control a terminal.
+fn shown(text: &str) -> String {
+    const CHARACTERS: usize = 500;
+    let visible = |character: char| if character.is_control() { ' ' } else { character };
+    let mut shown: String = text.chars().take(CHARACTERS).map(visible).collect();
+    if text.chars().nth(CHARACTERS).is_some() {
+        shown.push_str("...");
+    }
+    shown
 }
 
 /// A compiled chat template together with the special tokens it may name.
@@ -215,6 +226,16 @@ mod tests {
         ] {
             assert_eq!(fault(source), TemplateFault::Limit("wrote more than 8388608 bytes of text".to_owned()));
         }
+    }
+
+    #[test]
+    fn what_a_template_says_is_cut_off_and_cannot_control_a_terminal() {
+        let TemplateFault::Refused { message, .. } = fault("{{ raise_exception('x' * 1000000) }}") else { panic!() };
+        assert!(message.len() < 600 && message.ends_with("x..."), "{message}");
+        let TemplateFault::Refused { message, .. } = fault("{{ raise_exception('a\\x1b[2Jb\\nc') }}") else {
+            panic!()
+        };
+        assert!(message.ends_with("a [2Jb c"), "{message:?}");
     }
 
     #[test]

@@ -14,6 +14,8 @@ const MAX_GROWTH: f64 = 64.0;
 const MAX_EXPRESSIONS: usize = 64;
 /// The longest text of an added token, in bytes. The longest runs of spaces that are tokens have a few hundred.
 const MAX_TOKEN: usize = 4096;
+/// The longest texts of all added tokens together, in bytes. Known tokenisers have a tenth of it.
+const MAX_TOKENS: usize = 2 << 20;
 
 /// The parts of a `tokenizer.json` that hold rules.
 #[derive(Deserialize)]
@@ -41,7 +43,13 @@ pub(super) fn check(json: &[u8]) -> Result<(), String> {
     for token in &rules.added_tokens {
         check_added_token(&token.content)?;
     }
-    for (part, rules) in [("normalizer", &rules.normalizer), ("decoder", &rules.decoder)] {
+    let bytes: usize = rules.added_tokens.iter().map(|token| token.content.len()).sum();
+    if bytes > MAX_TOKENS {
+        return Err(format!("the added tokens have {bytes} bytes together, expected at most {MAX_TOKENS}"));
+    }
+    let parts =
+        [("normalizer", &rules.normalizer), ("pre_tokenizer", &rules.pre_tokenizer), ("decoder", &rules.decoder)];
+    for (part, rules) in parts {
         let growth = growth(rules);
         if growth > MAX_GROWTH {
             return Err(format!(
@@ -83,10 +91,19 @@ fn growth(rules: &Value) -> f64 {
     let length = |field: &str| rules.get(field).and_then(Value::as_str).map_or(0.0, |text| text.len() as f64);
     match rules.get("type").and_then(Value::as_str) {
         Some("Sequence") => {
-            let parts =
-                ["normalizers", "decoders"].iter().filter_map(|field| rules.get(*field)?.as_array()).flatten();
+            let fields = ["normalizers", "pretokenizers", "decoders"];
+            let parts = fields.iter().filter_map(|field| rules.get(*field)?.as_array()).flatten();
             parts.map(growth).product()
         }
+        // Every byte becomes a letter of up to two bytes.
+        Some("ByteLevel") => 2.0,
+        // A space becomes a letter of three bytes, and one is put before every piece.
+        Some("Metaspace") => 4.0,
+        // A table of its own. Those of published models hold nothing longer.
+        Some("Precompiled") => 8.0,
+        // An empty text stands between any two letters.
+        Some("BPEDecoder") if length("suffix") == 0.0 => 2.0,
+        Some("CTC") if length("pad_token") == 0.0 || length("word_delimiter_token") == 0.0 => 2.0,
         Some("Prepend") => 1.0 + length("prepend"),
         Some("Replace") => match rules.get("pattern").and_then(|pattern| pattern.get("String")?.as_str()) {
             Some(text) if !text.is_empty() => (length("content") / text.len() as f64).max(1.0),
@@ -109,6 +126,37 @@ mod tests {
 
     fn normalizer(rules: &Value) -> Result<(), String> {
         check(json!({"normalizer": rules, "model": {}}).to_string().as_bytes())
+    }
+
+    #[test]
+    fn every_rule_that_grows_counts() {
+        let grows = |part: &str, rules: &str, rule: Value, count: usize| {
+            let rules = json!({part: {"type": "Sequence", rules: vec![rule; count]}, "model": {}});
+            check(rules.to_string().as_bytes())
+                .is_err_and(|message| message.starts_with(&format!("`{part}` can make")))
+        };
+        let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false});
+        assert!(grows("pre_tokenizer", "pretokenizers", byte_level.clone(), 34));
+        assert!(!grows("pre_tokenizer", "pretokenizers", byte_level, 2));
+        assert!(grows("normalizer", "normalizers", json!({"type": "ByteLevel"}), 34));
+        assert!(grows("decoder", "decoders", json!({"type": "BPEDecoder", "suffix": ""}), 40));
+        assert!(!grows("decoder", "decoders", json!({"type": "BPEDecoder", "suffix": "</w>"}), 40));
+        assert!(grows(
+            "decoder",
+            "decoders",
+            json!({"type": "CTC", "pad_token": "", "word_delimiter_token": "|"}),
+            40
+        ));
+    }
+
+    #[test]
+    fn added_tokens_are_bounded_together() {
+        let tokens = |count: usize| {
+            let token = json!({"content": "x".repeat(4000)});
+            check(json!({"added_tokens": vec![token; count], "model": {}}).to_string().as_bytes())
+        };
+        assert_eq!(tokens(100), Ok(()));
+        assert!(tokens(1000).unwrap_err().contains("4000000 bytes together"));
     }
 
     #[test]

@@ -49,7 +49,9 @@ impl ChatTemplate {
                 let text = self.render(messages, arguments, true)?;
                 match self.render(&marked_messages, &marked_arguments, true) {
                     Ok(marked) if plain.without_marks(&marked) == text => {
-                        return plain.encode(tokenizer, &plain.renamed(&marked, side), &text);
+                        let (renamed, own) = plain.renamed(&marked, side);
+                        self.check_own(tokenizer, messages, arguments, &own)?;
+                        return plain.encode(tokenizer, &renamed, &text);
                     }
                     // What the template does depends on where the marks are.
                     Ok(_) | Err(TextError::Template { .. }) => {}
@@ -64,10 +66,60 @@ impl ChatTemplate {
                     return Err(TextError::PlainUserText { path: tokenizer.directory().to_owned(), reason });
                 }
             }
+            let text = self.render(messages, arguments, true)?;
+            let (_, own) = plain.renamed(&text, Side::Before);
+            self.check_own(tokenizer, messages, arguments, &own)?;
+            return tokenizer.encode(&text, false);
         }
         tokenizer.encode(&self.render(messages, arguments, true)?, false)
     }
+
+    /// Checks that the special tokens that are taken for the template's are its own: those that it writes too when the letters of
+    /// the messages stand apart. A template that cuts or replaces parts of a message could make further ones of the rest.
+    fn check_own(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Value],
+        arguments: &Map<String, Value>,
+        own: &[String],
+    ) -> Result<(), TextError> {
+        let apart: Vec<Value> = messages.iter().map(|message| letters_apart(message, false)).collect();
+        let plain = tokenizer.plain()?;
+        let same = match self.render(&apart, arguments, true) {
+            Ok(text) => plain.renamed(&text, Side::Before).1 == own,
+            Err(TextError::Template { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        if same {
+            return Ok(());
+        }
+        let reason = format!(
+            "chat template {} changes messages in a way that could make special tokens of ordinary text, so that its own cannot be told \
+             from those of the messages",
+            self.name()
+        );
+        Err(TextError::PlainUserText { path: tokenizer.directory().to_owned(), reason })
+    }
 }
+
+/// A message with a mark behind every letter of its texts; `is_text` says whether `value` is one. Names and roles stay.
+fn letters_apart(value: &Value, is_text: bool) -> Value {
+    const TEXTS: [&str; 3] = ["content", "text", "reasoning_content"];
+    match value {
+        Value::String(text) if is_text => text.chars().flat_map(|letter| [letter, APART]).collect::<String>().into(),
+        Value::Array(items) => items.iter().map(|item| letters_apart(item, is_text)).collect(),
+        Value::Object(fields) => {
+            let apart = |(name, value): (&String, &Value)| {
+                (name.clone(), letters_apart(value, TEXTS.contains(&name.as_str())))
+            };
+            Value::Object(fields.iter().map(apart).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+/// Stands behind letters. It is no part of a special token.
+const APART: char = '\u{e003}';
 
 /// Where the mark of a special token in a message is. Templates look for special tokens in messages, cut messages at them
 /// and trim them; a mark that changes what such a template writes is put elsewhere.
@@ -144,9 +196,10 @@ impl PlainText {
         text.replace(&self.user, "").replace(&self.edge, "")
     }
 
-    /// The text without marks, in which the special tokens that have none have their new names.
-    fn renamed(&self, marked: &str, side: Side) -> String {
+    /// The text without marks, in which the special tokens that have none have their new names; and these special tokens.
+    fn renamed(&self, marked: &str, side: Side) -> (String, Vec<String>) {
         let mut out = String::with_capacity(marked.len() + marked.len() / 8);
+        let mut own = Vec::new();
         let mut at = 0;
         while let Some(character) = marked[at..].chars().next() {
             let rest = &marked[at..];
@@ -166,11 +219,12 @@ impl PlainText {
             };
             if *special && !users {
                 out.push_str(&self.name);
+                own.push(content.clone());
             }
             out.push_str(content);
             at += content.len();
         }
-        out
+        (out, own)
     }
 
     /// `original` is the text for errors.

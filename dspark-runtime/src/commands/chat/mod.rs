@@ -3,7 +3,7 @@
 mod painter;
 mod status;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,6 +17,7 @@ use super::output::{count, template_arguments, warn_of_other_template_arguments}
 use super::prompt::{chat_template, typed};
 use super::sampling::SamplingArguments;
 use super::user_text::UserTextArguments;
+use crate::checkpoint::LONGEST_LINE;
 use crate::engine::{Answer, Event, Request, Sampling};
 use crate::speculate::NotFinite;
 use crate::text::ChatTemplate;
@@ -218,7 +219,12 @@ impl Conversation<'_> {
 async fn read_line() -> Result<Option<String>> {
     let read = tokio::task::spawn_blocking(|| {
         let mut line = String::new();
-        io::stdin().read_line(&mut line).map(|count| (count > 0).then_some(line))
+        let count = io::stdin().lock().take(LONGEST_LINE + 1).read_line(&mut line)?;
+        if count as u64 > LONGEST_LINE {
+            let reason = format!("a line has more than {LONGEST_LINE} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        }
+        Ok((count > 0).then_some(line))
     });
     read.await?.context("reading standard input")
 }

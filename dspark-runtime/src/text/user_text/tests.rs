@@ -128,3 +128,18 @@ fn every_text_of_a_message_counts() {
     assert_eq!(ids.iter().filter(|id| tokenizer.is_special(**id)).count(), 1);
     assert_eq!(tokenizer.decode(&ids, false).unwrap().matches("<|start|>").count(), 3);
 }
+
+#[test]
+fn special_tokens_that_a_template_would_make_of_a_message_are_refused() {
+    let tokenizer = load(&testing::byte_level());
+    for (filter, content) in [
+        ("replace('<x>', '')", "<|e<x>nd|>"),
+        ("lower", "<|END|>"),
+        ("replace('&lt;', '<')", "a &lt;|end|> <|start|>"),
+    ] {
+        let source = CHATML.replace("m.content", &format!("m.content | {filter}"));
+        let error = prompt(&tokenizer, &source, content, UserText::Plain).unwrap_err().to_string();
+        assert!(error.contains("cannot be told from those of the messages"), "{filter}: {error}");
+        prompt(&tokenizer, &source, "a < b, the thing", UserText::Plain).unwrap();
+    }
+}
