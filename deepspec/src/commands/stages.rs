@@ -104,6 +104,8 @@ impl Stages {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

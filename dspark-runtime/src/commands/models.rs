@@ -101,6 +101,12 @@ pub fn read_tokenizer(model: &Path) -> Result<Tokenizer, TextError> {
     for contradiction in tokenizer.contradictions() {
         eprintln!("warning: {contradiction}");
     }
+    if tokenizer.stop_token_ids().is_empty() {
+        eprintln!(
+            "warning: {}: no file names an end token (`eos_token_id`, `eos_token`): every answer goes on to its token limit",
+            model.display()
+        );
+    }
     Ok(tokenizer)
 }
 

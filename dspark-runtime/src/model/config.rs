@@ -317,25 +317,13 @@ fn family(fields: &JsonFields) -> Result<Family, CheckpointError> {
     if let Some(architectures) = fields.get("architectures") {
         let name = architectures.as_array().and_then(|list| list.first()).and_then(Value::as_str);
         let found = Family::ALL.into_iter().find(|family| Some(family.architecture()) == name);
-        let family = found.ok_or_else(|| fields.wrong("architectures", format!("one of {}", known())))?;
-        check_model_type(fields, family)?;
-        return Ok(family);
+        return found.ok_or_else(|| fields.wrong("architectures", format!("one of {}", known())));
     }
     let name = fields.optional_text("model_type")?;
     let found = Family::ALL.into_iter().find(|family| Some(family.model_type()) == name);
     found.ok_or_else(|| {
         fields.wrong("model_type", format!("one of {}", Family::ALL.map(Family::model_type).join(", ")))
     })
-}
-
-/// Refuses a `model_type` of another family: other programs go by it.
-pub(super) fn check_model_type(fields: &JsonFields, family: Family) -> Result<(), CheckpointError> {
-    let name = fields.optional_text("model_type")?;
-    let other = Family::ALL.into_iter().find(|other| *other != family && Some(other.model_type()) == name);
-    match other {
-        Some(_) => Err(fields.wrong("model_type", format!("\"{}\", as `architectures` says", family.model_type()))),
-        None => Ok(()),
-    }
 }
 
 /// The sizes of a layer; shared with drafts, whose files repeat the target's fields.

@@ -5,8 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::config::{
-    Family, LayerConfig, MOST_LAYERS, TargetConfig, bounded, check_model_type, embedding_scale, layer_config,
-    layer_count,
+    Family, LayerConfig, MOST_LAYERS, TargetConfig, bounded, embedding_scale, layer_config, layer_count,
 };
 use super::config_fields::{
     UNKNOWN_IN_DRAFT, has_no_effect, of_layers, refuse_not_computed, refuse_quantised_folder, refuse_windows, unknown,
@@ -170,7 +169,6 @@ impl DraftConfig {
             fields.wrong("architectures", format!("{}: a draft", known.join(" or ")))
         })?;
         refuse_fields(&fields, kind.drafter(), family)?;
-        check_model_type(&fields, family)?;
         let vocab_size = fields.size("vocab_size", 1)?;
         let draft_vocab_size = fields.optional_size("draft_vocab_size", 1)?.unwrap_or(vocab_size);
         if draft_vocab_size > vocab_size {

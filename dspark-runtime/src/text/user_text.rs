@@ -50,7 +50,7 @@ impl ChatTemplate {
                 match self.render(&marked_messages, &marked_arguments, true) {
                     Ok(marked) if plain.without_marks(&marked) == text => {
                         let (renamed, own) = plain.renamed(&marked, side);
-                        self.check_own(tokenizer, messages, arguments, &own)?;
+                        self.check_own(tokenizer, &marked_messages, &marked_arguments, side, &own)?;
                         return plain.encode(tokenizer, &renamed, &text);
                     }
                     // What the template does depends on where the marks are.
@@ -68,7 +68,7 @@ impl ChatTemplate {
             }
             let text = self.render(messages, arguments, true)?;
             let (_, own) = plain.renamed(&text, Side::Before);
-            self.check_own(tokenizer, messages, arguments, &own)?;
+            self.check_own(tokenizer, messages, arguments, Side::Before, &own)?;
             return tokenizer.encode(&text, false);
         }
         tokenizer.encode(&self.render(messages, arguments, true)?, false)
@@ -81,12 +81,13 @@ impl ChatTemplate {
         tokenizer: &Tokenizer,
         messages: &[Value],
         arguments: &Map<String, Value>,
+        side: Side,
         own: &[String],
     ) -> Result<(), TextError> {
         let apart: Vec<Value> = messages.iter().map(|message| letters_apart(message, false)).collect();
         let plain = tokenizer.plain()?;
         let same = match self.render(&apart, arguments, true) {
-            Ok(text) => plain.renamed(&text, Side::Before).1 == own,
+            Ok(text) => plain.renamed(&text, side).1 == own,
             Err(TextError::Template { .. }) => false,
             Err(error) => return Err(error),
         };
