@@ -255,8 +255,10 @@ async fn template_arguments_reach_the_template() {
         let first = script.take().unwrap().request;
         [first, script.take().unwrap().request]
     });
-    // `messages` are those of the request, whatever the arguments say.
-    for kwargs in [json!({"messages": []}), json!({"enable_thinking": true})] {
+    // `messages` are those of the request.
+    let reply = ask(&router, CHAT, &conversation(json!({"chat_template_kwargs": {"messages": []}}))).await;
+    assert_eq!(reply.json()["error"]["param"], "chat_template_kwargs.messages");
+    for kwargs in [json!({}), json!({"enable_thinking": true})] {
         ask(&router, CHAT, &conversation(json!({"chat_template_kwargs": kwargs}))).await;
     }
     let prompts = engine.join().unwrap().map(|request| original.decode(&request.prompt, false).unwrap());
