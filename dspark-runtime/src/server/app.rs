@@ -19,7 +19,7 @@ use super::error::{ApiError, json_response};
 use super::metrics::{self, Traffic};
 use super::origin::check_origin;
 use super::record::{Record, accompany};
-use super::respond::respond;
+use super::respond::{refuse, respond};
 use super::shape::{Endpoint, unix_seconds};
 use super::turns::Turns;
 use crate::engine::EngineHandle;
@@ -116,7 +116,7 @@ async fn authorise(State(app): State<Arc<App>>, request: Request, next: Next) ->
         {
             next.run(request).await
         }
-        _ => ApiError::wrong_key().into_response(),
+        _ => refuse(ApiError::wrong_key(), request.into_body(), &app.config).await,
     }
 }
 

@@ -23,6 +23,7 @@ use axum::response::{IntoResponse, Response};
 use super::ServerConfig;
 use super::app::App;
 use super::error::ApiError;
+use super::respond::refuse;
 
 const ASKS_FOR_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
 const ALLOWS_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
@@ -34,7 +35,7 @@ pub(super) async fn check_origin(State(app): State<Arc<App>>, request: Request, 
     let allowed = origin.as_ref().is_some_and(|origin| is_allowed(&app.config, origin));
     let open = app.config.api_key.is_none() && request.uri().path() != "/health";
     if open && let Err(error) = check(&app.config, &request, allowed) {
-        return error.into_response();
+        return refuse(error, request.into_body(), &app.config).await;
     }
     let Some(origin) = origin.filter(|_| allowed) else {
         return next.run(request).await;

@@ -14,6 +14,7 @@ use futures_util::stream;
 use serde_json::Value;
 use tokio::time::timeout;
 
+use super::ServerConfig;
 use super::app::App;
 use super::error::{ApiError, json_text};
 use super::fields::Fields;
@@ -62,6 +63,23 @@ pub(super) async fn respond(
     } else {
         whole(generation, &shape, choices).await
     }
+}
+
+/// Refuses a request before its body is read. What the client still sends is taken and dropped, within the limits of a body: a
+/// client that cannot send would not read the refusal.
+pub(super) async fn refuse(error: ApiError, body: Body, config: &ServerConfig) -> Response {
+    let most = config.max_body_bytes.saturating_mul(DRAINED);
+    let drain = async {
+        let (mut chunks, mut length) = (body.into_data_stream(), 0_usize);
+        while let Some(Ok(chunk)) = chunks.next().await {
+            length += chunk.len();
+            if length > most {
+                break;
+            }
+        }
+    };
+    let _ = timeout(config.idle_timeout, drain).await;
+    error.into_response()
 }
 
 async fn read_body(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {

@@ -30,6 +30,24 @@ async fn half_sent_bodies_do_not_keep_out_a_client() {
     server.stop().await;
 }
 
+#[tokio::test]
+async fn who_is_refused_before_the_body_is_read_can_send_it_and_reads_why() {
+    let body = "x".repeat(1_900_000);
+    for (config, host, code) in [
+        (config(), "evil.example", "host_not_allowed"),
+        (ServerConfig { api_key: Some("secret".to_owned()), ..config() }, "localhost", "invalid_api_key"),
+    ] {
+        let (server, script) = start(config).await;
+        player::play(script);
+        let stream = server.connect().await;
+        let head = format!("POST {CHAT} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {}\r\n\r\n", body.len());
+        write_all(&stream, format!("{head}{body}").as_bytes()).await;
+        let reply = read_until(&stream, code).await;
+        assert!(reply.contains(code), "{reply}");
+        server.stop().await;
+    }
+}
+
 /// A client whose system takes little of a reply before it reads.
 async fn ask_with_small_buffer(server: &Running, stream: bool) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
