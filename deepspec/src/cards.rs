@@ -181,7 +181,7 @@ impl Card {
     }
 }
 
-/// What to add to an error about a file that is not there: how to get it, when it is called like a published dataset.
+/// Returns the end of an error about a missing file: how to get it, if it has the name of a published dataset.
 pub fn card_hint(path: &Path, kind: Kind) -> String {
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let cards = Card::all().unwrap_or_default();

@@ -51,7 +51,7 @@ pub fn file_digest(path: &Path) -> Result<String, CheckpointError> {
     Ok(hex(hash))
 }
 
-/// Whether a file is there with the recorded contents.
+/// Returns whether a file is there with the recorded contents.
 ///
 /// # Errors
 /// When it is there and cannot be read.
@@ -63,7 +63,7 @@ pub fn is_intact(path: &Path, recorded: &str) -> Result<bool, CheckpointError> {
     }
 }
 
-/// Whether an error says that there is no such file.
+/// Returns whether an error says that there is no such file.
 pub fn is_absent(error: &io::Error) -> bool {
     use io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
     matches!(error.kind(), NotFound | NotADirectory | IsADirectory)

@@ -5,7 +5,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
 thread_local! {
-    /// Whether a panic of this thread is about to become an error.
+    /// True if a panic of this thread is about to become an error.
     static CAUGHT: Cell<bool> = const { Cell::new(false) };
 }
 

@@ -53,9 +53,9 @@ pub struct PositionReport {
     pub before: Measures,
     /// With the temperatures.
     pub after: Measures,
-    /// Whether both halves have enough rounds to trust temperature and figures.
+    /// True if both halves have enough rounds to trust temperature and figures.
     pub enough: bool,
-    /// Whether the half to fit on has enough rounds; where it has not, the temperature is 1.
+    /// True if the half to fit on has enough rounds; where it has not, the temperature is 1.
     #[serde(default)]
     pub fitted: bool,
 }

@@ -1,4 +1,4 @@
-//! What decides the course of a recipe's training: its settings, and the files that it reads, told by their contents.
+//! Everything that decides the course of a recipe's training: its settings, and the contents of the files that it reads.
 
 use std::path::Path;
 

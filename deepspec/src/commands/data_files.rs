@@ -11,7 +11,7 @@ use crate::cards::{Card, Kind, card_hint};
 /// Extensions of the files of a folder that are read, in any case.
 const EXTENSIONS: [&str; 3] = ["jsonl", "ndjson", "parquet"];
 
-/// How many of the files that are not read are named.
+/// Maximum number of unread files that a message names.
 const NAMED: usize = 5;
 
 /// The files behind `entries`: a file is itself, a folder is all data files below it in the order of their names, and a
@@ -65,12 +65,12 @@ fn bare_name(entry: &Path) -> Option<&str> {
     entry.to_str().filter(|name| !name.contains(['/', '.', '\\']))
 }
 
-/// What is below a folder.
+/// The files below a folder.
 #[derive(Debug, Default)]
 struct Found {
     /// The files that are read, in order.
     files: Vec<PathBuf>,
-    /// How many others there are; a hidden folder counts as one.
+    /// Number of other files; a hidden folder counts as one.
     others: usize,
     /// Names of the first of them, below the folder.
     names: Vec<String>,

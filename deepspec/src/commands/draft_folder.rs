@@ -16,7 +16,7 @@ use crate::replay::{ReplayPrompt, is_replay_file, record, write_replay};
 pub struct FolderOptions {
     /// Number type of the weights.
     pub dtype: WeightDtype,
-    /// Whether embedding and head are repeated.
+    /// True if embedding and head are repeated.
     pub with_embeddings: bool,
     /// Folder of the draft that is written, whose calibration table goes along.
     pub source: PathBuf,
@@ -24,7 +24,7 @@ pub struct FolderOptions {
     pub speculators: Option<Verifier>,
 }
 
-/// Whether a file of a draft's folder, named by its path in it, is one that this project writes there: the draft, its replay
+/// Returns whether a file of a draft's folder, named by its path in it, is one that this project writes there: the draft, its replay
 /// bundle, and the table and diagram of `deepspec calibrate`.
 pub fn is_exported(path: &Path) -> bool {
     let calibration = path == Path::new(StsTable::FILE) || path == Path::new(DIAGRAM);

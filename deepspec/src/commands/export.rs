@@ -30,7 +30,7 @@ pub struct Arguments {
     /// Face name
     #[arg(long, value_name = "DIR")]
     target: String,
-    /// What to write: the folder, where a draft is replaced and other files stay; with `--layout gguf` the file
+    /// Output path: the folder, where a draft is replaced and other files stay; with `--layout gguf` the file
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     /// What the checkpoint is for: `deepspec`, a folder as this project and the reference have it, `speculators`, a folder

@@ -40,7 +40,7 @@ pub struct DraftFacts {
     pub model_type: Option<String>,
     /// Slots of a block.
     pub block_size: Option<i64>,
-    /// Whether the file says that the anchor's own slot drafts.
+    /// True if the file says that the anchor's own slot drafts.
     pub sample_from_anchor: Option<bool>,
     /// vLLM's word for the opposite.
     pub bonus_anchor: Option<bool>,
@@ -58,21 +58,21 @@ pub struct DraftFacts {
     pub markov_rank: i64,
     /// Its kind.
     pub markov_head_type: Option<String>,
-    /// Whether a confidence head is declared.
+    /// True if a confidence head is declared.
     pub confidence_head: Option<bool>,
-    /// Whether it sees the Markov factors.
+    /// True if it sees the Markov factors.
     pub confidence_with_markov: bool,
-    /// Whether an Eagle3 layer is said to norm before the residual.
+    /// True if an Eagle3 layer is said to norm before the residual.
     pub norm_before_residual: Option<bool>,
-    /// Whether embedding and head are said to be one table.
+    /// True if embedding and head are said to be one table.
     pub tied: bool,
-    /// Whether some layers see a window of their context.
+    /// True if some layers see a window of their context.
     pub windows: bool,
-    /// Whether projections have biases.
+    /// True if projections have biases.
     pub attention_bias: bool,
     /// The target's name in the `speculators` layout.
     pub verifier: Option<String>,
-    /// Whether the file holds tables other than the target's; `None`: no target to compare with, or no tables.
+    /// True if the file holds tables other than the target's; `None`: no target to compare with, or no tables.
     pub other_tables: Option<bool>,
     /// Number types by tensor.
     tensors: BTreeMap<String, String>,
@@ -157,24 +157,24 @@ impl DraftFacts {
         })
     }
 
-    /// Whether the file holds a tensor.
+    /// Returns whether the file holds a tensor.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// Whether it can propose fewer tokens than the target has.
+    /// Returns whether it can propose fewer tokens than the target has.
     pub fn reduced(&self) -> bool {
         self.draft_vocab_size.is_some() && self.vocab_size.is_some() && self.draft_vocab_size < self.vocab_size
     }
 
-    /// Whether the anchor's own slot drafts the first token: what the file says, and where it says nothing what its makers
+    /// Returns whether the anchor's own slot drafts the first token: what the file says, and where it says nothing what its makers
     /// mean. The name `DFlashDraftModel` is that of drafts whose first slot drafts nothing.
     pub fn drafts_from_anchor(&self) -> bool {
         let stated = self.sample_from_anchor.or(self.shift_label).or(self.bonus_anchor.map(|bonus| !bonus));
         stated.unwrap_or(!self.is_foreign_dflash())
     }
 
-    /// Whether it is a DFlash draft as its inventors publish them, not one of this project or the reference.
+    /// Returns whether it is a DFlash draft as its inventors publish them, not one of this project or the reference.
     pub fn is_foreign_dflash(&self) -> bool {
         self.architecture.contains("DFlash")
     }

@@ -46,7 +46,7 @@ pub enum ConversationError {
         path: PathBuf,
         /// The row in it.
         number: RowNumber,
-        /// What is wrong with the template.
+        /// The fault of the template.
         source: Box<TextError>,
     },
     /// The tokeniser gives an id for which the target has no embedding.

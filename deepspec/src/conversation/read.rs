@@ -16,7 +16,7 @@ use super::sample::Sample;
 /// How many rows are cut into tokens at a time: enough for every core, few enough to hold in memory.
 const ROWS_AT_A_TIME: usize = 1024;
 
-/// How much text is cut into tokens at a time, bytes; a last row may go beyond.
+/// Bytes of text that are tokenised at a time; the last row may exceed it.
 const TEXT_AT_A_TIME: usize = 16 << 20;
 
 /// What a row holds, as recipes name it.
@@ -42,7 +42,7 @@ pub struct ReadOptions {
     pub minimum_supervised_tokens: usize,
     /// Further variables of the chat template, such as `enable_thinking`.
     pub template_arguments: Map<String, Value>,
-    /// Whether the first malformed row ends the reading.
+    /// True if the first malformed row ends the reading.
     pub strict: bool,
     /// How many rows the target's embedding has.
     pub vocabulary_size: usize,

@@ -173,7 +173,7 @@ pub fn read_tasks(
     Ok(read)
 }
 
-/// What conversations are turned into tokens with.
+/// Everything that turns conversations into tokens.
 struct Renderer<'a> {
     target: &'a TargetConfig,
     tokenizer: &'a Tokenizer,

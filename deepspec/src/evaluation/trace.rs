@@ -35,7 +35,7 @@ pub struct TraceRound {
     pub proposed: usize,
     /// Draft tokens accepted.
     pub accepted: usize,
-    /// Whether a stop token was committed.
+    /// True if a stop token was committed.
     pub stopped: bool,
     /// Tokens of the conversation before the answer; 0 in traces of earlier versions.
     #[serde(default)]
@@ -122,7 +122,7 @@ pub fn read_trace(path: &Path) -> Result<Vec<TraceRound>, TraceError> {
 }
 
 impl TraceRound {
-    /// What is wrong with a round for calibration and simulation; `first` is the first round of the trace.
+    /// Checks that calibration and simulation can use a round. `first` is the first round of the trace.
     fn check(&self, first: Option<&Self>) -> Result<(), String> {
         let (proposed, accepted, size) = (self.proposed, self.accepted, self.confidence_logits.len());
         if size == 0 {

@@ -34,8 +34,7 @@ fn own_keys(algorithm: Algorithm) -> (&'static [&'static str], &'static [&'stati
     }
 }
 
-/// Largest values that a recipe may ask for: far above any use, and small enough that nothing overflows and that a slip
-/// of the finger is not taken for a size.
+/// Largest values that a recipe may ask for. They are far above any use, and small enough that nothing overflows.
 mod largest {
     pub(super) const BLOCK: usize = 256;
     pub(super) const LAYERS: usize = 256;
@@ -46,7 +45,7 @@ mod largest {
     pub(super) const TOKENS: usize = 1 << 24;
     pub(super) const STEPS: u64 = 1_000_000_000;
     pub(super) const TEMPERATURE: f64 = 100.0;
-    /// Of the terms of the loss, which are computed in f32.
+    /// Largest weight of a term of the loss. Losses are computed in f32.
     pub(super) const WEIGHT: f64 = 1e6;
 }
 

@@ -41,7 +41,7 @@ struct Prompt {
     rounds: Vec<Round>,
 }
 
-/// Whether a file of a draft's folder, named by its path in it, is part of a bundle.
+/// Returns whether a file of a draft's folder, named by its path in it, is part of a bundle.
 pub fn is_replay_file(path: &Path) -> bool {
     [TEXTS, NUMBERS].iter().any(|name| path == Path::new(FOLDER).join(name))
 }

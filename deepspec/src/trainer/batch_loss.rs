@@ -41,7 +41,7 @@ impl BatchLoss<'_> {
         sums.metrics(&self.weights)
     }
 
-    /// Whether everything that the target hands the draft for a batch is finite: its hidden states and its output head.
+    /// Returns whether everything that the target hands the draft for a batch is finite: its hidden states and its output head.
     pub fn teacher_is_finite(&self, draft: &Draft, batch: &Batch<'_>) -> bool {
         let layers = &draft.config().target_layer_ids;
         let finite = |micro: Vec<&DrawnSample<'_>>| {

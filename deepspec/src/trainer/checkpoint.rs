@@ -185,7 +185,7 @@ impl TrainingCheckpoints {
     }
 }
 
-/// Whether a file in a checkpoint's folder was written by [`TrainingCheckpoints::save`].
+/// Returns whether a file in a checkpoint's folder was written by [`TrainingCheckpoints::save`].
 fn is_written(path: &Path) -> bool {
     FILES.iter().any(|name| path == Path::new(name))
 }

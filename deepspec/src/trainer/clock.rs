@@ -1,4 +1,4 @@
-//! How long a run has taken in all its sessions: `clock.json` in its folder. Times differ between equal runs, and so do not
+//! The time that a run took in all its sessions: `clock.json` in its folder. Times differ between equal runs, and so do not
 //! stand in checkpoints.
 
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What decides the course of a training, and recognising a run by it.
+//! The settings and files that decide the course of a training, by which a run is recognised.
 
 use serde_json::{Map, Value};
 

@@ -70,7 +70,7 @@ pub enum TrainError {
     AllDamaged {
         /// The folder of checkpoints.
         path: PathBuf,
-        /// What is wrong with each.
+        /// The fault of each.
         reasons: Vec<String>,
     },
     /// The checkpoint whose validation was best is not as it was written.

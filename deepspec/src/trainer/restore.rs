@@ -9,7 +9,7 @@ use super::error::TrainError;
 use super::optimizer::Optimizer;
 use super::state::{TrainingState, Unusable};
 
-/// What a run goes on from.
+/// The state from which a run continues.
 pub type Restored = (Draft, Optimizer, TrainingState);
 
 impl TrainingCheckpoints {

@@ -44,9 +44,9 @@ struct Trainer<'a> {
 
 /// The last step of this session. Its weights are not confirmed yet.
 struct Update {
-    /// Whether the weights become a checkpoint once they are confirmed.
+    /// True if the weights become a checkpoint once they are confirmed.
     due: bool,
-    /// Whether validation found their loss finite.
+    /// True if validation found their loss finite.
     validated: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What a checkpoint says about its run: `state.json`, with checksums of itself and of the files beside it.
+//! A checkpoint's record of its run: `state.json`, with checksums of itself and of the files beside it.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;

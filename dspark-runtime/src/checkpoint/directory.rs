@@ -44,7 +44,7 @@ impl AtomicDirectory {
         Ok(Self { temporary, _lock: lock, destination, replaced })
     }
 
-    /// Where to put the files for now.
+    /// Returns the hidden folder into which the files go first.
     pub fn path(&self) -> &Path {
         self.temporary.path()
     }
@@ -150,7 +150,7 @@ pub fn remove_written(folder: &Path, written: impl Fn(&Path) -> bool) -> Result<
     Ok(())
 }
 
-/// Whether the folder is gone afterwards.
+/// Returns whether the folder is gone afterwards.
 fn remove_below(folder: &Path, below: &Path, written: &dyn Fn(&Path) -> bool) -> Result<(), CheckpointError> {
     let here = folder.join(below);
     let (mut removed, mut left) = (false, false);

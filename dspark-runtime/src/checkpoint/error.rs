@@ -61,7 +61,7 @@ pub enum CheckpointError {
         expected: String,
         /// The value in the file.
         found: String,
-        /// What the value means, and what to do.
+        /// The meaning of the value, and what to do.
         reason: String,
     },
     /// A tensor that the model needs is not in the files.

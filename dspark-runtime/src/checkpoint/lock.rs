@@ -10,9 +10,9 @@ use super::{CheckpointError, behind_links, open_file};
 
 /// The file whose lock stands for the folder's.
 const FILE: &str = ".lock";
-/// What the file says before the number of the process that holds the lock.
+/// Text before the number of the process that holds the lock.
 const HOLDER: &str = "process ";
-/// How often, and after what time, the file is read again while its holder has locked it but not named itself yet.
+/// Number of times that the file is read again, and the time between, while its holder has not written its number yet.
 const HOLDER_TRIES: usize = 20;
 const HOLDER_WAIT: Duration = Duration::from_millis(5);
 
@@ -62,7 +62,7 @@ impl FolderLock {
         above.into_iter().find(|folder| is_ours(&folder.join(FILE))).map(|folder| Self::acquire(&folder)).transpose()
     }
 
-    /// Whether the file system keeps other processes out.
+    /// Returns whether the file system keeps other processes out.
     pub fn is_held(&self) -> bool {
         self.file.is_some()
     }
@@ -73,7 +73,7 @@ fn holder(path: &Path) -> Option<u32> {
     beginning(path)?.trim().strip_prefix(HOLDER)?.parse().ok()
 }
 
-/// Whether a lock file was written here: it names a process, or its process is about to name itself.
+/// Returns whether a lock file was written here: it names a process, or its process is about to name itself.
 fn is_ours(path: &Path) -> bool {
     beginning(path).is_some_and(|text| text.is_empty() || text.starts_with(HOLDER))
 }

@@ -67,7 +67,7 @@ impl Scratch {
         builder
     }
 
-    /// Where a folder stands while it is being replaced.
+    /// Returns the path of the old folder while it is replaced.
     pub(super) fn replaced(&self) -> PathBuf {
         self.folder.join(format!("{}{REPLACED}", self.prefix))
     }

@@ -12,7 +12,7 @@ pub const LARGEST_TEXT: u64 = 64 << 20;
 /// Maximum length of a line of a JSON lines file, bytes.
 pub const LONGEST_LINE: u64 = 16 << 20;
 
-/// How the files begin that Git LFS leaves in place of others.
+/// First bytes of the files that Git LFS leaves in place of others.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
 /// Opens a regular file for reading.

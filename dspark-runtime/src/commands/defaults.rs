@@ -7,7 +7,7 @@ use crate::checkpoint::resolve_model;
 use crate::engine::Sampling;
 use crate::text::{GenerationConfig, GenerationDefaults};
 
-/// Where defaults come from.
+/// Source of sampling defaults.
 #[derive(Debug, Args)]
 pub struct DefaultsArguments {
     /// Defaults of temperature, top-p, top-k, min-p and the token limit: `auto` takes those of the target's

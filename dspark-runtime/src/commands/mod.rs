@@ -81,7 +81,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.chain().any(machine_failed) { 1 } else { 2 }
 }
 
-/// Whether a cause is the machine's refusal (a full disk, a missing permission, a device or an engine that fails, numbers that
+/// Returns whether a cause is the machine's refusal (a full disk, a missing permission, a device or an engine that fails, numbers that
 /// are not finite), not a file that is not there or not what it should be.
 pub fn machine_failed(cause: &(dyn std::error::Error + 'static)) -> bool {
     let failed = matches!(cause.downcast_ref::<DeviceError>(), Some(DeviceError::Failed { .. }));

@@ -43,7 +43,7 @@ pub fn check_outputs(outputs: &[Named<'_>], inputs: &[Named<'_>]) -> Result<()> 
     Ok(())
 }
 
-/// Whether two paths lead to one file, which need not be there yet.
+/// Returns whether two paths lead to one file, which need not be there yet.
 pub fn same_file(a: &Path, b: &Path) -> bool {
     #[cfg(unix)]
     if let (Ok(a), Ok(b)) = (a.metadata(), b.metadata()) {
@@ -53,7 +53,7 @@ pub fn same_file(a: &Path, b: &Path) -> bool {
     real(a) == real(b)
 }
 
-/// Whether a path is one of the files that a model is read from, in the model's folder.
+/// Returns whether a path is one of the files that a model is read from, in the model's folder.
 fn in_model(path: &Path, folder: &Path) -> bool {
     let of_model = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
         MODEL_FILES.contains(&name) || name.ends_with(".safetensors") || name.ends_with(".jinja")

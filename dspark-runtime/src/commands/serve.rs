@@ -55,14 +55,14 @@ pub struct Arguments {
     /// Open connections, at most; when there are more, those that send nothing are closed
     #[arg(long, default_value_t = 512, value_parser = count)]
     max_connections: usize,
-    /// How long a connection may take to send a request, and may take nothing of a reply
+    /// Time limit for sending a request, and for a client that takes nothing of its reply
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds)]
     idle_seconds: u64,
-    /// How long a request may take
+    /// Time limit of a request
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = seconds)]
     request_seconds: u64,
-    /// How long answers may still take after SIGINT or SIGTERM. The exit code is then 0; a second signal ends at once, with 130
-    /// or 143
+    /// Time that running answers get after SIGINT or SIGTERM. The exit code is then 0; a second signal ends the server at once,
+    /// with 130 or 143
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=86_400))]
     grace_seconds: u64,
     #[command(flatten)]

@@ -1,10 +1,10 @@
-//! What becomes of special tokens in messages, on the command line.
+//! The argument that decides about special tokens in messages.
 
 use clap::Args;
 
 use crate::text::UserText;
 
-/// How messages are encoded.
+/// Arguments for the encoding of messages.
 #[derive(Debug, Args)]
 pub(super) struct UserTextArguments {
     /// Encode special tokens that stand in messages, such as `<|im_end|>`, as plain text (default: as special tokens, like

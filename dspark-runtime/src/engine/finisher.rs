@@ -47,7 +47,7 @@ pub(super) struct Tokens {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stopped {
     pub id: u64,
-    /// Whether it is complete: it ended on a stop string. Otherwise it was given up.
+    /// True if it is complete: it ended on a stop string. Otherwise it was given up.
     pub complete: bool,
 }
 
@@ -112,7 +112,7 @@ pub(super) fn run(tokenizer: &Tokenizer, outputs: &Receiver<Output>, stopped: &m
 /// The last event of an answer.
 struct Last {
     event: Event,
-    /// When the step loop goes on with the answer until it is told: whether the answer is complete.
+    /// Set if the step loop does not know of the end yet: true if the answer is complete.
     unknown_to_the_loop: Option<bool>,
 }
 

@@ -22,7 +22,7 @@ pub struct Request {
     pub stop_token_ids: Vec<u32>,
     /// Texts that end the answer: the first to be complete. None is empty. Nothing after it is part of the answer's text.
     pub stop_strings: Vec<String>,
-    /// Whether the stop string, or the text of the stop token unless it is special, is part of the answer's text.
+    /// True if the stop string, or the text of the stop token unless it is special, is part of the answer's text.
     pub include_stop_string: bool,
     /// Log-probabilities of the chosen tokens, and of this many most likely ones beside them. They are those of the
     /// target before temperature and filters.
@@ -97,7 +97,7 @@ pub struct Delta {
     pub tokens: Vec<TokenOutput>,
     /// The tokens that the draft proposed and the target verified in this step, the rejected ones included.
     pub drafted: Vec<u32>,
-    /// Whether the draft proposed a block in this step, verified or not: a round, as the accepted length counts them.
+    /// True if the draft proposed a block in this step, verified or not: a round, as the accepted length counts them.
     pub round: bool,
 }
 
@@ -106,7 +106,7 @@ pub struct Delta {
 pub struct TokenOutput {
     /// Its id.
     pub id: u32,
-    /// Whether the draft proposed it.
+    /// True if the draft proposed it.
     pub drafted: bool,
     /// When asked for.
     pub logprobs: Option<Logprobs>,

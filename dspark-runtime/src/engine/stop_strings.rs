@@ -4,7 +4,7 @@
 #[derive(Clone, Debug)]
 pub(super) struct StopStrings {
     stops: Vec<Matcher>,
-    /// Whether the stop string itself is given out.
+    /// True if the stop string itself is given out.
     included: bool,
     /// Text that was not given out: the beginning of a stop string, perhaps.
     held: String,
@@ -47,7 +47,7 @@ struct Matcher {
     stop: Vec<u8>,
     /// For each number of matched bytes, how many are still matched when the next one differs.
     shorter: Vec<usize>,
-    /// How many bytes of the stop string the text ends with.
+    /// Number of bytes of the stop string that the text ends with.
     matched: usize,
 }
 

@@ -55,7 +55,7 @@ impl ScriptedEngine {
 }
 
 impl Drop for ScriptedEngine {
-    /// As an engine that fails: nothing more is taken, and what was taken is dropped.
+    /// Fails like an engine: takes no further request, and drops those that were taken.
     fn drop(&mut self) {
         self.shared.shutting_down.store(true, Ordering::Release);
         self.shared.ended.send_replace(true);

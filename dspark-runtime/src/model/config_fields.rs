@@ -238,7 +238,7 @@ const QUANTISATION: [&str; 4] = ["quantization_config", "compression_config", "q
 pub(super) const UNKNOWN_IN_DRAFT: &str =
     "this field is not known; remove it from the file if it does not change what the draft computes";
 
-/// Whether a value stands for nothing.
+/// Returns whether a value stands for nothing.
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -249,14 +249,14 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// Whether a field changes nothing of what is computed, whatever its value.
+/// Returns whether a field changes nothing of what is computed, whatever its value.
 pub(super) fn has_no_effect(name: &str) -> bool {
     name.starts_with('_')
         || WITHOUT_EFFECT.contains(&name)
         || ENDINGS_WITHOUT_EFFECT.iter().any(|ending| name.ends_with(ending))
 }
 
-/// Whether a field is read for layers of a family.
+/// Returns whether a field is read for layers of a family.
 pub(super) fn of_layers(name: &str, family: Family) -> bool {
     let own = match family {
         Family::Gemma4 => OF_GEMMA4.contains(&name),

@@ -25,7 +25,7 @@ use crate::checkpoint::with_stable_ids;
 use crate::tensors::ints;
 use crate::{Normals, kernels};
 
-/// What training changes, named as on disk. Which optional parts there are follows from the draft's kind
+/// The trained parameters, named as on disk. Which optional parts there are follows from the draft's kind
 /// ([`Drafter::parameters`](super::Drafter::parameters)).
 #[derive(Module, Debug)]
 pub struct DraftParameters {
@@ -92,7 +92,7 @@ impl DraftContext {
         self.cache.len()
     }
 
-    /// Whether no features were added yet.
+    /// Returns whether no features were added yet.
     pub fn is_empty(&self) -> bool {
         self.cache.is_empty()
     }
@@ -191,7 +191,7 @@ impl Draft {
         Self { config: self.config.with_kind(kind), ..self }
     }
 
-    /// The same draft with a note of what its conversations are rendered with: see [`DraftConfig::with_template_arguments`].
+    /// Returns the draft with a note of the variables that its conversations are rendered with: see [`DraftConfig::with_template_arguments`].
     #[must_use]
     pub fn with_template_arguments(self, arguments: &Map<String, Value>) -> Self {
         Self { config: self.config.with_template_arguments(arguments), ..self }

@@ -249,7 +249,7 @@ impl DraftConfig {
         }
     }
 
-    /// Whether the draft predicts its own acceptance.
+    /// Returns whether the draft predicts its own acceptance.
     pub fn has_confidence_head(&self) -> bool {
         match &self.kind {
             DraftKind::DSpark(own) => own.enable_confidence_head,
@@ -269,7 +269,7 @@ impl DraftConfig {
         self.fields.get(TEMPLATE_ARGUMENTS).and_then(Value::as_object)
     }
 
-    /// The same draft, with the variables of the chat template that its conversations are rendered with.
+    /// Returns the configuration with the variables of the chat template that its conversations are rendered with.
     #[must_use]
     pub fn with_template_arguments(mut self, arguments: &Map<String, Value>) -> Self {
         self.fields = self.fields.with(json!({TEMPLATE_ARGUMENTS: arguments}));

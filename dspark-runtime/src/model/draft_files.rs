@@ -159,7 +159,7 @@ impl Draft {
     }
 }
 
-/// Whether a file of a draft's folder, named by its path in it, holds part of the draft: its configuration, its weights or the
+/// Returns whether a file of a draft's folder, named by its path in it, holds part of the draft: its configuration, its weights or the
 /// index of their shards.
 pub fn is_draft_file(path: &Path) -> bool {
     let name = path.to_str().unwrap_or_default();

@@ -80,14 +80,14 @@ pub trait Drafter {
     /// Blank parameters, to be read or drawn; nothing is allocated before the first use.
     fn parameters(&self, config: &DraftConfig, device: &Device) -> DraftParameters;
 
-    /// How many of the following tokens a token's row of the context depends on. A sequence that is drafted for has at least
+    /// Number of following tokens that a token's row of the context depends on. A sequence that is drafted for has at least
     /// that many tokens.
     fn lookahead(&self) -> usize;
 
-    /// Whether the layers run once per slot and read the token that the slot before drafted.
+    /// Returns whether the layers run once per slot and read the token that the slot before drafted.
     fn is_autoregressive(&self) -> bool;
 
-    /// Whether a block goes on behind a drafted stop token: a pass over the whole block has computed the slots anyway.
+    /// Returns whether a block goes on behind a drafted stop token: a pass over the whole block has computed the slots anyway.
     fn drafts_past_stop_tokens(&self) -> bool {
         !self.is_autoregressive()
     }

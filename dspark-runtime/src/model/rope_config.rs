@@ -122,7 +122,7 @@ pub(super) fn rope_fields(layer: &LayerConfig) -> Option<Value> {
     Some(json!({THETA: layer.rope_theta, SCALING: settings, NEW: parameters}))
 }
 
-/// What is missing for readers of one form, in words; `None` where every reader computes the same rotation.
+/// Describes what readers of one form miss; `None` if every reader computes the same rotation.
 pub(super) fn missing_form(fields: &Map<String, Value>, layer: &LayerConfig) -> Option<String> {
     rope_fields(layer)?;
     let has = |name: &str| fields.get(name).is_some_and(|value| !value.is_null());

@@ -46,7 +46,7 @@ fn target_shape(config: &TargetConfig, stored: bool) -> String {
     format!("{layers:?} {vocab_size} {tie_word_embeddings} {}", number_type(&config.fields, stored))
 }
 
-/// The same of a draft.
+/// Returns the fields of a draft that decide what a pass costs.
 fn draft_shape(config: &DraftConfig, stored: bool) -> String {
     let DraftConfig { layer, num_hidden_layers, vocab_size, draft_vocab_size, target_layer_ids, .. } = config;
     let mut settings = config.drafter().fields(config.block_size);

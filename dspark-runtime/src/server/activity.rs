@@ -1,4 +1,4 @@
-//! What a connection is doing, and when that has taken too long.
+//! The activity of a connection, and its time limits.
 //!
 //! A connection waits for a request until its body is complete, is answered until the reply was handed over, and sends it until
 //! its client's system has taken the last byte. Only waiting ones are idle. A client that takes nothing of what is sent to it
@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 /// A client that took nothing for so long may have to make room for another.
 const STUCK: Duration = Duration::from_secs(1);
 
-/// What a connection is doing.
+/// Activity of a connection.
 #[derive(Debug)]
 pub(super) struct Activity {
     state: Mutex<State>,
@@ -89,7 +89,7 @@ impl Activity {
         });
     }
 
-    /// Whether a request is being answered, its last bytes included.
+    /// Returns whether a request is being answered, its last bytes included.
     pub fn is_answering(&self) -> bool {
         self.state(|state| matches!(state.doing, Doing::Answering | Doing::Sending))
     }
@@ -107,7 +107,7 @@ impl Activity {
         self.state(|state| state.blocked.filter(|since| since.elapsed() > STUCK))
     }
 
-    /// Whether it waited longer than `limit`, or its client took nothing for as long. A body has the same time once more: it is
+    /// Returns whether it waited longer than `limit`, or its client took nothing for as long. A body has the same time once more: it is
     /// refused in words when its time is over.
     pub fn is_overdue(&self, limit: Duration) -> bool {
         self.state(|state| {

@@ -36,7 +36,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const LONGEST_GRACE: Duration = Duration::from_secs(86_400);
 /// How long the last bytes may take when the server stops.
 const LAST_BYTES: Duration = Duration::from_secs(1);
-/// How long the errors may take that clients get when the engine has ended.
+/// Time limit for sending errors to clients when the engine has ended.
 const LAST_ERRORS: Duration = Duration::from_secs(5);
 /// Bytes that the system keeps of a reply. A client that reads slowly shows by taking parts of it that it still reads.
 const SEND_BUFFER: u32 = 64 << 10;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 
-/// How alike two names are at least, from 0 to 1, for one to be a typing error of the other.
+/// Least similarity, from 0 to 1, of a mistyped name and the name that is suggested.
 const ALIKE: f64 = 0.8;
 
 /// One JSON object and its place in the request.
@@ -50,7 +50,7 @@ impl<'a> Fields<'a> {
         self.peek(field)
     }
 
-    /// The same for a field that nothing is read from.
+    /// Returns a field without marking it as read.
     pub fn peek(&self, field: &str) -> Option<&'a Value> {
         self.fields.get(field).filter(|value| !value.is_null())
     }

@@ -116,12 +116,12 @@ pub(super) enum Shown<'a> {
 }
 
 impl<'a> Shown<'a> {
-    /// Of a chat choice.
+    /// Returns the log-probabilities of a chat choice.
     pub fn chat(entries: &'a [Entry]) -> Self {
         Self::Chat { content: Each(entries, Field::Content), refusal: () }
     }
 
-    /// Of a completion choice.
+    /// Returns the log-probabilities of a completion choice.
     pub fn completion(entries: &'a [Entry]) -> Self {
         Self::Completion {
             tokens: Each(entries, Field::Token),

@@ -52,23 +52,23 @@ pub struct ServerConfig {
     pub allow_origins: Vec<String>,
     /// Names under which the server may be reached, beside addresses and `localhost`, while there is no API key.
     pub allow_hosts: Vec<String>,
-    /// Whether other machines reach the server. Without an API key it then answers to names without a dot, too, which only
+    /// True if other machines reach the server. Without an API key it then answers to names without a dot, too, which only
     /// their own network gives out.
     pub network: bool,
     /// Bytes of a request's body, at most.
     pub max_body_bytes: usize,
     /// Open connections, at most.
     pub max_connections: usize,
-    /// How long a connection may take to send a request's head, and then its body; and how long its client may take nothing of
+    /// Time limit for a request's head, for its body, and for a client that takes nothing of
     /// a reply.
     pub idle_timeout: Duration,
     /// How long a request may take from its arrival to its last token.
     pub request_timeout: Duration,
     /// How long answers may still take when the server is told to stop.
     pub grace: Duration,
-    /// What becomes of special tokens in messages.
+    /// The treatment of special tokens in messages.
     pub user_text: UserText,
-    /// How tokens are chosen where a request does not say.
+    /// Sampling settings where a request gives none.
     pub sampling: Sampling,
     /// Limit of new tokens where a request gives none; `None` is the context length.
     pub max_new_tokens: Option<usize>,

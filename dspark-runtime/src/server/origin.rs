@@ -84,14 +84,14 @@ fn is_allowed(config: &ServerConfig, origin: &HeaderValue) -> bool {
     config.allow_origins.iter().any(same)
 }
 
-/// Whether a page was served under the name that the request was sent to.
+/// Returns whether a page was served under the name that the request was sent to.
 fn is_own_page(origin: &HeaderValue, hosts: &[String]) -> bool {
     let origin = String::from_utf8_lossy(origin.as_bytes());
     let place = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
     place.is_some_and(|place| hosts.iter().any(|host| host.eq_ignore_ascii_case(place)))
 }
 
-/// Whether a name for the server is one that no stranger can make point to it: an address, this machine's name for itself, a
+/// Returns whether a name for the server is one that no stranger can make point to it: an address, this machine's name for itself, a
 /// name of the local network for a server that serves it, or one that was allowed.
 fn is_own_name(config: &ServerConfig, host: &str) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return false };

@@ -21,7 +21,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[derive(Debug)]
 pub(super) struct Record {
     pub arrived: Instant,
-    /// What its connection is doing; absent where there is none.
+    /// Activity of its connection; absent if there is none.
     activity: Option<Arc<Activity>>,
     progress: Mutex<Progress>,
 }

@@ -16,7 +16,7 @@ pub(super) enum Endpoint {
 }
 
 impl Endpoint {
-    /// What asks it for log-probabilities of likely tokens.
+    /// Returns the field that asks for log-probabilities of likely tokens.
     pub fn logprobs_field(self) -> &'static str {
         match self {
             Self::Chat => "top_logprobs",
@@ -70,7 +70,7 @@ pub(super) struct Shape {
     id: String,
     created: u64,
     model: String,
-    /// Whether log-probabilities were asked for.
+    /// True if log-probabilities were asked for.
     logprobs: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Who may have a request read and its prompt tokenised next: that takes a thread for as long as the prompt is long.
+//! Turns at the threads that read requests and tokenise prompts.
 
 use std::sync::Arc;
 

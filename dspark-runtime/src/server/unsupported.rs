@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::fields::{Fields, shown};
 
-/// Whether a value asks for what happens anyway.
+/// A function that returns whether a value asks for what happens anyway.
 type Neutral = fn(&Value) -> bool;
 
 /// Fields of this and other APIs that do not change the answer: who asks, how it is stored, scheduled and billed elsewhere.

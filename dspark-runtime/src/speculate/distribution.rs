@@ -113,12 +113,12 @@ impl Distribution {
     }
 }
 
-/// Whether a temperature leaves nothing but the likeliest token.
+/// Returns whether a temperature leaves nothing but the likeliest token.
 pub(super) fn is_greedy(temperature: f64) -> bool {
     temperature < COLDEST
 }
 
-/// Whether a row of logits gives a distribution: its largest value is finite, and none is NaN.
+/// Returns whether a row of logits gives a distribution: its largest value is finite, and none is NaN.
 pub(super) fn is_sound(logits: &[f32]) -> bool {
     simd::vectorized(
         #[inline(always)]

@@ -60,17 +60,17 @@ impl Sampler {
         Self { temperature, filters, randomness, noise: VecDeque::new() }
     }
 
-    /// What is sampled from, for the draft's logits and the target's alike; `None` where the logits are NaN or not finite.
+    /// Returns the distribution to sample from, of the draft's logits or the target's; `None` if the logits are not finite.
     pub fn distribution(&self, logits: &[f32]) -> Option<Distribution> {
         is_sound(logits).then(|| Distribution::from_logits(logits, self.temperature).filtered(&self.filters))
     }
 
-    /// Whether it takes the likeliest token, whatever the numbers are.
+    /// Returns whether it takes the likeliest token, whatever the numbers are.
     pub fn is_greedy(&self) -> bool {
         is_greedy(self.temperature)
     }
 
-    /// Whether nothing but the logits decides what it draws from, and no seed what it draws: so whoever has the logits may.
+    /// Returns whether nothing but the logits decides what it draws from, and no seed what it draws: so whoever has the logits may.
     pub fn draws_anywhere(&self) -> bool {
         let random = matches!(self.randomness, Randomness::Stream(_)) && self.filters == Filters::NONE;
         self.is_greedy() || random

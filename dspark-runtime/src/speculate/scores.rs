@@ -41,7 +41,7 @@ pub(super) struct Scores {
     next: Vec<u32>,
     /// Of the target, then of the draft.
     shares: Vec<f32>,
-    /// Whether each row gives a distribution, where a device looked at the rows; else empty.
+    /// For each row, whether it gives a distribution; empty unless a device looked at the rows.
     sound: Vec<bool>,
 }
 

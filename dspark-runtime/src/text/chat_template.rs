@@ -26,7 +26,7 @@ pub struct ChatTemplate {
     runs: Runs,
 }
 
-/// Where a template runs.
+/// The place where a template runs.
 enum Runs {
     Here(Box<Program>),
     Apart(Renderers),

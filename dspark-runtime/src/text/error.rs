@@ -93,7 +93,7 @@ pub enum TextError {
     TemplateLimit {
         /// The file and field the template comes from.
         name: String,
-        /// What the template did, with the limit.
+        /// The action of the template and the limit, as the predicate of a sentence.
         limit: String,
     },
     /// The process that renders a chat template could not be started.
@@ -109,7 +109,7 @@ pub enum TextError {
     PlainUserText {
         /// The directory or file that the tokeniser was read from.
         path: PathBuf,
-        /// What stands in the way.
+        /// The obstacle.
         reason: String,
     },
 }

@@ -14,14 +14,14 @@ pub struct GenerationConfig {
     fields: Map<String, Value>,
 }
 
-/// What a `generation_config.json` says about sampling, its values not checked.
+/// The sampling fields of a `generation_config.json`, unchecked.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct GenerationDefaults {
     /// Sampling temperature. `None` for 1 too, the format's own default: files often hold it without meaning anything.
     pub temperature: Option<f64>,
     /// The share of the probability that is kept.
     pub top_p: Option<f64>,
-    /// How many of the most likely tokens are kept; 0 keeps all.
+    /// Number of most likely tokens to keep; 0 keeps all.
     pub top_k: Option<usize>,
     /// The fraction of the most likely token's probability from which tokens are kept.
     pub min_p: Option<f64>,
@@ -29,7 +29,7 @@ pub struct GenerationDefaults {
     pub max_new_tokens: Option<usize>,
 }
 
-/// Whether a value asks for nothing.
+/// A function that returns whether a value asks for nothing.
 type Neutral = fn(&Value) -> bool;
 
 const ZERO: Neutral = |value| value.as_f64() == Some(0.0);

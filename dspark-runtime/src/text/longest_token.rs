@@ -1,4 +1,4 @@
-//! How much text a token can stand for at most, so that a text that cannot fit is known before it is tokenised.
+//! The longest text of one token, by which a text that cannot fit is refused before it is tokenised.
 
 use serde_json::Value;
 use tokenizers::ModelWrapper;

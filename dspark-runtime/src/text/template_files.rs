@@ -1,4 +1,4 @@
-//! Where a model directory has its chat template.
+//! The places of a chat template in a model directory.
 
 use std::path::{Path, PathBuf};
 

@@ -23,7 +23,7 @@ const MAX_INSTRUCTIONS: u64 = 50_000_000;
 /// Bytes of a rendered conversation: several million tokens.
 const MAX_BYTES: usize = 8 << 20;
 
-/// What one rendering is about.
+/// Input of one rendering.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Conversation<'a> {
     pub(super) messages: Cow<'a, [serde_json::Value]>,

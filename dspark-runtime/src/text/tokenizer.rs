@@ -153,7 +153,7 @@ impl Tokenizer {
         decoded.map_err(|message| TextError::Decode { path: self.file(), count: ids.len(), message })
     }
 
-    /// What the library makes of a text or of ids. A file that loads may still make it panic.
+    /// Returns the library's result for a text or for ids. A file that loads may still make it panic.
     fn guarded<T>(&self, work: impl FnOnce(&tokenizers::Tokenizer) -> tokenizers::Result<T>) -> Result<T, String> {
         panics::caught(|| work(&self.inner.tokenizer).map_err(|error| error.to_string()))
             .unwrap_or_else(|panic| Err(library_failed(&panic)))
@@ -184,7 +184,7 @@ impl Tokenizer {
         self.inner.tokenizer.get_vocab_size(true)
     }
 
-    /// Whether any token has this id.
+    /// Returns whether any token has this id.
     pub fn is_token_used(&self, id: TokenId) -> bool {
         self.inner.tokenizer.id_to_token(id).is_some()
     }
@@ -205,7 +205,7 @@ impl Tokenizer {
         special
     }
 
-    /// Whether `skip_special_tokens` leaves this id out.
+    /// Returns whether `skip_special_tokens` leaves this id out.
     pub fn is_special(&self, id: TokenId) -> bool {
         let added = self.inner.tokenizer.get_added_vocabulary().get_added_tokens_decoder();
         added.get(&id).is_some_and(|token| token.special)
@@ -243,7 +243,7 @@ impl Tokenizer {
         self.inner.config.chat_template.as_ref()
     }
 
-    /// What encodes messages without special tokens.
+    /// Returns the encoder of messages without special tokens.
     pub(super) fn plain(&self) -> Result<&PlainText, TextError> {
         let inner = &self.inner;
         let make = || {
@@ -260,12 +260,12 @@ impl Tokenizer {
         self.token_id(self.inner.config.special_token(name)?)
     }
 
-    /// Whether this token stands for a single byte, `<0x0A>`, and the decoder joins such bytes.
+    /// Returns whether this token stands for a single byte, `<0x0A>`, and the decoder joins such bytes.
     pub(super) fn is_fallback_byte(&self, id: TokenId) -> bool {
         self.inner.has_byte_fallback && self.token(id).is_some_and(|token| fallback_byte(&token).is_some())
     }
 
-    /// Whether this token was added to the vocabulary: it is written as it is read, in no alphabet of its own.
+    /// Returns whether this token was added to the vocabulary: it is written as it is read, in no alphabet of its own.
     pub(super) fn is_added(&self, id: TokenId) -> bool {
         self.inner.tokenizer.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
     }

@@ -1,4 +1,4 @@
-//! What a `tokenizer.json` may ask for.
+//! Limits of a `tokenizer.json`.
 //!
 //! Each rule of a normaliser may replace a letter by several; a dozen such rules in a row make a gigabyte of one letter.
 //! The same holds for rules of a decoder. And each regular expression takes time to compile, some a twentieth of a second.

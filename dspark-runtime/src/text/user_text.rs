@@ -14,7 +14,7 @@ use tokenizers::{AddedToken, AddedVocabulary};
 use super::{ChatTemplate, TextError, TokenId, Tokenizer};
 use crate::panics;
 
-/// What becomes of special tokens, such as `<|im_end|>`, in messages and template arguments.
+/// The treatment of special tokens, such as `<|im_end|>`, in messages and template arguments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UserText {
     /// They are special tokens wherever they stand, as in the `transformers` package.
@@ -122,7 +122,7 @@ fn letters_apart(value: &Value, is_text: bool) -> Value {
 /// Stands behind letters. It is no part of a special token.
 const APART: char = '\u{e003}';
 
-/// Where the mark of a special token in a message is. Templates look for special tokens in messages, cut messages at them
+/// Place of the mark of a special token in a message. Templates look for special tokens in messages, cut messages at them
 /// and trim them; a mark that changes what such a template writes is put elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
@@ -131,7 +131,7 @@ enum Side {
     Within,
 }
 
-/// What encodes a text in which special tokens have other names.
+/// Encoder of texts in which special tokens have other names.
 pub(super) struct PlainText {
     tokenizer: tokenizers::Tokenizer,
     /// From the ids of this tokeniser's added tokens to those that they stand for.
@@ -256,9 +256,9 @@ impl PlainText {
 struct Marker<'a> {
     plain: &'a PlainText,
     side: Side,
-    /// Whether anything was marked.
+    /// True if anything was marked.
     marked: bool,
-    /// Whether a special token was.
+    /// True if a special token was marked.
     holds_special_token: bool,
 }
 

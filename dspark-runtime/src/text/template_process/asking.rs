@@ -22,7 +22,7 @@ const MAX_TIME: Duration = Duration::from_secs(5);
 /// Bytes of memory of a renderer.
 pub(super) const MAX_MEMORY: u64 = 512 << 20;
 
-/// What a renderer is asked: first to compile a template, then to render with it.
+/// Questions to a renderer: first to compile a template, then to render with it.
 #[derive(Serialize, Deserialize)]
 pub(super) enum Question<'a> {
     Compile { source: Cow<'a, str>, special_tokens: Cow<'a, Map<String, Value>> },
