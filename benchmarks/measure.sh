@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Measures the figures of benchmarks/README.md that change with the code, and writes them into benchmarks/results.
+# shellcheck disable=SC2016  # Markdown in single quotes
 set -euo pipefail
 
 usage() {
@@ -13,6 +14,7 @@ Run it on a machine on which nothing else runs, after `cargo build --release --w
   PROMPTS        gsm8k's test prompts as JSON lines; without them only the quickstart is measured
   REPEATS        runs of every mode at every number of clients (default: 8)
   OUT            new or empty folder for reports and logs (default: a temporary one)
+  FRESH          1: also clone the last commit, build it and time its quickstart; adds the time of a whole build
   SMALL          1: tiny settings to try the script; results go to OUT, the repository stays as it is
 
 It needs Python 3. It exits with 1 when a step fails; results are then left as they were.
@@ -96,6 +98,15 @@ else
     step accepted-coupled "${evaluate[@]}" --temperature 1 --sampling coupled --json "$out/accepted-coupled.json"
     step bench "$bin/dspark" bench --target "$target" --draft "$draft" --prompts "$prompts" --concurrency 1,2,4,8 --modes off,fixed:7,scheduled \
         --repeats "$repeats" --requests 1 --max-new-tokens "$bench_tokens" --ignore-stop --weights stored --json "$out/bench.json"
+fi
+
+if [[ ${FRESH:-} == 1 ]]; then
+    git clone --quiet "$root" "$out/clone"
+    cd "$out/clone"
+    export CARGO_TARGET_DIR=$out/clone/target
+    step fresh-build cargo build --release -p deepspec
+    step fresh-run cargo run --release -p deepspec -- run recipes/quickstart.toml "${steps[@]}"
+    cd "$root"
 fi
 
 python3 "$benchmarks/record.py" --results "${report[1]}" --out "$out" --date "$date" --commit "$commit" --load "$load" --repeats "$repeats" \

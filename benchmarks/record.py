@@ -105,6 +105,13 @@ def bench(results: Results, out: Path, command: str, repeats: int) -> None:
     results.set("serving-host", command, values, measures=f"Share of a step in which no tensor is computed, {name[most]}")
 
 
+def fresh(results: Results, out: Path, command: str) -> None:
+    build, run = (float((out / f"fresh-{name}.seconds").read_text(encoding="utf-8")) for name in ("build", "run"))
+    values = [("in all", build + run), ("of it building", build)]
+    values = [{"at": at, "value": f"{round(seconds) // 60}:{round(seconds) % 60:02}"} for at, seconds in values]
+    results.set("clone-to-table", command, values)
+
+
 def ratio(run: dict) -> tuple[float, float, float]:
     return run["to_off"]["median"], run["to_off"]["low"], run["to_off"]["high"]
 
@@ -126,6 +133,8 @@ def main() -> None:
     if (options.out / "bench.json").is_file():
         accepted(results, options.out, commands, options.samples)
         bench(results, options.out, commands["bench"], options.repeats)
+    if "fresh-run" in commands:
+        fresh(results, options.out, commands["fresh-run"])
     results.write()
     print(common["machine"])
 

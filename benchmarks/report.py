@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write benchmarks/README.md and the README's figure from benchmarks/results/*.json.
+"""Write benchmarks/README.md and the README's figure from benchmarks/results/*.json and the titles of the journal.
 
     report.py [--results DIR] [--page FILE] [--pictures DIR] [--check]
 
@@ -21,13 +21,13 @@ INTRO = """# Benchmarks
 
 Current figures of this project, each with its control, machine, date and command. `x` is a ratio to the control named next to it: below 1 is slower for
 throughput and better for time and memory. The measurements, with all their numbers, are in the [journal](journal/), one file per day and subject.
-Figures that speak against us are included. A figure is listed under *Older code* when the code that it measures has changed since.
+Unfavourable figures are included. A figure is listed under *Older code* when the code that it measures has changed since.
 
 **Nothing has run on a GPU.** [`gpu.md`](gpu.md) lists what has to be checked there first, and `gpu.sh` checks it.
 
 ## Measure again
 
-On a machine on which nothing else runs, in under 12 minutes on two cores:
+Run this on a machine on which nothing else runs. It is sized to take less than 12 minutes on two cores, the build excluded:
 
 ```sh manual
 cargo build --release --workspace
@@ -35,7 +35,8 @@ PROMPTS=gsm8k.jsonl benchmarks/measure.sh
 ```
 
 `measure.sh` runs the quickstart and, if it finds SmolLM2-135M in `DSPARK_MODELS` (default `~/.cache/dspark-models`) and prompts in `PROMPTS`, `deepspec evaluate` and
-`dspark bench` with the draft in `checkpoints/`. It writes a file into `journal/`, updates `results/`, this page and the README's figure, and names what it left out.
+`dspark bench` with the draft in `checkpoints/`. It adds a file to `journal/`, updates `results/`, this page and the README's figure, and names what it left out. `FRESH=1` also
+times the build and the quickstart in an empty clone.
 `SMALL=1` tries it out in a minute or two with tiny settings and leaves the repository unchanged. `datasets/gsm8k.toml` says how to get the prompts.
 
 After editing `results/*.json`, write the page and the figure; `--check` compares them instead:
@@ -122,7 +123,11 @@ def page(topics: dict[str, dict]) -> str:
         for command, rows in commands.items():
             lines += [f"# {', '.join(map(str, rows))}", command]
         lines += ["```", ""]
-    return "\n".join(lines)
+    lines += ["## Journal", ""]
+    for path in sorted((HERE / "journal").glob("*.md")):
+        title = path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
+        lines.append(f"* [{title}](journal/{path.name})")
+    return "\n".join(lines) + "\n"
 
 
 THEMES = {
