@@ -25,6 +25,11 @@ Unfavourable figures are included. A figure is listed under *Older code* when th
 
 **Nothing has run on a GPU.** [`gpu.md`](gpu.md) lists what has to be checked there first, and `gpu.sh` checks it.
 
+<picture>
+  <source media="(prefers-color-scheme: dark)" srcset="../docs/pictures/speed-dark.svg">
+  <img src="../docs/pictures/speed-light.svg" width="700" alt="Decoding speed with a draft, relative to decoding without, by number of concurrent clients">
+</picture>
+
 ## Measure again
 
 Run this on a machine on which nothing else runs. It is sized to take less than 12 minutes on two cores, the build excluded:
