@@ -149,7 +149,7 @@ pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) 
         let files = DRAFT_FILES.iter().map(|name| report.checkpoint.join(name)).collect();
         Ok((serde_json::to_value(&report)?, files))
     })?;
-    let checkpoint = training["checkpoint"].as_str().context("the training stage recorded no checkpoint")?;
+    let checkpoint = training["checkpoint"].as_str().context("the training stage did not record a checkpoint")?;
     let exported = folder.join(DRAFT);
     let without = recipe.output.without_embeddings;
     let tables = if without { "without" } else { "with" };
@@ -220,7 +220,7 @@ fn show_sample(prepared: &Prepared, draft: &Draft, tasks: &[Task]) -> Result<()>
     let same = with_draft.ids == alone.ids;
     Ok(print(format_args!(
         "with the draft: {} in {passes} passes of the target instead of {}\n",
-        if same { "the same tokens" } else { "other tokens (rounding decided a tie the other way)" },
+        if same { "the same tokens" } else { "different tokens (rounding decided a tie the other way)" },
         alone.ids.len()
     ))?)
 }

@@ -59,7 +59,7 @@ pub struct LoadedModels<'a> {
 
 /// Says that a speed table could not be kept.
 pub(super) fn warn_unkept(error: CheckpointError) {
-    eprintln!("warning: the speed table is not kept, so that the next start measures again: {error}");
+    eprintln!("warning: the speed table could not be saved, so the next start will measure again: {error}");
 }
 
 impl ModelArguments {
@@ -103,7 +103,7 @@ pub fn read_tokenizer(model: &Path) -> Result<Tokenizer, TextError> {
     }
     if tokenizer.stop_token_ids().is_empty() {
         eprintln!(
-            "warning: {}: no file names an end token (`eos_token_id`, `eos_token`): every answer goes on to its token limit",
+            "warning: {}: no file names an end token (`eos_token_id`, `eos_token`): every answer will run to its token limit",
             model.display()
         );
     }
@@ -130,7 +130,9 @@ impl LoadedModels<'_> {
         let mut told = false;
         let observe = |_: &str, _: usize, _: f64| {
             if !std::mem::replace(&mut told, true) {
-                eprintln!("measuring what a pass costs on this machine; the next start will find it");
+                eprintln!(
+                    "measuring the time of forward passes on this machine; the result is cached for later starts"
+                );
             }
         };
         let cache = cache_folder();
@@ -159,7 +161,7 @@ impl LoadedModels<'_> {
         match table.draft {
             Some(_) => table.check_draft(&file, &draft.digest())?,
             None => eprintln!(
-                "warning: {}: does not say which draft it was fitted for; `deepspec calibrate` writes one that does",
+                "warning: {}: the table does not record which draft it was fitted for; fit it again with `deepspec calibrate`",
                 file.display()
             ),
         }
