@@ -65,13 +65,13 @@ fn a_run_measures_what_it_exports_and_goes_on_where_it_stopped() {
 
     let skipped = succeeded(&quickstart("run", root.path(), &[]));
     for stage in ["data", "train", "export", "evaluate"] {
-        assert!(skipped.contains(&format!("{stage}: done before")), "{stage}: {skipped}");
+        assert!(skipped.contains(&format!("{stage}: already done")), "{stage}: {skipped}");
     }
     // Another evaluation needs no other training and no other export; a lost export is made again.
     fs::remove_dir_all(draft).unwrap();
     let partly = succeeded(&quickstart("run", root.path(), &["evaluate.samples=1"]));
     for (stage, done) in [("data", true), ("train", true), ("export", false), ("evaluate", false)] {
-        assert_eq!(partly.contains(&format!("{stage}: done before")), done, "{stage}: {partly}");
+        assert_eq!(partly.contains(&format!("{stage}: already done")), done, "{stage}: {partly}");
     }
     let inspected = deepspec(&["inspect", draft, "--target", TARGET]);
     succeeded(&inspected);
@@ -152,7 +152,7 @@ fn outputs_that_are_inputs_are_refused_before_anything_runs() {
         deepspec(&[&["evaluate", "--target", TARGET, "--draft", "none", "--task", &task], more].concat())
     };
     for flag in ["--json", "--trace", "--answers"] {
-        refused(&evaluate(&[flag, &other]), &[flag, "would overwrite what --task reads"]);
+        refused(&evaluate(&[flag, &other]), &[flag, "would overwrite the input of --task"]);
     }
     let same = path("out");
     refused(&evaluate(&["--json", &same, "--trace", &same]), &["--trace", "--json writes the same file"]);

@@ -66,7 +66,7 @@ fn faults() -> Vec<(&'static str, Spoil, Vec<&'static str>)> {
         (
             "a tensor that no model has",
             tensors(|all| drop(all.insert("layers.2.mlp.up_proj.weight".into(), zeros(Dtype::F32, &[2])))),
-            vec!["layers.2.mlp.up_proj.weight", "no place"],
+            vec!["layers.2.mlp.up_proj.weight", "is not part of the model"],
         ),
         (
             "a number that is none",

@@ -42,7 +42,7 @@ pub struct Arguments {
     /// the speculators package and vLLM, `gguf` is a file for llama.cpp
     #[arg(long, value_enum, default_value = "deepspec")]
     layout: Layout,
-    /// Also write the target with its tokenizer and chat template to this file (with `--layout gguf`)
+    /// Also write the target with its tokeniser and chat template to this file (with `--layout gguf`)
     #[arg(long, value_name = "FILE")]
     target_out: Option<PathBuf>,
     /// Number type of the weights; `f16` and `q8_0` need `--layout gguf`
@@ -129,7 +129,7 @@ fn write_folder(arguments: &Arguments) -> Result<()> {
         bail!("--target-out: only with --layout gguf; other engines read the target's own folder");
     }
     if arguments.verifier.is_some() && arguments.layout != Layout::Speculators {
-        bail!("--verifier: only with --layout speculators; other layouts do not name the target");
+        bail!("--verifier: only with --layout speculators; other layouts do not record the target's name");
     }
     check_out(&arguments.out)?;
     let _lock = FolderLock::around(&arguments.out)?;
@@ -187,7 +187,10 @@ fn with_fewer_tokens(
     let rows = target.config().vocab_size;
     let has = draft.config().draft_vocab_size;
     if draft.vocabulary().is_some() || size >= rows {
-        bail!("--draft-vocab-size {size}: expected fewer than {rows}, and a draft that has all; it has {has}");
+        bail!(
+            "--draft-vocab-size {size}: expected fewer than {rows}, and a draft with the whole vocabulary; this \
+               draft proposes {has} tokens"
+        );
     }
     let options = ReadOptions {
         format: Format::Chat,
@@ -206,13 +209,13 @@ fn with_fewer_tokens(
 fn write_gguf(arguments: &Arguments) -> Result<()> {
     let Arguments { out, target_out, .. } = arguments;
     if arguments.verifier.is_some() {
-        bail!("--verifier: only with --layout speculators; other layouts do not name the target");
+        bail!("--verifier: only with --layout speculators; other layouts do not record the target's name");
     }
     if arguments.replay_prompts.is_some() {
-        bail!("--replay-prompts: not with --layout gguf; a file carries no replay bundle");
+        bail!("--replay-prompts: not with --layout gguf; a GGUF file has no replay bundle");
     }
     if arguments.draft_vocab_size.is_some() {
-        bail!("--draft-vocab-size: only with --layout deepspec; llama.cpp's drafts propose every token");
+        bail!("--draft-vocab-size: only with --layout deepspec; drafts for llama.cpp propose every token");
     }
     if arguments.zero_markov_head {
         bail!("--zero-markov-head: not with --layout gguf; llama.cpp was never run with such a draft");
@@ -225,7 +228,7 @@ fn write_gguf(arguments: &Arguments) -> Result<()> {
     check_outputs(&outputs, &[("--target", Path::new(&arguments.target)), ("--draft", &arguments.draft)])?;
     let (source, target, tokenizer) = load_target(&arguments.target, &arguments.device.open()?)?;
     if arguments.draft.join(StsTable::FILE).is_file() {
-        eprintln!("note: {} stays behind: a GGUF file holds no calibration table", StsTable::FILE);
+        eprintln!("note: {} is not exported: a GGUF file cannot hold a calibration table", StsTable::FILE);
     }
     let draft = Draft::load(&arguments.draft, &target)?;
     let metadata = tokenizer.gguf_metadata(target.config().vocab_size)?;

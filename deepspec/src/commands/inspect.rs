@@ -321,7 +321,7 @@ impl Findings {
         self.fact("number_type", dtypes.join(", "));
         let known = |name: &str| expected.iter().any(|(expected, _)| expected == name);
         for name in weights.names().filter(|name| !known(name) && !apart.contains(name)) {
-            self.problems.push(format!("tensor `{name}` has no place in the model that config.json describes"));
+            self.problems.push(format!("tensor `{name}` is not part of the model that config.json describes"));
         }
     }
 }

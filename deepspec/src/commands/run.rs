@@ -165,7 +165,7 @@ pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) 
         let files = DRAFT_FILES.iter().map(|name| report.checkpoint.join(name)).collect();
         Ok((serde_json::to_value(&report)?, files))
     })?;
-    let checkpoint = training["checkpoint"].as_str().context("the training stage recorded no checkpoint")?;
+    let checkpoint = training["checkpoint"].as_str().context("the training stage did not record a checkpoint")?;
     let exported = folder.join(DRAFT);
     let without = recipe.output.without_embeddings;
     let tables = if without { "without" } else { "with" };

@@ -47,8 +47,8 @@ pub enum EvaluateError {
     },
     /// No prompt of a task leaves room for an answer.
     #[error(
-        "{}: none of the {prompts} prompts fits: the shortest has {tokens} tokens, but the target's context is {context}: \
-         shorten them",
+        "{}: none of the {prompts} prompts fits: the shortest has {tokens} tokens, but the target's context is \
+         {context}; shorten the prompts",
         path.display()
     )]
     NoPromptFits {
@@ -64,7 +64,7 @@ pub enum EvaluateError {
     /// A confidence threshold, and a draft that predicts none.
     #[error(
         "the confidence threshold {threshold} (`--confidence-threshold`; `evaluate.confidence_threshold` in a recipe) \
-         needs a confidence head, and the draft {draft} has none: leave the threshold out, or train with \
+         needs a confidence head, but the draft {draft} has none: omit the threshold, or train with \
          `model.enable_confidence_head = true`"
     )]
     NoConfidenceHead {

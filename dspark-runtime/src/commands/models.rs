@@ -103,7 +103,7 @@ pub fn calibration(folder: &Path, draft: &Draft) -> Result<Option<StsTable>, Che
     match table.draft {
         Some(_) => table.check_draft(&file, &draft.digest())?,
         None => eprintln!(
-            "warning: {}: does not say which draft it was fitted for; `deepspec calibrate` writes one that does",
+            "warning: {}: the table does not record which draft it was fitted for; fit it again with `deepspec calibrate`",
             file.display()
         ),
     }
@@ -151,7 +151,7 @@ pub fn read_tokenizer(model: &Path) -> Result<Tokenizer, TextError> {
     }
     if tokenizer.stop_token_ids().is_empty() {
         eprintln!(
-            "warning: {}: no file names an end token (`eos_token_id`, `eos_token`): every answer goes on to its token limit",
+            "warning: {}: no file names an end token (`eos_token_id`, `eos_token`): every answer will run to its token limit",
             model.display()
         );
     }

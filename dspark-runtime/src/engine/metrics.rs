@@ -36,13 +36,13 @@ impl Phase {
 /// Counters since the start, and gauges of the last step.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    /// Requests submitted and not admitted yet.
+    /// Requests waiting for admission.
     pub waiting: usize,
     /// Requests being answered.
     pub running: usize,
     /// Tokens in the cache, those kept for later requests included, and what features that wait for the draft take, in tokens.
     pub cached_tokens: usize,
-    /// Tokens that the cache may hold.
+    /// Capacity of the cache in tokens.
     pub cache_capacity: usize,
     /// Steps taken.
     pub steps: u64,

@@ -25,7 +25,7 @@ use crate::text::ChatTemplate;
 
 /// The token limit of an answer where neither the user nor the model gives one.
 const ANSWER_TOKENS: usize = 1024;
-const HELP: &str = "/reset forgets the conversation, /quit ends it; Ctrl-C stops an answer";
+const HELP: &str = "/reset starts a new conversation, /quit exits, Ctrl-C stops an answer";
 
 /// Arguments of `dspark chat`.
 #[derive(Debug, Args)]
@@ -112,7 +112,8 @@ impl Conversation<'_> {
 
     async fn talk(&mut self) -> Result<()> {
         if self.terminal {
-            let who = if self.colours { "; green is the draft's, plain the target's own" } else { "" };
+            let who =
+                if self.colours { "; green tokens come from the draft, plain tokens from the target" } else { "" };
             show(&format!("{}{who}\n{HELP}\n", self.running.name))?;
         }
         loop {
@@ -129,7 +130,7 @@ impl Conversation<'_> {
                 "/quit" => break,
                 "" => {}
                 "/reset" => self.reset(),
-                command if command.starts_with('/') => eprintln!("{command} is no command: {HELP}"),
+                command if command.starts_with('/') => eprintln!("unknown command {command}: {HELP}"),
                 _ => {
                     if let Err(error) = self.answer(text).await {
                         if is_broken_pipe(&error) || error.chain().any(|cause| cause.is::<NotFinite>()) {
@@ -198,7 +199,7 @@ impl Conversation<'_> {
             logprobs: None,
         };
         let answer = self.running.handle.submit(request);
-        Ok((answer.context("the question was not taken (/reset shortens the conversation)")?, painter))
+        Ok((answer.context("the message was rejected (use /reset to shorten the conversation)")?, painter))
     }
 
     /// Shows an answer as it comes, and returns its text.
@@ -239,7 +240,7 @@ async fn read_line() -> Result<Option<String>> {
         let mut line = String::new();
         let count = io::stdin().lock().take(LONGEST_LINE + 1).read_line(&mut line)?;
         if count as u64 > LONGEST_LINE {
-            let reason = format!("a line has more than {LONGEST_LINE} bytes");
+            let reason = format!("the line has more than {LONGEST_LINE} bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
         Ok((count > 0).then_some(line))
