@@ -26,47 +26,47 @@ pub const DIAGRAM: &str = "reliability.svg";
 /// Arguments of `deepspec calibrate`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The target: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
+    /// Target model: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
     #[arg(long, value_name = "DIR", required_unless_present = "trace")]
     target: Option<String>,
-    /// The draft: a checkpoint folder; `sts.json` and `reliability.svg` are written into it
+    /// Checkpoint folder of the draft; `sts.json` and `reliability.svg` are written into it
     #[arg(long, value_name = "DIR", required_unless_present = "trace")]
     draft: Option<PathBuf>,
-    /// Held-out prompts: a JSONL file with `turns` per line, or the name of a dataset card; may be given several times.
-    /// Every other prompt is fitted on, the others are reported on
-    #[arg(long = "task", num_args = 1.., required_unless_present = "trace")]
+    /// Held-out prompts: a file in the formats of `deepspec evaluate --task`, or the name of a dataset card. Can be
+    /// repeated. Every second prompt is used for fitting, the others for the report
+    #[arg(long = "task", value_name = "FILE|CARD", num_args = 1.., required_unless_present = "trace")]
     tasks: Vec<String>,
-    /// Take the rounds from a trace of `deepspec evaluate --trace` instead of decoding
+    /// Read the rounds from a trace of `deepspec evaluate --trace` instead of decoding
     #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "tasks", "write_trace", "temperature", "samples", "max_new_tokens", "seed"])]
     trace: Option<PathBuf>,
-    /// Keep the rounds as a trace, one JSON line each
+    /// Write the rounds as a trace to this file, one JSON object per line
     #[arg(long, value_name = "FILE")]
     write_trace: Option<PathBuf>,
-    /// Sampling temperature: the one that will be served
+    /// Sampling temperature; use the one that will be served
     #[arg(long, default_value_t = 1.0, value_parser = temperature)]
     temperature: f64,
-    /// Prompts per task, from the start of its file (default: all)
-    #[arg(long, value_parser = count)]
+    /// Maximum number of prompts per task, taken from the start of its file (default: all)
+    #[arg(long, value_name = "COUNT", value_parser = count)]
     samples: Option<usize>,
-    /// Token limit of an answer
-    #[arg(long, default_value_t = 512, value_parser = count)]
+    /// Maximum number of tokens per answer
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = count)]
     max_new_tokens: usize,
-    /// Seed of sampling
+    /// Sampling seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// A variable of the chat template, `enable_thinking=false`; may be given several times
+    /// Set a variable of the chat template, for example `enable_thinking=false`. Can be repeated
     #[arg(long = "template-argument", value_name = "NAME=VALUE")]
     template_arguments: Vec<String>,
-    /// Write the table and the diagram into this folder instead
+    /// Write the table and the diagram into this folder (default: the folder of the draft)
     #[arg(long, value_name = "DIR", required_unless_present = "draft")]
     out: Option<PathBuf>,
-    /// Write the report as JSON to this file (`-`: standard output, instead of the table)
+    /// Write the report as JSON to this file; `-` prints JSON on standard output instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Weights that the draft uses for vocabulary-sized products, as they will be served: `int8` or `exact`
+    /// Weights for the draft's vocabulary-sized matrix products, `int8` or `exact`; use the setting that will be served
     #[arg(long, value_name = "int8|exact", default_value_t)]
     draft_heads: DraftHeads,
-    /// cpu, cuda or cuda:INDEX
+    /// Device to compute on: cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
 }

@@ -15,49 +15,50 @@ use crate::evaluation::{EvaluationOptions, Models, Records, SamplingMethod, Task
 
 /// Arguments of `deepspec evaluate`.
 #[derive(Debug, Args)]
-#[command(mut_arg("draft", |draft| draft.required(true).help("The draft: a checkpoint folder")))]
+#[command(mut_arg("draft", |draft| draft.required(true).help("Checkpoint folder of the draft")))]
 pub struct Arguments {
     #[command(flatten)]
     models: ModelArguments,
-    /// A task: a JSONL or Parquet file with `turns`, `messages`, `prompt` or `question` per row, or the name of a dataset card;
-    /// may be given several times
-    #[arg(long = "task", required = true, num_args = 1..)]
+    /// Task to evaluate on: a JSONL or Parquet file with `turns`, `messages`, `prompt` or `question` per row, or the
+    /// name of a dataset card. Can be repeated
+    #[arg(long = "task", value_name = "FILE|CARD", required = true, num_args = 1..)]
     tasks: Vec<String>,
     /// Sampling temperature; 0 is greedy
     #[arg(long, default_value_t = 1.0, value_parser = temperature)]
     temperature: f64,
-    /// Token limit of an answer
-    #[arg(long, default_value_t = 2048, value_parser = count)]
+    /// Maximum number of tokens per answer
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048, value_parser = count)]
     max_new_tokens: usize,
-    /// Prompts per task, from the start of its file (default: all)
-    #[arg(long, value_parser = count)]
+    /// Maximum number of prompts per task, taken from the start of its file (default: all)
+    #[arg(long, value_name = "COUNT", value_parser = count)]
     samples: Option<usize>,
-    /// Seed of sampling
+    /// Sampling seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// How tokens are drawn: `rejection` accepts most and is what published figures measure; `coupled` is how a request with
-    /// this seed is served, with the same text
+    /// Sampling method: `rejection` is standard speculative sampling, with the highest acceptance, as in published
+    /// results; `coupled` reproduces the text that a served request with this seed returns
     #[arg(long, value_name = "rejection|coupled", default_value_t)]
     sampling: SamplingMethod,
-    /// Which turns of a conversation are answered; published figures are of the first
-    #[arg(long, value_enum, default_value = "all")]
+    /// Turns of each conversation to answer; published results use the first
+    #[arg(long, value_name = "TURNS", value_enum, default_value = "all")]
     turns: TurnsArgument,
-    /// Stop verification before the first drafted token whose confidence is below this
-    #[arg(long, default_value_t = 0.0, value_parser = share)]
+    /// Stop verification before the first drafted token whose confidence is below P; 0 verifies all
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
     confidence_threshold: f64,
-    /// A variable of the chat template, `enable_thinking=false`; may be given several times
+    /// Set a variable of the chat template, for example `enable_thinking=false`. Can be repeated
     #[arg(long = "template-argument", value_name = "NAME=VALUE")]
     template_arguments: Vec<String>,
-    /// Leave out the run without the draft
+    /// Skip the baseline run without the draft
     #[arg(long)]
     no_plain: bool,
-    /// Write the report as JSON to this file (`-`: standard output, instead of the table)
+    /// Write the report as JSON to this file; `-` prints JSON on standard output instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write one JSON line per round to this file
+    /// Write a trace to this file, one JSON object per round
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Write every answer of the draft's run to this file, one JSON object per line: task, sample, turn and text
+    /// Write every answer of the run with the draft to this file, one JSON object per line with task, sample, turn and
+    /// text
     #[arg(long, value_name = "FILE")]
     answers: Option<PathBuf>,
 }

@@ -23,45 +23,46 @@ use crate::replay::{default_prompts, file_prompts};
 /// Arguments of `deepspec export`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The draft: a checkpoint folder
+    /// Checkpoint folder of the draft
     #[arg(long, value_name = "DIR")]
     draft: PathBuf,
-    /// The target that it was made for: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging
-    /// Face name
+    /// Target model that the draft was trained for: a folder in Hugging Face layout, a GGUF file or, with the `hub`
+    /// feature, a Hugging Face name
     #[arg(long, value_name = "DIR")]
     target: String,
-    /// Output path: the folder, where a draft is replaced and other files stay; with `--layout gguf` the file
+    /// Output folder, or output file with `--layout gguf`. An existing draft in the folder is replaced; other files are
+    /// kept
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
-    /// What the checkpoint is for: `deepspec`, a folder as this project and the reference have it, `speculators`, a folder
-    /// for that package and vLLM, or `gguf`, a file for llama.cpp
+    /// Checkpoint layout: `deepspec` is a folder as read by this project and DeepSpec, `speculators` is a folder for
+    /// the speculators package and vLLM, `gguf` is a file for llama.cpp
     #[arg(long, value_enum, default_value = "deepspec")]
     layout: Layout,
-    /// Write the target too, with tokeniser and chat template (`--layout gguf`)
+    /// Also write the target with its tokenizer and chat template to this file (with `--layout gguf`)
     #[arg(long, value_name = "FILE")]
     target_out: Option<PathBuf>,
-    /// Number type of the weights; `f16` and `q8_0` with `--layout gguf`
+    /// Number type of the weights; `f16` and `q8_0` need `--layout gguf`
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: DtypeArgument,
-    /// Leave out the frozen embedding and head; readers take them from the target
+    /// Omit the frozen embedding and output head; programs that read the draft take them from the target
     #[arg(long)]
     without_embeddings: bool,
-    /// Leave the draft so many tokens to propose, those that the data of `--vocabulary-data` have most of in their answers:
-    /// drafting is cheaper, and what it cannot propose it never gets accepted. Not all engines read such drafts
-    #[arg(long, value_name = "TOKENS", requires = "vocabulary_data", value_parser = count)]
+    /// Restrict the draft to the N most frequent answer tokens of `--vocabulary-data`. Drafting becomes cheaper; other
+    /// tokens are never proposed. Not all engines can load such drafts
+    #[arg(long, value_name = "N", requires = "vocabulary_data", value_parser = count)]
     draft_vocab_size: Option<usize>,
-    /// Conversations, as `data.train` of a recipe names them
+    /// Conversation files to count answer tokens in, in the formats of a recipe's `data.train`
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "draft_vocab_size")]
     vocabulary_data: Vec<PathBuf>,
-    /// The target's name, for programs that load it by the draft's (`--layout speculators`; default: `--target` where that
-    /// is a Hugging Face name, else none)
+    /// Target name to record in the draft, so that programs can load the target from it (with `--layout speculators`;
+    /// default: `--target` if it is a Hugging Face name, else none)
     #[arg(long, value_name = "NAME")]
     verifier: Option<String>,
-    /// Prompts of the replay bundle, a file as `deepspec evaluate` takes it, of which the first eight count (default: three
-    /// of our own)
+    /// Prompts for the replay bundle, in the formats of `deepspec evaluate --task`; the first eight are used (default:
+    /// three built-in prompts)
     #[arg(long, value_name = "FILE")]
     replay_prompts: Option<PathBuf>,
-    /// cpu, cuda or cuda:INDEX
+    /// Device to compute on: cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
 }

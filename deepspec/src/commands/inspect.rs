@@ -27,18 +27,18 @@ const SHARED: [&str; 2] = ["embed_tokens.weight", "lm_head.weight"];
 /// Arguments of `deepspec inspect`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// A checkpoint folder, of a draft or a target, or a target in a GGUF file
+    /// Checkpoint folder of a draft or target, or GGUF file of a target
     folder: PathBuf,
-    /// Check a draft against this target too
+    /// Also check the draft against this target
     #[arg(long, value_name = "DIR")]
     target: Option<String>,
-    /// Compute again what the draft's replay bundle holds, and name the first place where something else comes out
+    /// Recompute the activations in the draft's replay bundle and report the first mismatch
     #[arg(long, requires = "target")]
     replay: bool,
-    /// How far numbers of a replay may be off, of their size and that of their row
-    #[arg(long, value_name = "SHARE", default_value_t = 1e-3, requires = "replay", value_parser = share)]
+    /// Relative tolerance of the replay: a number may differ by this fraction of its own size plus the size of its row
+    #[arg(long, value_name = "FRACTION", default_value_t = 1e-3, requires = "replay", value_parser = share)]
     tolerance: f64,
-    /// Print JSON
+    /// Print the findings as JSON
     #[arg(long)]
     json: bool,
 }

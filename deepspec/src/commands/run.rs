@@ -36,7 +36,7 @@ const SAMPLE_TOKENS: usize = 160;
 pub struct Arguments {
     #[command(flatten)]
     recipe: RecipeArguments,
-    /// Delete what an earlier run wrote into the folder, and start anew. Other files in it stay
+    /// Delete what an earlier run wrote into the folder and start from scratch. Other files in the folder are kept
     #[arg(long)]
     restart: bool,
 }

@@ -14,31 +14,31 @@ use crate::simulation::{PLOTS, Prompts, SimulationReport, Workload, simulate, ta
 /// Arguments of `deepspec simulate`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// A trace of whole blocks, as `deepspec evaluate --trace` and `deepspec calibrate --write-trace` write it
+    /// Trace of whole blocks, written by `deepspec evaluate --trace` or `deepspec calibrate --write-trace`
     #[arg(long, value_name = "FILE")]
     trace: PathBuf,
-    /// The draft's calibration table, as `deepspec calibrate` writes it
+    /// Calibration table of the draft, written by `deepspec calibrate`
     #[arg(long, value_name = "FILE")]
     sts: PathBuf,
-    /// The machine's speed table, as `dspark profile` writes it
+    /// Speed table of the machine, written by `dspark profile --out`
     #[arg(long, value_name = "FILE")]
     sps: PathBuf,
-    /// Modes to compare: off, fixed:N, threshold:P, scheduled
+    /// Modes to compare, separated by commas: off, fixed:N, threshold:P, scheduled
     #[arg(long, value_delimiter = ',', default_value = "off,fixed:1,fixed:7,threshold:0.5,scheduled")]
     modes: Vec<Mode>,
-    /// Concurrent requests to simulate
-    #[arg(long, value_delimiter = ',', value_parser = count_to::<{ 1 << 16 }>, default_value = "1,2,4,8,16,32,64,128,256,512,1024")]
+    /// Numbers of concurrent requests to simulate, separated by commas
+    #[arg(long, value_name = "REQUESTS", value_delimiter = ',', value_parser = count_to::<{ 1 << 16 }>, default_value = "1,2,4,8,16,32,64,128,256,512,1024")]
     loads: Vec<usize>,
-    /// Tokens of a step, at most (default: what the speed table is meant for)
-    #[arg(long, value_parser = count)]
+    /// Maximum number of tokens per step (default: the limit of the speed table)
+    #[arg(long, value_name = "TOKENS", value_parser = count)]
     batch_limit: Option<usize>,
-    /// Seed of where in the trace the requests begin
+    /// Seed for the positions in the trace at which requests start
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Write the report as JSON to this file (`-`: standard output, instead of the table)
+    /// Write the report as JSON to this file; `-` prints JSON on standard output instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write throughput.svg and budget.svg into this folder
+    /// Write the plots throughput.svg and budget.svg into this folder
     #[arg(long, value_name = "DIR")]
     plots: Option<PathBuf>,
 }

@@ -20,17 +20,18 @@ use crate::trainer::{RunFolder, TrainError, TrainJob, TrainReport, train};
 pub struct Arguments {
     #[command(flatten)]
     recipe: RecipeArguments,
-    /// Continue from the newest checkpoint of the run
+    /// Resume from the newest checkpoint of the run
     #[arg(long)]
     resume: bool,
-    /// Start from this draft instead of a fresh one, a checkpoint of this project or a published one (the recipe's
-    /// `train.from`)
+    /// Fine-tune this draft instead of training a new one; accepts checkpoints of this project and published drafts
+    /// (sets the recipe's `train.from`)
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
-    /// Estimate parameters, memory and time without loading weights, then exit: with code 1 if the memory does not suffice
+    /// Estimate parameters, memory and time without loading weights, then exit. The exit code is 1 if the training does
+    /// not fit into memory
     #[arg(long, conflicts_with = "resume")]
     plan: bool,
-    /// Print the report, or the plan, as JSON on standard output
+    /// Print the report or the plan as JSON
     #[arg(long)]
     json: bool,
 }

@@ -10,8 +10,8 @@ use crate::text::{GenerationConfig, GenerationDefaults};
 /// Source of sampling defaults.
 #[derive(Debug, Args)]
 pub struct DefaultsArguments {
-    /// Defaults of temperature, top-p, top-k, min-p and the token limit: `auto` takes those of the target's
-    /// generation_config.json, if it has them; `none` takes none of them
+    /// Source of the defaults for temperature, top-p, top-k, min-p and the token limit: `auto` reads the target's
+    /// generation_config.json if it exists, `none` ignores it
     #[arg(long, value_name = "auto|none", value_enum, hide_possible_values = true, default_value_t)]
     generation_config: Source,
 }

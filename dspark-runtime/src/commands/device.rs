@@ -19,17 +19,17 @@ const TIMED: Duration = Duration::from_millis(500);
 /// Arguments of `dspark device`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// cpu, cuda or cuda:INDEX
+    /// Device to compute on: cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
-    /// Time matrix products in f32 and, where the device has it, bf16
+    /// Time matrix products in f32 and, if the device supports it, bf16
     #[arg(long)]
     products: bool,
-    /// Sizes of the products, MxKxN for [M, K] x [K, N] (default: 4096x4096x4096 and 3584x2560x151936 on a GPU, smaller
-    /// ones on the CPU)
+    /// Sizes of the products, MxKxN for [M, K] x [K, N], separated by commas (default: 4096x4096x4096 and
+    /// 3584x2560x151936 on a GPU, 512x512x512 and 256x512x8192 on the CPU)
     #[arg(long, value_name = "MxKxN", value_delimiter = ',', requires = "products")]
     sizes: Vec<Size>,
-    /// Print JSON
+    /// Print the results as JSON
     #[arg(long)]
     json: bool,
 }

@@ -18,17 +18,18 @@ pub struct EngineArguments {
     models: ModelArguments,
     #[command(flatten)]
     defaults: DefaultsArguments,
-    /// How much of a drafted block is verified: off, fixed:N, threshold:P or scheduled
-    #[arg(long, default_value_t)]
+    /// Number of drafted tokens to verify per step: off (none), fixed:N (the first N), threshold:P (until the
+    /// confidence falls below P) or scheduled (chosen from the draft's confidence and the measured step times)
+    #[arg(long, value_name = "off|fixed:N|threshold:P|scheduled", default_value_t)]
     mode: Mode,
-    /// Requests answered at once
-    #[arg(long, default_value_t = EngineConfig::default().max_running, value_parser = count_to::<MOST_REQUESTS>)]
+    /// Maximum number of requests decoded at the same time
+    #[arg(long, value_name = "COUNT", default_value_t = EngineConfig::default().max_running, value_parser = count_to::<MOST_REQUESTS>)]
     max_running: usize,
-    /// Requests that may wait; further ones are refused
-    #[arg(long, default_value_t = EngineConfig::default().max_waiting, value_parser = count)]
+    /// Maximum number of waiting requests; further requests are rejected
+    #[arg(long, value_name = "COUNT", default_value_t = EngineConfig::default().max_waiting, value_parser = count)]
     max_waiting: usize,
-    /// Tokens that the caches of all requests may hold together
-    #[arg(long, default_value_t = EngineConfig::default().cache_tokens, value_parser = count)]
+    /// Capacity of the KV cache in tokens, shared by all requests
+    #[arg(long, value_name = "TOKENS", default_value_t = EngineConfig::default().cache_tokens, value_parser = count)]
     cache_tokens: usize,
 }
 

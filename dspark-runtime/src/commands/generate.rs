@@ -26,16 +26,16 @@ const ANSWER_TOKENS: usize = 256;
 pub struct Arguments {
     #[command(flatten)]
     models: ModelArguments,
-    /// The prompt (default: standard input, without the line end at its end)
-    #[arg(long)]
+    /// Prompt text (default: read standard input and drop the final line break)
+    #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// A system message before it
-    #[arg(long)]
+    /// System message before the prompt
+    #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Give the prompt to the model as it is, without the chat template
+    /// Pass the prompt to the model unchanged, without the chat template
     #[arg(long, conflicts_with_all = ["system", "template_arguments", "plain_user_text"])]
     raw: bool,
-    /// A variable of the chat template, `enable_thinking=false`; may be given several times
+    /// Set a variable of the chat template, for example `enable_thinking=false`. Can be repeated
     #[arg(long = "template-argument", value_name = "NAME=VALUE")]
     template_arguments: Vec<String>,
     #[command(flatten)]
@@ -44,16 +44,16 @@ pub struct Arguments {
     defaults: DefaultsArguments,
     #[command(flatten)]
     sampling: SamplingArguments,
-    /// Token limit of the answer (default: 256)
-    #[arg(long, value_name = "COUNT", value_parser = count)]
+    /// Maximum number of tokens in the answer (default: 256)
+    #[arg(long, value_name = "TOKENS", value_parser = count)]
     max_new_tokens: Option<usize>,
-    /// Stop verification before the first drafted token whose confidence is below this
-    #[arg(long, default_value_t = 0.0, value_parser = share)]
+    /// Stop verification before the first drafted token whose confidence is below P; 0 verifies all
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
     confidence_threshold: f64,
-    /// Go on after the model's stop tokens
+    /// Continue after the model's stop tokens
     #[arg(long)]
     ignore_stop: bool,
-    /// Print ids, text, rounds, accepted lengths and times as JSON
+    /// Print token ids, text, rounds, accepted lengths and times as JSON
     #[arg(long)]
     json: bool,
 }

@@ -17,21 +17,21 @@ use crate::text::{TextError, Tokenizer};
 /// Target, draft, and how they compute.
 #[derive(Debug, Args)]
 pub struct ModelArguments {
-    /// The target: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
+    /// Target model: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
     #[arg(long, value_name = "DIR")]
     pub target: String,
-    /// A draft for the target: a checkpoint folder; without one the target decodes alone
+    /// Checkpoint folder of a draft for the target (default: decode without a draft)
     #[arg(long, value_name = "DIR")]
     pub draft: Option<PathBuf>,
-    /// Weight precision: `stored` keeps bf16 files in bf16 (half the memory, the same results on the CPU), `f32` widens them
-    /// (default: `stored` on the CPU, `f32` on a GPU)
+    /// Weight precision: `stored` keeps bf16 weights in bf16 (half the memory, identical results on the CPU), `f32`
+    /// converts them to f32 (default: `stored` on the CPU, `f32` on a GPU)
     #[arg(long, value_name = "f32|stored", value_parser = weight_precision)]
     pub weights: Option<WeightPrecision>,
-    /// Weights that drafts use for vocabulary-sized products: `int8`, 8-bit copies on the CPU, or `exact`. The target's
-    /// distribution is preserved either way; acceptance may differ slightly
+    /// Weights for the draft's vocabulary-sized matrix products: `int8` (8-bit copies on the CPU) or `exact`. The
+    /// output follows the target's distribution either way; the accepted length may differ slightly
     #[arg(long, value_name = "int8|exact", default_value_t)]
     pub draft_heads: DraftHeads,
-    /// cpu, cuda or cuda:INDEX
+    /// Device to compute on: cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     pub device: DeviceChoice,
 }

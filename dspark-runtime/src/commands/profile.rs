@@ -18,24 +18,24 @@ pub struct Arguments {
     #[command(flatten)]
     models: ModelArguments,
     /// Maximum tokens per forward pass
-    #[arg(long, default_value_t = ProfileOptions::default().max_batch_tokens, value_parser = count)]
+    #[arg(long, value_name = "TOKENS", default_value_t = ProfileOptions::default().max_batch_tokens, value_parser = count)]
     max_batch_tokens: usize,
-    /// Maximum number of requests that draft together
-    #[arg(long, default_value_t = ProfileOptions::default().max_requests, value_parser = count_to::<MOST_REQUESTS>)]
+    /// Maximum number of requests that draft in one batch
+    #[arg(long, value_name = "COUNT", default_value_t = ProfileOptions::default().max_requests, value_parser = count_to::<MOST_REQUESTS>)]
     max_requests: usize,
-    /// Context lengths to measure, in tokens; the first one is used for the table
-    #[arg(long, value_delimiter = ',', default_values_t = [ProfileOptions::default().context, 1024])]
+    /// Context lengths to measure in tokens, separated by commas; the first one is used for the speed table
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_values_t = [ProfileOptions::default().context, 1024])]
     contexts: Vec<usize>,
-    /// Timed passes per probe; the median counts
-    #[arg(long, default_value_t = ProfileOptions::default().repeats, value_parser = count)]
+    /// Number of timed passes per measurement; the median is used
+    #[arg(long, value_name = "COUNT", default_value_t = ProfileOptions::default().repeats, value_parser = count)]
     repeats: usize,
     /// Ignore the cached measurement
     #[arg(long)]
     again: bool,
-    /// Write the table to this file too
+    /// Also write the speed table to this file
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Print the table and the passes behind each context as JSON
+    /// Print the speed table and the pass times per context length as JSON
     #[arg(long)]
     json: bool,
 }

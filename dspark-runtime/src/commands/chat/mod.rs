@@ -31,20 +31,20 @@ const HELP: &str = "/reset forgets the conversation, /quit ends it; Ctrl-C stops
 pub struct Arguments {
     #[command(flatten)]
     engine: EngineArguments,
-    /// A system message before the conversation
-    #[arg(long)]
+    /// System message at the start of the conversation
+    #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// A variable of the chat template, `enable_thinking=false`; may be given several times
+    /// Set a variable of the chat template, for example `enable_thinking=false`. Can be repeated
     #[arg(long = "template-argument", value_name = "NAME=VALUE")]
     template_arguments: Vec<String>,
     #[command(flatten)]
     user_text: UserTextArguments,
     #[command(flatten)]
     sampling: SamplingArguments,
-    /// Token limit of each answer (default: 1024)
-    #[arg(long, value_name = "COUNT", value_parser = count)]
+    /// Maximum number of tokens per answer (default: 1024)
+    #[arg(long, value_name = "TOKENS", value_parser = count)]
     max_new_tokens: Option<usize>,
-    /// Show rejected draft tokens too, struck out
+    /// Show rejected draft tokens too, with strikethrough
     #[arg(long)]
     show_rejected: bool,
 }
