@@ -19,7 +19,7 @@ const PANEL: u32 = 260;
 /// Writes one panel per position, before and after; the larger a dot, the more rounds are behind it.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// Returns an error if the file cannot be written.
 pub fn write_diagram(report: &CalibrationReport, path: &Path) -> Result<(), CheckpointError> {
     let columns = report.positions.len().min(COLUMNS);
     let rows = report.positions.len().div_ceil(COLUMNS);

@@ -100,7 +100,7 @@ pub enum CalibrateError {
 /// Fits a table on the rounds of every other prompt of each task (the first, the third, ...) and reports on the others.
 ///
 /// # Errors
-/// When a half is empty, no position has rounds enough to fit it, or the rounds were sampled at different temperatures. Rounds are as
+/// Returns an error if a half is empty, no position has rounds enough to fit it, or the rounds were sampled at different temperatures. Rounds are as
 /// [`read_trace`](crate::evaluation::read_trace) accepts them.
 pub fn calibrate(rounds: &[TraceRound]) -> Result<(StsTable, CalibrationReport), CalibrateError> {
     let (fitting, reporting): (Vec<&TraceRound>, Vec<&TraceRound>) =

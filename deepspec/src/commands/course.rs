@@ -31,7 +31,7 @@ impl Described {
     /// have changed since it was begun.
     ///
     /// # Errors
-    /// When the folder holds a run with other settings or data, the draft to start from is another one than the recipe
+    /// Returns an error if the folder holds a run with other settings or data, the draft to start from is another one than the recipe
     /// describes, or a file cannot be read.
     pub fn run(&self, resume: bool) -> Result<Run> {
         self.check_start()?;

@@ -18,7 +18,7 @@ const NAMED: usize = 5;
 /// bare name is a training card, looked for in `folders`. Says on standard error which files of a folder are not read.
 ///
 /// # Errors
-/// When a name is no card or its set is not on this machine (the error says how to get it), a path leads nowhere, or a folder
+/// Returns an error if a name is no card or its set is not on this machine (the error says how to get it), a path leads nowhere, or a folder
 /// holds no data.
 pub fn data_files(entries: &[PathBuf], folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();

@@ -35,7 +35,7 @@ pub fn is_exported(path: &Path) -> bool {
 /// number type. Replaces an earlier export; other files in `out` stay.
 ///
 /// # Errors
-/// When a parameter is not finite or a file cannot be written; then `out` is as it was.
+/// Returns an error if a parameter is not finite or a file cannot be written; then `out` is as it was.
 pub fn write_draft_folder(
     draft: &Draft,
     out: &Path,

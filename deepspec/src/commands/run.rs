@@ -81,7 +81,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// target is loaded.
 ///
 /// # Errors
-/// When the folder holds a run with other settings or data, or a file cannot be read or removed.
+/// Returns an error if the folder holds a run with other settings or data, or a file cannot be read or removed.
 pub fn prepare(described: Described, device: DeviceChoice, restart: bool) -> Result<(Prepared, Run)> {
     let run = (!restart).then(|| described.run(true)).transpose()?;
     check_models_fit(&described, device)?;
@@ -99,7 +99,7 @@ pub fn prepare(described: Described, device: DeviceChoice, restart: bool) -> Res
 /// The recipe's tasks. Unusable ones are found before hours of training, not after.
 ///
 /// # Errors
-/// When a task has no file, an unusable one or none whose prompts fit into the target's context, or the target has no chat
+/// Returns an error if a task has no file, an unusable one or none whose prompts fit into the target's context, or the target has no chat
 /// template to ask with.
 pub fn checked_tasks(described: &Described) -> Result<Vec<Task>> {
     let tasks = described.tasks()?;
@@ -128,7 +128,7 @@ fn evaluation_options(described: &Described) -> EvaluationOptions {
 /// under different names are remembered beside each other.
 ///
 /// # Errors
-/// When a stage fails.
+/// Returns an error if a stage fails.
 pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) -> Result<Outcome> {
     let Prepared { described, target } = prepared;
     let recipe = &described.recipe;

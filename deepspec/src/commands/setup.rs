@@ -26,7 +26,7 @@ impl Prepared {
     /// Loads a recipe's target.
     ///
     /// # Errors
-    /// When the target is unusable.
+    /// Returns an error if the target is unusable.
     pub fn of(described: Described, device: &Device) -> Result<Self> {
         let target = Target::load(&described.target_folder, device)?;
         Ok(Self { described, target })
@@ -35,7 +35,7 @@ impl Prepared {
     /// A fresh draft as the recipe describes it. Initialising it from the target measures norms on a few of the samples.
     ///
     /// # Errors
-    /// When the recipe's layer ids or mask token do not fit the target.
+    /// Returns an error if the recipe's layer ids or mask token do not fit the target.
     pub fn fresh_draft(&self, samples: &[Sample]) -> Result<Draft> {
         let recipe = &self.described.recipe;
         let model = &recipe.model;
@@ -58,7 +58,7 @@ impl Prepared {
 /// Loads a target and its tokeniser from a folder or a GGUF file, or, with the `hub` feature, by its Hugging Face name.
 ///
 /// # Errors
-/// When the folder or its files are unusable.
+/// Returns an error if the folder or its files are unusable.
 pub fn load_target(name: &str, device: &Device) -> Result<(PathBuf, Target, Tokenizer)> {
     let folder = dspark_runtime::checkpoint::resolve_model(name)?;
     let target = Target::load(&folder, device)?;

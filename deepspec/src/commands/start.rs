@@ -51,7 +51,7 @@ impl Described {
     /// Checks by its configuration alone that the draft of `train.from` is the one that the recipe describes.
     ///
     /// # Errors
-    /// When there is such a draft, and it is another one or cannot be read.
+    /// Returns an error if there is such a draft, and it is another one or cannot be read.
     pub fn check_start(&self) -> Result<(), StartError> {
         let Some(folder) = &self.recipe.train.from else { return Ok(()) };
         let config = DraftConfig::read_for(folder, &self.target_config)?;
@@ -64,7 +64,7 @@ impl Prepared {
     /// The draft of `train.from`, or a fresh one as the recipe describes it.
     ///
     /// # Errors
-    /// When the draft that exists is not the one that the recipe describes; as
+    /// Returns an error if the draft that exists is not the one that the recipe describes; as
     /// [`fresh_draft`](Self::fresh_draft).
     pub fn starting_draft(&self, samples: &[Sample]) -> Result<Draft> {
         let recipe = &self.described.recipe;

@@ -82,7 +82,7 @@ impl DraftFacts {
     /// Reads them; `None` when the folder is not that of a draft.
     ///
     /// # Errors
-    /// When a file cannot be read at all.
+    /// Returns an error if a file cannot be read at all.
     pub fn read(folder: &Path) -> Result<Option<Self>, CheckpointError> {
         let fields = JsonFields::read(&folder.join("config.json"))?;
         let weights = Weights::open(folder)?;

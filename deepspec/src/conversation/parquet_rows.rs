@@ -110,7 +110,7 @@ fn guarded<T, E: Display>(work: impl FnOnce() -> Result<T, E>) -> Result<T, Stri
 /// The size of the largest column chunk that is read, unfolded.
 ///
 /// # Errors
-/// When a chunk unfolds to far more than is stored of it.
+/// Returns an error if a chunk unfolds to far more than is stored of it.
 fn largest_chunk(metadata: &ParquetMetaData, length: u64) -> Result<u64, String> {
     let mut largest = 0;
     for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {

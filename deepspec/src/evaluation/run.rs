@@ -91,7 +91,7 @@ pub struct Models<'a> {
 /// Answers all prompts of all tasks; `names` are the target's and the draft's for the report.
 ///
 /// # Errors
-/// When a task file is unusable, a prompt cannot be rendered, the draft has no head for a confidence threshold, or the
+/// Returns an error if a task file is unusable, a prompt cannot be rendered, the draft has no head for a confidence threshold, or the
 /// records cannot be written.
 pub fn evaluate(
     models: Models<'_>,
@@ -147,7 +147,7 @@ pub fn evaluate_observed(
 /// is decoded.
 ///
 /// # Errors
-/// When a task file is unusable, a prompt cannot be rendered, or no prompt of a task fits into the target's context.
+/// Returns an error if a task file is unusable, a prompt cannot be rendered, or no prompt of a task fits into the target's context.
 pub fn read_tasks(
     target: &TargetConfig,
     tokenizer: &Tokenizer,

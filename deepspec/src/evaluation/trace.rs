@@ -103,7 +103,7 @@ pub enum TraceError {
 /// Reads a trace whose rounds were all judged whole: what calibration and simulation need.
 ///
 /// # Errors
-/// When the file is unreadable or has no rounds, a line is not a round, blocks differ in size, a draft had no confidence
+/// Returns an error if the file is unreadable or has no rounds, a line is not a round, blocks differ in size, a draft had no confidence
 /// head, or a round was not judged to its end.
 pub fn read_trace(path: &Path) -> Result<Vec<TraceRound>, TraceError> {
     let io = |source| TraceError::Io { path: path.to_owned(), source };
@@ -169,7 +169,7 @@ impl TraceWriter {
     /// Opens a file for writing.
     ///
     /// # Errors
-    /// When it cannot be created.
+    /// Returns an error if it cannot be created.
     pub fn create(path: &Path) -> Result<Self, TraceError> {
         let file = File::options().write(true).create(true).truncate(false).open(path);
         let file = file.map_err(|source| TraceError::Io { path: path.to_owned(), source })?;
@@ -189,7 +189,7 @@ impl TraceWriter {
     /// Adds a line.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// Returns an error if it cannot be written.
     pub fn write(&mut self, line: &impl Serialize) -> Result<(), TraceError> {
         let text = serde_json::to_string(line).unwrap_or_default();
         let written = self.begin().and_then(|()| writeln!(self.file, "{text}"));
@@ -199,7 +199,7 @@ impl TraceWriter {
     /// Writes what is left.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// Returns an error if it cannot be written.
     pub fn finish(mut self) -> Result<(), TraceError> {
         let written = self.begin().and_then(|()| self.file.flush());
         written.map_err(|source| TraceError::Io { path: self.path, source })

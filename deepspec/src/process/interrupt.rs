@@ -76,7 +76,7 @@ pub fn defer<T>(before_stopping: &'static str, work: impl FnOnce(Interrupter) ->
 /// Starts to watch for signals, once per process. Before, and on systems other than Unix, a signal ends the process at once.
 ///
 /// # Errors
-/// When the operating system refuses.
+/// Returns an error if the operating system refuses.
 #[cfg(unix)]
 pub fn watch() -> std::io::Result<()> {
     use signal_hook::consts::{SIGINT, SIGTERM};

@@ -237,7 +237,7 @@ impl Comparison<'_> {
 
 /// What a margin says about a token that came out otherwise.
 fn tie(whose: &str, margin: f32) -> String {
-    format!("the two largest logits {whose} differ by {margin} there")
+    format!("{whose} two largest logits differ by {margin} there")
 }
 
 fn difference(stage: &str, place: String, expected: String, found: String) -> Difference {

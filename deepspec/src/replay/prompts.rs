@@ -74,7 +74,7 @@ fn render_all(
 /// Three prompts that were written for this. `limits` are the target's vocabulary size and context length.
 ///
 /// # Errors
-/// When they cannot be rendered or tokenised.
+/// Returns an error if they cannot be rendered or tokenised.
 pub fn default_prompts(tokenizer: &Tokenizer, limits: [usize; 2]) -> Result<Vec<ReplayPrompt>> {
     let prompts = DEFAULT
         .iter()
@@ -90,7 +90,7 @@ pub fn default_prompts(tokenizer: &Tokenizer, limits: [usize; 2]) -> Result<Vec<
 /// The first prompts of a file as evaluations have it.
 ///
 /// # Errors
-/// When it cannot be read, or a prompt cannot be tokenised.
+/// Returns an error if it cannot be read, or a prompt cannot be tokenised.
 pub fn file_prompts(file: &Path, tokenizer: &Tokenizer, limits: [usize; 2]) -> Result<Vec<ReplayPrompt>> {
     let name = file.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let prompts = read_evaluation_prompts(file)?;

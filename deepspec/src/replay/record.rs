@@ -28,7 +28,7 @@ const NEW_TOKENS: usize = 24;
 /// What the draft computes on these prompts, of which there is at least one.
 ///
 /// # Errors
-/// When the target's logits give no distribution.
+/// Returns an error if the target's logits give no distribution.
 pub fn record(
     target: &Target,
     draft: &Draft,

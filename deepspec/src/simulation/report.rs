@@ -88,7 +88,7 @@ pub const PLOTS: [&str; 2] = ["throughput.svg", "budget.svg"];
 /// against load; figure 8) into a folder.
 ///
 /// # Errors
-/// When the folder cannot be written.
+/// Returns an error if the folder cannot be written.
 pub fn write_plots(report: &SimulationReport, folder: &Path) -> Result<(), CheckpointError> {
     let throughput = Chart {
         title: "throughput and speed per user, by load",

@@ -51,7 +51,7 @@ impl TargetCache {
     /// Opens a cache folder.
     ///
     /// # Errors
-    /// When a file is missing, the format is another one, or the index does not fit the shards.
+    /// Returns an error if a file is missing, the format is another one, or the index does not fit the shards.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
         let expected = "a target cache: manifest.json, samples.idx and shards";
         let manifest = JsonFields::read_table(&folder.join("manifest.json"), expected)?;
@@ -115,7 +115,7 @@ impl TargetCache {
     /// Reads one sample, which must be below [`len`](Self::len).
     ///
     /// # Errors
-    /// When its shard cannot be read, or holds what is no token or no mask.
+    /// Returns an error if its shard cannot be read, or holds what is no token or no mask.
     pub fn sample(&self, sample: usize, device: &Device) -> Result<CachedSample, CheckpointError> {
         let Record { shard, tokens: s, start } = self.samples[sample];
         let path = &self.shards[shard];

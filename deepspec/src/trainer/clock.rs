@@ -55,7 +55,7 @@ impl Clock {
     /// Writes the seconds of all sessions down.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn record(&self) -> Result<(), CheckpointError> {
         let json = |source| CheckpointError::Json { path: self.path.clone(), source };
         let text = serde_json::to_string(&Record { seconds: self.seconds() }).map_err(json)?;

@@ -16,7 +16,7 @@ impl TrainingCheckpoints {
     /// The state of the newest checkpoint whose `state.json` is as it was written.
     ///
     /// # Errors
-    /// When a state is not that of its folder, or cannot be read.
+    /// Returns an error if a state is not that of its folder, or cannot be read.
     pub fn newest_state(&self) -> Result<Option<TrainingState>, TrainError> {
         for step in self.steps()?.into_iter().rev() {
             match TrainingState::read(&self.path(step)) {
@@ -32,7 +32,7 @@ impl TrainingCheckpoints {
     /// are damaged are set aside, which standard error says. `None` when the run has no checkpoint.
     ///
     /// # Errors
-    /// When the run is another one or has more than `total_steps` steps, all checkpoints are damaged, the best one is, or a
+    /// Returns an error if the run is another one or has more than `total_steps` steps, all checkpoints are damaged, the best one is, or a
     /// file cannot be read.
     pub fn load_newest(
         &self,

@@ -17,7 +17,7 @@ use crate::process::{Interrupter, resident};
 /// Trains until the last step, writing logs and checkpoints into the job's folder.
 ///
 /// # Errors
-/// When a loss stops being finite, a file cannot be written, the interrupter asks to stop, or the folder holds another run.
+/// Returns an error if a loss stops being finite, a file cannot be written, the interrupter asks to stop, or the folder holds another run.
 pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
     let mut trainer = Trainer::start(job)?;
     while !trainer.is_done() {

@@ -77,7 +77,7 @@ impl TrainingState {
     /// Writes the state into a checkpoint's folder that holds all other files already, with their checksums.
     ///
     /// # Errors
-    /// When a file cannot be read or written.
+    /// Returns an error if a file cannot be read or written.
     pub(super) fn write(&self, folder: &Path, others: &[&str]) -> Result<(), CheckpointError> {
         let path = folder.join(FILE);
         let files = others.iter().map(|&name| Ok((name.to_owned(), file_digest(&folder.join(name))?)));

@@ -103,7 +103,7 @@ struct Share {
 /// Runs a load to its end.
 ///
 /// # Errors
-/// When the engine refuses a request or gives one up: a measurement must not leave anything out.
+/// Returns an error if the engine refuses a request or gives one up: a measurement must not leave anything out.
 pub fn run(handle: &EngineHandle, load: &Load) -> Result<Measured, LoadError> {
     let next = AtomicUsize::new(0);
     let started = Instant::now();

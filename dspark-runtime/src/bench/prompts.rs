@@ -41,7 +41,7 @@ pub enum PromptError {
 /// `{"prompt": "..."}` or `{"question": "..."}`.
 ///
 /// # Errors
-/// When the file cannot be read, has no line, or has one that is none of these.
+/// Returns an error if the file cannot be read, has no line, or has one that is none of these.
 pub fn read_prompts(path: &Path) -> Result<Vec<String>, PromptError> {
     let unreadable = |source| PromptError::Read { path: path.to_owned(), source };
     let mut prompts = Vec::new();

@@ -10,7 +10,7 @@ use super::scratch::Scratch;
 /// Writes a file whole: temporary file beside it, `fsync`, rename. Removes what a killed process left of the same file.
 ///
 /// # Errors
-/// When the folder cannot be written (a full disk included); the temporary file is then removed.
+/// Returns an error if the folder cannot be written (a full disk included); the temporary file is then removed.
 pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), CheckpointError> {
     write_file_with(path, |file| file.write_all(contents).map_err(CheckpointError::io(path)))
 }

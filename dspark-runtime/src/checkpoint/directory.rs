@@ -27,7 +27,7 @@ impl AtomicDirectory {
     /// Starts a new folder that will become `destination`.
     ///
     /// # Errors
-    /// When the parent cannot be created or written.
+    /// Returns an error if the parent cannot be created or written.
     pub fn begin(destination: &Path) -> Result<Self, CheckpointError> {
         // A link stays a link: the folder behind it is replaced.
         let destination = behind_links(destination);
@@ -52,7 +52,7 @@ impl AtomicDirectory {
     /// Makes the folder durable and gives it its name. Files that were there under other names stay.
     ///
     /// # Errors
-    /// When a file cannot be synced or the rename fails; the old folder is then as it was.
+    /// Returns an error if a file cannot be synced or the rename fails; the old folder is then as it was.
     pub fn commit(self) -> Result<(), CheckpointError> {
         self.commit_over(|_| false)
     }
@@ -141,7 +141,7 @@ fn keep_others(old: &Path, new: &Path, below: &Path, outdated: &dyn Fn(&Path) ->
 /// else stays. A folder that does not exist is no error.
 ///
 /// # Errors
-/// When a file cannot be removed.
+/// Returns an error if a file cannot be removed.
 pub fn remove_written(folder: &Path, written: impl Fn(&Path) -> bool) -> Result<(), CheckpointError> {
     // A link to a folder stays: what is behind it is removed.
     if fs::metadata(folder).is_ok_and(|kind| kind.is_dir()) {

@@ -25,7 +25,7 @@ impl JsonFields {
     /// Reads the `config.json` of a model folder, which must hold a JSON object.
     ///
     /// # Errors
-    /// When the file is missing, is not JSON, or holds something else than an object.
+    /// Returns an error if the file is missing, is not JSON, or holds something else than an object.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
         const EXPECTED: &str = "a model folder with config.json and model.safetensors (a run keeps its drafts in \
                                 `draft/` and `checkpoints/step-*`)";
@@ -123,7 +123,7 @@ impl JsonFields {
     /// A whole number of at least `minimum`.
     ///
     /// # Errors
-    /// When the field is missing, not a whole number, or below the minimum.
+    /// Returns an error if the field is missing, not a whole number, or below the minimum.
     pub fn size(&self, field: &str, minimum: usize) -> Result<usize, CheckpointError> {
         self.optional_size(field, minimum)?.ok_or_else(|| self.wrong(field, size_expected(minimum)))
     }
@@ -131,7 +131,7 @@ impl JsonFields {
     /// The same, `None` when the field is absent or null.
     ///
     /// # Errors
-    /// When the field is not a whole number of at least `minimum`, or is absurdly large (over 2^31).
+    /// Returns an error if the field is not a whole number of at least `minimum`, or is absurdly large (over 2^31).
     pub fn optional_size(&self, field: &str, minimum: usize) -> Result<Option<usize>, CheckpointError> {
         let Some(value) = self.get(field) else {
             return Ok(None);
@@ -146,7 +146,7 @@ impl JsonFields {
     /// A finite number.
     ///
     /// # Errors
-    /// When the field is present and something else.
+    /// Returns an error if the field is present and something else.
     pub fn optional_float(&self, field: &str) -> Result<Option<f64>, CheckpointError> {
         let Some(value) = self.get(field) else {
             return Ok(None);
@@ -157,7 +157,7 @@ impl JsonFields {
     /// True or false; `default` when absent or null.
     ///
     /// # Errors
-    /// When the field is present and something else.
+    /// Returns an error if the field is present and something else.
     pub fn flag(&self, field: &str, default: bool) -> Result<bool, CheckpointError> {
         match self.get(field) {
             None => Ok(default),
@@ -168,7 +168,7 @@ impl JsonFields {
     /// A string.
     ///
     /// # Errors
-    /// When the field is present and something else.
+    /// Returns an error if the field is present and something else.
     pub fn optional_text(&self, field: &str) -> Result<Option<&str>, CheckpointError> {
         match self.get(field) {
             None => Ok(None),
@@ -179,7 +179,7 @@ impl JsonFields {
     /// A list of whole numbers, negative ones included.
     ///
     /// # Errors
-    /// When the field is missing or something else.
+    /// Returns an error if the field is missing or something else.
     pub fn integers(&self, field: &str) -> Result<Vec<i64>, CheckpointError> {
         let wrong = || self.wrong(field, "a list of whole numbers");
         let list = self.get(field).and_then(Value::as_array).ok_or_else(wrong)?;
@@ -189,7 +189,7 @@ impl JsonFields {
     /// A list of finite numbers.
     ///
     /// # Errors
-    /// When the field is missing or something else.
+    /// Returns an error if the field is missing or something else.
     pub fn numbers(&self, field: &str) -> Result<Vec<f64>, CheckpointError> {
         let wrong = || self.wrong(field, "a list of numbers");
         let list = self.get(field).and_then(Value::as_array).ok_or_else(wrong)?;
@@ -200,7 +200,7 @@ impl JsonFields {
     /// An object inside this one, with the same file in its errors.
     ///
     /// # Errors
-    /// When the field is present and not an object.
+    /// Returns an error if the field is present and not an object.
     pub fn object(&self, field: &str) -> Result<Option<Self>, CheckpointError> {
         match self.get(field) {
             None => Ok(None),

@@ -9,7 +9,7 @@ use super::gguf::is_gguf;
 /// Face model (`owner/name`), downloaded when it is not there yet. The path goes through [`expand_home`].
 ///
 /// # Errors
-/// When there is no such folder or file, or the download failed.
+/// Returns an error if there is no such folder or file, or the download failed.
 pub fn resolve_model(name: &str) -> Result<PathBuf, CheckpointError> {
     let path = expand_home(Path::new(name));
     if path.is_dir() || (is_gguf(&path) && path.is_file()) {
@@ -37,7 +37,7 @@ pub fn resolve_model(name: &str) -> Result<PathBuf, CheckpointError> {
 /// Checks that a draft is named by its folder.
 ///
 /// # Errors
-/// When the path names a GGUF file, another file, or nothing.
+/// Returns an error if the path names a GGUF file, another file, or nothing.
 pub fn check_draft_folder(path: &Path) -> Result<(), CheckpointError> {
     if path.is_dir() {
         return Ok(());

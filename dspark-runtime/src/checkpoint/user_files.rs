@@ -18,7 +18,7 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs";
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// When the file cannot be opened; `InvalidInput` when the path leads to a folder, a pipe or a device; `InvalidData` when
+/// Returns an error if the file cannot be opened; `InvalidInput` when the path leads to a folder, a pipe or a device; `InvalidData` when
 /// the file is a Git LFS pointer.
 pub fn open_file(path: &Path) -> io::Result<File> {
     let kind = fs::metadata(path)?.file_type();

@@ -96,7 +96,7 @@ impl Weights {
     /// names and the order of rows that they have in the former.
     ///
     /// # Errors
-    /// When there are none, a shard is missing, a header does not fit its file, or a GGUF file holds something else than a
+    /// Returns an error if there are none, a shard is missing, a header does not fit its file, or a GGUF file holds something else than a
     /// target.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
         if is_gguf(folder) {
@@ -264,7 +264,7 @@ impl Weights {
     /// The values of one tensor as f32, row-major.
     ///
     /// # Errors
-    /// When the tensor is missing, has another shape than `expected`, or is not a number type that is read here.
+    /// Returns an error if the tensor is missing, has another shape than `expected`, or is not a number type that is read here.
     pub fn values(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, CheckpointError> {
         let (encoding, bytes) = self.bytes_of(name, expected)?;
         let bytes = bytes.as_ref();
@@ -291,7 +291,7 @@ impl Weights {
     /// The values of a tensor of whole numbers, row-major.
     ///
     /// # Errors
-    /// When the tensor is missing, has another shape than `expected`, or is not I64.
+    /// Returns an error if the tensor is missing, has another shape than `expected`, or is not I64.
     pub fn integers(&self, name: &str, expected: &[usize]) -> Result<Vec<i64>, CheckpointError> {
         match self.bytes_of(name, expected)? {
             (Encoding::Other(Dtype::I64), bytes) => {

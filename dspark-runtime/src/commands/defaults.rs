@@ -35,7 +35,7 @@ impl DefaultsArguments {
     /// Returns the defaults for a target: those of the model, else `own`. Prints on standard error what the model says.
     ///
     /// # Errors
-    /// When the target's file cannot be read, or a value in it cannot be.
+    /// Returns an error if the target's file cannot be read, or a value in it cannot be.
     pub(super) fn read(&self, target: &str, own: Sampling) -> Result<Defaults> {
         if self.generation_config == Source::None {
             return Ok(Defaults { sampling: own, max_new_tokens: None });

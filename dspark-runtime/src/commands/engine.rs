@@ -51,7 +51,7 @@ impl EngineArguments {
     /// default where the target has none.
     ///
     /// # Errors
-    /// When something cannot be loaded, or the settings leave no room for a request.
+    /// Returns an error if something cannot be loaded, or the settings leave no room for a request.
     pub(super) fn start(&self, sampling: Sampling) -> Result<Running> {
         let defaults = self.defaults.read(&self.models.target, sampling)?;
         let models = self.models.open()?;

@@ -77,7 +77,7 @@ impl ModelArguments {
     /// Loads the tokeniser, the target and the draft.
     ///
     /// # Errors
-    /// When one of them cannot be loaded, or the draft does not fit the target.
+    /// Returns an error if one of them cannot be loaded, or the draft does not fit the target.
     pub fn open(&self) -> Result<LoadedModels<'_>> {
         let device = self.device.open()?;
         let folder = resolve_model(&self.target)?;
@@ -122,7 +122,7 @@ impl LoadedModels<'_> {
     /// asks for it.
     ///
     /// # Errors
-    /// When a file of the models cannot be read.
+    /// Returns an error if a file of the models cannot be read.
     pub fn speed_table(&self, max_requests: usize) -> Result<Option<SpsTable>> {
         let Some(draft) = &self.draft else { return Ok(None) };
         let options = ProfileOptions { max_requests, ..ProfileOptions::default() };
@@ -150,7 +150,7 @@ impl LoadedModels<'_> {
     /// Returns the calibration table beside the draft, if the draft was calibrated.
     ///
     /// # Errors
-    /// When the table cannot be read, or was fitted for another draft.
+    /// Returns an error if the table cannot be read, or was fitted for another draft.
     pub fn calibration(&self) -> Result<Option<StsTable>, CheckpointError> {
         let (Some(folder), Some(draft)) = (&self.arguments.draft, &self.draft) else { return Ok(None) };
         let file = folder.join(StsTable::FILE);

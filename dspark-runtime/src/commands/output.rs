@@ -14,7 +14,7 @@ use crate::text::RENDERED;
 /// Prints a line on standard output. When nobody reads it any more (`| head`), the process ends quietly.
 ///
 /// # Errors
-/// When standard output cannot be written for another reason.
+/// Returns an error if standard output cannot be written for another reason.
 pub fn print(line: impl Display) -> io::Result<()> {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
@@ -26,7 +26,7 @@ pub fn print(line: impl Display) -> io::Result<()> {
 /// `True`, `False` and `None` as what they are.
 ///
 /// # Errors
-/// When there is no `=`, or the name is one that templates get otherwise.
+/// Returns an error if there is no `=`, or the name is one that templates get otherwise.
 pub fn template_arguments(pairs: &[String]) -> Result<Map<String, Value>> {
     let pair = |pair: &String| {
         let (name, value) =

@@ -10,7 +10,7 @@ use crate::text::{ChatTemplate, Tokenizer};
 /// Reads all of standard input as a prompt.
 ///
 /// # Errors
-/// When standard input cannot be read, is not UTF-8, or has more than [`LARGEST_TEXT`] bytes.
+/// Returns an error if standard input cannot be read, is not UTF-8, or has more than [`LARGEST_TEXT`] bytes.
 pub(super) fn standard_input() -> Result<String> {
     let mut text = String::new();
     let mut input = std::io::stdin().take(LARGEST_TEXT + 1);
@@ -31,7 +31,7 @@ pub(super) fn typed(text: &str) -> &str {
 /// Returns the chat template of the target called `name`.
 ///
 /// # Errors
-/// When it has none; `instead` says what to do then.
+/// Returns an error if it has none; `instead` says what to do then.
 pub(super) fn chat_template<'a>(tokenizer: &'a Tokenizer, name: &str, instead: &str) -> Result<&'a ChatTemplate> {
     tokenizer.chat_template().with_context(|| format!("{name} has no chat template: {instead}"))
 }

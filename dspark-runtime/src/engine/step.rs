@@ -1,4 +1,4 @@
-//! One step: a round of all running sequences, with parts of new prompts beside it.
+//! One step: a round of all running sequences, together with parts of new prompts.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,11 @@ use super::step_loop::StepLoop;
 use crate::schedule::{Candidate, Policy, prompt_rows};
 use crate::speculate::{Judged, Lane, NotFinite, Outcome, Part, Rounds, Verified};
 
-/// Rows of features that may wait for the draft's context while a sequence does not draft: most end before they have as many,
-/// and cost nothing then.
+/// Maximum rows of features that wait for the draft's context while a sequence does not draft. Most sequences end
+/// before reaching it, and then cost nothing.
 const FEATURES_WAITING: usize = 4096;
 
-/// What contexts took in that lacked more than a round's features. It says nothing about what drafting costs.
+/// Time spent on contexts that lacked more than one round's features. It does not count as the cost of drafting.
 #[derive(Clone, Copy, Debug, Default)]
 struct CaughtUp {
     tokens: usize,
@@ -30,7 +30,7 @@ impl StepLoop<'_> {
         self.make_room();
         let candidates: Vec<Candidate> = self.running.iter().map(Sequence::candidate).collect();
         let stopping = self.policy.step(&candidates);
-        // What is asked here has to be asked before the pass moves the caches on.
+        // These values must be read before the pass advances the caches.
         let decoding = self.running.iter().all(Sequence::is_decoding);
         let cached: Vec<usize> = self.running.iter().map(Sequence::cached).collect();
         let pending: Vec<usize> = self.running.iter().map(Sequence::pending).collect();
@@ -41,7 +41,7 @@ impl StepLoop<'_> {
 
         let caught_up = catch_up(rounds, &mut lanes, self.policy.drafts());
         if let Some(stopping) = &stopping {
-            // Nothing is left to draft behind the last token that an answer may get.
+            // After the last token that an answer may have, there is nothing to draft.
             let drafts = |(lane, drafts): (&Lane<'_>, &bool)| *drafts && lane.remaining() > 1;
             let which: Vec<bool> = lanes.iter().zip(self.policy.drafts()).map(drafts).collect();
             let own = lanes.iter_mut().zip(&which).filter(|(_, drafts)| **drafts).map(|(lane, _)| lane);
@@ -93,7 +93,8 @@ impl StepLoop<'_> {
         (own.collect(), failed)
     }
 
-    /// Makes sure that every running sequence can take one more block, or lets it wait again: the latest goes first.
+    /// Makes sure that every running sequence has room for one more block, or preempts sequences, starting with the
+    /// latest.
     fn make_room(&mut self) {
         let mut index = 0;
         while index < self.running.len() {
@@ -108,7 +109,7 @@ impl StepLoop<'_> {
         }
     }
 
-    /// Counts what was committed and hands it out; sequences that ended leave.
+    /// Counts and sends the committed tokens; removes sequences that ended.
     fn hand_out(&mut self, cached: &[usize], parts: &[Part], outcomes: Vec<Option<Outcome>>, verified: &Verified) {
         let drafts = self.policy.drafts().to_vec();
         let tokens: Vec<Vec<TokenOutput>> = self
@@ -154,7 +155,7 @@ impl StepLoop<'_> {
     }
 }
 
-/// Brings the contexts up to date of lanes that draft, and of those that have many features waiting.
+/// Updates the contexts of the lanes that draft, and of those that have many features waiting.
 fn catch_up(rounds: Rounds<'_>, lanes: &mut [Lane<'_>], drafts: &[bool]) -> CaughtUp {
     let started = Instant::now();
     let mut contexts = 0;
@@ -167,7 +168,7 @@ fn catch_up(rounds: Rounds<'_>, lanes: &mut [Lane<'_>], drafts: &[bool]) -> Caug
     if tokens > contexts * round { CaughtUp { tokens, time: started.elapsed() } } else { CaughtUp::default() }
 }
 
-/// Lets the policy say how much of each block is verified. The token that the target adds counts against the limit too.
+/// Asks the policy how much of each block to verify. The token that the target adds counts against the limit too.
 fn choose_lengths(policy: &mut Policy, lanes: &[Lane<'_>], parts: &mut [Part]) {
     let drafts = policy.drafts().to_vec();
     let blocks = parts.iter().zip(&drafts).filter(|(_, drafts)| **drafts).map(|(part, _)| &part.block);

@@ -94,7 +94,7 @@ fn end(rows: usize, columns: usize, row: usize, column: usize) -> usize {
 /// `out = left * right`, or `out += left * right`, into rows of `out` that begin `stride` apart.
 ///
 /// # Panics
-/// When the matrices do not fit each other or what they lie in.
+/// Panics if the matrices do not fit each other or what they lie in.
 pub fn multiply(out: &mut [f32], stride: usize, left: Matrix<'_>, right: Matrix<'_>, add: bool) {
     let (m, n, k) = (left.rows, right.columns, left.columns);
     assert_eq!(k, right.rows, "matrices that do not fit");

@@ -33,7 +33,7 @@ impl RowBuffer {
     /// Adds these rows of `x_nd` behind the others.
     ///
     /// # Panics
-    /// When they are of another width or device than the rows before.
+    /// Panics if they are of another width or device than the rows before.
     pub fn push(&mut self, x_nd: &Tensor<2>, rows: Range<usize>) {
         let [_, d] = x_nd.dims();
         assert!(self.rows == 0 || self.width == d, "rows of width {d} behind rows of width {}", self.width);

@@ -100,7 +100,7 @@ fn is_complete(table: &SpsTable) -> bool {
 /// Keeps a table for later runs.
 ///
 /// # Errors
-/// When it cannot be written.
+/// Returns an error if it cannot be written.
 pub fn keep(table: &SpsTable, identity: &Identity, folder: &Path) -> Result<(), CheckpointError> {
     std::fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
     table.write(&folder.join(file_name(identity)))

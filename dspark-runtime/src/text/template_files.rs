@@ -29,7 +29,7 @@ pub(super) struct Found {
 /// sentence to `contradictions` for each other template that is not used.
 ///
 /// # Errors
-/// When a file cannot be read, or a field holds no template.
+/// Returns an error if a file cannot be read, or a field holds no template.
 pub(super) fn find(
     directory: &Path,
     config: (&Path, &Map<String, Value>),

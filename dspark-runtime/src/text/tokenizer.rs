@@ -89,7 +89,7 @@ impl Tokenizer {
     /// A tokeniser of the parts that another source than a directory gives; `json` is what a `tokenizer.json` would hold.
     ///
     /// # Errors
-    /// When the parts of `json` do not fit each other.
+    /// Returns an error if the parts of `json` do not fit each other.
     pub(super) fn from_parts(
         source: &Path,
         json: &[u8],

@@ -134,7 +134,7 @@ impl SweepReport {
     /// rounds got, accepted length and verify rate against the first varied setting that is a number.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// Returns an error if a file cannot be written.
     pub fn draw(&self, axes: &[Axis], folder: &Path) -> Result<Vec<PathBuf>> {
         let path = folder.join("conditional_acceptance.svg");
         Chart {

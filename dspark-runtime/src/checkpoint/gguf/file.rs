@@ -44,7 +44,7 @@ impl GgufFile {
     /// Opens a file and checks its header against its length.
     ///
     /// # Errors
-    /// When it cannot be read, is no GGUF file of version 2 or 3, is one of several parts, its header does not fit the file,
+    /// Returns an error if it cannot be read, is no GGUF file of version 2 or 3, is one of several parts, its header does not fit the file,
     /// or a tensor has a type that is not read here.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let invalid = |reason: String| CheckpointError::Invalid { path: path.to_owned(), reason };
@@ -131,7 +131,7 @@ impl GgufFile {
     /// A whole number of at least `minimum`, and at most 2^31.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// Returns an error if the value is something else.
     pub fn size(&self, key: &str, minimum: usize) -> Result<Option<usize>, CheckpointError> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -147,7 +147,7 @@ impl GgufFile {
     /// A finite number; a whole one counts.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// Returns an error if the value is something else.
     pub fn float(&self, key: &str) -> Result<Option<f64>, CheckpointError> {
         match self.get(key) {
             None => Ok(None),
@@ -160,7 +160,7 @@ impl GgufFile {
     /// True or false.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// Returns an error if the value is something else.
     pub fn flag(&self, key: &str) -> Result<Option<bool>, CheckpointError> {
         match self.get(key) {
             None => Ok(None),
@@ -172,7 +172,7 @@ impl GgufFile {
     /// A text.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// Returns an error if the value is something else.
     pub fn text(&self, key: &str) -> Result<Option<&str>, CheckpointError> {
         match self.get(key) {
             None => Ok(None),
@@ -184,7 +184,7 @@ impl GgufFile {
     /// A list of texts.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// Returns an error if the value is something else.
     pub fn texts(&self, key: &str) -> Result<Option<&[String]>, CheckpointError> {
         match self.get(key) {
             None => Ok(None),
@@ -196,7 +196,7 @@ impl GgufFile {
     /// A list of whole numbers.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// Returns an error if the value is something else.
     pub fn integers(&self, key: &str) -> Result<Option<&[i64]>, CheckpointError> {
         match self.get(key) {
             None => Ok(None),

@@ -55,7 +55,7 @@ impl<'a> GgufWriter<'a> {
     /// Writes the file, whole or not at all.
     ///
     /// # Errors
-    /// When a tensor's values cannot be had or are not finite, or the file cannot be written.
+    /// Returns an error if a tensor's values cannot be had or are not finite, or the file cannot be written.
     pub fn write(self, path: &Path) -> Result<(), CheckpointError> {
         let header = self.header();
         write_file_with(path, |file| {
