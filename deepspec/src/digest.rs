@@ -63,7 +63,7 @@ pub fn is_intact(path: &Path, recorded: &str) -> Result<bool, CheckpointError> {
     }
 }
 
-/// Returns whether an error says that there is no such file.
+/// Returns whether an error means that a file does not exist.
 pub fn is_absent(error: &io::Error) -> bool {
     use io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
     matches!(error.kind(), NotFound | NotADirectory | IsADirectory)
@@ -88,7 +88,7 @@ pub fn hash_ends(hash: &mut Sha256, path: &Path) -> Result<(), CheckpointError> 
     Ok(())
 }
 
-/// The files that a model and its tokeniser are read from: the GGUF file itself, or those of a folder, sorted.
+/// Returns the files of a model and its tokeniser: the GGUF file itself, or those of a folder, sorted.
 ///
 /// # Errors
 /// Returns an error if the folder cannot be listed.

@@ -167,7 +167,7 @@ pub fn print_estimate(estimate: &Estimate) -> Result<()> {
 /// Checks that an estimated training fits into the memory that is available, where that is known.
 ///
 /// # Errors
-/// Returns an error if it does not fit; the error says what would help.
+/// Returns an error with advice if it does not fit.
 pub fn check_fit(estimate: &Estimate) -> Result<(), PlanError> {
     let (needed, least) = (estimate.memory.peak, estimate.least);
     match estimate.available {
@@ -177,7 +177,7 @@ pub fn check_fit(estimate: &Estimate) -> Result<(), PlanError> {
     }
 }
 
-/// Why a planned training cannot run on this machine.
+/// Reasons that a planned training cannot run on this machine.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     /// The micro-batches are too large.
@@ -192,7 +192,7 @@ pub enum PlanError {
     BatchesDoNotFit {
         /// Bytes at the peak.
         needed: usize,
-        /// Bytes that are there.
+        /// Available bytes.
         available: usize,
         /// Bytes at the peak with the smallest micro-batch.
         least: usize,
@@ -208,7 +208,7 @@ pub enum PlanError {
     ModelsDoNotFit {
         /// Bytes at the peak with the smallest micro-batch.
         least: usize,
-        /// Bytes that are there.
+        /// Available bytes.
         available: usize,
     },
 }

@@ -41,14 +41,14 @@ pub struct Arguments {
     restart: bool,
 }
 
-/// How many samples the recipe's data makes.
+/// Numbers of samples in the recipe's data.
 #[derive(Debug, Serialize, Deserialize)]
 struct DataResult {
     training: usize,
     validation: usize,
 }
 
-/// What a run of a recipe came to.
+/// The outcome of a recipe's run.
 pub struct Outcome {
     /// The training's report.
     pub training: Value,
@@ -58,7 +58,7 @@ pub struct Outcome {
     pub exported: PathBuf,
 }
 
-/// Data, train, export, evaluate, report. What is evaluated is what was exported, in its number type.
+/// Runs data, train, export, evaluate and report. The exported draft is evaluated, in its number type.
 pub fn run(arguments: &Arguments) -> Result<()> {
     watch().context("watching for signals")?;
     let described = Described::load(&arguments.recipe)?;
@@ -124,8 +124,8 @@ fn evaluation_options(described: &Described) -> EvaluationOptions {
     }
 }
 
-/// The stages of a run in the recipe's output folder; those done before with the same inputs are not done again. Evaluations
-/// under different names are remembered beside each other.
+/// Runs the stages in the recipe's output folder, and skips those that were completed with the same inputs. Evaluations
+/// with different names are stored separately.
 ///
 /// # Errors
 /// Returns an error if a stage fails.

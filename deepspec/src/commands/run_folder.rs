@@ -1,4 +1,4 @@
-//! The folder of a run: one process at a time writes it, and removing a run leaves what is the user's.
+//! The folder of a run: one process at a time writes it, and removing a run keeps the user's files.
 
 use std::path::Path;
 

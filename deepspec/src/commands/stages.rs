@@ -1,4 +1,4 @@
-//! Remembering which stages of a run are complete, so that `deepspec run` can go on where it stopped.
+//! Records the completed stages of a run, so that `deepspec run` can resume.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ struct Record<T> {
     /// Files that must still be as they were written, with their SHA-256.
     #[serde(default)]
     files: BTreeMap<PathBuf, String>,
-    /// What the stage found out.
+    /// The result of the stage.
     result: T,
 }
 

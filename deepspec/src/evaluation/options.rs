@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// Which turns of an evaluation conversation are answered.
+/// The turns of an evaluation conversation to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Turns {
@@ -61,7 +61,7 @@ pub struct EvaluationOptions {
     pub seed: u64,
     /// Method of drawing tokens from the seed.
     pub sampling: SamplingMethod,
-    /// Which turns are answered.
+    /// The turns to answer.
     pub turns: Turns,
     /// Slots below this confidence end a proposal; 0: none.
     pub confidence_threshold: f64,
@@ -80,7 +80,7 @@ pub struct Task {
     pub path: PathBuf,
 }
 
-/// Files that an evaluation writes beside its report.
+/// Files that an evaluation writes in addition to its report.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Records<'a> {
     /// One JSON line per round.

@@ -15,7 +15,7 @@ use super::trace::{Answered, Progressed, TraceError, TraceRound, TraceWriter};
 use crate::console::Progress;
 use crate::conversation::{ConversationError, EvaluationPrompt, read_evaluation_prompts};
 
-/// Why an evaluation failed.
+/// Reasons that an evaluation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EvaluateError {
     /// A task file cannot be used.
@@ -64,7 +64,7 @@ pub enum EvaluateError {
          `model.enable_confidence_head = true`"
     )]
     NoConfidenceHead {
-        /// The threshold asked for.
+        /// The requested threshold.
         threshold: f64,
         /// The draft, as it was named.
         draft: String,
@@ -113,7 +113,7 @@ pub fn evaluate(
 /// Evaluates as [`evaluate`] does, and hands rounds and answers to `observe` as they come.
 ///
 /// # Errors
-/// As [`evaluate`], and what `observe` returns.
+/// Returns the errors of [`evaluate`] and of `observe`.
 pub fn evaluate_observed(
     models: Models<'_>,
     names: (&str, &str),

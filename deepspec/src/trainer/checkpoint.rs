@@ -34,7 +34,7 @@ pub const DRAFT_FILES: [&str; 2] = ["config.json", "model.safetensors"];
 /// The optimiser's moments.
 pub(super) const MOMENTS: &str = "optimizer.bpk";
 
-/// All files of a checkpoint. The last one says what the others are.
+/// All files of a checkpoint. The last one describes the others.
 const FILES: [&str; 4] = [DRAFT_FILES[0], DRAFT_FILES[1], MOMENTS, STATE];
 
 /// The checkpoints of one run.

@@ -8,8 +8,8 @@ use burn::optim::decay::WeightDecayConfig;
 use burn::optim::{AdamWConfig, AdjustLrFn, GradientsParams, ModuleOptimizer, MuonConfig, OptimizerRecord};
 use burn::tensor::{Gradients, Tensor};
 
-/// The parameters that Muon may update: linear maps between hidden states. Embedding tables and heads stay with AdamW, as
-/// Muon's authors advise, and so do vectors.
+/// The parameters that Muon may update: linear maps between hidden states. Embedding tables, heads and vectors use
+/// AdamW, as recommended by Muon's authors.
 const HIDDEN_MATRICES: [&str; 2] = [r"^fc\.weight$", r"^layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight$"];
 
 /// The optimiser's settings.

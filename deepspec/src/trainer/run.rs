@@ -162,7 +162,7 @@ impl<'a> Trainer<'a> {
         Ok(report)
     }
 
-    /// Refuses a loss that is not finite. Where the target is the cause, the error says so.
+    /// Returns an error for a loss that is not finite. If the target is the cause, the error says so.
     fn check_loss(&self, step: u64, of: &str, metrics: &Metrics, batch: &Batch<'_>) -> Result<(), TrainError> {
         self.checkpoints.check_loss(step, of, metrics).map_err(|error| match error {
             TrainError::NotFinite { step, kept, .. } if !self.loss.teacher_is_finite(&self.draft, batch) => {

@@ -1,4 +1,4 @@
-//! Folders that appear whole, and removing what was written without touching what is the user's.
+//! Folders that are written atomically, and removal of generated files without touching the user's files.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -12,8 +12,8 @@ use super::scratch::{Scratch, remove};
 
 /// A folder that is filled out of sight and appears under its name when it is complete.
 ///
-/// Dropped without [`commit`](Self::commit), it vanishes. A killed process leaves a hidden folder beside the final one, which
-/// the next [`begin`](Self::begin) for the same name removes. Two processes never share a hidden folder.
+/// Dropping it without [`commit`](Self::commit) removes it. A killed process leaves a hidden folder next to the final
+/// one, which the next [`begin`](Self::begin) for the same name removes. Two processes never share a hidden folder.
 #[derive(Debug)]
 pub struct AtomicDirectory {
     temporary: TempDir,
@@ -60,7 +60,7 @@ impl AtomicDirectory {
     /// Commits as [`commit`](Self::commit) does, but drops those old files that `outdated` names by their path in the folder.
     ///
     /// # Errors
-    /// As [`commit`](Self::commit).
+    /// See [`commit`](Self::commit).
     pub fn commit_over(self, outdated: impl Fn(&Path) -> bool) -> Result<(), CheckpointError> {
         let Self { temporary, _lock, destination, replaced } = self;
         let exists = destination.exists();
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(names(root.path()), ["best"]);
     }
 
-    /// Hidden names of this version and of earlier ones; what is not such a name is the user's.
+    /// Hidden names of this version and of earlier ones are removed; other names belong to the user.
     #[test]
     fn what_a_killed_process_left_is_cleared_and_nothing_else() {
         let root = tempfile::tempdir().unwrap();

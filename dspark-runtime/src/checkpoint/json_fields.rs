@@ -1,4 +1,4 @@
-//! Reading the fields of a `config.json` with errors that name the file, the field, what was expected and found.
+//! Reads the fields of a `config.json`, with errors that name the file, the field, the expected and the found value.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -32,10 +32,10 @@ impl JsonFields {
         Self::read_table(path, EXPECTED)
     }
 
-    /// Reads any other file that must hold a JSON object; `expected` says what a missing one should have been.
+    /// Reads any other file with a JSON object; `expected` describes the file in the error if it is missing.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// See [`read`](Self::read).
     pub fn read_table(path: &Path, expected: &str) -> Result<Self, CheckpointError> {
         let text = read_text(path, LARGEST_TEXT).map_err(|error| match error.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory => CheckpointError::Invalid {
@@ -60,7 +60,7 @@ impl JsonFields {
         Self { path: path.into(), fields }
     }
 
-    /// The same with the fields of an object, which replace those of the same name.
+    /// Adds the fields of an object, which replace those with the same name.
     #[must_use]
     pub fn with(mut self, object: Value) -> Self {
         if let Value::Object(fields) = object {
@@ -94,7 +94,7 @@ impl JsonFields {
         }
     }
 
-    /// The error for a field that asks for something that is not computed; `reason` says what, and what to do.
+    /// Returns the error for a field that asks for an unsupported computation; `reason` explains it and the next step.
     pub fn not_computed(
         &self,
         field: &str,
@@ -128,7 +128,7 @@ impl JsonFields {
         self.optional_size(field, minimum)?.ok_or_else(|| self.wrong(field, size_expected(minimum)))
     }
 
-    /// The same, `None` when the field is absent or null.
+    /// Reads an optional size; `None` if the field is absent or null.
     ///
     /// # Errors
     /// Returns an error if the field is not a whole number of at least `minimum`, or is absurdly large (over 2^31).

@@ -1,12 +1,12 @@
-//! From what a user calls a model to a folder or a file.
+//! Resolves model names of users to a folder or a file.
 
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
 use super::gguf::is_gguf;
 
-/// A folder in Hugging Face layout or a GGUF file: the one named, or, with the `hub` feature, the local copy of a Hugging
-/// Face model (`owner/name`), downloaded when it is not there yet. The path goes through [`expand_home`].
+/// Returns a folder in Hugging Face layout or a GGUF file: the given path or, with the `hub` feature, the local copy of
+/// a Hugging Face model (`owner/name`), which is downloaded if necessary. The path is passed through [`expand_home`].
 ///
 /// # Errors
 /// Returns an error if there is no such folder or file, or the download failed.
@@ -65,8 +65,8 @@ fn not_a_folder(path: PathBuf) -> CheckpointError {
     CheckpointError::Invalid { path, reason }
 }
 
-/// `~` and `~/...` with the home directory in place of the tilde; everything else as it is, and so is a tilde on a machine
-/// that names no home directory.
+/// Replaces the tilde of `~` and `~/...` with the home directory. Other paths are unchanged, and so is a tilde if there
+/// is no home directory.
 pub fn expand_home(path: &Path) -> PathBuf {
     match (path.strip_prefix("~"), std::env::home_dir()) {
         (Ok(rest), Some(home)) => home.join(rest),

@@ -122,7 +122,7 @@ impl WeightsToSave {
     }
 }
 
-/// What the file's writer is given.
+/// An entry of the file's writer.
 enum Entry<'a> {
     /// Read and encoded when its turn comes.
     Tensor(&'a Numbers, WeightDtype),

@@ -23,7 +23,7 @@ enum Source {
     None,
 }
 
-/// The settings of a request that says nothing.
+/// The defaults of a request.
 #[derive(Debug, PartialEq)]
 pub(super) struct Defaults {
     pub sampling: Sampling,
@@ -32,7 +32,8 @@ pub(super) struct Defaults {
 }
 
 impl DefaultsArguments {
-    /// Returns the defaults for a target: those of the model, else `own`. Prints on standard error what the model says.
+    /// Returns the defaults for a target: those of the model, else `own`. Prints the model's settings on standard
+    /// error.
     ///
     /// # Errors
     /// Returns an error if the target's file cannot be read, or a value in it cannot be.
@@ -64,7 +65,7 @@ impl DefaultsArguments {
     }
 }
 
-/// Lists the settings that are there.
+/// Lists the settings that are present.
 fn listed(said: &GenerationDefaults) -> String {
     let number = |name: &str, value: Option<f64>| value.map(|value| format!("{name} {value}"));
     let count = |name: &str, value: Option<usize>| value.map(|value| format!("{name} {value}"));

@@ -1,4 +1,4 @@
-//! What the verbs that run an engine are told about it, and its start.
+//! Arguments of the verbs that run an engine, and its start.
 
 use anyhow::Result;
 use clap::Args;
@@ -40,7 +40,7 @@ pub(super) struct Running {
     pub tokenizer: Tokenizer,
     /// The target's own name: that of its folder.
     pub name: String,
-    /// The settings of a request that says nothing.
+    /// The defaults of a request.
     pub defaults: Defaults,
     /// The draft's configuration, if there is a draft.
     pub draft: Option<DraftConfig>,

@@ -53,7 +53,7 @@ pub struct LoadedModels<'a> {
     pub target: Target,
     /// The target's tokeniser.
     pub tokenizer: Tokenizer,
-    /// The draft, proposing with the heads asked for.
+    /// The draft, with the selected heads for proposals.
     pub draft: Option<Draft>,
 }
 
@@ -92,10 +92,10 @@ impl ModelArguments {
     }
 }
 
-/// Reads the tokeniser of a model, and prints on standard error what its files say and is not followed.
+/// Reads the tokeniser of a model, and prints contradictions between its files on standard error.
 ///
 /// # Errors
-/// As [`Tokenizer::of_model`].
+/// See [`Tokenizer::of_model`].
 pub fn read_tokenizer(model: &Path) -> Result<Tokenizer, TextError> {
     let tokenizer = Tokenizer::of_model(model)?;
     for contradiction in tokenizer.contradictions() {
@@ -147,7 +147,7 @@ impl LoadedModels<'_> {
         )))
     }
 
-    /// Returns the calibration table beside the draft, if the draft was calibrated.
+    /// Returns the calibration table in the draft's folder, if the draft was calibrated.
     ///
     /// # Errors
     /// Returns an error if the table cannot be read, or was fitted for another draft.

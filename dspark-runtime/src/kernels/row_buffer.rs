@@ -25,12 +25,12 @@ pub struct RowBuffer {
 }
 
 impl RowBuffer {
-    /// How many rows it holds.
+    /// Returns the number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Adds these rows of `x_nd` behind the others.
+    /// Appends these rows of `x_nd`.
     ///
     /// # Panics
     /// Panics if they are of another width or device than the rows before.
@@ -69,7 +69,7 @@ impl RowBuffer {
         }
     }
 
-    /// Forgets all rows behind the first `count`.
+    /// Removes all rows after the first `count`.
     pub fn truncate(&mut self, count: usize) {
         if count < self.rows {
             self.values.truncate(count * self.width);

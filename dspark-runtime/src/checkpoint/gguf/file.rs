@@ -10,10 +10,10 @@ use super::blocks::BlockType;
 use super::parse::{self, MAGIC, TensorHeader};
 use super::value::GgufValue;
 
-/// Where the data begins, and each tensor in it: a multiple of this, unless the metadata says otherwise.
+/// Default alignment of the start of the data and of each tensor in it.
 pub(super) const ALIGNMENT: usize = 32;
 
-/// The key that says otherwise.
+/// The metadata key of the alignment.
 const ALIGNMENT_KEY: &str = "general.alignment";
 
 /// Metadata and tensor table of one file, which stays mapped.
@@ -25,14 +25,14 @@ pub struct GgufFile {
     tensors: Vec<GgufTensor>,
 }
 
-/// Where one tensor lies.
+/// The location of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GgufTensor {
     /// Its name in the file.
     pub name: String,
     /// Slowest axis first, as everywhere in this project; the file has it the other way round.
     pub shape: Vec<usize>,
-    /// What its numbers are kept as.
+    /// Its number format.
     pub block_type: BlockType,
     /// Byte range in the file.
     pub start: usize,
@@ -128,7 +128,7 @@ impl GgufFile {
         }
     }
 
-    /// A whole number of at least `minimum`, and at most 2^31.
+    /// Reads a whole number from `minimum` to 2^31.
     ///
     /// # Errors
     /// Returns an error if the value is something else.
