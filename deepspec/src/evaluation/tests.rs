@@ -114,7 +114,7 @@ fn options() -> EvaluationOptions {
     }
 }
 
-/// Rounds as the trace tells them: sample, round, proposed, accepted.
+/// Returns the rounds of a trace: sample, round, proposed, accepted.
 fn traced(path: &Path) -> Vec<[u64; 4]> {
     let text = fs::read_to_string(path).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
