@@ -99,6 +99,31 @@ impl DraftObserver for Seen {
 }
 
 /// Decodes one sequence after the other.
+///
+/// ```
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use dspark_runtime::device::DeviceChoice;
+/// use dspark_runtime::model::Target;
+/// use dspark_runtime::speculate::{Decoder, GenerationOptions, Sampler};
+/// use dspark_runtime::text::Tokenizer;
+///
+/// let folder = Path::new("checkpoints/quickstart-target");
+/// let tokenizer = Tokenizer::of_model(folder)?;
+/// let target = Target::load(folder, &DeviceChoice::Cpu.open()?)?;
+/// let prompt = tokenizer.encode("What is 347 + 86?", false)?;
+/// let options = GenerationOptions {
+///     max_new_tokens: 8,
+///     stop_token_ids: tokenizer.stop_token_ids().to_vec(),
+///     confidence_threshold: 0.0,
+/// };
+/// // `Some(&draft)` decodes in fewer passes of the target; the ids stay the same.
+/// let generation = Decoder::new(&target, None).generate(&prompt, &options, &mut Sampler::greedy())?;
+/// println!("{}", tokenizer.decode_answer(&prompt, &generation.ids)?);
+/// # assert!((1..=8).contains(&generation.ids.len()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Decoder<'a> {
     rounds: Rounds<'a>,
