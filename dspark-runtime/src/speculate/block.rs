@@ -77,7 +77,7 @@ impl Rounds<'_> {
         blocks
     }
 
-    /// Drafts as [`draft`](Self::draft) does, on the host, and shows the numbers behind the blocks.
+    /// Drafts as [`draft`](Self::draft) does, on the host, and shows the numbers behind the blocks; no hidden states where no token was drafted.
     pub fn draft_observed<'l, 's: 'l>(
         &self,
         lanes: impl IntoIterator<Item = &'l mut Lane<'s>>,
@@ -86,8 +86,10 @@ impl Rounds<'_> {
     ) -> Vec<Block> {
         let mut lanes: Vec<&mut Lane<'_>> = lanes.into_iter().collect();
         match self.draft {
-            Some(draft) => draft_slots(draft, &mut lanes, stopping, Some(observer)),
-            None => vec![Block::default(); lanes.len()],
+            Some(draft) if !lanes.is_empty() && stopping.slots > 0 => {
+                draft_slots(draft, &mut lanes, stopping, Some(observer))
+            }
+            _ => vec![Block::default(); lanes.len()],
         }
     }
 }
@@ -185,7 +187,7 @@ fn draft_slots(
             block.distributions.push(distribution);
         });
     }
-    if let Some(observer) = observer {
+    if let (Some(observer), true) = (observer, blocks.iter().any(|block| !block.tokens.is_empty())) {
         observer.hidden(drafting.hidden());
     }
     drop(drafting);
