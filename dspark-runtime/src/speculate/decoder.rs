@@ -67,8 +67,8 @@ pub struct RoundDetail<'a> {
     pub block: &'a Block,
     /// The logits that its tokens were sampled from, per slot.
     pub draft_logits: &'a [Vec<f32>],
-    /// Hidden states of its slots, `[n, d]`: after the final norm (DSpark), before it (Eagle3).
-    pub hidden_nd: &'a Tensor<2>,
+    /// Hidden states of its slots, `[n, d]`: after the final norm (DSpark), before it (Eagle3). `None` for a block without tokens.
+    pub hidden_nd: Option<&'a Tensor<2>>,
     /// Number of its tokens that were verified.
     pub verified: usize,
     /// The target's logits after the anchor and each verified token.
@@ -256,13 +256,13 @@ impl<'a> Decoder<'a> {
             if drafts {
                 generation.rounds.push(outcome.record);
             }
-            if let (Some(observe), Some(hidden_nd)) = (&mut observe, &seen.hidden) {
+            if let (Some(observe), true) = (&mut observe, drafts) {
                 let [part] = &parts;
                 observe(RoundDetail {
                     anchor,
                     block: &part.block,
                     draft_logits: &seen.logits,
-                    hidden_nd,
+                    hidden_nd: seen.hidden.as_ref(),
                     verified: part.verified,
                     target_logits: verified.logits(0),
                     target_distributions: &outcome.target,
