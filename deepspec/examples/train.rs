@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use burn::tensor::DType;
 use deepspec::conversation::{Format, MINIMUM_SUPERVISED_TOKENS, ReadOptions, Samples, read_samples};
 use deepspec::evaluation::{
-    EvaluationMode, EvaluationOptions, EvaluationReport, Models, Records, SamplingMethod, Tables, Task, Turns, evaluate,
-    table,
+    EvaluationMode, EvaluationOptions, EvaluationReport, Models, Records, SamplingMethod, Tables, Task, Turns,
+    evaluate, table,
 };
 use deepspec::objective::{BlockChoice, Denominator, LossWeights};
 use deepspec::process::Interrupter;

@@ -20,10 +20,10 @@ mod serve;
 mod shell;
 mod user_text;
 
-pub use engine::SERVED_REQUESTS;
-pub use models::{LoadedModels, ModelArguments, calibration, read_tokenizer, speed_table, warn_of};
 pub use doctor::{Diagnosis, DoctorArguments, Unusable};
+pub use engine::SERVED_REQUESTS;
 pub use help::{Examples, check_examples, finish};
+pub use models::{LoadedModels, ModelArguments, calibration, read_tokenizer, speed_table, warn_of};
 pub use output::{
     MOST_REQUESTS, count, count_to, print, share, temperature, template_arguments, warn_of_other_template_arguments,
     weight_precision,
