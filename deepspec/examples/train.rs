@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use burn::tensor::DType;
 use deepspec::conversation::{Format, MINIMUM_SUPERVISED_TOKENS, ReadOptions, Samples, read_samples};
 use deepspec::evaluation::{
-    EvaluationOptions, EvaluationReport, Models, Records, SamplingMethod, Task, Turns, evaluate, table,
+    EvaluationMode, EvaluationOptions, EvaluationReport, Models, Records, SamplingMethod, Tables, Task, Turns,
+    evaluate, table,
 };
 use deepspec::objective::{BlockChoice, Denominator, LossWeights};
 use deepspec::process::Interrupter;
@@ -141,6 +142,8 @@ pub fn train_and_evaluate(
         seed: 0,
         sampling: SamplingMethod::Rejection,
         turns: Turns::All,
+        mode: EvaluationMode::Whole,
+        tables: Tables::default(),
         confidence_threshold: 0.0,
         template_arguments: Map::new(),
         measure_plain: true,

@@ -31,7 +31,7 @@ pub struct Arguments {
     /// Answers to show per domain
     #[arg(long, default_value_t = 2)]
     show: usize,
-    /// cpu, cuda or cuda:INDEX
+    /// Device to compute on: cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
 }

@@ -33,14 +33,14 @@ mod tokenizer;
 use anyhow::Result;
 use clap::Parser;
 
-/// Makes the files of the quickstart.
+/// Make the files of the quickstart.
 #[derive(Debug, Parser)]
 enum Verb {
     /// Write the conversations
     Data(data::Arguments),
     /// Train the tiny target from random weights
     Target(target::Arguments),
-    /// Count the target's good answers: correct sums, code that parses, whole sentences
+    /// Count the target's good answers: correct sums, code that parses, complete sentences
     Check(check::Arguments),
 }
 

@@ -51,7 +51,7 @@ pub struct Arguments {
     /// Seed of tokeniser, data, order and weights
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// cpu, cuda or cuda:INDEX
+    /// Device to compute on: cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
 }

@@ -16,8 +16,8 @@ use super::evaluate::find_task;
 use super::setup::load_target;
 use crate::calibration::{CalibrationReport, calibrate, table, write_diagram};
 use crate::evaluation::{
-    EvaluationOptions, Models, Progressed, SamplingMethod, Task, TraceRound, TraceWriter, Turns, evaluate_observed,
-    read_trace,
+    EvaluationMode, EvaluationOptions, Models, Progressed, SamplingMethod, Tables, Task, TraceRound, TraceWriter,
+    Turns, evaluate_observed, read_trace,
 };
 
 /// The reliability diagram beside the table.
@@ -26,47 +26,47 @@ pub const DIAGRAM: &str = "reliability.svg";
 /// Arguments of `deepspec calibrate`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The target: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
+    /// Target model: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
     #[arg(long, value_name = "DIR", required_unless_present = "trace")]
     target: Option<String>,
-    /// The draft: a checkpoint folder; `sts.json` and `reliability.svg` are written into it
+    /// Checkpoint folder of the draft; `sts.json` and `reliability.svg` are written into it
     #[arg(long, value_name = "DIR", required_unless_present = "trace")]
     draft: Option<PathBuf>,
-    /// Held-out prompts: a JSONL file with `turns` per line, or the name of a dataset card; may be given several times.
-    /// Every other prompt is fitted on, the others are reported on
-    #[arg(long = "task", num_args = 1.., required_unless_present = "trace")]
+    /// Held-out prompts: a file in the formats of `deepspec evaluate --task`, or the name of a dataset card. Can be
+    /// repeated. Every second prompt is used for fitting, the others for the report
+    #[arg(long = "task", value_name = "FILE|CARD", num_args = 1.., required_unless_present = "trace")]
     tasks: Vec<String>,
-    /// Take the rounds from a trace of `deepspec evaluate --trace` instead of decoding
+    /// Read the rounds from a trace of `deepspec evaluate --trace` instead of decoding
     #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "tasks", "write_trace", "temperature", "samples", "max_new_tokens", "seed"])]
     trace: Option<PathBuf>,
-    /// Keep the rounds as a trace, one JSON line each
+    /// Write the rounds as a trace to this file, one JSON object per line
     #[arg(long, value_name = "FILE")]
     write_trace: Option<PathBuf>,
-    /// Sampling temperature: the one that will be served
+    /// Sampling temperature; use the one that will be served
     #[arg(long, default_value_t = 1.0, value_parser = temperature)]
     temperature: f64,
-    /// Prompts per task, from the start of its file (default: all)
-    #[arg(long, value_parser = count)]
+    /// Maximum number of prompts per task, taken from the start of its file (default: all)
+    #[arg(long, value_name = "COUNT", value_parser = count)]
     samples: Option<usize>,
-    /// Token limit of an answer
-    #[arg(long, default_value_t = 512, value_parser = count)]
+    /// Maximum number of tokens per answer
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = count)]
     max_new_tokens: usize,
-    /// Seed of sampling
+    /// Sampling seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// A variable of the chat template, `enable_thinking=false`; may be given several times
+    /// Set a variable of the chat template, for example `enable_thinking=false`. Can be repeated
     #[arg(long = "template-argument", value_name = "NAME=VALUE")]
     template_arguments: Vec<String>,
-    /// Write the table and the diagram into this folder instead
+    /// Write the table and the diagram into this folder (default: the folder of the draft)
     #[arg(long, value_name = "DIR", required_unless_present = "draft")]
     out: Option<PathBuf>,
-    /// Write the report as JSON to this file (`-`: standard output, instead of the table)
+    /// Write the report as JSON to this file; `-` prints JSON on standard output instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Weights that the draft uses for vocabulary-sized products, as they will be served: `int8` or `exact`
+    /// Weights for the draft's vocabulary-sized matrix products, `int8` or `exact`; use the setting that will be served
     #[arg(long, value_name = "int8|exact", default_value_t)]
     draft_heads: DraftHeads,
-    /// cpu, cuda or cuda:INDEX
+    /// Device to compute on: cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
 }
@@ -74,7 +74,7 @@ pub struct Arguments {
 /// Calibrates, writes the table and the diagram and prints the report.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let Some(folder) = arguments.out.as_deref().or(arguments.draft.as_deref()) else {
-        bail!("--out DIR: where to write the table, or --draft DIR, beside which it goes");
+        bail!("pass --out DIR or --draft DIR, the folder to write the table to");
     };
     // Before minutes of decoding, not after.
     if folder.exists() && !folder.is_dir() {
@@ -88,7 +88,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let rounds = match (&arguments.trace, &arguments.target, &arguments.draft) {
         (Some(trace), _, draft) => traced(trace, draft.as_deref())?,
         (None, Some(target), Some(draft)) => decode(arguments, &tasks, target, draft)?,
-        (None, _, _) => bail!("--target DIR and --draft DIR, or --trace FILE: where the rounds come from"),
+        (None, _, _) => bail!("pass --target DIR and --draft DIR, or --trace FILE, as the source of the rounds"),
     };
     let (sts, report) = calibrate(&rounds)?;
     check_previous(&table_path, &sts, &report)?;
@@ -102,7 +102,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 write_file(path, (json + "\n").as_bytes())?;
             }
             print(table(&report))?;
-            print(format_args!("wrote {} and {DIAGRAM} beside it", table_path.display()))?;
+            print(format_args!("wrote {} and {DIAGRAM} in the same folder", table_path.display()))?;
         }
     }
     Ok(())
@@ -134,7 +134,7 @@ fn traced(trace: &Path, draft: Option<&Path>) -> Result<Vec<TraceRound>> {
         let (found, block) = (round.confidence_logits.len(), DraftConfig::read(folder)?.block_size);
         if found != block {
             bail!(
-                "--trace {}: blocks of {found} tokens, the draft {} has blocks of {block}: trace this draft with `deepspec evaluate \
+                "--trace {}: the trace has blocks of {found} tokens, but the draft {} has blocks of {block}: trace this draft with `deepspec evaluate \
                  --trace`",
                 trace.display(),
                 folder.display()
@@ -143,7 +143,7 @@ fn traced(trace: &Path, draft: Option<&Path>) -> Result<Vec<TraceRound>> {
     }
     match (rounds.first().and_then(|round| round.draft.as_deref()), draft) {
         (None, _) => eprintln!(
-            "warning: {}: does not say which draft was traced, so the table will not say for which it was fitted; trace again with \
+            "warning: {}: the trace does not record its draft, so the table cannot record it either; trace again with \
              `deepspec evaluate --trace`",
             trace.display()
         ),
@@ -152,8 +152,8 @@ fn traced(trace: &Path, draft: Option<&Path>) -> Result<Vec<TraceRound>> {
             let digest = Draft::digest_of(folder, &DraftConfig::read(folder)?)?;
             if traced != digest {
                 bail!(
-                    "--trace {}: of another draft than {} (the trace has the digest {traced}, the draft {digest}): trace this draft \
-                     with `deepspec evaluate --trace`",
+                    "--trace {}: the trace is not of the draft {} (digest {traced}; the draft has digest {digest}): \
+                     trace this draft with `deepspec evaluate --trace`",
                     trace.display(),
                     folder.display()
                 );
@@ -185,8 +185,9 @@ fn check_previous(path: &Path, table: &StsTable, report: &CalibrationReport) -> 
         return Ok(());
     }
     bail!(
-        "{}: kept. It has temperatures for the positions {}, fitted on {} rounds, for which these {} rounds are too few: give \
-         more prompts, write elsewhere (--out DIR), or delete the table first",
+        "{}: not overwritten. The existing table has temperatures for the positions {}, fitted on {} rounds; these \
+         {} rounds are too few to fit them: give more prompts, write to another folder (--out DIR), or delete the \
+         table first",
         path.display(),
         lost.join(", "),
         previous.num_samples,
@@ -200,7 +201,7 @@ fn decode(arguments: &Arguments, tasks: &[Task], target_name: &str, draft_folder
     let (_, target, tokenizer) = load_target(target_name, &device)?;
     let draft = Draft::load(draft_folder, &target)?.with_heads(arguments.draft_heads);
     if !draft.config().has_confidence_head() {
-        bail!("{}: this draft has no confidence head, so there is nothing to calibrate", draft_folder.display());
+        bail!("{}: this draft has no confidence head to calibrate", draft_folder.display());
     }
     let options = EvaluationOptions {
         temperature: arguments.temperature,
@@ -209,6 +210,8 @@ fn decode(arguments: &Arguments, tasks: &[Task], target_name: &str, draft_folder
         seed: arguments.seed,
         sampling: SamplingMethod::Rejection,
         turns: Turns::All,
+        mode: EvaluationMode::Whole,
+        tables: Tables::default(),
         confidence_threshold: 0.0,
         template_arguments: template_arguments(&arguments.template_arguments)?,
         measure_plain: false,

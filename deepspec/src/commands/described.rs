@@ -24,15 +24,15 @@ use crate::trainer::{BatchSettings, LearningRate, MicroBatches, OptimizerSetting
 /// Arguments that name a recipe, its overrides and the device.
 #[derive(Debug, Args)]
 pub struct RecipeArguments {
-    /// The recipe file
+    /// Recipe file
     pub recipe: PathBuf,
-    /// Override a field of the recipe, `train.lr=3e-4`; may be given several times
+    /// Override a field of the recipe, for example `train.lr=3e-4`. Can be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Stop at the first malformed line of the data (the recipe's `data.strict`)
+    /// Stop at the first malformed line of the data (sets the recipe's `data.strict`)
     #[arg(long)]
     pub strict: bool,
-    /// cpu, cuda or cuda:INDEX
+    /// Device to compute on: cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     pub device: DeviceChoice,
 }
@@ -95,7 +95,8 @@ impl Described {
             let split = split_validation(training, fraction).with_context(key)?;
             if split.training.is_empty() {
                 bail!(
-                    "{}: all {} samples are one text, which cannot be on both sides; name files of their own (data.validation)",
+                    "{}: all {} samples have the same text and cannot be split; use separate validation files \
+                     (data.validation)",
                     key(),
                     split.validation.len()
                 );

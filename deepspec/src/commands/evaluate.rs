@@ -1,63 +1,78 @@
 //! `deepspec evaluate`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use dspark_runtime::checkpoint::{open_file, write_file};
+use dspark_runtime::checkpoint::{WeightPrecision, open_file, write_file};
 use dspark_runtime::commands::{
-    ModelArguments, Named, check_outputs, count, print, share, temperature, template_arguments,
-    warn_of_other_template_arguments,
+    ModelArguments, Named, SERVED_REQUESTS, calibration, check_outputs, count, print, share, speed_table,
+    temperature, template_arguments, warn_of_other_template_arguments,
 };
+use dspark_runtime::device::DeviceChoice;
+use dspark_runtime::model::{Draft, Target};
+use dspark_runtime::schedule::{Mode, StsTable};
 
 use crate::cards::{Card, Kind, card_hint, dataset_folders};
-use crate::evaluation::{EvaluationOptions, Models, Records, SamplingMethod, Task, Turns, evaluate, table};
+use crate::evaluation::{
+    Circumstances, EvaluationMode, EvaluationOptions, Models, Records, SamplingMethod, Tables, Task, Turns, evaluate,
+    table, verdict,
+};
 
 /// Arguments of `deepspec evaluate`.
 #[derive(Debug, Args)]
-#[command(mut_arg("draft", |draft| draft.required(true).help("The draft: a checkpoint folder")))]
+#[command(mut_arg("draft", |draft| draft.required(true).help("Checkpoint folder of the draft")))]
 pub struct Arguments {
     #[command(flatten)]
     models: ModelArguments,
-    /// A task: a JSONL or Parquet file with `turns`, `messages`, `prompt` or `question` per row, or the name of a dataset card;
-    /// may be given several times
-    #[arg(long = "task", required = true, num_args = 1..)]
+    /// Task to evaluate on: a JSONL or Parquet file with `turns`, `messages`, `prompt` or `question` per row, or the
+    /// name of a dataset card. Can be repeated
+    #[arg(long = "task", value_name = "FILE|CARD", required = true, num_args = 1..)]
     tasks: Vec<String>,
     /// Sampling temperature; 0 is greedy
     #[arg(long, default_value_t = 1.0, value_parser = temperature)]
     temperature: f64,
-    /// Token limit of an answer
-    #[arg(long, default_value_t = 2048, value_parser = count)]
+    /// Maximum number of tokens per answer
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048, value_parser = count)]
     max_new_tokens: usize,
-    /// Prompts per task, from the start of its file (default: all)
-    #[arg(long, value_parser = count)]
+    /// Maximum number of prompts per task, taken from the start of its file (default: all)
+    #[arg(long, value_name = "COUNT", value_parser = count)]
     samples: Option<usize>,
-    /// Seed of sampling
+    /// Sampling seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// How tokens are drawn: `rejection` accepts most and is what published figures measure; `coupled` is how a request with
-    /// this seed is served, with the same text
+    /// Sampling method: `rejection` is standard speculative sampling, with the highest acceptance, as in published
+    /// results; `coupled` reproduces the text that a served request with this seed returns
     #[arg(long, value_name = "rejection|coupled", default_value_t)]
     sampling: SamplingMethod,
-    /// Which turns of a conversation are answered; published figures are of the first
-    #[arg(long, value_enum, default_value = "all")]
+    /// Turns of each conversation to answer; published results use the first
+    #[arg(long, value_name = "TURNS", value_enum, default_value = "all")]
     turns: TurnsArgument,
-    /// Stop verification before the first drafted token whose confidence is below this
-    #[arg(long, default_value_t = 0.0, value_parser = share)]
+    /// Number of drafted tokens to verify per round: `whole` (all, as in published accepted lengths) or, as `dspark serve`
+    /// with one client, `fixed:N`, `threshold:P` or `scheduled`. `scheduled` is the default of `dspark serve`. It needs this
+    /// machine's speed table, which is measured and cached if missing; results vary between runs because it uses measured
+    /// times
+    #[arg(long, value_name = "whole|fixed:N|threshold:P|scheduled", default_value_t)]
+    mode: EvaluationMode,
+    /// With `--mode whole`, stop verification before the first drafted token whose confidence is below P; 0 verifies all.
+    /// `--mode threshold:P` also stops drafting there, and applies the draft's calibration
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
     confidence_threshold: f64,
-    /// A variable of the chat template, `enable_thinking=false`; may be given several times
+    /// Set a variable of the chat template, for example `enable_thinking=false`. Can be repeated
     #[arg(long = "template-argument", value_name = "NAME=VALUE")]
     template_arguments: Vec<String>,
-    /// Leave out the run without the draft
+    /// Skip the baseline run without the draft
     #[arg(long)]
     no_plain: bool,
-    /// Write the report as JSON to this file (`-`: standard output, instead of the table)
+    /// Write the report as JSON to this file; `-` prints JSON on standard output instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write one JSON line per round to this file
+    /// Write a trace to this file, one JSON object per round
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Write every answer of the draft's run to this file, one JSON object per line: task, sample, turn and text
+    /// Write every answer of the run with the draft to this file, one JSON object per line with task, sample, turn and
+    /// text
     #[arg(long, value_name = "FILE")]
     answers: Option<PathBuf>,
 }
@@ -81,7 +96,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     check_outputs(&outputs, &inputs)?;
     let loaded = arguments.models.open()?;
     let Some((folder, draft)) = loaded.named_draft() else { bail!("--draft DIR: expected a checkpoint folder") };
+    let device = arguments.models.device;
     let options = EvaluationOptions {
+        mode: arguments.mode,
+        tables: served_tables(arguments.mode, (&loaded.target, draft), folder, (loaded.precision(), device))?,
         temperature: arguments.temperature,
         max_new_tokens: arguments.max_new_tokens,
         samples: arguments.samples,
@@ -107,10 +125,36 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             if let Some(path) = other {
                 write_file(path, (json + "\n").as_bytes())?;
             }
-            print(table(&report))?;
+            let circumstances = Circumstances {
+                training: None,
+                on_cpu: device == DeviceChoice::Cpu,
+                uncalibrated: uncalibrated(folder, draft),
+            };
+            print(format_args!("{}\n\n{}", table(&report), verdict(&report, circumstances)))?;
         }
     }
     Ok(())
+}
+
+/// Reads or measures the tables that a mode decides by.
+///
+/// # Errors
+/// When the draft's calibration cannot be read, or was fitted for another draft.
+pub fn served_tables(
+    mode: EvaluationMode,
+    (target, draft): (&Target, &Draft),
+    folder: &Path,
+    circumstances: (WeightPrecision, DeviceChoice),
+) -> Result<Tables> {
+    let EvaluationMode::Served(mode) = mode else { return Ok(Tables::default()) };
+    let speed =
+        (mode == Mode::Scheduled).then(|| Arc::new(speed_table(target, draft, circumstances, SERVED_REQUESTS)));
+    Ok(Tables { speed, calibration: calibration(folder, draft)?.map(Arc::new) })
+}
+
+/// Returns whether a draft could be calibrated and was not.
+pub fn uncalibrated(folder: &Path, draft: &Draft) -> bool {
+    draft.config().has_confidence_head() && !folder.join(StsTable::FILE).exists()
 }
 
 /// A task by its file or the name of its card.

@@ -15,53 +15,62 @@ use serde_json::{Map, Value};
 
 use super::data_files::data_files;
 use super::draft_folder::{FolderOptions, prompt_limits, write_draft_folder};
+use super::inspect::heads;
 use super::setup::{load_target, most_frequent};
 use crate::cards::dataset_folders;
 use crate::conversation::{Format, ReadOptions, read_samples};
 use crate::replay::{default_prompts, file_prompts};
 
+/// Rank of the head that `--zero-markov-head` adds: one that vLLM was run with.
+const ZERO_HEAD_RANK: usize = 32;
+
 /// Arguments of `deepspec export`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The draft: a checkpoint folder
+    /// Checkpoint folder of the draft
     #[arg(long, value_name = "DIR")]
     draft: PathBuf,
-    /// The target that it was made for: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging
-    /// Face name
+    /// Target model that the draft was trained for: a folder in Hugging Face layout, a GGUF file or, with the `hub`
+    /// feature, a Hugging Face name
     #[arg(long, value_name = "DIR")]
     target: String,
-    /// Output path: the folder, where a draft is replaced and other files stay; with `--layout gguf` the file
+    /// Output folder, or output file with `--layout gguf`. An existing draft in the folder is replaced; other files are
+    /// kept
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
-    /// What the checkpoint is for: `deepspec`, a folder as this project and the reference have it, `speculators`, a folder
-    /// for that package and vLLM, or `gguf`, a file for llama.cpp
+    /// Checkpoint layout: `deepspec` is a folder as read by this project and DeepSpec, `speculators` is a folder for
+    /// the speculators package and vLLM, `gguf` is a file for llama.cpp
     #[arg(long, value_enum, default_value = "deepspec")]
     layout: Layout,
-    /// Write the target too, with tokeniser and chat template (`--layout gguf`)
+    /// Also write the target with its tokeniser and chat template to this file (with `--layout gguf`)
     #[arg(long, value_name = "FILE")]
     target_out: Option<PathBuf>,
-    /// Number type of the weights; `f16` and `q8_0` with `--layout gguf`
+    /// Number type of the weights; `f16` and `q8_0` need `--layout gguf`
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: DtypeArgument,
-    /// Leave out the frozen embedding and head; readers take them from the target
+    /// Omit the frozen embedding and output head; programs that read the draft take them from the target
     #[arg(long)]
     without_embeddings: bool,
-    /// Leave the draft so many tokens to propose, those that the data of `--vocabulary-data` have most of in their answers:
-    /// drafting is cheaper, and what it cannot propose it never gets accepted. Not all engines read such drafts
-    #[arg(long, value_name = "TOKENS", requires = "vocabulary_data", value_parser = count)]
+    /// Restrict the draft to the N most frequent answer tokens of `--vocabulary-data`. Drafting becomes cheaper; other
+    /// tokens are never proposed. Not all engines can load such drafts
+    #[arg(long, value_name = "N", requires = "vocabulary_data", value_parser = count)]
     draft_vocab_size: Option<usize>,
-    /// Conversations, as `data.train` of a recipe names them
+    /// Conversation files to count answer tokens in, in the formats of a recipe's `data.train`
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "draft_vocab_size")]
     vocabulary_data: Vec<PathBuf>,
-    /// The target's name, for programs that load it by the draft's (`--layout speculators`; default: `--target` where that
-    /// is a Hugging Face name, else none)
+    /// Add a Markov head of zeros to a DFlash draft (with `--layout deepspec` or `speculators`). The draft proposes the
+    /// same tokens. vLLM does not load such a draft without a head; with one, use its method `dspark`
+    #[arg(long)]
+    zero_markov_head: bool,
+    /// Target name to record in the draft, so that programs can load the target from it (with `--layout speculators`;
+    /// default: `--target` if it is a Hugging Face name, else none)
     #[arg(long, value_name = "NAME")]
     verifier: Option<String>,
-    /// Prompts of the replay bundle, a file as `deepspec evaluate` takes it, of which the first eight count (default: three
-    /// of our own)
+    /// Prompts for the replay bundle, in the formats of `deepspec evaluate --task`; the first eight are used (default:
+    /// three built-in prompts)
     #[arg(long, value_name = "FILE")]
     replay_prompts: Option<PathBuf>,
-    /// cpu, cuda or cuda:INDEX
+    /// Device to compute on: cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
 }
@@ -120,7 +129,7 @@ fn write_folder(arguments: &Arguments) -> Result<()> {
         bail!("--target-out: only with --layout gguf; other engines read the target's own folder");
     }
     if arguments.verifier.is_some() && arguments.layout != Layout::Speculators {
-        bail!("--verifier: only with --layout speculators; other layouts do not name the target");
+        bail!("--verifier: only with --layout speculators; other layouts do not record the target's name");
     }
     check_out(&arguments.out)?;
     let _lock = FolderLock::around(&arguments.out)?;
@@ -128,6 +137,14 @@ fn write_folder(arguments: &Arguments) -> Result<()> {
     let mut draft = Draft::load(&arguments.draft, &target)?;
     if let Some(size) = arguments.draft_vocab_size {
         draft = with_fewer_tokens(draft, size, arguments, &target, &tokenizer)?;
+    }
+    if arguments.zero_markov_head {
+        let has = heads(&draft.config().kind).unwrap_or_else(|| draft.config().drafter().name().to_owned());
+        draft = draft.with_zero_markov_head(ZERO_HEAD_RANK).with_context(|| {
+            format!(
+                "--zero-markov-head: expected a DFlash draft without a Markov head, found one of another kind: {has}"
+            )
+        })?;
     }
     let limits = prompt_limits(&target);
     let prompts = match &arguments.replay_prompts {
@@ -170,7 +187,10 @@ fn with_fewer_tokens(
     let rows = target.config().vocab_size;
     let has = draft.config().draft_vocab_size;
     if draft.vocabulary().is_some() || size >= rows {
-        bail!("--draft-vocab-size {size}: expected fewer than {rows}, and a draft that has all; it has {has}");
+        bail!(
+            "--draft-vocab-size {size}: expected fewer than {rows}, and a draft with the whole vocabulary; this \
+               draft proposes {has} tokens"
+        );
     }
     let options = ReadOptions {
         format: Format::Chat,
@@ -189,13 +209,16 @@ fn with_fewer_tokens(
 fn write_gguf(arguments: &Arguments) -> Result<()> {
     let Arguments { out, target_out, .. } = arguments;
     if arguments.verifier.is_some() {
-        bail!("--verifier: only with --layout speculators; other layouts do not name the target");
+        bail!("--verifier: only with --layout speculators; other layouts do not record the target's name");
     }
     if arguments.replay_prompts.is_some() {
-        bail!("--replay-prompts: not with --layout gguf; a file carries no replay bundle");
+        bail!("--replay-prompts: not with --layout gguf; a GGUF file has no replay bundle");
     }
     if arguments.draft_vocab_size.is_some() {
-        bail!("--draft-vocab-size: only with --layout deepspec; llama.cpp's drafts propose every token");
+        bail!("--draft-vocab-size: only with --layout deepspec; drafts for llama.cpp propose every token");
+    }
+    if arguments.zero_markov_head {
+        bail!("--zero-markov-head: not with --layout gguf; llama.cpp was never run with such a draft");
     }
     check_gguf_path("--out", out)?;
     target_out.as_deref().map_or(Ok(()), |path| check_gguf_path("--target-out", path))?;
@@ -205,7 +228,7 @@ fn write_gguf(arguments: &Arguments) -> Result<()> {
     check_outputs(&outputs, &[("--target", Path::new(&arguments.target)), ("--draft", &arguments.draft)])?;
     let (source, target, tokenizer) = load_target(&arguments.target, &arguments.device.open()?)?;
     if arguments.draft.join(StsTable::FILE).is_file() {
-        eprintln!("note: {} stays behind: a GGUF file holds no calibration table", StsTable::FILE);
+        eprintln!("note: {} is not exported: a GGUF file cannot hold a calibration table", StsTable::FILE);
     }
     let draft = Draft::load(&arguments.draft, &target)?;
     let metadata = tokenizer.gguf_metadata(target.config().vocab_size)?;

@@ -27,18 +27,18 @@ const SHARED: [&str; 2] = ["embed_tokens.weight", "lm_head.weight"];
 /// Arguments of `deepspec inspect`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// A checkpoint folder, of a draft or a target, or a target in a GGUF file
+    /// Checkpoint folder of a draft or target, or GGUF file of a target
     folder: PathBuf,
-    /// Check a draft against this target too
+    /// Also check the draft against this target
     #[arg(long, value_name = "DIR")]
     target: Option<String>,
-    /// Compute again what the draft's replay bundle holds, and name the first place where something else comes out
+    /// Recompute the activations in the draft's replay bundle and report the first mismatch
     #[arg(long, requires = "target")]
     replay: bool,
-    /// How far numbers of a replay may be off, of their size and that of their row
-    #[arg(long, value_name = "SHARE", default_value_t = 1e-3, requires = "replay", value_parser = share)]
+    /// Relative tolerance of the replay: a number may differ by this fraction of its own size plus the size of its row
+    #[arg(long, value_name = "FRACTION", default_value_t = 1e-3, requires = "replay", value_parser = share)]
     tolerance: f64,
-    /// Print JSON
+    /// Print the findings as JSON
     #[arg(long)]
     json: bool,
 }
@@ -145,7 +145,7 @@ fn numbers(tensors: &[(String, Vec<usize>)]) -> usize {
 }
 
 /// Describes a draft's heads; `None` if it has none.
-fn heads(kind: &DraftKind) -> Option<String> {
+pub(super) fn heads(kind: &DraftKind) -> Option<String> {
     let own = match kind {
         DraftKind::DSpark(own) if own.markov_rank > 0 || own.enable_confidence_head => own,
         DraftKind::DSpark(_) | DraftKind::Eagle3(_) => return None,
@@ -321,7 +321,7 @@ impl Findings {
         self.fact("number_type", dtypes.join(", "));
         let known = |name: &str| expected.iter().any(|(expected, _)| expected == name);
         for name in weights.names().filter(|name| !known(name) && !apart.contains(name)) {
-            self.problems.push(format!("tensor `{name}` has no place in the model that config.json describes"));
+            self.problems.push(format!("tensor `{name}` is not part of the model that config.json describes"));
         }
     }
 }

@@ -24,7 +24,7 @@ use clap::{Parser, Subcommand};
 
 use crate::trainer::TrainError;
 
-/// Trains, measures and exports DSpark drafts from recipe files.
+/// Train, evaluate and export draft models for speculative decoding.
 #[derive(Debug, Parser)]
 #[command(name = "deepspec", version, max_term_width = 110)]
 pub struct Cli {
@@ -34,23 +34,23 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Everything a recipe asks for, in order: data, train, export, evaluate; what is done already is skipped
+    /// Run all stages of a recipe (data, train, export, evaluate) and skip finished ones
     Run(run::Arguments),
-    /// Run recipes over a grid of settings, and compare what comes of them
+    /// Run recipes over a grid of settings and compare the results
     Sweep(sweep::Arguments),
     /// Train a draft
     Train(train::Arguments),
     /// Measure a draft's accepted length and speed
     ///
-    /// Sampling is as the options say: the target's generation_config.json gives no defaults.
+    /// Sampling defaults in the target's generation_config.json are ignored.
     Evaluate(evaluate::Arguments),
-    /// Fit the confidence head's temperatures on held-out prompts, and say how well it predicts before and after
+    /// Calibrate the confidence head on held-out prompts and report its calibration before and after
     Calibrate(calibrate::Arguments),
-    /// Replay a trace under load: throughput and verify budget by mode and by concurrent requests
+    /// Predict throughput under load from a recorded trace, by mode and number of concurrent requests
     Simulate(simulate::Arguments),
-    /// Write a draft for other programs
+    /// Export a draft for other programs: vLLM (speculators), llama.cpp (GGUF) or DeepSpec
     Export(export::Arguments),
-    /// Say what a checkpoint is, and what is wrong with it
+    /// Check a draft or target: architecture, problems and compatibility with inference engines
     Inspect(inspect::Arguments),
 }
 

@@ -14,31 +14,31 @@ use crate::simulation::{PLOTS, Prompts, SimulationReport, Workload, simulate, ta
 /// Arguments of `deepspec simulate`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// A trace of whole blocks, as `deepspec evaluate --trace` and `deepspec calibrate --write-trace` write it
+    /// Trace of whole blocks, written by `deepspec evaluate --trace` or `deepspec calibrate --write-trace`
     #[arg(long, value_name = "FILE")]
     trace: PathBuf,
-    /// The draft's calibration table, as `deepspec calibrate` writes it
+    /// Calibration table of the draft, written by `deepspec calibrate`
     #[arg(long, value_name = "FILE")]
     sts: PathBuf,
-    /// The machine's speed table, as `dspark profile` writes it
+    /// Speed table of the machine, written by `dspark profile --out`
     #[arg(long, value_name = "FILE")]
     sps: PathBuf,
-    /// Modes to compare: off, fixed:N, threshold:P, scheduled
+    /// Modes to compare, separated by commas: off, fixed:N, threshold:P, scheduled
     #[arg(long, value_delimiter = ',', default_value = "off,fixed:1,fixed:7,threshold:0.5,scheduled")]
     modes: Vec<Mode>,
-    /// Concurrent requests to simulate
-    #[arg(long, value_delimiter = ',', value_parser = count_to::<{ 1 << 16 }>, default_value = "1,2,4,8,16,32,64,128,256,512,1024")]
+    /// Numbers of concurrent requests to simulate, separated by commas
+    #[arg(long, value_name = "REQUESTS", value_delimiter = ',', value_parser = count_to::<{ 1 << 16 }>, default_value = "1,2,4,8,16,32,64,128,256,512,1024")]
     loads: Vec<usize>,
-    /// Tokens of a step, at most (default: what the speed table is meant for)
-    #[arg(long, value_parser = count)]
+    /// Maximum number of tokens per step (default: the limit of the speed table)
+    #[arg(long, value_name = "TOKENS", value_parser = count)]
     batch_limit: Option<usize>,
-    /// Seed of where in the trace the requests begin
+    /// Seed for the positions in the trace at which requests start
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Write the report as JSON to this file (`-`: standard output, instead of the table)
+    /// Write the report as JSON to this file; `-` prints JSON on standard output instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write throughput.svg and budget.svg into this folder
+    /// Write the plots throughput.svg and budget.svg into this folder
     #[arg(long, value_name = "DIR")]
     plots: Option<PathBuf>,
 }
@@ -55,7 +55,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         traced => {
             let path = if traced.is_none() { &arguments.trace } else { &arguments.sts };
             eprintln!(
-                "warning: {}: does not say of which draft it is: whether trace and table are of one draft was not checked",
+                "warning: {}: the file does not record its draft, so it was not checked that trace and table belong \
+                 to the same draft",
                 path.display()
             );
         }
@@ -64,27 +65,29 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         && fitted != round.temperature
     {
         let (sts, traced) = (arguments.sts.display(), round.temperature);
-        bail!("{sts}: fitted at temperature {fitted}, but the trace was sampled at {traced}: calibrate at that one");
+        bail!(
+            "{sts}: the table was fitted at temperature {fitted}, but the trace was sampled at {traced}: calibrate at the trace's temperature"
+        );
     }
     for rise in sps.rises() {
         eprintln!("warning: {}: {rise}", arguments.sps.display());
     }
     if sps.draft().is_none() {
         eprintln!(
-            "warning: {}: no `draft_seconds`: drafting counts as free, so that throughput is too high wherever it drafts",
+            "warning: {}: no `draft_seconds`: drafting counts as free, so predicted throughput with drafting is too high",
             arguments.sps.display()
         );
     }
     if sps.draft().is_some() && sps.context_seconds() == 0.0 {
         eprintln!(
-            "warning: {}: no `draft_context_seconds`: bringing a draft's context up to date counts as free; measure again \
+            "warning: {}: no `draft_context_seconds`: updating the draft's context counts as free; measure again \
              with `dspark profile --again`",
             arguments.sps.display()
         );
     }
     if rounds.iter().any(|round| round.prompt_tokens == 0 || round.max_new_tokens == 0) {
         eprintln!(
-            "warning: {}: no `prompt_tokens` or `max_new_tokens`: every request drafts from its first token on; trace again with \
+            "warning: {}: no `prompt_tokens` or `max_new_tokens`: every request is assumed to draft from its first token; trace again with \
              `deepspec evaluate --trace`",
             arguments.trace.display()
         );
@@ -92,8 +95,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let batch_limit = arguments.batch_limit.unwrap_or(sps.max_batch_tokens());
     if batch_limit > sps.max_batch_tokens() {
         eprintln!(
-            "warning: --batch-limit {batch_limit}: the speed table is meant for up to {} tokens; beyond them its last speed \
-             stands for all",
+            "warning: --batch-limit {batch_limit}: the speed table covers up to {} tokens; its last value is used \
+             beyond",
             sps.max_batch_tokens()
         );
     }

@@ -25,39 +25,40 @@ use crate::text::UserText;
 pub struct Arguments {
     #[command(flatten)]
     models: ModelArguments,
-    /// JSON lines with `turns`, `messages`, `prompt` or `question`; the first user message of each is asked
+    /// JSONL file of prompts with `turns`, `messages`, `prompt` or `question` per line; only the first user message of
+    /// a line is used
     #[arg(long, value_name = "FILE")]
     prompts: PathBuf,
-    /// Give prompts to the model as they are, without the chat template
+    /// Pass prompts to the model unchanged, without the chat template
     #[arg(long)]
     raw: bool,
-    /// Clients that ask at the same time
-    #[arg(long, value_delimiter = ',', default_values_t = [1_usize, 2, 4, 8], value_parser = count_to::<MOST_REQUESTS>)]
+    /// Numbers of concurrent clients to measure, separated by commas
+    #[arg(long, value_name = "CLIENTS", value_delimiter = ',', default_values_t = [1_usize, 2, 4, 8], value_parser = count_to::<MOST_REQUESTS>)]
     concurrency: Vec<usize>,
-    /// off, fixed:N, threshold:P, scheduled
-    #[arg(long, value_delimiter = ',', default_values_t = [Mode::Off, Mode::Fixed(1), Mode::Fixed(7), Mode::Scheduled])]
+    /// Modes to compare, separated by commas: off, fixed:N, threshold:P, scheduled
+    #[arg(long, value_name = "MODES", value_delimiter = ',', default_values_t = [Mode::Off, Mode::Fixed(1), Mode::Fixed(7), Mode::Scheduled])]
     modes: Vec<Mode>,
-    /// Runs of every mode at every concurrency, the modes alternating; medians count
-    #[arg(long, default_value_t = 5, value_parser = count)]
+    /// Number of runs per mode and concurrency; modes alternate and the median is reported
+    #[arg(long, value_name = "COUNT", default_value_t = 5, value_parser = count)]
     repeats: usize,
-    /// Requests per client in each run
-    #[arg(long, default_value_t = 2, value_parser = count_to::<{ 1 << 20 }>)]
+    /// Number of requests per client in each run
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = count_to::<{ 1 << 20 }>)]
     requests: usize,
-    /// Token limit of every answer
-    #[arg(long, default_value_t = 64, value_parser = count)]
+    /// Maximum number of tokens per answer
+    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = count)]
     max_new_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArguments,
-    /// Go on after the model's stop tokens, so that every mode does the same work
+    /// Continue after the model's stop tokens, so that every mode does the same work
     #[arg(long)]
     ignore_stop: bool,
-    /// Write the figures here
+    /// Write the measurements as JSON to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Draw tokens per second against clients, a line per mode, into this SVG file
+    /// Plot tokens per second by number of clients, one line per mode, into this SVG file
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
-    /// Write every answer here, one JSON object per line: mode, clients, prompt and text
+    /// Write every answer to this file, one JSON object per line with mode, clients, prompt and text
     #[arg(long, value_name = "FILE")]
     answers: Option<PathBuf>,
 }
@@ -90,11 +91,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if models.draft.is_none()
         && let Some(mode) = arguments.modes.iter().find(|mode| **mode != Mode::Off)
     {
-        bail!("--modes {mode}: there is nothing to draft with; give --draft DIR, or --modes off");
+        bail!("--modes {mode}: no draft was given; give --draft DIR, or use --modes off");
     }
     let most = arguments.concurrency.iter().copied().max().unwrap_or(1);
     let scheduled = arguments.modes.contains(&Mode::Scheduled);
-    let table = if scheduled { models.speed_table(most)? } else { None };
+    let table = if scheduled { models.speed_table(most) } else { None };
     let bench = Bench { arguments, table, calibration: models.calibration()?, models };
     let prompts = bench.prompts()?;
     let mut runs = Vec::new();
@@ -159,11 +160,7 @@ impl Bench<'_> {
         let tokenizer = &self.models.tokenizer;
         let template = (!self.arguments.raw)
             .then(|| {
-                chat_template(
-                    tokenizer,
-                    &self.models.name(),
-                    "use --raw, which gives prompts to the model as they are",
-                )
+                chat_template(tokenizer, &self.models.name(), "use --raw to pass prompts to the model unchanged")
             })
             .transpose()?;
         let mut prompts = Vec::new();
@@ -181,7 +178,7 @@ impl Bench<'_> {
         }
         if prompts.is_empty() {
             bail!(
-                "{}: no prompt leaves room for {} tokens",
+                "{}: no prompt leaves room for {} new tokens in the context",
                 self.arguments.prompts.display(),
                 self.arguments.max_new_tokens
             );

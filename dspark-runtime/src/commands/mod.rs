@@ -16,7 +16,8 @@ mod sampling;
 mod serve;
 mod user_text;
 
-pub use models::{LoadedModels, ModelArguments, read_tokenizer, warn_of};
+pub use engine::SERVED_REQUESTS;
+pub use models::{LoadedModels, ModelArguments, calibration, read_tokenizer, speed_table, warn_of};
 pub use output::{
     MOST_REQUESTS, count, count_to, print, share, temperature, template_arguments, warn_of_other_template_arguments,
     weight_precision,
@@ -30,7 +31,7 @@ use crate::device::DeviceError;
 use crate::server::ServerError;
 use crate::speculate::NotFinite;
 
-/// Decodes with a target model and a DSpark draft.
+/// Run a target model with a speculative-decoding draft: generate, chat, serve and measure.
 #[derive(Debug, Parser)]
 #[command(name = "dspark", version, max_term_width = 110)]
 pub struct Cli {
@@ -40,21 +41,21 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Answer one prompt
+    /// Generate an answer to one prompt
     Generate(generate::Arguments),
-    /// Talk in the terminal, seeing which tokens the draft wrote
+    /// Chat in the terminal and see which tokens the draft proposed
     Chat(chat::Arguments),
-    /// Answer over HTTP, as the OpenAI API does
+    /// Serve an OpenAI-compatible HTTP API
     Serve(serve::Arguments),
-    /// Measure what steps cost on this machine
+    /// Measure the time of decoding steps on this machine
     Profile(profile::Arguments),
-    /// Say how well a target predicts a text
+    /// Compute the perplexity of a text under a target model
     Perplexity(perplexity::Arguments),
     /// Measure throughput and latency under load
     ///
-    /// Decoding is greedy unless options say otherwise: the target's generation_config.json gives no defaults.
+    /// Decoding is greedy by default. Sampling defaults in the target's generation_config.json are ignored.
     Bench(bench::Arguments),
-    /// Say what a device is, check its results against the CPU's, and time matrix products on it
+    /// Describe a device, compare its results with the CPU's and time matrix products on it
     Device(device::Arguments),
 }
 

@@ -16,23 +16,23 @@ use crate::speculate::NotFinite;
 /// Arguments of `dspark perplexity`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The target: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
+    /// Target model: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
     #[arg(long, value_name = "DIR")]
     target: String,
-    /// A file of plain text
+    /// Plain text file to score
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
-    /// The text is cut into runs of so many tokens, each read without the ones before
-    #[arg(long, default_value_t = 1024, value_parser = count)]
+    /// Split the text into chunks of this many tokens and score each without the preceding ones
+    #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = count)]
     context: usize,
-    /// Print JSON
+    /// Print the results as JSON
     #[arg(long)]
     json: bool,
-    /// Weight precision: `stored` keeps bf16 files in bf16 (half the memory, the same results on the CPU), `f32` widens them
-    /// (default: `stored` on the CPU, `f32` on a GPU)
+    /// Weight precision: `stored` keeps bf16 weights in bf16 (half the memory, identical results on the CPU), `f32`
+    /// converts them to f32 (default: `stored` on the CPU, `f32` on a GPU)
     #[arg(long, value_name = "f32|stored", value_parser = weight_precision)]
     weights: Option<WeightPrecision>,
-    /// cpu, cuda or cuda:INDEX
+    /// Device to compute on: cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
 }
@@ -53,7 +53,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let ids = tokenizer.encode(&text, true)?;
     if let Some(id) = ids.iter().find(|&&id| id as usize >= target.config().vocab_size) {
         bail!(
-            "the text holds token id {id}, which the target has no embedding for: tokenizer and weights do not match"
+            "the text contains token id {id}, which has no embedding in the target: tokenizer and weights do not match"
         );
     }
     let mut losses: Vec<f64> = Vec::new();

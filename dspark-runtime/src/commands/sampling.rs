@@ -11,17 +11,18 @@ pub struct SamplingArguments {
     /// Sampling temperature; 0 is greedy (default: 0)
     #[arg(long, value_parser = temperature)]
     temperature: Option<f64>,
-    /// Sample from the most likely tokens up to this share of the probability; 1 keeps all (default: 1)
-    #[arg(long, value_name = "SHARE", value_parser = top_p)]
+    /// Sample from the smallest set of most likely tokens whose total probability reaches P; 1 keeps all tokens
+    /// (default: 1)
+    #[arg(long, value_name = "P", value_parser = top_p)]
     top_p: Option<f64>,
-    /// Sample from this many of the most likely tokens; 0 keeps all (default: 0)
+    /// Sample from the COUNT most likely tokens; 0 keeps all tokens (default: 0)
     #[arg(long, value_name = "COUNT")]
     top_k: Option<usize>,
-    /// Sample from tokens at least this fraction as likely as the most likely one; 0 keeps all (default: 0)
-    #[arg(long, value_name = "FRACTION", value_parser = min_p)]
+    /// Sample from tokens at least P times as likely as the most likely one; 0 keeps all tokens (default: 0)
+    #[arg(long, value_name = "P", value_parser = min_p)]
     min_p: Option<f64>,
-    /// Seed of sampling: the same text again, with any draft or none, whichever command serves it (default: another text
-    /// every time)
+    /// Sampling seed. The same seed gives the same text with any draft or none, in `generate`, `chat` and `serve`
+    /// (default: random)
     #[arg(long)]
     seed: Option<u64>,
 }

@@ -30,45 +30,48 @@ const KEY_VARIABLE: &str = "DSPARK_API_KEY";
 pub struct Arguments {
     #[command(flatten)]
     engine: EngineArguments,
-    /// What clients call the model (default: the name of its folder)
+    /// Model name in the API (default: the name of the target's folder or file)
     #[arg(long, value_name = "NAME")]
     served_model_name: Option<String>,
-    /// The address to listen on; 0.0.0.0 is reached from everywhere
-    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    /// IP address to listen on; 0.0.0.0 accepts connections from any network
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
-    /// The port; 0 is any that is free
+    /// Port to listen on; 0 chooses a free port
     #[arg(long, default_value_t = 8000)]
     port: u16,
-    /// A file whose text clients must send as key (default: the environment variable DSPARK_API_KEY, else none)
+    /// File with the API key that clients must send (default: the environment variable DSPARK_API_KEY; if it is not
+    /// set, no key is required)
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// A web page that may use the server, as http://HOST:PORT, or * for all; may be given several times (default: none)
+    /// Allow web pages of this origin, http://HOST:PORT, to use the server; * allows all origins. Can be repeated
+    /// (default: none)
     #[arg(long = "allow-origin", value_name = "ORIGIN", value_parser = origin)]
     allow_origins: Vec<String>,
-    /// A name under which the server is reached without an API key; may be given several times. Addresses and localhost need
-    /// none, and with --host other than this machine neither do names without a dot
+    /// Accept requests that address the server by this host name when no API key is set. Can be repeated. IP addresses
+    /// and localhost are always accepted. Names without a dot are accepted unless --host is a loopback address
     #[arg(long = "allow-host", value_name = "NAME", value_parser = host_name)]
     allow_hosts: Vec<String>,
-    /// Bytes of a request, at most
-    #[arg(long, default_value_t = 2 << 20, value_parser = count)]
+    /// Maximum size of a request body in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 2 << 20, value_parser = count)]
     max_body_bytes: usize,
-    /// Open connections, at most; when there are more, those that send nothing are closed
-    #[arg(long, default_value_t = 512, value_parser = count)]
+    /// Maximum number of open connections. Beyond it, the connections that have been idle longest are closed
+    #[arg(long, value_name = "COUNT", default_value_t = 512, value_parser = count)]
     max_connections: usize,
-    /// Time limit for sending a request, and for a client that takes nothing of its reply
+    /// Close a connection when its client takes longer than this to send a request, or reads nothing of its reply for
+    /// this long
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds)]
     idle_seconds: u64,
-    /// Time limit of a request
+    /// Maximum time of a request
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = seconds)]
     request_seconds: u64,
-    /// Time that running answers get after SIGINT or SIGTERM. The exit code is then 0; a second signal ends the server at once,
-    /// with 130 or 143
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    /// Time that running requests get to finish after SIGINT or SIGTERM; the exit code is 0. A second signal stops the
+    /// server immediately with exit code 130 or 143
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=86_400))]
     grace_seconds: u64,
     #[command(flatten)]
     user_text: UserTextArguments,
-    /// How the log on standard error is written
-    #[arg(long, value_enum, default_value_t)]
+    /// Format of the log on standard error
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
 }
 
@@ -85,17 +88,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let api_key = api_key(arguments.api_key_file.as_deref())?;
     let open = api_key.is_none() && !arguments.host.is_loopback();
     if open {
-        tracing::warn!("there is no API key: whoever reaches {} may ask", arguments.host);
+        tracing::warn!("no API key is set: anyone who can reach {} can use the server", arguments.host);
     }
     if api_key.is_none() && arguments.allow_origins.iter().any(|origin| origin == "*") {
-        tracing::warn!("there is no API key: every web page that a browser here shows may ask");
+        tracing::warn!("no API key is set: every web page opened in a browser on this machine can use the server");
     }
     let running = arguments.engine.start(Sampling::default())?;
     let trained = running.draft.as_ref().and_then(DraftConfig::template_arguments);
     if let Some(trained) = trained.filter(|trained| !trained.is_empty()) {
         let trained = Value::from(trained.clone());
         tracing::warn!(
-            "the draft was trained with chat_template_kwargs {trained}: requests with others accept less of what it drafts"
+            "the draft was trained with chat_template_kwargs {trained}: expect lower accepted lengths for requests with other arguments"
         );
     }
     let config = ServerConfig {
@@ -141,7 +144,7 @@ fn origin(text: &str) -> Result<String, String> {
     if text == "*" || place.is_some_and(|place| !place.is_empty() && !place.contains(['/', '?', '#', ' '])) {
         return Ok(text.to_owned());
     }
-    Err("expected scheme://host, with :port where it is not the scheme's own, or *".to_owned())
+    Err("expected scheme://host or scheme://host:port, or * for all origins".to_owned())
 }
 
 /// A name of the server without its port.
@@ -149,7 +152,7 @@ fn host_name(text: &str) -> Result<String, String> {
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)) {
         return Ok(text.trim_end_matches('.').to_owned());
     }
-    Err("expected a host name without scheme, port and path".to_owned())
+    Err("expected a host name without scheme, port or path".to_owned())
 }
 
 /// A number of seconds that clocks can count.

@@ -7,8 +7,8 @@ use crate::text::UserText;
 /// Arguments for the encoding of messages.
 #[derive(Debug, Args)]
 pub(super) struct UserTextArguments {
-    /// Encode special tokens that stand in messages, such as `<|im_end|>`, as plain text (default: as special tokens, like
-    /// the `transformers` package). Special tokens that the chat template writes stay what they are
+    /// Encode special tokens in message text, such as `<|im_end|>`, as plain text (default: as special tokens, like the
+    /// `transformers` package). Special tokens written by the chat template are not affected
     #[arg(long)]
     pub plain_user_text: bool,
 }

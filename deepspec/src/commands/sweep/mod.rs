@@ -23,25 +23,26 @@ use crate::recipe::Recipe;
 /// Arguments of `deepspec sweep`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The recipe files; several are compared with each other at every point of the grid
+    /// Recipe files; several recipes are compared at every point of the grid
     #[arg(required = true)]
     recipes: Vec<PathBuf>,
-    /// A setting and the values that it takes, `model.num_draft_layers=1,2,4`; several make a grid
+    /// Vary a setting over these values, for example `model.num_draft_layers=1,2,4`. Can be repeated to form a grid
     #[arg(long, value_name = "KEY=VALUE,VALUE,...")]
     vary: Vec<Axis>,
-    /// Override a field of every recipe, `train.lr=3e-4`; may be given several times
+    /// Override a field of every recipe, for example `train.lr=3e-4`. Can be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Folder of the sweep: runs, table and pictures (default: `runs/`, the first recipe's name and `-sweep`)
+    /// Output folder for runs, table and plots (default: `runs/NAME-sweep`, where NAME is the first recipe's name)
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Stop at the first malformed line of the data (the recipes' `data.strict`)
+    /// Stop at the first malformed line of the data (sets the recipes' `data.strict`)
     #[arg(long)]
     strict: bool,
-    /// Delete what an earlier sweep wrote into these points' folders, and start anew. Other files in them stay
+    /// Delete what an earlier sweep wrote into the folders of these points and start from scratch. Other files in them
+    /// are kept
     #[arg(long)]
     restart: bool,
-    /// cpu, cuda or cuda:INDEX
+    /// Device to compute on: cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     device: DeviceChoice,
 }
@@ -68,7 +69,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let described = Described::load(&recipe_arguments(arguments, planned))?;
         let tasks = checked_tasks(&described)?;
         if tasks.is_empty() {
-            bail!("{}: a sweep compares by [evaluate] tasks, and the recipe has none", planned.recipe.display());
+            bail!(
+                "{}: a sweep compares results on [evaluate] tasks, but the recipe has none",
+                planned.recipe.display()
+            );
         }
         let _lock = lock(&planned.folder)?;
         let restart = arguments.restart && emptied.insert(planned.folder.clone());
@@ -119,8 +123,8 @@ fn plan(arguments: &Arguments) -> Result<(PathBuf, Vec<Planned>)> {
             };
             if !taken.insert((point.folder.clone(), point.evaluation.clone())) {
                 bail!(
-                    "{} with {}: another point has the same folder, {}; expected recipes of different names, and every \
-                     value once",
+                    "{} with {}: another point has the same folder, {}; expected recipes with different names and no \
+                     repeated values",
                     recipe.display(),
                     Point::name(recipe, &point.settings, true),
                     point.folder.display()
