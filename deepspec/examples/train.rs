@@ -142,7 +142,7 @@ pub fn train_and_evaluate(
         seed: 0,
         sampling: SamplingMethod::Rejection,
         turns: Turns::All,
-        mode: EvaluationMode::Whole,
+        mode: EvaluationMode::default(),
         tables: Tables::default(),
         confidence_threshold: 0.0,
         template_arguments: Map::new(),

@@ -1,7 +1,7 @@
-//! Dataset cards: what is known about a published dataset, and where it is on this machine.
+//! Dataset cards: descriptions of published datasets and their location on this machine.
 //!
-//! The cards are the TOML files in `datasets/`, built into the program. A card never fetches anything: it
-//! finds a local file or says how to get one.
+//! The cards are the TOML files in `datasets/`, built into the program. A card never downloads anything: it finds a
+//! local file or explains how to get one.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ pub const FOLDERS_VARIABLE: &str = "DEEPSPEC_DATASETS";
 /// Similarity (Jaro-Winkler, 0 to 1) from which a known name is offered in place of an unknown one.
 const SIMILAR: f64 = 0.75;
 
-const CARDS: [&str; 10] = [
+const CARDS: [&str; 11] = [
     include_str!("../../datasets/gsm8k.toml"),
     include_str!("../../datasets/math500.toml"),
     include_str!("../../datasets/aime25.toml"),
@@ -26,9 +26,10 @@ const CARDS: [&str; 10] = [
     include_str!("../../datasets/alpaca.toml"),
     include_str!("../../datasets/arena-hard-v2.toml"),
     include_str!("../../datasets/open-perfectblend.toml"),
+    include_str!("../../datasets/smollm2-self.toml"),
 ];
 
-/// What a dataset is used for.
+/// The use of a dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -39,7 +40,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What a set of this kind is called in errors.
+    /// Returns the name of this kind in errors.
     fn noun(self) -> &'static str {
         match self {
             Self::Task => "task",
@@ -47,7 +48,7 @@ impl Kind {
         }
     }
 
-    /// What to write instead of a card's name, on the command line and in a recipe.
+    /// Returns the alternatives to a card's name, on the command line and in a recipe.
     fn instead(self) -> &'static str {
         match self {
             Self::Task => "a file: `--task FILE` on the command line, `path` next to the task's name in a recipe",
@@ -64,23 +65,23 @@ impl Kind {
 pub struct Card {
     /// Name, as recipes give it.
     pub name: String,
-    /// What it is, in a line.
+    /// A one-line description.
     pub title: String,
-    /// What it is used for.
+    /// The use of the dataset.
     pub kind: Kind,
-    /// Where it comes from.
+    /// The origin of the dataset.
     pub source: String,
     /// Its licence, as far as known.
     pub licence: String,
     /// Names it is looked for under, in this order: files or, for a training set, folders of files.
     pub files: Vec<String>,
-    /// How to get it.
+    /// Instructions to get it.
     pub how_to_get: String,
     /// The fields of a row.
     pub fields: BTreeMap<String, String>,
 }
 
-/// Why a name leads to no file.
+/// Reasons that a name cannot be resolved to a file.
 #[derive(Debug, thiserror::Error)]
 pub enum CardError {
     /// No card of the wanted kind has this name.
@@ -91,9 +92,9 @@ pub enum CardError {
         kind.instead()
     )]
     Unknown {
-        /// The name asked for.
+        /// The requested name.
         name: String,
-        /// The kind asked for.
+        /// The requested kind.
         kind: Kind,
         /// A card of a similar name.
         nearest: Option<String>,
@@ -108,7 +109,7 @@ pub enum CardError {
         kind.instead()
     )]
     NotHere {
-        /// What it is used for.
+        /// The use of the dataset.
         kind: Kind,
         /// The card's name.
         name: String,
@@ -126,7 +127,7 @@ pub enum CardError {
     Invalid {
         /// Position among the cards, from 1.
         number: usize,
-        /// What is wrong.
+        /// The problem.
         message: String,
     },
 }
@@ -143,7 +144,7 @@ impl Card {
         CARDS.into_iter().enumerate().map(parse).collect()
     }
 
-    /// The card called `name`, among those of a kind.
+    /// Returns the card with this name and kind.
     ///
     /// # Errors
     /// [`CardError::Unknown`] with the known names, and the nearest if one is near.
@@ -167,7 +168,7 @@ impl Card {
     /// The first of the card's files (or folders of files) that exists in `folders`, folder by folder.
     ///
     /// # Errors
-    /// [`CardError::NotHere`] with what was looked for, where, and how to get it.
+    /// Returns [`CardError::NotHere`] with the files and folders searched, and the instructions to get the dataset.
     pub fn resolve(&self, folders: &[PathBuf]) -> Result<PathBuf, CardError> {
         let candidates = folders.iter().flat_map(|folder| self.files.iter().map(|file| folder.join(file)));
         candidates.into_iter().find(|path| path.exists()).ok_or_else(|| CardError::NotHere {
@@ -200,8 +201,8 @@ pub fn card_hint(path: &Path, kind: Kind) -> String {
     })
 }
 
-/// Where datasets are looked for: the folders of [`FOLDERS_VARIABLE`], `datasets` in the working directory,
-/// and `~/.cache/deepspec/datasets`.
+/// Returns the folders that are searched for datasets: those of [`FOLDERS_VARIABLE`], `datasets` in the working
+/// directory, and `~/.cache/deepspec/datasets`.
 pub fn dataset_folders() -> Vec<PathBuf> {
     let named = std::env::var_os(FOLDERS_VARIABLE).unwrap_or_default();
     let named = std::env::split_paths(&named).filter(|folder| !folder.as_os_str().is_empty());
@@ -229,7 +230,8 @@ mod tests {
                 "mt-bench",
                 "alpaca",
                 "arena-hard-v2",
-                "open-perfectblend"
+                "open-perfectblend",
+                "smollm2-self"
             ]
         );
         for card in cards {
@@ -258,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_that_is_called_like_a_dataset_says_how_to_get_it() {
-        let hint = card_hint(Path::new("../shared/eval/gsm8k.jsonl"), Kind::Task);
+        let hint = card_hint(Path::new("eval/gsm8k.jsonl"), Kind::Task);
         let card = Card::named("gsm8k", Kind::Task).unwrap();
         assert!(hint.contains(card.how_to_get.trim()) && hint.contains("\"gsm8k\""), "{hint}");
         assert_eq!(card_hint(Path::new("mine.jsonl"), Kind::Task), "");

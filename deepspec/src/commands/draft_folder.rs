@@ -9,9 +9,10 @@ use dspark_runtime::model::{Draft, DraftConfig, Target, Verifier, is_draft_file}
 use dspark_runtime::schedule::StsTable;
 
 use super::calibrate::DIAGRAM;
+use super::model_card::{CARD, CardFacts, FACTS, is_own_card, write_card};
 use crate::replay::{ReplayPrompt, is_replay_file, record, write_replay};
 
-/// How a draft's folder is written.
+/// Settings for writing a draft's folder.
 #[derive(Clone, Debug)]
 pub struct FolderOptions {
     /// Number type of the weights.
@@ -22,20 +23,23 @@ pub struct FolderOptions {
     pub source: PathBuf,
     /// The target as the `speculators` layout names it; `None`: this project's layout.
     pub speculators: Option<Verifier>,
+    /// What the model card says.
+    pub card: CardFacts,
 }
 
 /// Returns whether a file of a draft's folder, named by its path in it, is one that this project writes there: the draft, its replay
-/// bundle, and the table and diagram of `deepspec calibrate`.
+/// bundle, the facts of its model card, and the table and diagram of `deepspec calibrate`. The card itself may be the user's
+/// ([`is_own_card`]).
 pub fn is_exported(path: &Path) -> bool {
     let calibration = path == Path::new(StsTable::FILE) || path == Path::new(DIAGRAM);
-    is_draft_file(path) || is_replay_file(path) || calibration
+    is_draft_file(path) || is_replay_file(path) || calibration || path == Path::new(FACTS)
 }
 
 /// Writes `out` and returns the files that hold the draft and its bundle. The bundle is of the draft as a reader of the folder gets it, in its
 /// number type. Replaces an earlier export; other files in `out` stay.
 ///
 /// # Errors
-/// When a parameter is not finite or a file cannot be written; then `out` is as it was.
+/// Returns an error if a parameter is not finite or a file cannot be written; then `out` is as it was.
 pub fn write_draft_folder(
     draft: &Draft,
     out: &Path,
@@ -56,7 +60,10 @@ pub fn write_draft_folder(
     // A table that lies beside them may be fitted again.
     files.retain(|file| is_draft_file(file) || is_replay_file(file));
     carry_calibration(&options.source, out, directory.path(), &written, target)?;
-    directory.commit_over(is_exported)?;
+    let replaces_card = is_own_card(out);
+    let facts = options.card.clone().of_draft(written.digest(), &options.source);
+    write_card(directory.path(), &facts, !replaces_card)?;
+    directory.commit_over(|path| is_exported(path) || (replaces_card && path == Path::new(CARD)))?;
     Ok(files.into_iter().map(|file| out.join(file)).collect())
 }
 
@@ -73,8 +80,8 @@ fn files_below(folder: &Path, below: &Path) -> Result<Vec<PathBuf>, CheckpointEr
     Ok(files)
 }
 
-/// Copies the calibration table of the draft in `source`, or else of the one that `out` held, into `folder` when the draft that was
-/// written proposes the same; says otherwise that the table stays behind.
+/// Copies the calibration table of the draft in `source`, or else of the one in `out`, into `folder` if the written
+/// draft makes the same proposals; otherwise prints that the table is not copied.
 fn carry_calibration(source: &Path, out: &Path, folder: &Path, written: &Draft, target: &Target) -> Result<()> {
     let beside_source = source.join(StsTable::FILE);
     let from_source = beside_source.is_file();
@@ -105,7 +112,7 @@ fn carry_calibration(source: &Path, out: &Path, folder: &Path, written: &Draft, 
     Ok(())
 }
 
-/// What bounds a replay prompt: the target's vocabulary size and its context.
+/// Returns the limits of a replay prompt: the target's vocabulary size and its context.
 pub fn prompt_limits(target: &Target) -> [usize; 2] {
     [target.config().vocab_size, target.config().max_position_embeddings]
 }

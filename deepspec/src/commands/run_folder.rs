@@ -1,4 +1,4 @@
-//! The folder of a run: one process at a time writes it, and removing a run leaves what is the user's.
+//! The folder of a run: one process at a time writes it, and removing a run keeps the user's files.
 
 use std::path::Path;
 
@@ -6,6 +6,7 @@ use anyhow::Result;
 use dspark_runtime::checkpoint::{CheckpointError, FolderLock, remove_written};
 
 use super::draft_folder::is_exported;
+use super::model_card::{CARD, is_own_card};
 use super::stages::Stages;
 use crate::trainer::remove_training;
 
@@ -17,7 +18,7 @@ pub const REPORT: &str = "report.json";
 /// Locks a folder for this process. Says on standard error where the file system cannot.
 ///
 /// # Errors
-/// When another process uses the folder, or it cannot be written.
+/// Returns an error if another process uses the folder, or it cannot be written.
 pub fn lock(folder: &Path) -> Result<FolderLock, CheckpointError> {
     let lock = FolderLock::acquire(folder)?;
     if !lock.is_held() {
@@ -32,11 +33,13 @@ pub fn lock(folder: &Path) -> Result<FolderLock, CheckpointError> {
 /// Removes what runs write into their folder, and nothing else.
 ///
 /// # Errors
-/// When a file cannot be removed.
+/// Returns an error if a file cannot be removed.
 pub fn remove_run(folder: &Path) -> Result<()> {
     remove_training(folder)?;
     Stages::of_run(folder).remove()?;
-    remove_written(&folder.join(DRAFT), is_exported)?;
+    let draft = folder.join(DRAFT);
+    let removes_card = is_own_card(&draft);
+    remove_written(&draft, |path| is_exported(path) || (removes_card && path == Path::new(CARD)))?;
     remove_written(folder, |path| path == Path::new(REPORT))?;
     Ok(())
 }

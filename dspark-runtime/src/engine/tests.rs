@@ -1,4 +1,4 @@
-//! The two threads: who hears what first, and what happens when one of them ends.
+//! The two threads: the order of their messages, and behaviour when one of them ends.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -45,7 +45,7 @@ fn tokens(id: u64, text: &str) -> Output {
     Output::Tokens(Tokens { id, tokens, drafted: Vec::new(), round: false, cached_prompt: 0, end: None })
 }
 
-/// Whoever has the whole answer may go away at once; that must not look like a cancelled request.
+/// A client that has the whole answer may disconnect immediately; that must not count as a cancelled request.
 #[test]
 fn the_step_loop_hears_of_a_stop_string_before_the_client_does() {
     let (outputs, receiver) = channel();

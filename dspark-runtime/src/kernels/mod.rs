@@ -38,8 +38,8 @@ use pulp::bytemuck::Pod;
 
 use crate::tensors::ints;
 
-/// The values of a tensor that lies in this machine's memory as plain f32, row-major; `None` on other devices, under
-/// autodiff, or for other number types.
+/// Returns the values of a tensor in host memory as plain f32, row-major; `None` on other devices, under autodiff, or
+/// for other number types.
 fn on_cpu<const D: usize>(x: &Tensor<D>) -> Option<FlexTensor> {
     on_cpu_as(x, DType::F32)
 }
@@ -58,7 +58,22 @@ fn from_host<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
     Tensor::from_primitive::<Flex>(FlexTensor::from_data(data))
 }
 
-/// Parts of a matrix's rows, none of them empty, each with memory of its own: views would keep the whole matrix.
+/// Returns the instruction sets that the kernels have code for on this kind of processor, each with whether this one has it: AVX-512
+/// and AVX2 for products of floats, VNNI for 8-bit products. Without them, portable code is used.
+pub fn instruction_sets() -> Vec<(&'static str, bool)> {
+    #[cfg(target_arch = "x86_64")]
+    return vec![
+        ("AVX2", pulp::x86::V3::try_new().is_some()),
+        ("AVX-512", pulp::x86::V4::try_new().is_some()),
+        ("VNNI", vnni::available()),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    return vec![("NEON", std::arch::is_aarch64_feature_detected!("neon"))];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return Vec::new();
+}
+
+/// Copies parts of a matrix's rows, none of them empty, into separate memory: views would keep the whole matrix alive.
 ///
 /// `[n, d]` -> `[m, d]` for each range of `m` rows
 pub fn copied_rows(x_nd: &Tensor<2>, parts: &[Range<usize>]) -> Vec<Tensor<2>> {

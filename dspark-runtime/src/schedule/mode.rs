@@ -1,4 +1,4 @@
-//! How prefix lengths are chosen.
+//! The ways to choose prefix lengths.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,16 +15,16 @@ use std::str::FromStr;
 pub enum Mode {
     /// No drafting.
     Off,
-    /// The first so many drafted tokens of every request, at least one.
+    /// The first N drafted tokens of every request, at least one.
     Fixed(usize),
-    /// Up to the first position whose confidence is below this.
+    /// All tokens before the first position whose confidence is below this.
     Threshold(f64),
-    /// As many as pay on this machine.
+    /// As many tokens as pay on this machine.
     #[default]
     Scheduled,
 }
 
-/// Why a mode cannot be used.
+/// Error of an unknown mode.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "unknown mode `{0}`: expected `off`, `fixed:N` with a whole number N >= 1, `threshold:P` with a number P from 0 to 1, or `scheduled`"

@@ -24,13 +24,13 @@ use crate::numbers::sigmoid;
 pub struct StsTable {
     /// `T_j`, all above 0.
     pub temperatures: Vec<f64>,
-    /// What it was fitted on.
+    /// The data that it was fitted on.
     pub dataset: String,
     /// Rounds that it was fitted on.
     pub num_samples: usize,
     /// Expected calibration error of the survival per position with all temperatures at 1; empty when not known.
     pub ece_before: Vec<Option<f64>>,
-    /// The same with these temperatures.
+    /// The calibration errors with these temperatures.
     pub ece_after: Vec<Option<f64>>,
     /// The sampling temperature that it was fitted at, when known. Other programs do not read it.
     pub sampling_temperature: Option<f64>,
@@ -42,7 +42,7 @@ pub struct StsTable {
 }
 
 impl StsTable {
-    /// The name of the table beside a checkpoint's weights. Other engines are given its path.
+    /// File name of the table in the checkpoint folder. Other engines get its path.
     pub const FILE: &str = "sts.json";
 
     /// Confidences as the head gives them.
@@ -62,7 +62,7 @@ impl StsTable {
     /// Checks that the table was fitted for the draft with this digest. A table that names no draft fits every one.
     ///
     /// # Errors
-    /// When the table names another draft.
+    /// Returns an error if the table was fitted for another draft.
     pub fn check_draft(&self, path: &Path, digest: &str) -> Result<(), CheckpointError> {
         match &self.draft {
             Some(fitted) if fitted != digest => Err(CheckpointError::Invalid {
@@ -90,8 +90,8 @@ impl StsTable {
     /// `sts_temperatures` or both; fields that are not known here are left alone.
     ///
     /// # Errors
-    /// When a field is missing or of the wrong kind, a temperature is not above 0, the two spellings differ, or the block
-    /// size is another one.
+    /// Returns an error if a field is missing or has the wrong type, a temperature is not above 0, the two spellings
+    /// differ, or the block size is different.
     pub fn read(path: &Path, block_size: usize) -> Result<Self, CheckpointError> {
         let fields = JsonFields::read_table(path, "a calibration table, as `deepspec calibrate` writes it")?;
         const SPELLINGS: [&str; 2] = ["temperatures", "sts_temperatures"];
@@ -138,7 +138,7 @@ impl StsTable {
     /// Writes the table, whole or not at all.
     ///
     /// # Errors
-    /// When the folder cannot be written.
+    /// Returns an error if the folder cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), CheckpointError> {
         let text = serde_json::to_string_pretty(&self.to_json()).unwrap_or_default() + "\n";
         write_file(path, text.as_bytes())
