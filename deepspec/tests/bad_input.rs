@@ -293,7 +293,7 @@ fn models_that_do_not_fit_are_refused_before_they_are_loaded() {
     // Nothing reads the weights, which do not belong to this configuration.
     let output = train(root.path(), &[format!("target={}", quoted(&target))]);
     exits_with(&output, 1, &["does not fit", "target, draft, gradients"]);
-    assert!(!root.path().join("run").exists(), "nothing was begun");
+    assert!(!root.path().join("run/checkpoints").exists(), "nothing was begun");
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn files_of_a_data_folder_that_are_not_read_are_named() {
     fs::create_dir(&folder).unwrap();
     fs::copy(workspace().join("datasets/quickstart/chat.validation.jsonl"), folder.join("rows.jsonl")).unwrap();
     let settings = [format!("data.train=[{}]", quoted(&folder)), "data.validation=[]".into()];
-    let warning = "not read, because the name does not end in";
+    let warning = "ignored files whose name does not end in";
     let output = train(&root.path().join("first"), &settings);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && !text.contains(warning), "{text}");

@@ -46,9 +46,14 @@ pub fn decode(target: &Path, draft: &Path, prompt: &str) -> Result<Option<f64>, 
     let decoder = Decoder::new(&target, Some(&draft));
     let generation = decoder.generate_observed(&prompt_ids, &options, &mut Sampler::greedy(), |round| {
         let text = |ids: &[u32]| tokenizer.decode(ids, false).unwrap_or_default();
-        let (accepted, rejected) = round.block.tokens.split_at(round.verdict.accepted);
-        let (accepted, rejected, next) = (text(accepted), text(rejected), text(&[round.verdict.next]));
-        println!("accepted {accepted:?}, rejected {rejected:?}, the target's own token {next:?}");
+        let record = round.record;
+        let (accepted, dropped) = round.block.tokens.split_at(record.accepted);
+        print!("accepted {:?}, dropped {:?}", text(accepted), text(dropped));
+        // A round that ends with an accepted stop token has no token of the target.
+        if record.committed > record.accepted {
+            print!(", the target's own token {:?}", text(&[round.verdict.next]));
+        }
+        println!();
     })?;
 
     println!("\n{}", tokenizer.decode_answer(&prompt_ids, &generation.ids)?.trim());

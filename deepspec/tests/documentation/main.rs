@@ -8,8 +8,8 @@
 //! * `text`: output, which is not compared; `toml`, `json` and the like: files.
 //!
 //! The verbs, options and values of `deepspec` and `dspark` are checked in all of them. A page is one bash script. Servers that it
-//! starts with `&` are waited for and ended after it. Where a page reads `runs/quickstart` and does not make it, a short training
-//! stands for the long one.
+//! starts with `&` are waited for and ended after it. Where a page reads `runs/quickstart` and does not make it, the test
+//! does: with a short training, or with the whole one where slow blocks are run.
 
 #![cfg(unix)]
 #![allow(missing_docs)]

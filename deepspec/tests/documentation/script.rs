@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use crate::commands::{calls, joined_lines};
+use crate::commands::{Call, calls, joined_lines};
 use crate::page::{Block, Page, Purpose};
 
 /// The port of the documentation's servers.
@@ -45,7 +45,7 @@ impl Scratch {
     /// Copies what the pages read from the repository.
     pub fn new(root: &Path) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["recipes", "datasets", "checkpoints"] {
+        for name in ["recipes", "datasets", "checkpoints", "docs"] {
             copy(&root.join(name), &folder.path().join(name));
         }
         let binaries = Path::new(env!("CARGO_BIN_EXE_deepspec")).parent().unwrap();
@@ -97,15 +97,16 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A short training of the quickstart: stands for the long one where that is not run.
-fn quickstart(root: &Path) -> &'static Scratch {
+/// The quickstart's run, for pages that read it: a short training, or with `all` the whole one.
+fn quickstart(root: &Path, all: bool) -> &'static Scratch {
     static MADE: OnceLock<Scratch> = OnceLock::new();
     MADE.get_or_init(|| {
         let scratch = Scratch::new(root);
-        let short = "deepspec run recipes/quickstart.toml --set train.steps=8 --set train.validate_every=0 \
-                     --set evaluate.samples=1 --set evaluate.max_new_tokens=8";
-        let output = scratch.run(short, PORT);
-        assert!(output.status.success(), "{short}: {}", String::from_utf8_lossy(&output.stderr));
+        let short = "--set train.steps=8 --set train.validate_every=0 --set evaluate.samples=1 \
+                     --set evaluate.max_new_tokens=8";
+        let command = format!("deepspec run recipes/quickstart.toml {}", if all { "" } else { short });
+        let output = scratch.run(&command, PORT);
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
         scratch
     })
 }
@@ -126,9 +127,11 @@ pub fn run(page: &Page, root: &Path, all: bool) -> Result<(), String> {
     let port = free_port();
     let script = script(page, &blocks)?.replace(PORT, &port);
     let scratch = Scratch::new(root);
-    let trains = blocks.iter().flat_map(|block| calls(block)).any(|call| call.words.contains(&"run".to_owned()));
-    if !trains && script.contains("runs/quickstart") {
-        scratch.take_quickstart(quickstart(root));
+    let makes = |call: &Call| call.words.get(1..3).is_some_and(|words| words == ["run", "recipes/quickstart.toml"]);
+    if !blocks.iter().flat_map(|block| calls(block)).any(|call| makes(&call))
+        && ["runs/quickstart", "--example"].iter().any(|reader| script.contains(reader))
+    {
+        scratch.take_quickstart(quickstart(root, all));
     }
     let output = scratch.run(&script, &port);
     if output.status.success() {
