@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Decodes three prompts greedily with dspark and with llama.cpp, and compares ids and accepted drafts per round.
+"""Decode three prompts greedily with dspark and with llama.cpp, and compare ids and accepted drafts per round.
 
     gguf_peer.py TARGET_DIR DRAFT_DIR TARGET_GGUF DRAFT_GGUF
 
 The two files are `deepspec export --layout gguf` of the two folders. DSPARK and LLAMA name the programs (default:
-target/release/dspark, llama-speculative-simple). Needs the package `tokenizers`. Prints a line of JSON per prompt, and ends
-with 1 when anything differs. The prompts are for a target with SmolLM2's chat template.
+target/release/dspark, llama-speculative-simple). Needs the package `tokenizers`. Prints a line of JSON per prompt and exits
+with 1 if anything differs. The prompts are for a target with SmolLM2's chat template.
 """
 
 import json

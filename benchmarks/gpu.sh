@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Answers the questions of benchmarks/gpu.md in one run, and writes them into one JSON file.
+# Runs the checks of benchmarks/gpu.md and writes the results into one JSON file.
 # shellcheck disable=SC2016,SC2317  # awk programs in single quotes; functions that are called by name
 set -uo pipefail
 
@@ -7,18 +7,18 @@ usage() {
     cat <<'END'
 usage: benchmarks/gpu.sh BINARY
 
-BINARY is the program `deepspec` with `dspark` beside it, or the folder that holds both, built with `--features cuda`. If
-`libdevice.10.bc` lies beside them and CUDA_PATH is not set, it is used. Settings are variables:
+BINARY is the program `deepspec` with `dspark` in the same folder, or that folder, built with `--features cuda`. If
+`libdevice.10.bc` is in the folder and CUDA_PATH is not set, it is used. Settings are variables:
 
   DEVICE      cuda (default), cuda:INDEX, or cpu: smaller sizes, for trying the script out
   STEPS       names of the steps to run (default: all)
-  BUDGET      seconds for all steps (default 560, on the CPU 1120); a step that would begin later is not run
-  STEP_LIMIT  seconds for any one step, where that is less than its own limit
+  BUDGET      seconds for all steps (default 560, on the CPU 1120); no step begins after that
+  STEP_LIMIT  upper limit of the seconds of each step
   OUT         folder of the result, gpu.json (default: the current folder)
-  KEEP        folder for what steps write: runs, drafts, logs (default: a temporary one, removed at the end)
+  KEEP        folder for runs, drafts and logs (default: a temporary one, removed at the end)
   DSPARK_MODELS  folder with stories15m and smollm2-135m, as the tests of dspark-runtime look for them
 
-It exits with 0 when no step failed, 1 when one failed, ran out of time or could not run, 2 when it was called wrongly.
+It exits with 0 if no step failed, 1 if one failed, ran out of time or could not run, and 2 if the usage is wrong.
 END
 }
 
@@ -33,7 +33,7 @@ bf16      90  The same with train.compute = "bf16".
 ids      120  Are greedy ids those of the CPU and of transformers, without and with a draft?
 serving  150  How fast does an engine answer, and where does the time of a step go?
 memory   150  Does memory grow over 500 training steps?
-plan      30  What does deepspec train --plan say of that training, beside what it took?
+plan      30  How close is the estimate of deepspec train --plan to what that training took?
 stored   100  The same as serving, with matrices kept in bf16.
 END
 }

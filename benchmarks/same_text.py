@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Whether two running `dspark serve` say the same to many requests at once.
+"""Compare the answers of two running `dspark serve` to many requests at once.
 
     same_text.py --ports 8080 8081 --prompts gsm8k.jsonl --requests 32
 
-Half of the requests are greedy; the others have a temperature, a seed and some of them filters. All are sent at the same
-time, first to one server, then to the other: one with `--mode off`, say, and one with `--mode scheduled`. Texts must be
-equal. Where two greedy ones are not, the first token that differs is shown with the distance of the two likeliest tokens
-there: logits that are all but equal may change places when passes have other sizes. Ends with status 1 if texts of seeded
-requests differ, or greedy ones at a distance of 1e-3 or more. Needs nothing but Python.
+Half of the requests are greedy; the others have a temperature and a seed, and some of them filters. All are sent at the same
+time, first to one server, then to the other, for example one with `--mode off` and one with `--mode scheduled`. Texts must be
+equal. Where two greedy ones differ, the first different token is shown with the distance of the two likeliest tokens there:
+nearly equal logits may change places when passes have different sizes. Exits with 1 if texts of seeded requests differ, or
+greedy ones at a distance of 1e-3 or more. Needs Python alone.
 """
 
 import argparse

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Mixed load against a running `dspark serve`, and whether its memory stays where it is.
+"""Put mixed load on a running `dspark serve` and check that its memory does not grow.
 
     soak.py --port 8080 --pid PID --prompts gsm8k.jsonl --minutes 15 --clients 12
 
-Every client asks one request after the other: streamed or not, at temperature 0 or above, with and without seed, stop
+Every client sends one request after the other: streamed or not, at temperature 0 or above, with and without seed, stop
 strings, log probabilities, several choices; some hang up in the middle. The server's resident memory is read every
 second; every minute a line says how many requests were answered, and the median and the peak of that minute's readings.
-A single reading says little, since a step's activations come and go. Ends with status 1 if a request failed, or if the
-median of any later minute is 2 % or more above that of the first minute after the first. Needs nothing but Python.
+Single readings vary, since a step's activations come and go. Exits with 1 if a request failed, or if the
+median of any later minute is 2 % or more above that of the first minute after the first. Needs Python alone.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Loads an exported draft with the `speculators` package and compares what it computes with the draft's replay bundle.
+"""Load an exported draft with the `speculators` package and compare its results with the draft's replay bundle.
 
     pip install speculators
     python benchmarks/speculators_peer.py DRAFT --target DIR [--tolerance 1e-4]
 
-DRAFT is what `deepspec export --layout speculators` wrote. The package's own model code computes the block: its attention
+DRAFT is a folder written by `deepspec export --layout speculators`. The package's own model code computes the block: its attention
 mask, its layers, its head, its Markov bias and its confidence head, in float32 on the CPU; of an Eagle3 draft its unrolled steps.
-What is fed to it is the bundle's features and tokens. Exits with 1 when a number is off by more than the tolerance (of its size and that of its row).
+Its inputs are the bundle's features and tokens. Exits with 1 if a number is off by more than the tolerance, relative to its size and that of its row.
 """
 
 import argparse

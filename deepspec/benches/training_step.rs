@@ -1,4 +1,4 @@
-//! One training step of the shape `small` (README of the benchmarks): forward, loss, backward, global clip, AdamW in 32 bits, on
+//! One training step of the shape `small` (`shape/mod.rs`): forward, loss, backward, global clip, AdamW in 32 bits, on
 //! one sequence of 512 tokens whose target hidden states are given; of a DSpark draft with 64 blocks, and of an Eagle3 draft
 //! with the blocks that the reference trains, all of them.
 //!

@@ -126,7 +126,7 @@ fn an_eagle3_draft_goes_through_every_verb() {
     let seen = deepspec(&["inspect", &other, "--target", &target, "--replay"]);
     let text = String::from_utf8_lossy(&seen.stdout).into_owned();
     assert!(
-        seen.status.success() && text.contains("the same on") && text.contains("vLLM           takes it"),
+        seen.status.success() && text.contains("the same on") && text.contains("vLLM           loads it"),
         "{text}"
     );
     let back = root.path().join("back").display().to_string();

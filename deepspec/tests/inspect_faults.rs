@@ -309,5 +309,5 @@ fn foreign_drafts_are_described() {
     assert_eq!(verdict(&findings, "speculators"), "with-care");
     let output = deepspec(&["inspect", folder.to_str().unwrap()]);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("vLLM           takes it") && text.contains("MIND: "), "{text}");
+    assert!(text.contains("vLLM           loads it") && text.contains("MIND: "), "{text}");
 }

@@ -16,8 +16,8 @@ use super::evaluate::find_task;
 use super::setup::load_target;
 use crate::calibration::{CalibrationReport, calibrate, table, write_diagram};
 use crate::evaluation::{
-    EvaluationOptions, Models, Progressed, SamplingMethod, Task, TraceRound, TraceWriter, Turns, evaluate_observed,
-    read_trace,
+    EvaluationMode, EvaluationOptions, Models, Progressed, SamplingMethod, Tables, Task, TraceRound, TraceWriter,
+    Turns, evaluate_observed, read_trace,
 };
 
 /// File name of the reliability diagram, next to the table.
@@ -210,6 +210,8 @@ fn decode(arguments: &Arguments, tasks: &[Task], target_name: &str, draft_folder
         seed: arguments.seed,
         sampling: SamplingMethod::Rejection,
         turns: Turns::All,
+        mode: EvaluationMode::Whole,
+        tables: Tables::default(),
         confidence_threshold: 0.0,
         template_arguments: template_arguments(&arguments.template_arguments)?,
         measure_plain: false,

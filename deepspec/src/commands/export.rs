@@ -15,10 +15,14 @@ use serde_json::{Map, Value};
 
 use super::data_files::data_files;
 use super::draft_folder::{FolderOptions, prompt_limits, write_draft_folder};
+use super::inspect::heads;
 use super::setup::{load_target, most_frequent};
 use crate::cards::dataset_folders;
 use crate::conversation::{Format, ReadOptions, read_samples};
 use crate::replay::{default_prompts, file_prompts};
+
+/// Rank of the head that `--zero-markov-head` adds: one that vLLM was run with.
+const ZERO_HEAD_RANK: usize = 32;
 
 /// Arguments of `deepspec export`.
 #[derive(Debug, Args)]
@@ -54,6 +58,10 @@ pub struct Arguments {
     /// Conversation files to count answer tokens in, in the formats of a recipe's `data.train`
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "draft_vocab_size")]
     vocabulary_data: Vec<PathBuf>,
+    /// Add a Markov head of zeros to a DFlash draft (with `--layout deepspec` or `speculators`). The draft proposes the
+    /// same tokens. vLLM does not load such a draft without a head; with one, use its method `dspark`
+    #[arg(long)]
+    zero_markov_head: bool,
     /// Target name to record in the draft, so that programs can load the target from it (with `--layout speculators`;
     /// default: `--target` if it is a Hugging Face name, else none)
     #[arg(long, value_name = "NAME")]
@@ -130,6 +138,14 @@ fn write_folder(arguments: &Arguments) -> Result<()> {
     if let Some(size) = arguments.draft_vocab_size {
         draft = with_fewer_tokens(draft, size, arguments, &target, &tokenizer)?;
     }
+    if arguments.zero_markov_head {
+        let has = heads(&draft.config().kind).unwrap_or_else(|| draft.config().drafter().name().to_owned());
+        draft = draft.with_zero_markov_head(ZERO_HEAD_RANK).with_context(|| {
+            format!(
+                "--zero-markov-head: expected a DFlash draft without a Markov head, found one of another kind: {has}"
+            )
+        })?;
+    }
     let limits = prompt_limits(&target);
     let prompts = match &arguments.replay_prompts {
         Some(file) => file_prompts(file, &tokenizer, limits).context("--replay-prompts")?,
@@ -200,6 +216,9 @@ fn write_gguf(arguments: &Arguments) -> Result<()> {
     }
     if arguments.draft_vocab_size.is_some() {
         bail!("--draft-vocab-size: only with --layout deepspec; drafts for llama.cpp propose every token");
+    }
+    if arguments.zero_markov_head {
+        bail!("--zero-markov-head: not with --layout gguf; llama.cpp was never run with such a draft");
     }
     check_gguf_path("--out", out)?;
     target_out.as_deref().map_or(Ok(()), |path| check_gguf_path("--target-out", path))?;

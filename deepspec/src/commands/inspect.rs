@@ -145,7 +145,7 @@ fn numbers(tensors: &[(String, Vec<usize>)]) -> usize {
 }
 
 /// Describes a draft's heads; `None` if it has none.
-fn heads(kind: &DraftKind) -> Option<String> {
+pub(super) fn heads(kind: &DraftKind) -> Option<String> {
     let own = match kind {
         DraftKind::DSpark(own) if own.markov_rank > 0 || own.enable_confidence_head => own,
         DraftKind::DSpark(_) | DraftKind::Eagle3(_) => return None,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use dspark_runtime::checkpoint::{WeightDtype, write_file};
+use dspark_runtime::checkpoint::{WeightDtype, WeightPrecision, write_file};
 use dspark_runtime::commands::print;
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::Draft;
@@ -17,13 +17,17 @@ use super::course::Run;
 use super::described::{Described, RecipeArguments};
 use super::draft_folder::{FolderOptions, prompt_limits, write_draft_folder};
 use super::estimate::check_models_fit;
+use super::evaluate::{served_tables, uncalibrated};
 use super::run_folder::{DRAFT, REPORT, lock, remove_run};
 use super::setup::Prepared;
 use super::stages::Stages;
 use super::train::train_prepared;
 use crate::conversation::read_evaluation_prompts;
 use crate::digest::{digest, hash_file, hex};
-use crate::evaluation::{EvaluationOptions, EvaluationReport, Models, Records, Task, evaluate, read_tasks, table};
+use crate::evaluation::{
+    Circumstances, EvaluationOptions, EvaluationReport, Models, Records, Tables, Task, evaluate, read_tasks, table,
+    verdict,
+};
 use crate::process::watch;
 use crate::replay::task_prompts;
 use crate::trainer::DRAFT_FILES;
@@ -50,6 +54,8 @@ struct DataResult {
 
 /// The outcome of a recipe's run.
 pub struct Outcome {
+    /// The number of training samples.
+    pub samples: usize,
     /// The training's report.
     pub training: Value,
     /// The evaluation's.
@@ -66,13 +72,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let _lock = lock(&folder)?;
     let tasks = checked_tasks(&described)?;
     let (prepared, run) = prepare(described, arguments.recipe.device, arguments.restart)?;
-    let Outcome { training, evaluation, exported } = execute(&prepared, run, &tasks, "evaluate")?;
+    let Outcome { samples, training, evaluation, exported } = execute(&prepared, run, &tasks, "evaluate")?;
     let report = json!({"evaluation": evaluation, "training": training});
     let report_path = folder.join(REPORT);
     write_file(&report_path, (serde_json::to_string_pretty(&report)? + "\n").as_bytes())?;
 
+    let draft = Draft::load(&exported, &prepared.target)?;
+    let circumstances = Circumstances {
+        training: training["steps"].as_u64().map(|steps| (steps, samples)),
+        on_cpu: prepared.device == DeviceChoice::Cpu,
+        uncalibrated: uncalibrated(&exported, &draft),
+    };
     print(format_args!("\n{}", table(&evaluation)))?;
-    show_sample(&prepared, &Draft::load(&exported, &prepared.target)?, &tasks)?;
+    show_sample(&prepared, &draft, &tasks)?;
+    print(format_args!("{}\n", verdict(&evaluation, circumstances)))?;
     print(format_args!("report:     {}", report_path.display()))?;
     Ok(print(format_args!("checkpoint: {}", exported.display()))?)
 }
@@ -85,7 +98,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 pub fn prepare(described: Described, device: DeviceChoice, restart: bool) -> Result<(Prepared, Run)> {
     let run = (!restart).then(|| described.run(true)).transpose()?;
     check_models_fit(&described, device)?;
-    let prepared = Prepared::of(described, &device.open()?)?;
+    let prepared = Prepared::of(described, device)?;
     let run = match run {
         Some(run) => run,
         None => {
@@ -118,6 +131,9 @@ fn evaluation_options(described: &Described) -> EvaluationOptions {
         seed: settings.seed,
         sampling: settings.sampling,
         turns: settings.turns,
+        mode: settings.mode,
+        // Read when there is a draft.
+        tables: Tables::default(),
         confidence_threshold: settings.confidence_threshold,
         template_arguments: described.recipe.data.template_arguments.clone(),
         measure_plain: true,
@@ -130,13 +146,13 @@ fn evaluation_options(described: &Described) -> EvaluationOptions {
 /// # Errors
 /// Returns an error if a stage fails.
 pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) -> Result<Outcome> {
-    let Prepared { described, target } = prepared;
+    let Prepared { described, target, .. } = prepared;
     let recipe = &described.recipe;
     let Run { folder: run, digest: training_digest } = run;
     let folder = run.path.clone();
     let stages = Stages::of_run(&folder);
     let mut read = None;
-    stages.run("data", &training_digest, || {
+    let data: DataResult = stages.run("data", &training_digest, || {
         let samples = read.insert(described.samples()?);
         Ok((DataResult { training: samples.training.len(), validation: samples.validation.len() }, Vec::new()))
     })?;
@@ -170,7 +186,7 @@ pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) 
         let draft = Draft::load(&exported, target)?.with_heads(described.recipe.evaluate.draft_heads);
         Ok((evaluate_recipe(prepared, &draft, &exported, tasks)?, Vec::new()))
     })?;
-    Ok(Outcome { training, evaluation, exported })
+    Ok(Outcome { samples: data.training, training, evaluation, exported })
 }
 
 fn task_digest(tasks: &[Task]) -> Result<String> {
@@ -183,8 +199,10 @@ fn task_digest(tasks: &[Task]) -> Result<String> {
 }
 
 fn evaluate_recipe(prepared: &Prepared, draft: &Draft, folder: &Path, tasks: &[Task]) -> Result<EvaluationReport> {
-    let Prepared { described, target } = prepared;
-    let options = evaluation_options(described);
+    let Prepared { described, target, .. } = prepared;
+    let mut options = evaluation_options(described);
+    let circumstances = (WeightPrecision::F32, prepared.device);
+    options.tables = served_tables(options.mode, (target, draft), folder, circumstances)?;
     let models = Models { target, draft, tokenizer: &described.tokenizer };
     let names = (described.recipe.target.as_str(), &*folder.to_string_lossy());
     Ok(evaluate(models, names, tasks, &options, Records::default())?)
@@ -220,7 +238,7 @@ fn show_sample(prepared: &Prepared, draft: &Draft, tasks: &[Task]) -> Result<()>
     let same = with_draft.ids == alone.ids;
     Ok(print(format_args!(
         "with the draft: {} in {passes} passes of the target instead of {}\n",
-        if same { "the same tokens" } else { "different tokens (rounding decided a tie the other way)" },
+        if same { "the same tokens" } else { "other tokens (rounding decided a tie differently)" },
         alone.ids.len()
     ))?)
 }

@@ -5,9 +5,13 @@ use std::fmt::Display;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float64Type, Int64Type, UInt64Type};
+use arrow_array::cast::AsArray;
+use arrow_array::types::{
+    Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
+    UInt32Type, UInt64Type,
+};
+use arrow_array::{Array, RecordBatch};
+use arrow_schema::DataType;
 use dspark_runtime::checkpoint::LONGEST_LINE;
 use dspark_runtime::panics;
 use parquet::arrow::ProjectionMask;
@@ -176,19 +180,23 @@ fn json_value(array: &dyn Array, row: usize, room: &mut usize) -> Result<Value, 
         DataType::Utf8 => text(array.as_string::<i32>().value(row), room),
         DataType::LargeUtf8 => text(array.as_string::<i64>().value(row), room),
         DataType::Utf8View => text(array.as_string_view().value(row), room),
-        DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::Int64 => {
-            let wide = converted(array, row, &DataType::Int64)?;
-            Ok(Value::from(wide.as_primitive::<Int64Type>().value(0)))
+        DataType::Int8 => Ok(Value::from(array.as_primitive::<Int8Type>().value(row))),
+        DataType::Int16 => Ok(Value::from(array.as_primitive::<Int16Type>().value(row))),
+        DataType::Int32 => Ok(Value::from(array.as_primitive::<Int32Type>().value(row))),
+        DataType::Int64 => Ok(Value::from(array.as_primitive::<Int64Type>().value(row))),
+        DataType::UInt8 => Ok(Value::from(array.as_primitive::<UInt8Type>().value(row))),
+        DataType::UInt16 => Ok(Value::from(array.as_primitive::<UInt16Type>().value(row))),
+        DataType::UInt32 => Ok(Value::from(array.as_primitive::<UInt32Type>().value(row))),
+        DataType::UInt64 => Ok(Value::from(array.as_primitive::<UInt64Type>().value(row))),
+        DataType::Float16 => Ok(Value::from(array.as_primitive::<Float16Type>().value(row).to_f64())),
+        DataType::Float32 => Ok(Value::from(f64::from(array.as_primitive::<Float32Type>().value(row)))),
+        DataType::Float64 => Ok(Value::from(array.as_primitive::<Float64Type>().value(row))),
+        DataType::Dictionary(_, _) => {
+            let dictionary = array.as_any_dictionary();
+            let key = json_value(dictionary.keys(), row, room)?;
+            let key = key.as_u64().ok_or_else(|| format!("the dictionary key {key} is negative"))?;
+            json_value(dictionary.values().as_ref(), key as usize, room)
         }
-        DataType::UInt8 | DataType::UInt16 | DataType::UInt32 | DataType::UInt64 => {
-            let wide = converted(array, row, &DataType::UInt64)?;
-            Ok(Value::from(wide.as_primitive::<UInt64Type>().value(0)))
-        }
-        DataType::Float16 | DataType::Float32 | DataType::Float64 => {
-            let wide = converted(array, row, &DataType::Float64)?;
-            Ok(Value::from(wide.as_primitive::<Float64Type>().value(0)))
-        }
-        DataType::Dictionary(_, values) => json_value(&converted(array, row, values)?, 0, room),
         DataType::List(_) => json_list(&array.as_list::<i32>().value(row), room),
         DataType::LargeList(_) => json_list(&array.as_list::<i64>().value(row), room),
         DataType::Struct(_) => {
@@ -222,21 +230,16 @@ fn take(room: &mut usize, bytes: usize) -> Result<(), String> {
     left.map(drop).ok_or_else(|| format!("the row has more than {LONGEST_LINE} bytes"))
 }
 
-/// One value in another type, as an array of length 1.
-fn converted(array: &dyn Array, row: usize, to: &DataType) -> Result<arrow::array::ArrayRef, String> {
-    cast(&array.slice(row, 1), to).map_err(|error| error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{
+    use arrow_array::{
         ArrayRef, BinaryArray, DictionaryArray, Int32Array, LargeStringArray, ListArray, StringArray,
         StringViewArray, StructArray, TimestampSecondArray,
     };
-    use arrow::buffer::{NullBuffer, OffsetBuffer};
-    use arrow::datatypes::{Field, Int8Type};
+    use arrow_buffer::{NullBuffer, OffsetBuffer};
+    use arrow_schema::Field;
     use parquet::arrow::ArrowWriter;
     use parquet::basic::{Compression, ZstdLevel};
     use parquet::file::properties::WriterProperties;

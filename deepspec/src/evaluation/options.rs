@@ -7,6 +7,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::mode::{EvaluationMode, Tables};
+
 /// The turns of an evaluation conversation to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -63,7 +65,12 @@ pub struct EvaluationOptions {
     pub sampling: SamplingMethod,
     /// The turns to answer.
     pub turns: Turns,
-    /// Slots below this confidence end a proposal; 0: none.
+    /// How much of a drafted block is verified.
+    pub mode: EvaluationMode,
+    /// Tables that a serving mode uses for its decisions.
+    pub tables: Tables,
+    /// For whole blocks: stop verification before the first token whose confidence, without calibration, is below this;
+    /// 0 verifies all.
     pub confidence_threshold: f64,
     /// Extra variables for the chat template.
     pub template_arguments: Map<String, Value>,

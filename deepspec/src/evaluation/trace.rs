@@ -150,7 +150,8 @@ impl TraceRound {
         }
         if proposed < size && !(self.stopped && accepted == proposed) {
             return Err(format!(
-                "`proposed`: expected the whole block of {size}, found {proposed}: trace with --confidence-threshold 0"
+                "`proposed`: expected the whole block of {size}, found {proposed}: trace with --mode whole and without \
+                 --confidence-threshold"
             ));
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::{Algorithm, LearningRateSchedule, Recipe, RecipeError, Supervision, resolve_input};
+use super::{Algorithm, EvaluateSection, LearningRateSchedule, Recipe, RecipeError, Supervision, resolve_input};
 use crate::evaluation::Turns;
 
 const README: &str = include_str!("../../../recipes/README.md");
@@ -252,6 +252,13 @@ fn values_out_of_range_are_refused() {
             "`evaluate.confidence_threshold` = 0.3 needs a confidence head, but `model.enable_confidence_head` is \
              false",
         ),
+        (vec!["evaluate.mode=off"], "nothing is drafted"),
+        (vec!["evaluate.mode=all"], "expected `whole`"),
+        (
+            vec!["model.enable_confidence_head=false", "evaluate.mode=threshold:0.3"],
+            "`evaluate.mode` = \"threshold:0.3\" needs the head that `model.enable_confidence_head = false` leaves out",
+        ),
+        (vec!["evaluate.mode=scheduled", "evaluate.confidence_threshold=0.3"], "both limit what is verified"),
         (vec!["evaluate.samples=0"], "`evaluate.samples` must be at least 1"),
         (vec!["name=../up"], "is a folder name"),
     ];
@@ -402,4 +409,13 @@ fn keys_and_values_without_a_bottom_are_refused() {
     assert!(error(&[&value]).len() < 1000);
     assert!(parse(&deep, &[]).is_err());
     assert!(parse(&format!("x = {}{}", "[".repeat(40_000), "]".repeat(40_000)), &[]).is_err());
+}
+
+/// A recipe that names no mode has the settings that it had before there were modes, and is not evaluated again.
+#[test]
+fn the_default_mode_leaves_no_trace_in_the_settings() {
+    let mut evaluate = EvaluateSection::default();
+    assert!(!serde_json::to_string(&evaluate).unwrap().contains("\"mode\""));
+    evaluate.mode = "scheduled".parse().unwrap();
+    assert!(serde_json::to_string(&evaluate).unwrap().contains("\"mode\":\"scheduled\""));
 }

@@ -229,17 +229,25 @@ fn check_evaluate(evaluate: &EvaluateSection) -> Result<(), Complaint> {
 }
 
 fn check_confidence(recipe: &Recipe) -> Result<(), Complaint> {
-    let threshold = recipe.evaluate.confidence_threshold;
-    if threshold > 0.0 && !recipe.model.has_confidence_head() {
-        let reason = match recipe.model.algorithm {
-            Algorithm::Dspark => {
-                format!("= {threshold} needs a confidence head, but `model.enable_confidence_head` is false")
-            }
-            Algorithm::Eagle3 => format!("= {threshold} needs a confidence head, but Eagle3 drafts have none"),
-        };
-        return Err(("evaluate.confidence_threshold", reason));
+    let EvaluateSection { confidence_threshold: threshold, mode, .. } = &recipe.evaluate;
+    if *threshold > 0.0 && !mode.is_whole() {
+        let reason =
+            format!("= \"{mode}\" and `evaluate.confidence_threshold` = {threshold} both limit what is verified");
+        return Err(("evaluate.mode", format!("{reason}: give one of them")));
     }
-    Ok(())
+    let (key, value) = match mode.needs_confidences() {
+        true => ("evaluate.mode", format!("\"{mode}\"")),
+        false if *threshold > 0.0 => ("evaluate.confidence_threshold", threshold.to_string()),
+        false => return Ok(()),
+    };
+    if recipe.model.has_confidence_head() {
+        return Ok(());
+    }
+    let reason = match recipe.model.algorithm {
+        Algorithm::Dspark => "needs the head that `model.enable_confidence_head = false` leaves out",
+        Algorithm::Eagle3 => "needs a confidence head, and Eagle3 drafts have none",
+    };
+    Err((key, format!("= {value} {reason}")))
 }
 
 fn from_one<N>(key: &'static str, found: N, largest: N) -> Result<(), Complaint>

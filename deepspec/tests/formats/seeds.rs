@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use dspark_runtime::checkpoint::gguf::{BlockType, GgufValue, GgufWriter};
 use parquet::arrow::ArrowWriter;
 use safetensors::Dtype;

@@ -95,7 +95,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let most = arguments.concurrency.iter().copied().max().unwrap_or(1);
     let scheduled = arguments.modes.contains(&Mode::Scheduled);
-    let table = if scheduled { models.speed_table(most)? } else { None };
+    let table = if scheduled { models.speed_table(most) } else { None };
     let bench = Bench { arguments, table, calibration: models.calibration()?, models };
     let prompts = bench.prompts()?;
     let mut runs = Vec::new();

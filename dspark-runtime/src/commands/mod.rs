@@ -16,7 +16,8 @@ mod sampling;
 mod serve;
 mod user_text;
 
-pub use models::{LoadedModels, ModelArguments, read_tokenizer, warn_of};
+pub use engine::SERVED_REQUESTS;
+pub use models::{LoadedModels, ModelArguments, calibration, read_tokenizer, speed_table, warn_of};
 pub use output::{
     MOST_REQUESTS, count, count_to, print, share, temperature, template_arguments, warn_of_other_template_arguments,
     weight_precision,

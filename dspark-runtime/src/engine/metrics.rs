@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::schedule::Switch;
 use crate::speculate::accepted_length;
 
 /// The phases of a step's time.
@@ -74,6 +75,8 @@ pub struct Metrics {
     pub batch_tokens: usize,
     /// Answers finished in the time that the engine was not idle, and that time.
     pub busy: Duration,
+    /// The last report of drafting being switched off or on; `None` before the first.
+    pub switch: Option<Switch>,
 }
 
 impl Metrics {

@@ -107,6 +107,16 @@ impl BreakEven {
         }
     }
 
+    /// Returns whether the account was emptied, and drafting waits for its next try.
+    pub fn lost(&self) -> bool {
+        self.waiting > 0
+    }
+
+    /// Returns whether the account is full: drafting pays.
+    pub fn pays(&self) -> bool {
+        self.account >= self.settings.reserve
+    }
+
     /// Records that a round with drafts spent this many plain steps on work that later rounds do not repeat.
     pub fn prepared(&mut self, steps: f64) {
         if self.waiting == 0 && steps.is_finite() {

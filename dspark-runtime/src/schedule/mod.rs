@@ -48,6 +48,7 @@ mod prompts;
 mod sps_table;
 mod stopping;
 mod sts_table;
+mod switches;
 
 pub use asynchronous::Asynchronous;
 pub use break_even::{BreakEven, BreakEvenSettings};
@@ -62,3 +63,4 @@ pub use prompts::prompt_rows;
 pub use sps_table::{Identity, Rise, SpsTable, StepCurve};
 pub use stopping::Stopping;
 pub use sts_table::StsTable;
+pub use switches::Switch;

@@ -18,6 +18,7 @@ use super::pace::Paces;
 use super::sps_table::SpsTable;
 use super::stopping::Stopping;
 use super::sts_table::StsTable;
+use super::switches::{Switch, Switches};
 
 /// A block is drafted further only while its survival is at least this share of the least likely token verified in the
 /// preceding step: tokens far below will not be verified in this step either.
@@ -57,6 +58,9 @@ pub struct Policy {
     marginal: f64,
     /// Steps with drafts since the last plain one.
     since_plain: u32,
+    /// Complete answers that were told of.
+    answers: u64,
+    switches: Switches,
     confidences: Confidences,
     /// Drafted tokens of each block.
     tokens: Vec<usize>,
@@ -86,6 +90,8 @@ impl Policy {
             longest: None,
             marginal: 0.0,
             since_plain: 0,
+            answers: 0,
+            switches: Switches::default(),
             confidences: Confidences::default(),
             tokens: Vec::new(),
             lengths: Vec::new(),
@@ -128,6 +134,7 @@ impl Policy {
                     false => table.price(requests.len(), self.block, limit, &self.experience),
                 };
                 if !self.guard.drafts(price) {
+                    self.switches.plain(requests.len(), self.guard.lost());
                     self.longest = None;
                     self.guard.plain();
                     self.experience.plain();
@@ -191,11 +198,13 @@ impl Policy {
     /// Records the numbers of verified and accepted draft tokens of one request.
     pub fn judged(&mut self, verified: usize, accepted: usize) {
         self.experience.judged(verified, accepted);
+        self.switches.judged(verified, accepted);
     }
 
     /// Records a finished plain step of this many requests. Must not be called for steps that include prompts.
     pub fn decoded_plainly(&mut self, requests: usize, time: Duration) {
         self.since_plain = 0;
+        self.switches.time(time);
         if let Some(table) = &self.table {
             self.paces.note(table, requests, time);
         }
@@ -213,18 +222,31 @@ impl Policy {
     /// draft, and its total time. Must not be called for steps that include prompts.
     pub fn drafted(&mut self, committed: usize, time: Duration) {
         self.since_plain += 1;
+        self.switches.time(time);
         let requests = self.drafts.len();
         if let Some(plain) = self.plain_seconds(requests) {
             // The gain of the step over plain ones, in plain steps: tokens per request minus the number of plain steps
             // that fit into its time.
-            let gain = committed as f64 / requests as f64 - time.as_secs_f64() / plain;
-            self.guard.drafted(requests, gain);
+            let (tokens, steps) = (committed as f64 / requests as f64, time.as_secs_f64() / plain);
+            self.guard.drafted(requests, tokens - steps);
+            self.switches.drafted(requests, tokens, steps, self.guard.pays());
         }
     }
 
-    /// Tells how many tokens an answer had.
+    /// Records the number of tokens of an answer.
     pub fn answered(&mut self, tokens: usize) {
         self.joining.answered(tokens);
+        self.answers += 1;
+    }
+
+    /// Returns the number of reported answers.
+    pub fn answers(&self) -> u64 {
+        self.answers
+    }
+
+    /// Returns whether drafting was switched off or on since the last call, if it is time to report it.
+    pub fn switched(&mut self) -> Option<Switch> {
+        self.switches.take()
     }
 
     /// Selects the requests for drafting that are decoding and for which `joins` returns true.

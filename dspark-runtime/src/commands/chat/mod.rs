@@ -19,6 +19,7 @@ use super::sampling::SamplingArguments;
 use super::user_text::UserTextArguments;
 use crate::checkpoint::LONGEST_LINE;
 use crate::engine::{Answer, Event, Request, Sampling};
+use crate::schedule::Switch;
 use crate::speculate::NotFinite;
 use crate::text::ChatTemplate;
 
@@ -65,6 +66,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         arguments,
         messages: Vec::new(),
         counts: Counts::default(),
+        switch: None,
         terminal,
         colours: terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
     };
@@ -96,6 +98,8 @@ struct Conversation<'a> {
     arguments: &'a Arguments,
     messages: Vec<Value>,
     counts: Counts,
+    /// The last report of drafting being switched off or on that was shown.
+    switch: Option<Switch>,
     terminal: bool,
     colours: bool,
 }
@@ -156,13 +160,27 @@ impl Conversation<'_> {
                 return Err(error);
             }
         }
-        if self.terminal {
-            let line = self.counts.line();
-            show(&if self.colours { format!("\x1b[2m{line}\x1b[0m\n") } else { format!("{line}\n") })?;
-        } else {
-            eprintln!("{}", self.counts.line());
+        self.note(&self.counts.line())?;
+        let switch = self.running.handle.metrics().switch;
+        if switch != self.switch {
+            if let Some(switch) = &switch {
+                self.note(&switch.to_string())?;
+            }
+            self.switch = switch;
         }
         Ok(())
+    }
+
+    /// Shows a line about the answer, which is not part of it.
+    fn note(&self, line: &str) -> io::Result<()> {
+        match (self.terminal, self.colours) {
+            (true, true) => show(&format!("\x1b[2m{line}\x1b[0m\n")),
+            (true, false) => show(&format!("{line}\n")),
+            (false, _) => {
+                eprintln!("{line}");
+                Ok(())
+            }
+        }
     }
 
     fn submit(&self) -> Result<(Answer, Painter)> {
