@@ -15,7 +15,7 @@ pub const FOLDERS_VARIABLE: &str = "DEEPSPEC_DATASETS";
 /// Similarity (Jaro-Winkler, 0 to 1) from which a known name is offered in place of an unknown one.
 const SIMILAR: f64 = 0.75;
 
-const CARDS: [&str; 10] = [
+const CARDS: [&str; 11] = [
     include_str!("../../datasets/gsm8k.toml"),
     include_str!("../../datasets/math500.toml"),
     include_str!("../../datasets/aime25.toml"),
@@ -26,6 +26,7 @@ const CARDS: [&str; 10] = [
     include_str!("../../datasets/alpaca.toml"),
     include_str!("../../datasets/arena-hard-v2.toml"),
     include_str!("../../datasets/open-perfectblend.toml"),
+    include_str!("../../datasets/smollm2-self.toml"),
 ];
 
 /// The use of a dataset.
@@ -229,7 +230,8 @@ mod tests {
                 "mt-bench",
                 "alpaca",
                 "arena-hard-v2",
-                "open-perfectblend"
+                "open-perfectblend",
+                "smollm2-self"
             ]
         );
         for card in cards {
@@ -258,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_that_is_called_like_a_dataset_says_how_to_get_it() {
-        let hint = card_hint(Path::new("../shared/eval/gsm8k.jsonl"), Kind::Task);
+        let hint = card_hint(Path::new("eval/gsm8k.jsonl"), Kind::Task);
         let card = Card::named("gsm8k", Kind::Task).unwrap();
         assert!(hint.contains(card.how_to_get.trim()) && hint.contains("\"gsm8k\""), "{hint}");
         assert_eq!(card_hint(Path::new("mine.jsonl"), Kind::Task), "");

@@ -185,7 +185,8 @@ fn an_export_replaces_drafts_alone_and_keeps_other_files() {
     assert_eq!(fs::read_to_string(out.join("notes.txt")).unwrap(), "mine");
     assert_eq!(fs::read_to_string(out.join("mine/more.txt")).unwrap(), "mine");
     let names: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(names.len(), 5, "{names:?}");
+    // The draft's two files, its bundle, its card with its facts, and the user's file and folder.
+    assert_eq!(names.len(), 7, "{names:?}");
 
     let mine = root.path().join("mine");
     write(&mine.join("notes.txt"), "mine");

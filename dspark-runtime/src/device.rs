@@ -3,7 +3,6 @@
 
 mod check;
 
-#[cfg(any(feature = "cuda", test))]
 use std::path::PathBuf;
 use std::process::Command;
 use std::str::FromStr;
@@ -188,9 +187,9 @@ fn open_cuda(index: usize) -> Result<Device, DeviceError> {
     Ok(Device::cuda(index))
 }
 
-/// Returns whether CubeCL can find libdevice. Without it the first kernel that needs it panics.
-#[cfg(any(feature = "cuda", test))]
-fn has_libdevice(cuda_path: Option<PathBuf>) -> bool {
+/// Returns whether CubeCL finds CUDA's libdevice, under the folder `CUDA_PATH` where that is set. The first kernel that needs it
+/// panics otherwise.
+pub fn has_libdevice(cuda_path: Option<PathBuf>) -> bool {
     let usual = ["/usr/local/cuda", "/opt/cuda", "/usr/lib/cuda", "/usr"].map(PathBuf::from);
     let roots = cuda_path.map_or_else(|| usual.to_vec(), |path| vec![path]);
     roots.iter().any(|root| root.join("nvvm/libdevice/libdevice.10.bc").is_file())

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use dspark_runtime::commands::{Cli, exit_code, message};
 use dspark_runtime::text::template_process;
 
@@ -15,7 +14,7 @@ fn main() -> ExitCode {
     if let Some(code) = template_process() {
         return code;
     }
-    let cli = Cli::parse();
+    let cli = Cli::read();
     // Run on a worker of the thread pool: parallel operations then start without handing over to another thread and
     // waiting for it, which costs more than a small matrix product.
     match rayon::scope(|_| cli.run()) {

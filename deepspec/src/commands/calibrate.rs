@@ -13,6 +13,7 @@ use dspark_runtime::model::{Draft, DraftConfig, DraftHeads};
 use dspark_runtime::schedule::StsTable;
 
 use super::evaluate::find_task;
+use super::model_card::refresh_card;
 use super::setup::load_target;
 use crate::calibration::{CalibrationReport, calibrate, table, write_diagram};
 use crate::evaluation::{
@@ -95,6 +96,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let json = serde_json::to_string_pretty(&report)?;
     sts.write(&table_path)?;
     write_diagram(&report, &folder.join(DIAGRAM))?;
+    refresh_card(folder)?;
     match &arguments.json {
         Some(path) if path.as_os_str() == "-" => print(json)?,
         other => {

@@ -29,11 +29,13 @@ pub fn data_files(entries: &[PathBuf], folders: &[PathBuf]) -> Result<Vec<PathBu
             None => entry.clone(),
         };
         if !resolved.exists() {
-            bail!(
-                "cannot read {}: no such file or folder{}",
-                resolved.display(),
-                card_hint(&resolved, Kind::Training)
-            );
+            let hint = match card_hint(&resolved, Kind::Training) {
+                none if none.is_empty() => {
+                    "; expected a JSONL or Parquet file, a folder of them, or the name of a dataset card".to_owned()
+                }
+                hint => hint,
+            };
+            bail!("cannot read {}: no such file or folder{hint}", resolved.display());
         }
         if !resolved.is_dir() {
             files.push(resolved);

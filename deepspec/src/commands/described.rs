@@ -41,6 +41,8 @@ pub struct RecipeArguments {
 pub struct Described {
     /// The recipe.
     pub recipe: Recipe,
+    /// Its file, which errors name.
+    pub file: PathBuf,
     /// The target's folder.
     pub target_folder: PathBuf,
     /// Its configuration.
@@ -58,13 +60,16 @@ impl Described {
         let mut recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
         recipe.data.strict |= arguments.strict;
         let folders = dataset_folders();
-        recipe.data.train = data_files(&recipe.data.train, &folders).context("data.train")?;
-        recipe.data.validation = data_files(&recipe.data.validation, &folders).context("data.validation")?;
-        let target_folder = resolve_model(&recipe.target)?;
+        let file = arguments.recipe.clone();
+        let key = |name: &str| format!("{}: {name}", file.display());
+        recipe.data.train = data_files(&recipe.data.train, &folders).with_context(|| key("data.train"))?;
+        recipe.data.validation =
+            data_files(&recipe.data.validation, &folders).with_context(|| key("data.validation"))?;
+        let target_folder = resolve_model(&recipe.target).with_context(|| key("target"))?;
         let target_config = TargetConfig::read(&target_folder)?;
         warn_of(&target_config);
         let tokenizer = read_tokenizer(&target_folder)?;
-        Ok(Self { recipe, target_folder, target_config, tokenizer })
+        Ok(Self { recipe, file, target_folder, target_config, tokenizer })
     }
 
     /// Training and validation samples, the reading reported on standard error.
@@ -122,7 +127,8 @@ impl Described {
         let ids: Vec<LayerId> = model.target_layer_ids.iter().map(|&id| LayerId(id as i64)).collect();
         if let Err(expected) = check_layer_ids(&ids, layers) {
             bail!(
-                "model.target_layer_ids = {:?}: the target has {layers} layers; expected {expected}",
+                "{}: model.target_layer_ids = {:?}: the target has {layers} layers; expected {expected}",
+                self.file.display(),
                 model.target_layer_ids
             );
         }
@@ -137,7 +143,7 @@ impl Described {
                 config.check_target(&self.target_folder, &self.target_config)?;
                 Ok(config)
             })
-            .context("the recipe's [model] does not fit the target")
+            .with_context(|| format!("{}: [model] does not fit the target", self.file.display()))
     }
 
     /// The first embedding row that belongs to no token: the mask token of recipes that name none.
@@ -145,8 +151,9 @@ impl Described {
         let rows = self.target_config.vocab_size;
         self.tokenizer.first_unused_row(rows).with_context(|| {
             format!(
-                "model.mask_token_id: every one of the target's {rows} embedding rows belongs to a token, so the recipe must \
+                "{}: model.mask_token_id: every one of the target's {rows} embedding rows belongs to a token, so the recipe must \
                  name a reserved special token that texts never contain; the tokenizer's special tokens are {}",
+                self.file.display(),
                 special_tokens(&self.tokenizer)
             )
         })
@@ -216,14 +223,19 @@ impl Described {
         let of = |task: &crate::recipe::EvaluationTask| -> Result<Task> {
             let path = match &task.path {
                 Some(path) => {
-                    let key = || format!("evaluate.tasks[].path of {:?}: cannot read {}", task.name, path.display());
+                    let key = || {
+                        let (file, name) = (self.file.display(), &task.name);
+                        format!("{file}: evaluate.tasks[].path of {name:?}: cannot read {}", path.display())
+                    };
                     if !path.exists() {
                         bail!("{}: no such file{}", key(), card_hint(path, Kind::Task));
                     }
                     open_file(path).with_context(key)?;
                     path.clone()
                 }
-                None => Card::named(&task.name, Kind::Task)?.resolve(&dataset_folders())?,
+                None => Card::named(&task.name, Kind::Task)
+                    .and_then(|card| card.resolve(&dataset_folders()))
+                    .with_context(|| format!("{}: evaluate.tasks", self.file.display()))?,
             };
             Ok(Task { name: task.name.clone(), path })
         };

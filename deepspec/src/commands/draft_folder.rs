@@ -9,6 +9,7 @@ use dspark_runtime::model::{Draft, DraftConfig, Target, Verifier, is_draft_file}
 use dspark_runtime::schedule::StsTable;
 
 use super::calibrate::DIAGRAM;
+use super::model_card::{CARD, CardFacts, FACTS, is_own_card, write_card};
 use crate::replay::{ReplayPrompt, is_replay_file, record, write_replay};
 
 /// Settings for writing a draft's folder.
@@ -22,13 +23,16 @@ pub struct FolderOptions {
     pub source: PathBuf,
     /// The target as the `speculators` layout names it; `None`: this project's layout.
     pub speculators: Option<Verifier>,
+    /// What the model card says.
+    pub card: CardFacts,
 }
 
 /// Returns whether a file of a draft's folder, named by its path in it, is one that this project writes there: the draft, its replay
-/// bundle, and the table and diagram of `deepspec calibrate`.
+/// bundle, the facts of its model card, and the table and diagram of `deepspec calibrate`. The card itself may be the user's
+/// ([`is_own_card`]).
 pub fn is_exported(path: &Path) -> bool {
     let calibration = path == Path::new(StsTable::FILE) || path == Path::new(DIAGRAM);
-    is_draft_file(path) || is_replay_file(path) || calibration
+    is_draft_file(path) || is_replay_file(path) || calibration || path == Path::new(FACTS)
 }
 
 /// Writes `out` and returns the files that hold the draft and its bundle. The bundle is of the draft as a reader of the folder gets it, in its
@@ -56,7 +60,10 @@ pub fn write_draft_folder(
     // A table that lies beside them may be fitted again.
     files.retain(|file| is_draft_file(file) || is_replay_file(file));
     carry_calibration(&options.source, out, directory.path(), &written, target)?;
-    directory.commit_over(is_exported)?;
+    let replaces_card = is_own_card(out);
+    let facts = options.card.clone().of_draft(written.digest(), &options.source);
+    write_card(directory.path(), &facts, !replaces_card)?;
+    directory.commit_over(|path| is_exported(path) || (replaces_card && path == Path::new(CARD)))?;
     Ok(files.into_iter().map(|file| out.join(file)).collect())
 }
 

@@ -1,5 +1,7 @@
 //! `deepspec train --plan`
 
+use std::fmt;
+
 use anyhow::Result;
 use burn::tensor::Device;
 use dspark_runtime::checkpoint::parameter_shapes;
@@ -8,7 +10,7 @@ use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{DraftConfig, DraftParameters, target_shapes};
 
 use super::described::Described;
-use crate::conversation::Samples;
+use crate::conversation::{Sample, Samples};
 use crate::estimate::{
     Estimate, Memory, MicroBatchShape, ModelShapes, Parameters, operations, product_speed, seconds,
 };
@@ -26,45 +28,119 @@ const SMALLEST: MicroBatchShape = MicroBatchShape { tokens: 1, blocks: 1, superv
 /// # Errors
 /// Returns an error if the recipe does not fit the target, there is no such device, or it fails.
 pub fn estimate(described: &Described, samples: &Samples, choice: DeviceChoice) -> Result<Estimate> {
-    let device = &choice.open()?;
-    let (config, parameters) = draft_and_parameters(described)?;
+    let counted = Counted::of(described, &samples.training, choice)?;
     let settings = described.train_settings(samples.training.len());
-    let products = settings.compute;
-    let models = ModelShapes { target: &described.target_config, draft: &config, parameters, device, products };
-    let steps = settings.learning_rate.total_steps;
-    let process = process_memory(choice);
-
-    let (mut tokens, mut work, mut looked_at) = (0_u64, 0.0, 0_u64);
-    let mut largest: Option<(MicroBatchShape, Memory)> = None;
-    let mut batches = Batches::new(&samples.training, settings.batches);
-    for step in 0..steps.min(STEPS) {
-        let shapes = shapes(&batches.of_step(step));
-        looked_at += 1;
-        tokens += shapes.iter().map(|shape| shape.tokens as u64).sum::<u64>();
-        work += shapes.iter().map(|shape| operations(&models, shape)).sum::<f64>();
-        for shape in &shapes {
-            let memory = models.memory(process, shape, shapes.len() > 1);
-            if largest.as_ref().is_none_or(|(_, most)| memory.peak > most.peak) {
-                largest = Some((*shape, memory));
-            }
-        }
-    }
-    let share = steps as f64 / looked_at.max(1) as f64;
-    let operations_per_second = product_speed(device, products)?;
-    let (largest, memory) = largest.unwrap_or_default();
+    let operations_per_second = product_speed(&choice.open()?, settings.compute)?;
+    let Counted { parameters, tokens, operations, largest, memory, need } = counted;
     Ok(Estimate {
         parameters,
         samples: samples.training.len(),
-        steps,
-        tokens: (tokens as f64 * share) as u64,
+        steps: settings.learning_rate.total_steps,
+        tokens,
         largest,
         memory,
-        least: models.memory(process, &SMALLEST, false).peak,
-        available: choice.free_memory().map(|more| more + process),
-        operations: work * share,
+        least: need.least,
+        available: need.available,
+        operations,
         operations_per_second,
-        seconds: seconds(work * share, operations_per_second),
+        seconds: seconds(operations, operations_per_second),
     })
+}
+
+/// Counts the memory that a training takes on a device.
+///
+/// # Errors
+/// When the recipe does not fit the target, or there is no such device.
+pub fn memory_need(described: &Described, samples: &[Sample], choice: DeviceChoice) -> Result<Need> {
+    Ok(Counted::of(described, samples, choice)?.need)
+}
+
+/// What is counted from shapes, for all steps of a training.
+struct Counted {
+    parameters: Parameters,
+    tokens: u64,
+    operations: f64,
+    largest: MicroBatchShape,
+    memory: Memory,
+    need: Need,
+}
+
+impl Counted {
+    fn of(described: &Described, samples: &[Sample], choice: DeviceChoice) -> Result<Self> {
+        let device = &choice.open()?;
+        let (config, parameters) = draft_and_parameters(described)?;
+        let settings = described.train_settings(samples.len());
+        let products = settings.compute;
+        let models = ModelShapes { target: &described.target_config, draft: &config, parameters, device, products };
+        let steps = settings.learning_rate.total_steps;
+        let process = process_memory(choice);
+
+        let (mut tokens, mut work, mut looked_at) = (0_u64, 0.0, 0_u64);
+        let mut largest: Option<(MicroBatchShape, Memory)> = None;
+        let mut batches = Batches::new(samples, settings.batches);
+        for step in 0..steps.min(STEPS) {
+            let shapes = shapes(&batches.of_step(step));
+            looked_at += 1;
+            tokens += shapes.iter().map(|shape| shape.tokens as u64).sum::<u64>();
+            work += shapes.iter().map(|shape| operations(&models, shape)).sum::<f64>();
+            for shape in &shapes {
+                let memory = models.memory(process, shape, shapes.len() > 1);
+                if largest.as_ref().is_none_or(|(_, most)| memory.peak > most.peak) {
+                    largest = Some((*shape, memory));
+                }
+            }
+        }
+        let share = steps as f64 / looked_at.max(1) as f64;
+        let (largest, memory) = largest.unwrap_or_default();
+        let need = Need {
+            peak: memory.peak,
+            least: models.memory(process, &SMALLEST, false).peak,
+            available: choice.free_memory().map(|more| more + process),
+        };
+        Ok(Self {
+            parameters,
+            tokens: (tokens as f64 * share) as u64,
+            operations: work * share,
+            largest,
+            memory,
+            need,
+        })
+    }
+}
+
+/// The memory that a training needs, and the memory that there is.
+#[derive(Clone, Copy, Debug)]
+pub struct Need {
+    /// Bytes at the peak.
+    peak: usize,
+    /// Bytes at the peak with the smallest micro-batch.
+    least: usize,
+    /// Bytes that are there; `None` when unknown.
+    available: Option<usize>,
+}
+
+impl Need {
+    /// Checks that the memory suffices, where its size is known.
+    ///
+    /// # Errors
+    /// When it does not suffice; the error says what would help.
+    pub fn check(&self) -> Result<(), PlanError> {
+        let Self { peak, least, available } = *self;
+        match available {
+            Some(available) if least > available => Err(PlanError::ModelsDoNotFit { least, available }),
+            Some(available) if peak > available => Err(PlanError::BatchesDoNotFit { needed: peak, available, least }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.available {
+            Some(available) => write!(f, "{} of {} available", gibibytes(self.peak), gibibytes(available)),
+            None => write!(f, "{}", gibibytes(self.peak)),
+        }
+    }
 }
 
 /// The draft that a recipe describes, and numbers of parameters.
@@ -104,10 +180,7 @@ pub fn check_models_fit(described: &Described, choice: DeviceChoice) -> Result<(
     let models = ModelShapes { target: &described.target_config, draft: &config, parameters, device, products };
     let process = process_memory(choice);
     let least = models.memory(process, &SMALLEST, false).peak;
-    match choice.free_memory().map(|more| more + process) {
-        Some(available) if least > available => Err(PlanError::ModelsDoNotFit { least, available }.into()),
-        _ => Ok(()),
-    }
+    Ok(Need { peak: least, least, available: choice.free_memory().map(|more| more + process) }.check()?)
 }
 
 /// Sizes of the micro-batches of a batch.
@@ -161,6 +234,9 @@ pub fn print_estimate(estimate: &Estimate) -> Result<()> {
         ),
     )?;
     line("time", format!("about {}, {:.0} tokens/s", duration(estimate.seconds), estimate.tokens_per_second()))?;
+    print(
+        "not included: reading the data, measurements on the validation data, and the evaluation of `deepspec run`",
+    )?;
     Ok(())
 }
 
@@ -169,12 +245,7 @@ pub fn print_estimate(estimate: &Estimate) -> Result<()> {
 /// # Errors
 /// Returns an error with advice if it does not fit.
 pub fn check_fit(estimate: &Estimate) -> Result<(), PlanError> {
-    let (needed, least) = (estimate.memory.peak, estimate.least);
-    match estimate.available {
-        Some(available) if least > available => Err(PlanError::ModelsDoNotFit { least, available }),
-        Some(available) if needed > available => Err(PlanError::BatchesDoNotFit { needed, available, least }),
-        _ => Ok(()),
-    }
+    Need { peak: estimate.memory.peak, least: estimate.least, available: estimate.available }.check()
 }
 
 /// Reasons that a planned training cannot run on this machine.

@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use super::data_files::data_files;
 use super::draft_folder::{FolderOptions, prompt_limits, write_draft_folder};
 use super::inspect::heads;
+use super::model_card::{CardFacts, last_name};
 use super::setup::{load_target, most_frequent};
 use crate::cards::dataset_folders;
 use crate::conversation::{Format, ReadOptions, read_samples};
@@ -133,7 +134,7 @@ fn write_folder(arguments: &Arguments) -> Result<()> {
     }
     check_out(&arguments.out)?;
     let _lock = FolderLock::around(&arguments.out)?;
-    let (_, target, tokenizer) = load_target(&arguments.target, &arguments.device.open()?)?;
+    let (folder, target, tokenizer) = load_target(&arguments.target, &arguments.device.open()?)?;
     let mut draft = Draft::load(&arguments.draft, &target)?;
     if let Some(size) = arguments.draft_vocab_size {
         draft = with_fewer_tokens(draft, size, arguments, &target, &tokenizer)?;
@@ -153,7 +154,9 @@ fn write_folder(arguments: &Arguments) -> Result<()> {
     };
     let speculators = (arguments.layout == Layout::Speculators).then(|| verifier(arguments, &target));
     let source = arguments.draft.clone();
-    let options = FolderOptions { dtype, with_embeddings: !arguments.without_embeddings, source, speculators };
+    let named = arguments.verifier.as_deref().unwrap_or(&arguments.target);
+    let card = CardFacts::new(&last_name(&arguments.out), named, &folder, target.config());
+    let options = FolderOptions { dtype, with_embeddings: !arguments.without_embeddings, source, speculators, card };
     write_draft_folder(&draft, &arguments.out, &options, &target, tokenizer.stop_token_ids(), &prompts)?;
     Ok(print(format_args!("wrote {}", arguments.out.display()))?)
 }

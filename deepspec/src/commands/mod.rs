@@ -4,11 +4,15 @@ mod calibrate;
 mod course;
 mod data_files;
 mod described;
+mod doctor;
 mod draft_folder;
 mod estimate;
 mod evaluate;
+mod examples;
 mod export;
+mod init;
 mod inspect;
+mod model_card;
 mod run;
 mod run_folder;
 mod setup;
@@ -20,7 +24,8 @@ mod tables;
 mod train;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+use dspark_runtime::commands::{CompletionsArguments, DoctorArguments, ManArguments, completions, finish, man_pages};
 
 use crate::trainer::TrainError;
 
@@ -34,6 +39,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Write a recipe for a target and this machine
+    Init(init::Arguments),
     /// Run all stages of a recipe (data, train, export, evaluate) and skip finished ones
     Run(run::Arguments),
     /// Run recipes over a grid of settings and compare the results
@@ -52,15 +59,32 @@ enum Verb {
     Export(export::Arguments),
     /// Check a draft or target: architecture, problems and compatibility with inference engines
     Inspect(inspect::Arguments),
+    /// Describe this machine, this build, datasets and models, and name problems with what to do about them
+    Doctor(DoctorArguments),
+    /// Print the completion script of a shell
+    Completions(CompletionsArguments),
+    /// Write man pages into a folder
+    Man(ManArguments),
 }
 
 impl Cli {
+    /// Returns the program's command line, with examples in its help.
+    pub fn command_line() -> Command {
+        finish(Self::command(), examples::EXAMPLES)
+    }
+
+    /// Reads the arguments of this process. Ends it where they are wrong or ask for help.
+    pub fn read() -> Self {
+        Self::from_arg_matches(&Self::command_line().get_matches()).unwrap_or_else(|error| error.exit())
+    }
+
     /// Runs the verb.
     ///
     /// # Errors
     /// Returns the error with its chain of causes.
     pub fn run(self) -> Result<()> {
         match self.verb {
+            Verb::Init(arguments) => init::run(&arguments),
             Verb::Run(arguments) => run::run(&arguments),
             Verb::Sweep(arguments) => sweep::run(&arguments),
             Verb::Train(arguments) => train::run(&arguments),
@@ -69,6 +93,9 @@ impl Cli {
             Verb::Simulate(arguments) => simulate::run(&arguments),
             Verb::Export(arguments) => export::run(&arguments),
             Verb::Inspect(arguments) => inspect::run(&arguments),
+            Verb::Doctor(arguments) => doctor::run(&arguments),
+            Verb::Completions(arguments) => Ok(completions(Self::command_line(), &arguments)?),
+            Verb::Man(arguments) => man_pages(Self::command_line(), &arguments),
         }
     }
 }
@@ -81,4 +108,16 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         _ => (cause.is::<estimate::PlanError>() || dspark_runtime::commands::machine_failed(cause)).then_some(1),
     };
     error.chain().find_map(code).unwrap_or(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use dspark_runtime::commands::check_examples;
+
+    use super::*;
+
+    #[test]
+    fn every_verb_has_examples_that_parse() {
+        check_examples(&Cli::command_line(), examples::EXAMPLES);
+    }
 }

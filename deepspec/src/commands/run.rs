@@ -18,6 +18,7 @@ use super::described::{Described, RecipeArguments};
 use super::draft_folder::{FolderOptions, prompt_limits, write_draft_folder};
 use super::estimate::check_models_fit;
 use super::evaluate::{served_tables, uncalibrated};
+use super::model_card::{CardFacts, complete_card};
 use super::run_folder::{DRAFT, REPORT, lock, remove_run};
 use super::setup::Prepared;
 use super::stages::Stages;
@@ -167,6 +168,7 @@ pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) 
     })?;
     let checkpoint = training["checkpoint"].as_str().context("the training stage did not record a checkpoint")?;
     let exported = folder.join(DRAFT);
+    let card = CardFacts::of_recipe(described, [data.training, data.validation])?;
     let without = recipe.output.without_embeddings;
     let tables = if without { "without" } else { "with" };
     let export_digest = digest(&[&training_digest, checkpoint, tables, "replay", &task_digest(tasks)?]);
@@ -175,8 +177,13 @@ pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) 
         let limits = prompt_limits(target);
         let prompts = task_prompts(tasks, &described.tokenizer, &recipe.data.template_arguments, limits)?;
         let source = PathBuf::from(checkpoint);
-        let options =
-            FolderOptions { dtype: WeightDtype::Bf16, with_embeddings: !without, source, speculators: None };
+        let options = FolderOptions {
+            dtype: WeightDtype::Bf16,
+            with_embeddings: !without,
+            source,
+            speculators: None,
+            card: card.clone(),
+        };
         let stop = described.tokenizer.stop_token_ids();
         Ok((Value::Null, write_draft_folder(&trained, &exported, &options, target, stop, &prompts)?))
     })?;
@@ -186,6 +193,7 @@ pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) 
         let draft = Draft::load(&exported, target)?.with_heads(described.recipe.evaluate.draft_heads);
         Ok((evaluate_recipe(prepared, &draft, &exported, tasks)?, Vec::new()))
     })?;
+    complete_card(&exported, card, &evaluation)?;
     Ok(Outcome { samples: data.training, training, evaluation, exported })
 }
 

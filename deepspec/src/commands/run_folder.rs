@@ -6,6 +6,7 @@ use anyhow::Result;
 use dspark_runtime::checkpoint::{CheckpointError, FolderLock, remove_written};
 
 use super::draft_folder::is_exported;
+use super::model_card::{CARD, is_own_card};
 use super::stages::Stages;
 use crate::trainer::remove_training;
 
@@ -36,7 +37,9 @@ pub fn lock(folder: &Path) -> Result<FolderLock, CheckpointError> {
 pub fn remove_run(folder: &Path) -> Result<()> {
     remove_training(folder)?;
     Stages::of_run(folder).remove()?;
-    remove_written(&folder.join(DRAFT), is_exported)?;
+    let draft = folder.join(DRAFT);
+    let removes_card = is_own_card(&draft);
+    remove_written(&draft, |path| is_exported(path) || (removes_card && path == Path::new(CARD)))?;
     remove_written(folder, |path| path == Path::new(REPORT))?;
     Ok(())
 }

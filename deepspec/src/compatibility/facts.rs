@@ -38,6 +38,8 @@ pub struct DraftFacts {
     pub architecture: String,
     /// Kind of layers.
     pub model_type: Option<String>,
+    /// Layers of the draft.
+    pub layers: Option<i64>,
     /// Slots of a block.
     pub block_size: Option<i64>,
     /// The file's value for whether the anchor's slot drafts.
@@ -132,6 +134,7 @@ impl DraftFacts {
             drafts,
             architecture,
             model_type: text("model_type"),
+            layers: whole("num_hidden_layers"),
             block_size: whole("block_size"),
             sample_from_anchor: flag("sample_from_anchor"),
             bonus_anchor: flag("dspark_bonus_anchor"),

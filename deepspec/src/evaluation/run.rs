@@ -117,7 +117,7 @@ pub struct Models<'a> {
     pub tokenizer: &'a Tokenizer,
 }
 
-/// Answers all prompts of all tasks; `names` are the target's and the draft's for the report.
+/// Answers all prompts of all tasks; `names` are the target's and the draft's for the report. `examples/train.rs` calls it.
 ///
 /// # Errors
 /// Returns an error if a task file is unusable, a prompt cannot be rendered, the draft has no head for a confidence threshold, or the

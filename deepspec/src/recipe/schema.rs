@@ -9,6 +9,21 @@ use crate::conversation::Format;
 use crate::evaluation::{EvaluationMode, SamplingMethod, Turns};
 
 /// A whole recipe: what to train, on what, how, and how to measure it.
+///
+/// ```
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use deepspec::recipe::Recipe;
+///
+/// let file = Path::new("recipes/quickstart.toml");
+/// let recipe = Recipe::load(file, &["train.steps=50".to_owned()])?;
+/// assert_eq!(recipe.train.total_steps(1_000), 50);
+/// // A misspelt key is an error that names it.
+/// let error = Recipe::load(file, &["train.stepz=50".to_owned()]).unwrap_err();
+/// assert!(error.to_string().contains("train.stepz"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {

@@ -14,7 +14,7 @@ use super::state::TrainingState;
 use crate::objective::Metrics;
 use crate::process::{Interrupter, resident};
 
-/// Trains until the last step, writing logs and checkpoints into the job's folder.
+/// Trains until the last step, writing logs and checkpoints into the job's folder. `examples/train.rs` is a whole program.
 ///
 /// # Errors
 /// Returns an error if a loss stops being finite, a file cannot be written, the interrupter asks to stop, or the folder holds another run.

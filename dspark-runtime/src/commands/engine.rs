@@ -92,7 +92,7 @@ fn described(mode: Mode) -> String {
         Mode::Fixed(_) => "every step drafts and verifies that many tokens",
         Mode::Threshold(_) => "every step drafts and verifies up to the first token of a lower confidence",
         Mode::Scheduled => {
-            "drafts as much as pays by confidences and measured step costs, and nothing while it does not pay"
+            "confidences and measured step times decide how much is drafted; nothing while drafting is slower"
         }
     };
     format!("{mode} ({effect})")

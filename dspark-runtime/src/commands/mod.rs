@@ -4,8 +4,11 @@ mod bench;
 mod chat;
 mod defaults;
 mod device;
+mod doctor;
 mod engine;
+mod examples;
 mod generate;
+mod help;
 mod models;
 mod output;
 mod outputs;
@@ -14,18 +17,22 @@ mod profile;
 mod prompt;
 mod sampling;
 mod serve;
+mod shell;
 mod user_text;
 
+pub use doctor::{Diagnosis, DoctorArguments, Unusable};
 pub use engine::SERVED_REQUESTS;
+pub use help::{Examples, check_examples, finish};
 pub use models::{LoadedModels, ModelArguments, calibration, read_tokenizer, speed_table, warn_of};
 pub use output::{
     MOST_REQUESTS, count, count_to, print, share, temperature, template_arguments, warn_of_other_template_arguments,
     weight_precision,
 };
 pub use outputs::{Named, check_outputs, same_file};
+pub use shell::{CompletionsArguments, ManArguments, completions, man_pages};
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::device::DeviceError;
 use crate::server::ServerError;
@@ -57,9 +64,25 @@ enum Verb {
     Bench(bench::Arguments),
     /// Describe a device, compare its results with the CPU's and time matrix products on it
     Device(device::Arguments),
+    /// Describe this machine and this build, and name problems with what to do about them
+    Doctor(DoctorArguments),
+    /// Print the completion script of a shell
+    Completions(CompletionsArguments),
+    /// Write man pages into a folder
+    Man(ManArguments),
 }
 
 impl Cli {
+    /// Returns the program's command line, with examples in its help.
+    pub fn command_line() -> Command {
+        finish(Self::command(), examples::EXAMPLES)
+    }
+
+    /// Reads the arguments of this process. Ends it where they are wrong or ask for help.
+    pub fn read() -> Self {
+        Self::from_arg_matches(&Self::command_line().get_matches()).unwrap_or_else(|error| error.exit())
+    }
+
     /// Runs the verb.
     ///
     /// # Errors
@@ -73,6 +96,9 @@ impl Cli {
             Verb::Perplexity(arguments) => perplexity::run(&arguments),
             Verb::Bench(arguments) => bench::run(&arguments),
             Verb::Device(arguments) => device::run(&arguments),
+            Verb::Doctor(arguments) => doctor::run(&arguments),
+            Verb::Completions(arguments) => Ok(completions(Self::command_line(), &arguments)?),
+            Verb::Man(arguments) => man_pages(Self::command_line(), &arguments),
         }
     }
 }
@@ -86,7 +112,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 /// are not finite), not a file that is not there or not what it should be.
 pub fn machine_failed(cause: &(dyn std::error::Error + 'static)) -> bool {
     let failed = matches!(cause.downcast_ref::<DeviceError>(), Some(DeviceError::Failed { .. }));
-    if failed || cause.is::<NotFinite>() || cause.is::<ServerError>() {
+    if failed || cause.is::<Unusable>() || cause.is::<NotFinite>() || cause.is::<ServerError>() {
         return true;
     }
     use std::io::ErrorKind::{InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
@@ -110,10 +136,13 @@ pub fn message(error: &anyhow::Error) -> String {
 mod tests {
     use std::io;
 
-    use clap::CommandFactory;
-
     use super::*;
     use crate::checkpoint::CheckpointError;
+
+    #[test]
+    fn every_verb_has_examples_that_parse() {
+        check_examples(&Cli::command_line(), examples::EXAMPLES);
+    }
 
     #[test]
     fn the_version_is_that_of_the_program() {

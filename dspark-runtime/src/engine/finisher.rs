@@ -1,7 +1,7 @@
 //! The text side of answers: turns committed tokens into events, on a separate thread, while the next step computes.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
@@ -61,8 +61,8 @@ struct Text {
     first: Option<Duration>,
 }
 
-/// Runs until the step loop is gone.
-pub(super) fn run(tokenizer: &Tokenizer, outputs: &Receiver<Output>, stopped: &mpsc::Sender<Stopped>) {
+/// Runs until the step loop is gone. `tell_loop` tells the step loop of answers that ended without it.
+pub(super) fn run(tokenizer: &Tokenizer, outputs: &Receiver<Output>, mut tell_loop: impl FnMut(Stopped)) {
     let mut texts: HashMap<u64, Text> = HashMap::new();
     for output in outputs {
         match output {
@@ -70,7 +70,7 @@ pub(super) fn run(tokenizer: &Tokenizer, outputs: &Receiver<Output>, stopped: &m
                 let detokenizer = match Detokenizer::new(tokenizer, &prompt, true) {
                     Ok(detokenizer) => detokenizer,
                     Err(error) => {
-                        let _ = stopped.send(Stopped { id, complete: false });
+                        tell_loop(Stopped { id, complete: false });
                         let _ = events.try_send(Event::Failed(Failure::Internal(error.to_string())));
                         continue;
                     }
@@ -94,7 +94,7 @@ pub(super) fn run(tokenizer: &Tokenizer, outputs: &Receiver<Output>, stopped: &m
                 // The step loop is informed before the client: a client that has the whole answer and disconnects did
                 // not cancel it. Without a step loop there is nothing to stop.
                 if let Some(complete) = last.unknown_to_the_loop {
-                    let _ = stopped.send(Stopped { id, complete });
+                    tell_loop(Stopped { id, complete });
                 }
                 text.tell(last.event);
                 texts.remove(&id);
@@ -203,7 +203,6 @@ mod tests {
             |tokens: &[&str]| -> Vec<u32> { tokens.iter().map(|token| tokenizer.token_id(token).unwrap()).collect() };
         let (sender, mut events) = mpsc::channel(EVENTS_AHEAD);
         let (outputs, inbox) = channel();
-        let (stopped, _stops) = channel();
         let stop_strings = stop_strings.iter().map(|stop| (*stop).to_owned()).collect();
         let submitted = Instant::now();
         let prompt = ids(prompt);
@@ -217,7 +216,7 @@ mod tests {
             outputs.send(Output::Tokens(tokens)).unwrap();
         }
         drop(outputs);
-        run(&tokenizer, &inbox, &stopped);
+        run(&tokenizer, &inbox, |_| {});
         let mut text = String::new();
         loop {
             match events.blocking_recv() {

@@ -42,6 +42,41 @@ pub(super) enum Command {
 
 /// A handle to a running engine; clones refer to the same engine. The engine ends when it is shut down or when the last
 /// handle is dropped.
+///
+/// ```
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use dspark_runtime::device::DeviceChoice;
+/// use dspark_runtime::engine::{Engine, EngineConfig, Event, Request, Sampling};
+/// use dspark_runtime::model::Target;
+/// use dspark_runtime::schedule::Mode;
+/// use dspark_runtime::text::Tokenizer;
+///
+/// let folder = Path::new("checkpoints/quickstart-target");
+/// let target = Target::load(folder, &DeviceChoice::Cpu.open()?)?;
+/// let tokenizer = Tokenizer::of_model(folder)?;
+/// let request = Request {
+///     prompt: tokenizer.encode("What is 347 + 86?", false)?,
+///     max_new_tokens: 8,
+///     sampling: Sampling::GREEDY,
+///     stop_token_ids: Vec::new(),
+///     stop_strings: Vec::new(),
+///     include_stop_string: false,
+///     logprobs: None,
+/// };
+/// let config = EngineConfig { mode: Mode::Off, ..EngineConfig::default() };
+/// let (_engine, handle) = Engine::start(target, None, tokenizer, config)?;
+/// let mut answer = handle.submit(request)?;
+/// let mut tokens = 0;
+/// while let Some(event) = answer.wait() {
+///     if let Event::Delta(delta) = event {
+///         tokens += delta.tokens.len();
+///     }
+/// }
+/// assert_eq!(tokens, 8);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
     pub(super) commands: Sender<Command>,

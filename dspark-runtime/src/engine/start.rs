@@ -25,6 +25,8 @@ use crate::text::Tokenizer;
 const SHARES: usize = 4;
 
 /// A running engine. It ends when it is shut down, or when all handles are dropped and all answers are complete.
+///
+/// [`EngineHandle`] has an example.
 #[derive(Debug)]
 pub struct Engine {
     threads: Vec<JoinHandle<()>>,
@@ -155,7 +157,10 @@ impl Engine {
         let pool = rayon::ThreadPoolBuilder::new().thread_name(|index| format!("engine-{index}")).build();
         let pool = pool.map_err(std::io::Error::other)?;
         let steps = named("engine").spawn(move || pool.install(step_loop))?;
-        let texts = named("finisher").spawn(move || finisher::run(&tokenizer, &output_receiver, &stopped))?;
+        let texts = named("finisher").spawn(move || {
+            // Without a step loop there is nothing left to stop.
+            finisher::run(&tokenizer, &output_receiver, |answer| _ = stopped.send(answer));
+        })?;
         Ok((Self { threads: vec![steps, texts] }, EngineHandle { commands, shared }))
     }
 

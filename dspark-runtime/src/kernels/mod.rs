@@ -58,6 +58,21 @@ fn from_host<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
     Tensor::from_primitive::<Flex>(FlexTensor::from_data(data))
 }
 
+/// Returns the instruction sets that the kernels have code for on this kind of processor, each with whether this one has it: AVX-512
+/// and AVX2 for products of floats, VNNI for 8-bit products. Without them, portable code is used.
+pub fn instruction_sets() -> Vec<(&'static str, bool)> {
+    #[cfg(target_arch = "x86_64")]
+    return vec![
+        ("AVX2", pulp::x86::V3::try_new().is_some()),
+        ("AVX-512", pulp::x86::V4::try_new().is_some()),
+        ("VNNI", vnni::available()),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    return vec![("NEON", std::arch::is_aarch64_feature_detected!("neon"))];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return Vec::new();
+}
+
 /// Copies parts of a matrix's rows, none of them empty, into separate memory: views would keep the whole matrix alive.
 ///
 /// `[n, d]` -> `[m, d]` for each range of `m` rows

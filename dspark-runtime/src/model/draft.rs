@@ -45,6 +45,19 @@ pub struct DraftParameters {
 }
 
 /// A draft model: its own parameters, and the frozen embedding and output head of the target.
+///
+/// ```no_run
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use dspark_runtime::device::DeviceChoice;
+/// use dspark_runtime::model::{Draft, Target};
+///
+/// let target = Target::load(Path::new("checkpoints/quickstart-target"), &DeviceChoice::Cpu.open()?)?;
+/// let draft = Draft::load(Path::new("runs/quickstart/draft"), &target)?;
+/// println!("drafts {} tokens per round", draft.config().block_size);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Draft {
     config: DraftConfig,

@@ -47,6 +47,21 @@ struct Decoder {
 }
 
 /// A target model on a device.
+///
+/// ```
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use dspark_runtime::device::DeviceChoice;
+/// use dspark_runtime::model::{Target, TargetSegment};
+///
+/// let target = Target::load(Path::new("checkpoints/quickstart-target"), &DeviceChoice::Cpu.open()?)?;
+/// // Logits after each of three tokens. Without a cache, the tokens are a whole text.
+/// let output = target.forward(&mut [TargetSegment { ids: &[1, 2, 3], cache: None }], &[]);
+/// let logits = target.logits(output.last_hidden_nd);
+/// assert_eq!(logits.dims(), [3, target.config().vocab_size]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Target {
     config: TargetConfig,

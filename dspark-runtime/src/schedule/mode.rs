@@ -4,6 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 
 /// A way to choose prefix lengths, as a person names it: `off`, `fixed:N`, `threshold:P` or `scheduled`.
+///
+/// ```
+/// use dspark_runtime::schedule::Mode;
+///
+/// assert_eq!("fixed:4".parse(), Ok(Mode::Fixed(4)));
+/// assert_eq!(Mode::Scheduled.to_string(), "scheduled");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Default)]
 pub enum Mode {
     /// No drafting.

@@ -15,6 +15,17 @@ const DENSE: usize = 1 << 13;
 
 /// Seconds of a step by the tokens that go through the target, seconds of drafting by number of requests, and the
 /// circumstances of the measurement.
+///
+/// ```no_run
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use dspark_runtime::schedule::SpsTable;
+///
+/// let table = SpsTable::read(Path::new("speed.json"))?;
+/// println!("a step of one request takes {:.1} ms", 1e3 * table.plain_seconds(1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpsTable {
     cost: StepCost,

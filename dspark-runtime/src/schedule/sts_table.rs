@@ -8,6 +8,18 @@ use crate::checkpoint::{CheckpointError, JsonFields, write_file};
 use crate::numbers::sigmoid;
 
 /// One temperature per position of the block: confidence `c_j = sigmoid(z_j / T_j)` of the head's logit `z_j`.
+///
+/// ```
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use dspark_runtime::schedule::StsTable;
+///
+/// let table = StsTable::read(Path::new("checkpoints/smollm2-135m-dspark/sts.json"), 7)?;
+/// // A temperature above 1 makes the confidence head less sure.
+/// assert!(table.confidence(0, 2.0) < StsTable::identity(7).confidence(0, 2.0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct StsTable {
     /// `T_j`, all above 0.

@@ -78,7 +78,7 @@ impl Rounds<'_> {
     }
 
     /// Drafts like [`draft`](Self::draft), on the host, and passes the intermediate numbers of the blocks to the
-    /// observer.
+    /// observer. A block without tokens has no hidden states.
     pub fn draft_observed<'l, 's: 'l>(
         &self,
         lanes: impl IntoIterator<Item = &'l mut Lane<'s>>,
@@ -87,8 +87,10 @@ impl Rounds<'_> {
     ) -> Vec<Block> {
         let mut lanes: Vec<&mut Lane<'_>> = lanes.into_iter().collect();
         match self.draft {
-            Some(draft) => draft_slots(draft, &mut lanes, stopping, Some(observer)),
-            None => vec![Block::default(); lanes.len()],
+            Some(draft) if !lanes.is_empty() && stopping.slots > 0 => {
+                draft_slots(draft, &mut lanes, stopping, Some(observer))
+            }
+            _ => vec![Block::default(); lanes.len()],
         }
     }
 }
@@ -187,7 +189,7 @@ fn draft_slots(
             block.distributions.push(distribution);
         });
     }
-    if let Some(observer) = observer {
+    if let (Some(observer), true) = (observer, blocks.iter().any(|block| !block.tokens.is_empty())) {
         observer.hidden(drafting.hidden());
     }
     drop(drafting);

@@ -67,8 +67,8 @@ pub struct RoundDetail<'a> {
     pub block: &'a Block,
     /// The logits that its tokens were sampled from, per slot.
     pub draft_logits: &'a [Vec<f32>],
-    /// Hidden states of its slots, `[n, d]`: after the final norm (DSpark), before it (Eagle3).
-    pub hidden_nd: &'a Tensor<2>,
+    /// Hidden states of its slots, `[n, d]`: after the final norm (DSpark), before it (Eagle3). `None` for a block without tokens.
+    pub hidden_nd: Option<&'a Tensor<2>>,
     /// Number of its tokens that were verified.
     pub verified: usize,
     /// The target's logits after the anchor and each verified token.
@@ -99,6 +99,31 @@ impl DraftObserver for Seen {
 }
 
 /// Decodes one sequence after the other.
+///
+/// ```
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use dspark_runtime::device::DeviceChoice;
+/// use dspark_runtime::model::Target;
+/// use dspark_runtime::speculate::{Decoder, GenerationOptions, Sampler};
+/// use dspark_runtime::text::Tokenizer;
+///
+/// let folder = Path::new("checkpoints/quickstart-target");
+/// let tokenizer = Tokenizer::of_model(folder)?;
+/// let target = Target::load(folder, &DeviceChoice::Cpu.open()?)?;
+/// let prompt = tokenizer.encode("What is 347 + 86?", false)?;
+/// let options = GenerationOptions {
+///     max_new_tokens: 8,
+///     stop_token_ids: tokenizer.stop_token_ids().to_vec(),
+///     confidence_threshold: 0.0,
+/// };
+/// // `Some(&draft)` decodes in fewer passes of the target; the ids stay the same.
+/// let generation = Decoder::new(&target, None).generate(&prompt, &options, &mut Sampler::greedy())?;
+/// println!("{}", tokenizer.decode_answer(&prompt, &generation.ids)?);
+/// # assert!((1..=8).contains(&generation.ids.len()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Decoder<'a> {
     rounds: Rounds<'a>,
@@ -231,13 +256,13 @@ impl<'a> Decoder<'a> {
             if drafts {
                 generation.rounds.push(outcome.record);
             }
-            if let (Some(observe), Some(hidden_nd)) = (&mut observe, &seen.hidden) {
+            if let (Some(observe), true) = (&mut observe, drafts) {
                 let [part] = &parts;
                 observe(RoundDetail {
                     anchor,
                     block: &part.block,
                     draft_logits: &seen.logits,
-                    hidden_nd,
+                    hidden_nd: seen.hidden.as_ref(),
                     verified: part.verified,
                     target_logits: verified.logits(0),
                     target_distributions: &outcome.target,

@@ -17,6 +17,18 @@ use crate::checkpoint::{LARGEST_TEXT, read_file};
 use crate::panics;
 
 /// Cuts text into token ids and puts ids together to text again. Cloning is cheap.
+///
+/// ```
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use dspark_runtime::text::Tokenizer;
+///
+/// let tokenizer = Tokenizer::of_model(Path::new("checkpoints/quickstart-target"))?;
+/// let ids = tokenizer.encode("What is 347 + 86?", false)?;
+/// assert_eq!(tokenizer.decode(&ids, false)?, "What is 347 + 86?");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<Inner>,

@@ -1,0 +1,104 @@
+//! Examples at the end of each verb's help. They run in the repository's folder, those that name `runs/quickstart` after
+//! `deepspec run recipes/quickstart.toml`.
+
+use dspark_runtime::commands::Examples;
+
+/// Examples by verb.
+pub(super) const EXAMPLES: &[Examples] = &[
+    (
+        "init",
+        "
+deepspec init --target checkpoints/quickstart-target --data datasets/quickstart/chat.train.jsonl \\
+    --task datasets/quickstart/chat.evaluate.jsonl --out runs/chat.toml
+# placeholders for data and tasks
+deepspec init --target checkpoints/quickstart-target --algorithm eagle3 --out runs/mine.toml
+",
+    ),
+    (
+        "run",
+        "
+deepspec run recipes/quickstart.toml
+# other settings, in a folder of their own
+deepspec run recipes/quickstart.toml --set train.steps=100 --set output.dir=runs/short
+",
+    ),
+    (
+        "sweep",
+        "
+deepspec sweep recipes/quickstart.toml --vary model.markov_rank=0,64 --set train.steps=100 --out runs/ranks
+",
+    ),
+    (
+        "train",
+        "
+# memory and time, without training
+deepspec train recipes/quickstart.toml --plan
+deepspec train recipes/quickstart.toml --set train.steps=100 --set output.dir=runs/trained
+# continue from the newest checkpoint
+deepspec train recipes/quickstart.toml --set train.steps=100 --set output.dir=runs/trained --resume
+# continue from a draft that exists
+deepspec train recipes/quickstart.toml --from runs/quickstart/draft --set train.steps=50 --set output.dir=runs/longer
+",
+    ),
+    (
+        "evaluate",
+        "
+deepspec evaluate --target checkpoints/quickstart-target --draft runs/quickstart/draft \\
+    --task datasets/quickstart/sums.evaluate.jsonl --temperature 0 --max-new-tokens 64
+# keep every round for `deepspec simulate`
+deepspec evaluate --target checkpoints/quickstart-target --draft runs/quickstart/draft \\
+    --task datasets/quickstart/chat.evaluate.jsonl --samples 10 --trace runs/trace.jsonl
+",
+    ),
+    (
+        "calibrate",
+        "
+deepspec calibrate --target checkpoints/quickstart-target --draft runs/quickstart/draft \\
+    --task datasets/quickstart/sums.evaluate.jsonl datasets/quickstart/code.evaluate.jsonl --max-new-tokens 64
+",
+    ),
+    (
+        "simulate",
+        "
+# the trace of `deepspec evaluate`, the tables of `deepspec calibrate` and `dspark profile`
+deepspec simulate --trace runs/trace.jsonl --sts runs/quickstart/draft/sts.json --sps runs/sps.json --loads 1,8,64
+",
+    ),
+    (
+        "export",
+        "
+# for vLLM and the speculators package
+deepspec export --target checkpoints/quickstart-target --draft runs/quickstart/draft \\
+    --layout speculators --verifier owner/name --out runs/speculators
+# for llama.cpp, the target too
+deepspec export --target checkpoints/quickstart-target --draft runs/quickstart/draft \\
+    --layout gguf --out runs/draft.gguf --target-out runs/target.gguf
+",
+    ),
+    (
+        "inspect",
+        "
+deepspec inspect checkpoints/smollm2-135m-dspark
+deepspec inspect runs/quickstart/draft --target checkpoints/quickstart-target --replay
+",
+    ),
+    (
+        "doctor",
+        "
+deepspec doctor
+deepspec doctor --json
+",
+    ),
+    (
+        "completions",
+        "
+deepspec completions zsh
+",
+    ),
+    (
+        "man",
+        "
+deepspec man target/man
+",
+    ),
+];
