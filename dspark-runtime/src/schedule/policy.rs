@@ -58,7 +58,7 @@ pub struct Policy {
     marginal: f64,
     /// Steps with drafts since the last plain one.
     since_plain: u32,
-    /// Complete answers that were told of.
+    /// Number of complete answers that were reported.
     answers: u64,
     switches: Switches,
     confidences: Confidences,

@@ -167,7 +167,7 @@ impl<'a> Decoder<'a> {
     /// options is not looked at.
     ///
     /// # Errors
-    /// As [`generate`](Self::generate).
+    /// See [`generate`](Self::generate).
     pub fn generate_scheduled(
         &self,
         prompt: &[u32],
