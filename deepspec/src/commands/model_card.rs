@@ -182,7 +182,7 @@ pub fn write_card(folder: &Path, facts: &CardFacts, keep_readme: bool) -> Result
 /// Completes the card of an exported draft with what an evaluation measured.
 ///
 /// # Errors
-/// As [`write_card`].
+/// See [`write_card`].
 pub fn complete_card(folder: &Path, facts: CardFacts, report: &EvaluationReport) -> Result<()> {
     let draft = match Kept::read(folder) {
         Some(kept) => kept.facts.draft,
@@ -196,7 +196,7 @@ pub fn complete_card(folder: &Path, facts: CardFacts, report: &EvaluationReport)
 /// export, stays as it is.
 ///
 /// # Errors
-/// As [`write_card`].
+/// See [`write_card`].
 pub fn refresh_card(folder: &Path) -> Result<()> {
     let Some(kept) = Kept::read(folder) else { return Ok(()) };
     write_card(folder, &kept.facts, !is_own_card(folder))

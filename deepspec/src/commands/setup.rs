@@ -29,7 +29,7 @@ impl Prepared {
     /// Loads a recipe's target.
     ///
     /// # Errors
-    /// When the device does not open, or the target is unusable.
+    /// Returns an error if the device cannot be opened, or the target is unusable.
     pub fn of(described: Described, device: DeviceChoice) -> Result<Self> {
         let target = Target::load(&described.target_folder, &device.open()?)?;
         Ok(Self { described, target, device })

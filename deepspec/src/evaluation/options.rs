@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::mode::{EvaluationMode, Tables};
 
-/// Which turns of an evaluation conversation are answered.
+/// The turns of an evaluation conversation to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Turns {
@@ -67,10 +67,10 @@ pub struct EvaluationOptions {
     pub turns: Turns,
     /// How much of a drafted block is verified.
     pub mode: EvaluationMode,
-    /// Tables that a served mode decides by.
+    /// Tables that a serving mode uses for its decisions.
     pub tables: Tables,
-    /// With whole blocks: verification stops before the first token whose confidence, without calibration, is below this; 0:
-    /// never.
+    /// For whole blocks: stop verification before the first token whose confidence, without calibration, is below this;
+    /// 0 verifies all.
     pub confidence_threshold: f64,
     /// Extra variables for the chat template.
     pub template_arguments: Map<String, Value>,

@@ -66,7 +66,7 @@ pub enum CheckpointError {
     },
     /// A tensor that the model needs is not in the files.
     #[error(
-        "{}: tensor `{name}` is missing (and {others} more); weights and config.json do not match",
+        "{}: tensor `{name}` is missing (and {others} more); the weights do not match the configuration",
         path.display()
     )]
     MissingTensor {

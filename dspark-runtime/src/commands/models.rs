@@ -180,7 +180,7 @@ impl LoadedModels<'_> {
     /// Returns [`calibration`] of the draft, if there is one.
     ///
     /// # Errors
-    /// As [`calibration`].
+    /// See [`calibration`].
     pub fn calibration(&self) -> Result<Option<StsTable>, CheckpointError> {
         self.named_draft().map_or(Ok(None), |(folder, draft)| calibration(folder, draft))
     }

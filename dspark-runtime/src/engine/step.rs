@@ -19,7 +19,7 @@ impl StepLoop<'_> {
         self.make_room();
         let candidates: Vec<Candidate> = self.running.iter().map(Sequence::candidate).collect();
         let mut step = PolicyStep::decide(&mut self.policy, &candidates);
-        // What is asked here has to be asked before the pass moves the caches on.
+        // These values must be read before the pass advances the caches.
         let decoding = self.running.iter().all(Sequence::is_decoding);
         let cached: Vec<usize> = self.running.iter().map(Sequence::cached).collect();
         let pending: Vec<usize> = self.running.iter().map(Sequence::pending).collect();

@@ -66,7 +66,7 @@ fn number_type(fields: &JsonFields, stored: bool) -> String {
     named.map_or_else(String::new, ToString::to_string)
 }
 
-/// Why a new table is not kept for the next run.
+/// Reasons that a new table is not cached.
 #[derive(Debug, thiserror::Error)]
 pub enum Unkept {
     /// The file cannot be written.
@@ -75,14 +75,14 @@ pub enum Unkept {
     /// Other programs ran during the measurement.
     #[error("other programs ran while it was measured (times of one pass differ by a factor of {spread:.1})")]
     Disturbed {
-        /// As in [`Measured`](super::Measured).
+        /// See [`Measured`](super::Measured).
         spread: f64,
     },
 }
 
-/// Returns the table of an earlier run when there is one that fits and is complete, else a new one, which is then kept for the
-/// next run unless other programs disturbed the measurement. Without a folder nothing is kept. `unkept` is told why a table is not
-/// kept.
+/// Returns the cached table of an earlier run if it matches and is complete, else measures a new one and caches it,
+/// unless other programs disturbed the measurement. Without a folder nothing is cached. If the table is not cached, the
+/// reason is passed to `unkept`.
 pub fn load_or_measure(
     target: &Target,
     draft: Option<&Draft>,

@@ -23,11 +23,11 @@ const MOST_PER_ROUND: usize = 4;
 /// Maximum number of attempts to measure disturbed probes again.
 const ATTEMPTS: usize = 5;
 
-/// Passes of one probe take the same time on a machine that does nothing else. Where the slower ones (the upper quartile) of most
-/// probes take this many times the fastest, other programs ran too.
+/// Passes of one probe take the same time on an idle machine. If the slower ones (the upper quartile) of most probes
+/// take this many times the fastest, other programs ran too.
 const DISTURBED: f64 = 1.5;
 
-/// A table with what is known of its quality.
+/// A table and a measure of its quality.
 #[derive(Clone, Debug)]
 pub struct Measured {
     /// The table.
@@ -46,7 +46,7 @@ impl Measured {
 /// Event of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Progress {
-    /// Every probe ran once; the measurement will take about so many seconds.
+    /// Every probe ran once; the measurement will take about this many seconds.
     Begun {
         /// Estimate.
         seconds: f64,
@@ -62,7 +62,7 @@ pub enum Progress {
     },
 }
 
-/// What to measure.
+/// Settings of the measurement.
 #[derive(Clone, Debug)]
 pub struct ProfileOptions {
     /// Maximum number of tokens per pass.

@@ -117,7 +117,7 @@ impl BreakEven {
         self.account >= self.settings.reserve
     }
 
-    /// A round with drafts took that many plain steps for what is not part of any later one.
+    /// Records that a round with drafts spent this many plain steps on work that later rounds do not repeat.
     pub fn prepared(&mut self, steps: f64) {
         if self.waiting == 0 && steps.is_finite() {
             self.lost += steps;

@@ -58,7 +58,7 @@ pub struct Policy {
     marginal: f64,
     /// Steps with drafts since the last plain one.
     since_plain: u32,
-    /// Complete answers that were told of.
+    /// Number of complete answers that were reported.
     answers: u64,
     switches: Switches,
     confidences: Confidences,
@@ -225,25 +225,26 @@ impl Policy {
         self.switches.time(time);
         let requests = self.drafts.len();
         if let Some(plain) = self.plain_seconds(requests) {
-            // What the step gained over plain ones, in plain steps: tokens per request, less the plain steps that fit into its time.
+            // The gain of the step over plain ones, in plain steps: tokens per request minus the number of plain steps
+            // that fit into its time.
             let (tokens, steps) = (committed as f64 / requests as f64, time.as_secs_f64() / plain);
             self.guard.drafted(requests, tokens - steps);
             self.switches.drafted(requests, tokens, steps, self.guard.pays());
         }
     }
 
-    /// Tells how many tokens an answer had.
+    /// Records the number of tokens of an answer.
     pub fn answered(&mut self, tokens: usize) {
         self.joining.answered(tokens);
         self.answers += 1;
     }
 
-    /// Returns the number of answers that were told of.
+    /// Returns the number of reported answers.
     pub fn answers(&self) -> u64 {
         self.answers
     }
 
-    /// Returns that drafting was switched off or on since this was last asked, if it is time to say so.
+    /// Returns whether drafting was switched off or on since the last call, if it is time to report it.
     pub fn switched(&mut self) -> Option<Switch> {
         self.switches.take()
     }

@@ -44,7 +44,7 @@ impl fmt::Display for Switch {
     }
 }
 
-/// Recent steps with drafts, and what was reported of them.
+/// Recent steps with drafts, and the last reported switch.
 #[derive(Clone, Debug)]
 pub(super) struct Switches {
     on: bool,
@@ -85,7 +85,7 @@ impl Switches {
         self.since = self.since.map(|since| since.saturating_add(time));
     }
 
-    /// Counts a block of which so many tokens were verified, and so many of them accepted.
+    /// Counts a block with this many verified and accepted tokens.
     pub fn judged(&mut self, verified: usize, accepted: usize) {
         if verified > 0 {
             self.rounds = KEPT * self.rounds + 1.0;
@@ -93,8 +93,8 @@ impl Switches {
         }
     }
 
-    /// Counts a step with drafts: tokens per request, and plain steps that fit into its time; `pays` when the guard's account is
-    /// full.
+    /// Counts a step with drafts: tokens per request, and the number of plain steps that fit into its time; `pays` is
+    /// true if the guard's account is full.
     pub fn drafted(&mut self, requests: usize, tokens: f64, steps: f64, pays: bool) {
         self.plain = 0;
         self.tokens = KEPT * self.tokens + tokens;
@@ -127,7 +127,7 @@ impl Switches {
         });
     }
 
-    /// Returns what is to be reported now.
+    /// Returns the switch to report now, if there is one.
     pub fn take(&mut self) -> Option<Switch> {
         if self.on == self.reported || self.since.is_some_and(|since| since < APART) {
             return None;

@@ -1,5 +1,5 @@
-//! Decoding one sequence, with a draft or without: rounds of a single lane. Each drafts a whole block, or as much as a
-//! [`Policy`] decides.
+//! Decoding of one sequence, with or without a draft: rounds of a single lane. Each drafts a whole block, or as much as
+//! a [`Policy`] decides.
 
 use std::time::{Duration, Instant};
 
@@ -167,7 +167,7 @@ impl<'a> Decoder<'a> {
     /// options is not looked at.
     ///
     /// # Errors
-    /// As [`generate`](Self::generate).
+    /// See [`generate`](Self::generate).
     pub fn generate_scheduled(
         &self,
         prompt: &[u32],

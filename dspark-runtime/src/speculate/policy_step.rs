@@ -20,8 +20,8 @@ pub(crate) struct PolicyStep {
     /// How far blocks are drafted; `None` in a plain step.
     stopping: Option<Stopping>,
     requests: usize,
-    /// Tokens that contexts took in that lacked more than a round's features, and the time of that. It says nothing about what
-    /// drafting costs.
+    /// Tokens added to contexts that lacked more than one round's features, and the time for it. It does not count as
+    /// the cost of drafting.
     caught_up: (usize, Duration),
 }
 
@@ -73,8 +73,8 @@ impl PolicyStep {
         }
     }
 
-    /// Tells the policy what came of the step. `decoding` says that no prompt took part in it, `time` is what it took without
-    /// [`catching_up`](Self::catching_up).
+    /// Reports the result of the step to the policy. `decoding` is true if no prompt took part in it; `time` is its
+    /// duration without [`catching_up`](Self::catching_up).
     pub fn over<'o>(
         self,
         policy: &mut Policy,

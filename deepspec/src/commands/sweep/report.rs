@@ -136,8 +136,9 @@ impl SweepReport {
         lines.join("\n")
     }
 
-    /// Writes the pictures that these points allow, and says where: conditional acceptance by slot always, as far as enough
-    /// rounds got, accepted length and share of kept tokens against the first varied setting that is a number.
+    /// Writes the plots that these points allow, and returns their paths: always conditional acceptance by slot, for
+    /// slots with enough rounds; and accepted length and share of kept tokens by the first varied setting that is a
+    /// number.
     ///
     /// # Errors
     /// Returns an error if a file cannot be written.

@@ -311,7 +311,7 @@ fn filled(matrix: &HostMatrix, rows: Range<usize>, lanes: usize) -> Vec<f32> {
     filled
 }
 
-/// Some tokens' rows of a matrix, at most so many at a time as should be widened at once.
+/// Returns some tokens' rows of a matrix, in runs that are small enough to be widened together.
 fn runs(matrix: &HostMatrix, tokens: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let most = if matrix.is_narrow() { WIDENED } else { tokens.len().max(1) };
     let end = tokens.end;

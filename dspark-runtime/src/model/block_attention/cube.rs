@@ -1,4 +1,4 @@
-//! What is between the products of block attention, in kernels of CubeCL.
+//! The operations between the products of block attention, as CubeCL kernels.
 
 use burn::tensor::{Int, Tensor, TensorData};
 
