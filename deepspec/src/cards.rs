@@ -51,7 +51,7 @@ impl Kind {
     /// What to write instead of a card's name, on the command line and in a recipe.
     fn instead(self) -> &'static str {
         match self {
-            Self::Task => "a file: `--task FILE` on the command line, `path` beside the task's name in a recipe",
+            Self::Task => "a file: `--task FILE` on the command line, `path` next to the task's name in a recipe",
             Self::Training => {
                 "files: `data.train = [\"FILE\"]` in the recipe, --set 'data.train=[\"FILE\"]' on the command line"
             }
@@ -86,7 +86,7 @@ pub struct Card {
 pub enum CardError {
     /// No card of the wanted kind has this name.
     #[error(
-        "{name:?} is neither a file nor the name of a {}{}; known are {known}. In place of a name stands {}",
+        "{name:?} is neither a file nor the name of a {}{}; known names are {known}. You can also pass {}",
         kind.noun(),
         .nearest.as_ref().map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default(),
         kind.instead()
@@ -103,8 +103,8 @@ pub enum CardError {
     },
     /// The dataset is not on this machine.
     #[error(
-        "the {} {name:?} ({title}) is not here: no {files} in {folders}.\nTo get it: {how_to_get}\nFurther folders \
-         to look in go into the environment variable {FOLDERS_VARIABLE}; in place of a name stands {}.",
+        "the {} {name:?} ({title}) was not found: no {files} in {folders}.\nTo get it: {how_to_get}\nTo search other \
+         folders, set the environment variable {FOLDERS_VARIABLE}. You can also pass {}.",
         kind.noun(),
         kind.instead()
     )]
@@ -191,7 +191,8 @@ pub fn card_hint(path: &Path, kind: Kind) -> String {
         .find(|card| card.kind == kind && (card.name == stem || card.files.iter().any(|file| path.ends_with(file))));
     card.map_or_else(String::new, |card| {
         format!(
-            ".\nA file of this name is the dataset {:?} ({}). To get it: {}\nThen give its name, {:?}, in place of the file",
+            ".\nA file of this name is the dataset {:?} ({}). To get it: {}\nThen pass its name, {:?}, instead of \
+             the file",
             card.name,
             card.title,
             card.how_to_get.trim(),

@@ -60,7 +60,7 @@ fn spoilt_targets_are_named() {
     for (field, value, words) in [
         ("intermediate_size", json!(449), ["mlp.gate_proj.weight", "[449, 192]"]),
         ("num_hidden_layers", json!(6), ["model.layers.5", "missing"]),
-        ("num_hidden_layers", json!(4), ["model.layers.4", "no place"]),
+        ("num_hidden_layers", json!(4), ["model.layers.4", "is not part of the model"]),
         ("architectures", json!(["BertModel"]), ["architectures", "BertModel"]),
         ("hidden_act", json!("relu"), ["hidden_act", "relu"]),
     ] {

@@ -114,7 +114,7 @@ fn a_trace_is_calibrated_and_simulated() {
     // What tables and traces of earlier versions do not say is named, since it changes the result.
     let told = String::from_utf8(simulate(&["--modes", "off", "--loads", "1"]).stderr).unwrap();
     assert!(told.contains("`draft_context_seconds`") && told.contains("`prompt_tokens`"), "{told}");
-    assert!(told.contains("trace.jsonl: does not say of which draft"), "{told}");
+    assert!(told.contains("trace.jsonl: the file does not record its draft"), "{told}");
     let plots = file("plots");
     let report =
         json_of(&simulate(&["--modes", "off,fixed:1,fixed:4,scheduled", "--loads", "1,16,512", "--plots", &plots]));
@@ -148,7 +148,7 @@ fn a_trace_is_calibrated_and_simulated() {
     refused(&with(&sts, &file("none.json")), &["none.json", "no such file", "dspark profile"]);
     refused(&simulate(&["--modes", "fixed:0"]), &["fixed:0", "expected `off`"]);
     refused(&deepspec(&["calibrate", "--trace", &sts, "--out", &file("new")]), &["sts.json", "line 1"]);
-    refused(&deepspec(&["calibrate", "--trace", &sts, "--out", &out]), &["would overwrite what --trace reads"]);
+    refused(&deepspec(&["calibrate", "--trace", &sts, "--out", &out]), &["would overwrite the input of --trace"]);
     refused(&deepspec(&["calibrate", "--trace", &trace]), &["--out"]);
     refused(&deepspec(&["calibrate", "--trace", &trace, "--out", &sts]), &["--out", "expected a folder"]);
 }
@@ -216,7 +216,7 @@ fn a_table_belongs_to_its_draft() {
     write_speeds(Path::new(&speeds));
     let calibrate =
         |draft: &Path| deepspec(&["calibrate", "--trace", &trace, "--draft", &draft.display().to_string()]);
-    refused(&calibrate(&other), &["--trace", "of another draft", &digest]);
+    refused(&calibrate(&other), &["--trace", "is not of the draft", &digest]);
     assert!(!other.join("sts.json").exists());
     let output = calibrate(&draft);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -278,5 +278,5 @@ fn a_table_belongs_to_its_draft() {
     refused(&simulate(&file("foreign.json")), &["foreign.json", "fitted for another draft"]);
     let output = simulate(sts.to_str().unwrap());
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && !told.contains("which draft"), "{told}");
+    assert!(output.status.success() && !told.contains("record its draft"), "{told}");
 }

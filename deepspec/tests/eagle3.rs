@@ -126,7 +126,7 @@ fn an_eagle3_draft_goes_through_every_verb() {
     let seen = deepspec(&["inspect", &other, "--target", &target, "--replay"]);
     let text = String::from_utf8_lossy(&seen.stdout).into_owned();
     assert!(
-        seen.status.success() && text.contains("the same on") && text.contains("vLLM           takes it"),
+        seen.status.success() && text.contains("the same on") && text.contains("vLLM           loads it"),
         "{text}"
     );
     let back = root.path().join("back").display().to_string();
@@ -195,7 +195,7 @@ fn an_eagle3_draft_is_trained_further() {
     let config = read_json(&root.path().join("further/checkpoints/step-00000002/config.json"));
     assert_eq!((&config["step_loss_decay"], &config["ttt_length"]), (&json!(0.5), &json!(3)));
     assert!(config.get("num_anchors").is_none(), "{config}");
-    refused(&train("model.ttt_length=4"), &["train.from", "model.ttt_length is 4, the draft's is 3"]);
+    refused(&train("model.ttt_length=4"), &["train.from", "model.ttt_length is 4, but the draft's is 3"]);
     let dspark = "model={num_draft_layers = 1, target_layer_ids = [0, 1, 2, 3, 4], num_anchors = 8, markov_rank = 8}";
-    refused(&train(dspark), &["train.from", "model.algorithm is dspark, the draft's is eagle3"]);
+    refused(&train(dspark), &["train.from", "model.algorithm is dspark, but the draft's is eagle3"]);
 }

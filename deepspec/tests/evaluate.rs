@@ -65,13 +65,13 @@ fn a_run_measures_what_it_exports_and_goes_on_where_it_stopped() {
 
     let skipped = succeeded(&quickstart("run", root.path(), &[]));
     for stage in ["data", "train", "export", "evaluate"] {
-        assert!(skipped.contains(&format!("{stage}: done before")), "{stage}: {skipped}");
+        assert!(skipped.contains(&format!("{stage}: already done")), "{stage}: {skipped}");
     }
     // Another evaluation needs no other training and no other export; a lost export is made again.
     fs::remove_dir_all(draft).unwrap();
     let partly = succeeded(&quickstart("run", root.path(), &["evaluate.samples=1"]));
     for (stage, done) in [("data", true), ("train", true), ("export", false), ("evaluate", false)] {
-        assert_eq!(partly.contains(&format!("{stage}: done before")), done, "{stage}: {partly}");
+        assert_eq!(partly.contains(&format!("{stage}: already done")), done, "{stage}: {partly}");
     }
     let inspected = deepspec(&["inspect", draft, "--target", TARGET]);
     succeeded(&inspected);
@@ -152,7 +152,7 @@ fn outputs_that_are_inputs_are_refused_before_anything_runs() {
         deepspec(&[&["evaluate", "--target", TARGET, "--draft", "none", "--task", &task], more].concat())
     };
     for flag in ["--json", "--trace", "--answers"] {
-        refused(&evaluate(&[flag, &other]), &[flag, "would overwrite what --task reads"]);
+        refused(&evaluate(&[flag, &other]), &[flag, "would overwrite the input of --task"]);
     }
     let same = path("out");
     refused(&evaluate(&["--json", &same, "--trace", &same]), &["--trace", "--json writes the same file"]);
@@ -186,4 +186,39 @@ fn other_template_arguments_than_those_of_training_are_a_warning() {
         let told = evaluate(&["--template-argument", "calm=true"]);
         assert!(!told.contains("template arguments"), "{told}");
     }
+}
+
+/// The scheduled mode measures the machine once, names itself in the report, and the output ends with a verdict.
+#[test]
+fn modes_are_measured_named_and_judged() {
+    let root = tempfile::tempdir().unwrap();
+    succeeded(&quickstart("train", root.path(), &["train.steps=1"]));
+    let draft = root.path().join("run/checkpoints/step-00000001");
+    let json = root.path().join("report.json");
+    let task = "datasets/quickstart/sums.evaluate.jsonl";
+    let arguments =
+        ["evaluate", "--target", TARGET, "--draft", draft.to_str().unwrap(), "--task", task, "--samples", "1"];
+    let evaluate = |more: &[&str]| {
+        let small = ["--max-new-tokens", "6", "--temperature", "0", "--json", json.to_str().unwrap()];
+        let all = [&arguments[..], &small, more].concat();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_deepspec"));
+        // Tables that other programs on this machine measured are not for a test.
+        command.current_dir(workspace()).env("XDG_CACHE_HOME", root.path().join("cache")).args(all);
+        command.output().unwrap()
+    };
+    let scheduled = evaluate(&["--mode", "scheduled"]);
+    assert!(succeeded(&scheduled).contains("measuring the cost of passes"), "{scheduled:?}");
+    assert_eq!(read(&json)["mode"], "scheduled");
+    let text = String::from_utf8_lossy(&scheduled.stdout).into_owned();
+    for words in ["mode scheduled", "speed-up", "accepted length: tokens per round", "Verdict: on this machine"] {
+        assert!(text.contains(words), "{words:?} is not in {text}");
+    }
+    let fixed = evaluate(&["--mode", "fixed:1", "--no-plain"]);
+    succeeded(&fixed);
+    let report = read(&json);
+    assert_eq!(report["mode"], "fixed:1");
+    assert!(report["tasks"][0]["draft_tokens_per_round"].as_f64().unwrap() <= 1.0, "{report}");
+    assert!(String::from_utf8_lossy(&fixed.stdout).contains("Verdict: none on speed"));
+    refused(&evaluate(&["--mode", "off"]), &["--mode", "nothing is drafted"]);
+    refused(&evaluate(&["--mode", "fixed:1", "--confidence-threshold", "0.5"]), &["both limit what is verified"]);
 }

@@ -91,7 +91,7 @@ fn draft_and_target_are_written_and_the_target_is_a_target_again() {
     assert_eq!(file.tensor("markov_w1.weight").unwrap().block_type, BlockType::F16);
     assert!(file.tensor("token_embd.weight").is_none() && file.tensor("output.weight").is_none());
 
-    refused(&export(&target_file, &target_file, &[]), &["--out", "overwrite what --target reads"]);
+    refused(&export(&target_file, &target_file, &[]), &["--out", "overwrite the input of --target"]);
     refused(
         &export(&target_file, &small, &["--target-out", &small]),
         &["--target-out", "--out writes the same file"],

@@ -66,7 +66,7 @@ fn faults() -> Vec<(&'static str, Spoil, Vec<&'static str>)> {
         (
             "a tensor that no model has",
             tensors(|all| drop(all.insert("layers.2.mlp.up_proj.weight".into(), zeros(Dtype::F32, &[2])))),
-            vec!["layers.2.mlp.up_proj.weight", "no place"],
+            vec!["layers.2.mlp.up_proj.weight", "is not part of the model"],
         ),
         (
             "a number that is none",
@@ -309,5 +309,5 @@ fn foreign_drafts_are_described() {
     assert_eq!(verdict(&findings, "speculators"), "with-care");
     let output = deepspec(&["inspect", folder.to_str().unwrap()]);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("vLLM           takes it") && text.contains("MIND: "), "{text}");
+    assert!(text.contains("vLLM           loads it") && text.contains("MIND: "), "{text}");
 }

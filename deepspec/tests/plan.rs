@@ -100,7 +100,7 @@ fn what_does_not_fit_is_said_to() {
     });
     let output = deepspec(&["train", "recipes/quickstart.toml", "--plan", "--set", &target]);
     // The models alone are too large: smaller batches are no advice.
-    exits_with(&output, 1, &["this does not fit", "No setting of the batches helps", "model.num_draft_layers"]);
+    exits_with(&output, 1, &["does not fit into memory", "Batch settings do not help", "model.num_draft_layers"]);
     assert!(!String::from_utf8_lossy(&output.stderr).contains("micro_batch"));
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(printed.contains("peak") && printed.contains("tokens/s"), "{printed}");

@@ -185,7 +185,7 @@ fn swapped_layers_and_shifted_blocks_are_called_by_name() {
     let shifted = spoiled(0, Stage::Hidden, &|values, width| values.rotate_left(width));
     let difference = first_difference(&expected, &shifted, false, 1e-3).unwrap();
     assert_eq!(difference.stage, "hidden");
-    assert!(difference.hint.unwrap().contains("slot 1 should be: the block is read in the other convention"));
+    assert!(difference.hint.unwrap().contains("of slot 1: the block is read with the other convention"));
 
     // A head whose full row is off where no column is kept.
     let off = spoiled(2, Stage::BaseLogSumExp, &|values, _| values[3] += 0.5);

@@ -153,10 +153,10 @@ fn an_interrupted_evaluation_is_all_that_is_done_again() {
     let mut errors = BufReader::new(child.stderr.take().unwrap()).lines();
     wait_for(&mut errors, "sums 1/40 ");
     let last = interrupt(&mut child, errors, "-INT", 130);
-    assert!(last.starts_with("SIGINT: ended at once"), "{last}");
+    assert!(last.starts_with("SIGINT: stopped immediately"), "{last}");
     let again = stages(&arguments, "evaluate.samples=1").wait_with_output().unwrap();
     let errors = String::from_utf8(again.stderr).unwrap();
-    assert!(again.status.success() && errors.matches("done before").count() == 3, "{errors}");
+    assert!(again.status.success() && errors.matches("already done").count() == 3, "{errors}");
 }
 
 /// A verb on a tiny recipe.

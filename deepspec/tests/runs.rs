@@ -130,7 +130,7 @@ fn restarting_removes_what_the_run_wrote_and_nothing_else() {
     // Of no use in a run of two steps.
     write(&run.join("draft/sts.json"), "ours");
     let text = succeeded(recipe("run", &run, &["--restart", "--set", "train.steps=2"]));
-    assert!(!text.contains("done before"), "{text}");
+    assert!(!text.contains("already done"), "{text}");
     for name in mine {
         assert_eq!(fs::read_to_string(run.join(name)).unwrap(), "mine", "{name}");
     }
@@ -158,13 +158,13 @@ fn a_lost_or_damaged_file_of_the_export_is_made_again() {
     for (file, damage) in damages {
         damage(&run.join("draft").join(file));
         let text = succeeded(recipe("run", &run, &[]));
-        assert!(text.contains("train: done before"), "{text}");
-        assert!(text.contains("export: done again: ") && text.contains(file), "{text}");
+        assert!(text.contains("train: already done"), "{text}");
+        assert!(text.contains("export: running again: ") && text.contains(file), "{text}");
         assert!(fs::read(&weights).unwrap() == exported, "{file}");
         assert_eq!(fs::read_to_string(run.join("draft/notes.txt")).unwrap(), "mine");
     }
     let text = succeeded(recipe("run", &run, &[]));
-    assert!(text.contains("export: done before"), "{text}");
+    assert!(text.contains("export: already done"), "{text}");
 }
 
 #[test]
@@ -204,9 +204,11 @@ fn a_damaged_checkpoint_is_reported() {
     succeeded(recipe("train", &run, &[]));
     fs::write(run.join("checkpoints/step-00000003/optimizer.bpk"), "no moments").unwrap();
     let text = succeeded(recipe("train", &run, &["--resume"]));
-    for words in
-        ["step-00000003/optimizer.bpk: missing, or not as it was written", "step-00000003.damaged", "step-00000002"]
-    {
+    for words in [
+        "step-00000003/optimizer.bpk: missing or changed since it was written",
+        "step-00000003.damaged",
+        "step-00000002",
+    ] {
         assert!(text.contains(words), "{words}: {text}");
     }
 }

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use dspark_runtime::checkpoint::WeightDtype;
+use dspark_runtime::model::{DSparkConfig, DraftKind, DraftShape};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -142,4 +143,29 @@ fn a_draft_of_the_package_is_read_for_its_target() {
     let arguments =
         ["export", "--draft", out.to_str().unwrap(), "--target", TARGET, "--out", again.to_str().unwrap()];
     refused(&deepspec(&arguments), &["config.json", "`sample_from_anchor`"]);
+}
+
+/// A DFlash draft with a Markov head of zeros drafts what it drafted before, in both layouts.
+#[test]
+fn a_markov_head_of_zeros_changes_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let kind = DSparkConfig { markov_rank: 0, enable_confidence_head: false, ..DSparkConfig::new(1536, 8) };
+    let dflash = DraftShape { kind: DraftKind::DSpark(kind), ..shape() };
+    let draft = save(&root.path().join("draft"), &dflash, WeightDtype::F32, false);
+    let before = figures(&draft);
+    for layout in ["deepspec", "speculators"] {
+        let options = ["--layout", layout, "--dtype", "f32", "--zero-markov-head", "--verifier", "owner/name"];
+        let options = if layout == "deepspec" { &options[..5] } else { &options[..] };
+        let out = export(root.path(), &draft, layout, options);
+        let config = read_json(&out.join("config.json"));
+        assert_eq!((&config["markov_rank"], &config["markov_head_type"]), (&json!(32), &json!("vanilla")));
+        assert_eq!(figures(&out), before, "{layout}");
+        let seen = deepspec(&["inspect", out.to_str().unwrap(), "--target", TARGET]);
+        let text = String::from_utf8_lossy(&seen.stdout);
+        assert!(seen.status.success() && text.contains("vLLM           loads it"), "{text}");
+        let again = root.path().join("again");
+        let twice =
+            ["export", "--draft", out.to_str().unwrap(), "--target", TARGET, "--out", again.to_str().unwrap()];
+        refused(&deepspec(&[&twice[..], &["--zero-markov-head"]].concat()), &["--zero-markov-head", "rank 32"]);
+    }
 }

@@ -38,7 +38,7 @@ fn a_grid_is_run_compared_and_not_run_again() {
     let errors = String::from_utf8_lossy(&first.stderr).into_owned();
     assert!(first.status.success(), "{errors}");
     // What is only measured differently is trained once.
-    assert_eq!(errors.matches("train: done before").count(), 2, "{errors}");
+    assert_eq!(errors.matches("train: already done").count(), 2, "{errors}");
     let report: Value = serde_json::from_slice(&fs::read(root.path().join("sweep.json")).unwrap()).unwrap();
     let points = report["points"].as_array().unwrap();
     let of = |field: &str| points.iter().map(|point| point[field].to_string()).collect::<HashSet<_>>().len();
@@ -58,9 +58,9 @@ fn a_grid_is_run_compared_and_not_run_again() {
     let errors = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(again.status.success(), "{errors}");
     for stage in ["train", "export", "evaluate+confidence_threshold=0", "evaluate+confidence_threshold=0.9"] {
-        assert!(errors.contains(&format!("{stage}: done before")), "{errors}");
+        assert!(errors.contains(&format!("{stage}: already done")), "{errors}");
     }
-    assert_eq!(errors.matches("done before").count(), 16, "{errors}");
+    assert_eq!(errors.matches("already done").count(), 16, "{errors}");
     assert_eq!(String::from_utf8_lossy(&again.stdout), table);
 }
 

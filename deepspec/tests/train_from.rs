@@ -87,7 +87,7 @@ fn a_recipe_can_name_it_and_a_run_goes_on() {
     succeeded(&train("run", &run, &[&from, "train.steps=2"], &[]));
     let output = train("run", &run, &[&from, "train.steps=2"], &[]);
     succeeded(&output);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("train: done before"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("train: already done"));
     // Another draft under the same name is another training.
     edit_values(&first.join("model.safetensors"), "norm.weight", |_, value| value + 0.25);
     let output = train("train", &run, &[&from, "train.steps=2"], &["--resume"]);
@@ -112,7 +112,7 @@ fn a_draft_of_another_shape_is_refused_by_the_field() {
         ("model.draft_vocab_size=100", "draft_vocab_size", "100", "1552"),
     ] {
         let output = train("train", &run, &[setting], &["--from", path.to_str().unwrap()]);
-        refused(&output, &["train.from", &format!("model.{field} is {recipe}, the draft's is {found}")]);
+        refused(&output, &["train.from", &format!("model.{field} is {recipe}, but the draft's is {found}")]);
     }
     let missing = root.path().join("nowhere");
     refused(
@@ -123,7 +123,10 @@ fn a_draft_of_another_shape_is_refused_by_the_field() {
     refused(&train("train", &run, &[], &["--from", path.to_str().unwrap()]), &["train.from", "num_target_layers"]);
     edit_json(&first.join("config.json"), |config| config["num_target_layers"] = json!(5));
     edit_values(&first.join("model.safetensors"), "embed_tokens.weight", |_, value| value + 1.0);
-    refused(&train("train", &run, &[], &["--from", path.to_str().unwrap()]), &["train.from", "not the target's"]);
+    refused(
+        &train("train", &run, &[], &["--from", path.to_str().unwrap()]),
+        &["train.from", "differs from the target's"],
+    );
     assert!(!run.join("checkpoints").exists() || fs::read_dir(run.join("checkpoints")).unwrap().count() == 0);
     assert!(workspace().join(TARGET).is_dir());
 }

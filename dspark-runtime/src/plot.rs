@@ -114,7 +114,7 @@ pub fn write_svg(
     };
     drawn.map_err(|error| CheckpointError::Invalid {
         path: path.to_owned(),
-        reason: format!("the picture could not be drawn: {error}"),
+        reason: format!("cannot draw the plot: {error}"),
     })?;
     write_file(path, text.as_bytes())
 }

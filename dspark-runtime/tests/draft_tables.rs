@@ -82,8 +82,8 @@ fn outputs_do_not_overwrite_what_is_read() {
     fs::write(path("config.json"), "{}").unwrap();
     let bench = |more: &[&str]| dspark("bench", root.path(), &[&["--prompts", &prompts], more].concat());
     for flag in ["--json", "--plot", "--answers"] {
-        refused(&bench(&[flag, &prompts]), &[flag, "would overwrite what --prompts reads"]);
-        refused(&bench(&[flag, &path("config.json")]), &[flag, "would overwrite what --draft reads"]);
+        refused(&bench(&[flag, &prompts]), &[flag, "would overwrite the input of --prompts"]);
+        refused(&bench(&[flag, &path("config.json")]), &[flag, "would overwrite the input of --draft"]);
     }
     refused(&dspark("profile", root.path(), &["--out", &path("config.json")]), &["--out", "--draft"]);
     assert_eq!(fs::read_to_string(path("config.json")).unwrap(), "{}");

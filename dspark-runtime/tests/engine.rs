@@ -10,7 +10,7 @@ use dspark_runtime::engine::{
     Answer, Engine, EngineConfig, EngineHandle, Event, Failure, FinishReason, Finished, Refusal, Request, Sampling,
 };
 use dspark_runtime::model::DraftHeads;
-use dspark_runtime::schedule::{Mode, SpsTable, StepCost};
+use dspark_runtime::schedule::{Mode, SpsTable, StepCost, StsTable};
 use dspark_runtime::text::Tokenizer;
 
 const BLOCK: usize = 3;
@@ -401,4 +401,26 @@ fn logprobs_are_the_targets_own() {
     }
     handle.shut_down(Duration::ZERO);
     engine.join();
+}
+
+/// A draft that cannot pay is reported as off, once, with the reason.
+#[test]
+fn drafting_that_cannot_pay_is_reported() {
+    // A second token doubles the time of a pass, and none was ever accepted.
+    let cost = StepCost::Probes { batch_tokens: vec![1, 2], steps_per_second: vec![100.0, 50.0], per_request: None };
+    let calibration = StsTable { acceptance: vec![0.0; BLOCK], ..StsTable::identity(BLOCK) };
+    let config = EngineConfig {
+        mode: Mode::Scheduled,
+        curve: Some(SpsTable::new(cost, 256, None, None)),
+        calibration: Some(calibration),
+        ..EngineConfig::default()
+    };
+    let (_, handle) = answers(config, &[request(&[1, 2, 3], 60, greedy()), request(&[3, 2, 1], 60, greedy())]);
+    let metrics = handle.metrics();
+    assert_eq!(metrics.rounds, 0);
+    let switch = metrics.switch.expect("drafting is off").to_string();
+    assert_eq!(
+        switch,
+        "drafting is off: by the measured step costs it cannot pay with 2 requests at once; it will be tried again"
+    );
 }

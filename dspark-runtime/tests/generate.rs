@@ -111,7 +111,7 @@ fn sampling_settings_of_the_target_are_defaults() {
         fields["repetition_penalty"] = json!(1.1);
     });
     let output = target.generate(&["--prompt", PROMPT, "--seed", "1"], "");
-    let words = ["generation_config.json: temperature 5 (", "not computed here: repetition_penalty 1.1"];
+    let words = ["generation_config.json: temperature 5 (", "have no effect: repetition_penalty 1.1"];
     assert!(words.iter().all(|word| said(&output).contains(word)), "{}", said(&output));
     assert_ne!(report(&output)["ids"], greedy["ids"]);
     for own in [["--temperature", "0"], ["--top-k", "1"], ["--generation-config", "none"]] {

@@ -47,7 +47,7 @@ const PIECES: &str = r" ?\p{L}+(?:'\p{L}+)?|\p{N}| ?[^\s\p{L}\p{N}]+|\n *|\s";
 pub fn train_tokenizer(folder: &Path, seed: u64, vocabulary_size: usize) -> Result<()> {
     let tokenizer = train(seed, vocabulary_size).map_err(|error| anyhow!(error))?;
     let found = tokenizer.get_vocab_size(true);
-    ensure!(found == vocabulary_size, "{vocabulary_size} tokens were asked for, but the conversations give {found}");
+    ensure!(found == vocabulary_size, "{vocabulary_size} tokens were requested, but the conversations give {found}");
     let model = tokenizer.to_string(true).map_err(|error| anyhow!(error))?;
     write_file(&folder.join("tokenizer.json"), model.as_bytes())?;
     let special = |content: &str| {
@@ -139,7 +139,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for size in [100, 1_000_000] {
             let message = train_tokenizer(folder.path(), 1, size).unwrap_err().to_string();
-            assert!(message.contains(&format!("{size} tokens were asked for")), "{message}");
+            assert!(message.contains(&format!("{size} tokens were requested")), "{message}");
         }
     }
 }

@@ -65,7 +65,8 @@ pub struct PositionReport {
 pub enum CalibrateError {
     /// One of the halves is empty.
     #[error(
-        "rounds of {fitted} prompts to fit on and of {reported} to report on: expected at least one each; give more prompts"
+        "found {fitted} prompts for fitting and {reported} for the report: expected at least one of each; give more \
+         prompts"
     )]
     TooFewPrompts {
         /// Prompts with rounds in the fitting half.
@@ -75,9 +76,9 @@ pub enum CalibrateError {
     },
     /// No position of the block has rounds enough to fit its temperature.
     #[error(
-        "too few rounds to fit a table: a position needs at least {FEWEST_JUDGED} judged rounds in the half to fit on, of them \
-         {FEWEST_OF_EITHER} accepted and {FEWEST_OF_EITHER} rejected, and none has them: {}. Nothing was written; give more \
-         prompts (--samples, --task) or longer answers (--max-new-tokens)",
+        "too few rounds to fit a table: a position needs at least {FEWEST_JUDGED} judged rounds in the fitting half, \
+         {FEWEST_OF_EITHER} of them accepted and {FEWEST_OF_EITHER} rejected, but no position has them: {}. Nothing \
+         was written; give more prompts (--samples, --task) or longer answers (--max-new-tokens)",
         counts(positions)
     )]
     TooFewRounds {
@@ -86,7 +87,7 @@ pub enum CalibrateError {
     },
     /// The rounds were sampled at different temperatures.
     #[error(
-        "rounds at temperatures {first} and {other}: a table is for one sampling temperature; calibrate them apart"
+        "the rounds have temperatures {first} and {other}, but a table holds one sampling temperature; calibrate each separately"
     )]
     Temperatures {
         /// That of the first round.
@@ -202,7 +203,7 @@ pub fn table(report: &CalibrationReport) -> String {
     let mut lines = vec![
         format!("{dataset}   temperature {temperature}"),
         format!("fitted on {} rounds of {} prompts", fitted.rounds, fitted.prompts),
-        format!("figures from {} rounds of {} other prompts; before -> after", reported.rounds, reported.prompts),
+        format!("measured on {} rounds of {} other prompts; before -> after", reported.rounds, reported.prompts),
         "position  temperature  judged  accepted  ECE              AUC            Brier".to_owned(),
     ];
     let number =
@@ -226,8 +227,9 @@ pub fn table(report: &CalibrationReport) -> String {
     }
     if positions.iter().any(|position| !position.enough) {
         lines.push(format!(
-            "too few: fewer than {FEWEST_JUDGED} rounds judged, or fewer than {FEWEST_OF_EITHER} accepted or rejected, on one \
-             of the halves; do not trust these figures; where it is the half to fit on, the temperature stays at 1"
+            "too few: fewer than {FEWEST_JUDGED} rounds judged, or fewer than {FEWEST_OF_EITHER} accepted or \
+             rejected, in one of the halves; these numbers are not reliable. If the fitting half has too few, the \
+             temperature stays at 1"
         ));
     }
     lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")

@@ -17,8 +17,8 @@ use super::model_card::refresh_card;
 use super::setup::load_target;
 use crate::calibration::{CalibrationReport, calibrate, table, write_diagram};
 use crate::evaluation::{
-    EvaluationOptions, Models, Progressed, SamplingMethod, Task, TraceRound, TraceWriter, Turns, evaluate_observed,
-    read_trace,
+    EvaluationMode, EvaluationOptions, Models, Progressed, SamplingMethod, Tables, Task, TraceRound, TraceWriter,
+    Turns, evaluate_observed, read_trace,
 };
 
 /// The reliability diagram beside the table.
@@ -75,7 +75,7 @@ pub struct Arguments {
 /// Calibrates, writes the table and the diagram and prints the report.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let Some(folder) = arguments.out.as_deref().or(arguments.draft.as_deref()) else {
-        bail!("--out DIR: where to write the table, or --draft DIR, beside which it goes");
+        bail!("pass --out DIR or --draft DIR, the folder to write the table to");
     };
     // Before minutes of decoding, not after.
     if folder.exists() && !folder.is_dir() {
@@ -89,7 +89,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let rounds = match (&arguments.trace, &arguments.target, &arguments.draft) {
         (Some(trace), _, draft) => traced(trace, draft.as_deref())?,
         (None, Some(target), Some(draft)) => decode(arguments, &tasks, target, draft)?,
-        (None, _, _) => bail!("--target DIR and --draft DIR, or --trace FILE: where the rounds come from"),
+        (None, _, _) => bail!("pass --target DIR and --draft DIR, or --trace FILE, as the source of the rounds"),
     };
     let (sts, report) = calibrate(&rounds)?;
     check_previous(&table_path, &sts, &report)?;
@@ -104,7 +104,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 write_file(path, (json + "\n").as_bytes())?;
             }
             print(table(&report))?;
-            print(format_args!("wrote {} and {DIAGRAM} beside it", table_path.display()))?;
+            print(format_args!("wrote {} and {DIAGRAM} in the same folder", table_path.display()))?;
         }
     }
     Ok(())
@@ -136,7 +136,7 @@ fn traced(trace: &Path, draft: Option<&Path>) -> Result<Vec<TraceRound>> {
         let (found, block) = (round.confidence_logits.len(), DraftConfig::read(folder)?.block_size);
         if found != block {
             bail!(
-                "--trace {}: blocks of {found} tokens, the draft {} has blocks of {block}: trace this draft with `deepspec evaluate \
+                "--trace {}: the trace has blocks of {found} tokens, but the draft {} has blocks of {block}: trace this draft with `deepspec evaluate \
                  --trace`",
                 trace.display(),
                 folder.display()
@@ -145,7 +145,7 @@ fn traced(trace: &Path, draft: Option<&Path>) -> Result<Vec<TraceRound>> {
     }
     match (rounds.first().and_then(|round| round.draft.as_deref()), draft) {
         (None, _) => eprintln!(
-            "warning: {}: does not say which draft was traced, so the table will not say for which it was fitted; trace again with \
+            "warning: {}: the trace does not record its draft, so the table cannot record it either; trace again with \
              `deepspec evaluate --trace`",
             trace.display()
         ),
@@ -154,8 +154,8 @@ fn traced(trace: &Path, draft: Option<&Path>) -> Result<Vec<TraceRound>> {
             let digest = Draft::digest_of(folder, &DraftConfig::read(folder)?)?;
             if traced != digest {
                 bail!(
-                    "--trace {}: of another draft than {} (the trace has the digest {traced}, the draft {digest}): trace this draft \
-                     with `deepspec evaluate --trace`",
+                    "--trace {}: the trace is not of the draft {} (digest {traced}; the draft has digest {digest}): \
+                     trace this draft with `deepspec evaluate --trace`",
                     trace.display(),
                     folder.display()
                 );
@@ -187,8 +187,9 @@ fn check_previous(path: &Path, table: &StsTable, report: &CalibrationReport) -> 
         return Ok(());
     }
     bail!(
-        "{}: kept. It has temperatures for the positions {}, fitted on {} rounds, for which these {} rounds are too few: give \
-         more prompts, write elsewhere (--out DIR), or delete the table first",
+        "{}: not overwritten. The existing table has temperatures for the positions {}, fitted on {} rounds; these \
+         {} rounds are too few to fit them: give more prompts, write to another folder (--out DIR), or delete the \
+         table first",
         path.display(),
         lost.join(", "),
         previous.num_samples,
@@ -202,7 +203,7 @@ fn decode(arguments: &Arguments, tasks: &[Task], target_name: &str, draft_folder
     let (_, target, tokenizer) = load_target(target_name, &device)?;
     let draft = Draft::load(draft_folder, &target)?.with_heads(arguments.draft_heads);
     if !draft.config().has_confidence_head() {
-        bail!("{}: this draft has no confidence head, so there is nothing to calibrate", draft_folder.display());
+        bail!("{}: this draft has no confidence head to calibrate", draft_folder.display());
     }
     let options = EvaluationOptions {
         temperature: arguments.temperature,
@@ -211,6 +212,8 @@ fn decode(arguments: &Arguments, tasks: &[Task], target_name: &str, draft_folder
         seed: arguments.seed,
         sampling: SamplingMethod::Rejection,
         turns: Turns::All,
+        mode: EvaluationMode::Whole,
+        tables: Tables::default(),
         confidence_threshold: 0.0,
         template_arguments: template_arguments(&arguments.template_arguments)?,
         measure_plain: false,

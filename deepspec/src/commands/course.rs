@@ -46,7 +46,7 @@ impl Described {
         }
         let identity = checkpoints.identify(&course)?;
         for change in &identity.changed {
-            eprintln!("{}: {change}; what is trained already stays as it is", path.display());
+            eprintln!("{}: {change}; steps already trained are kept", path.display());
         }
         Ok(Run { folder: RunFolder { path, course, resume }, digest: identity.digest })
     }

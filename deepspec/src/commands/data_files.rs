@@ -43,7 +43,7 @@ pub fn data_files(entries: &[PathBuf], folders: &[PathBuf]) -> Result<Vec<PathBu
         let found = Found::below(&resolved).with_context(|| resolved.display().to_string())?;
         if found.files.is_empty() {
             bail!(
-                "{}: no file in this folder ends in .{}; found {}",
+                "{}: no file in this folder has a name that ends in .{}; found {}",
                 resolved.display(),
                 EXTENSIONS.join(" or ."),
                 found.left_out()
@@ -51,7 +51,7 @@ pub fn data_files(entries: &[PathBuf], folders: &[PathBuf]) -> Result<Vec<PathBu
         }
         if found.others > 0 {
             eprintln!(
-                "warning: {}: not read, because the name does not end in .{}: {}",
+                "warning: {}: ignored files whose name does not end in .{}: {}",
                 resolved.display(),
                 EXTENSIONS.join(" or ."),
                 found.left_out()
@@ -102,7 +102,7 @@ impl Found {
             if kind.is_dir() && !hidden {
                 let real = path.canonicalize()?;
                 if around.contains(&real) {
-                    let reason = format!("{} is a link to a folder that it lies in", path.display());
+                    let reason = format!("{} is a link to one of its parent folders", path.display());
                     return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
                 }
                 around.push(real);
@@ -123,7 +123,7 @@ impl Found {
     /// The files that are not read, in words.
     fn left_out(&self) -> String {
         if self.others == 0 {
-            return "nothing: it is empty".to_owned();
+            return "nothing (the folder is empty)".to_owned();
         }
         let noun = if self.others == 1 { "file" } else { "files" };
         let more = self.others - self.names.len();
@@ -169,11 +169,16 @@ mod tests {
         assert_eq!(found.files, read);
         assert_eq!(found.left_out(), "6 files (.cache, .i.jsonl, e.json, f.jsonl.gz, g.txt and 1 more)");
         fs::create_dir(root.path().join("empty")).unwrap();
-        assert_eq!(Found::below(&root.path().join("empty")).unwrap().left_out(), "nothing: it is empty");
+        assert_eq!(Found::below(&root.path().join("empty")).unwrap().left_out(), "nothing (the folder is empty)");
         #[cfg(unix)]
         {
             std::os::unix::fs::symlink(root.path(), root.path().join("sub/loop")).unwrap();
-            assert!(Found::below(root.path()).unwrap_err().to_string().contains("sub/loop is a link to a folder"));
+            assert!(
+                Found::below(root.path())
+                    .unwrap_err()
+                    .to_string()
+                    .contains("sub/loop is a link to one of its parent folders")
+            );
         }
     }
 

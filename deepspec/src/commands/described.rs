@@ -100,7 +100,8 @@ impl Described {
             let split = split_validation(training, fraction).with_context(key)?;
             if split.training.is_empty() {
                 bail!(
-                    "{}: all {} samples are one text, which cannot be on both sides; name files of their own (data.validation)",
+                    "{}: all {} samples have the same text and cannot be split; use separate validation files \
+                     (data.validation)",
                     key(),
                     split.validation.len()
                 );

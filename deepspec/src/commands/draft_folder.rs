@@ -102,7 +102,7 @@ fn carry_calibration(source: &Path, out: &Path, folder: &Path, written: &Draft, 
                 fs::copy(&path, folder.join(StsTable::FILE)).map_err(CheckpointError::io(&path))?;
                 return Ok(());
             }
-            format!("{}: fitted for another draft, or it does not say for which", path.display())
+            format!("{}: the table was fitted for another draft, or does not record its draft", path.display())
         }
     };
     eprintln!(

@@ -253,8 +253,9 @@ pub fn check_fit(estimate: &Estimate) -> Result<(), PlanError> {
 pub enum PlanError {
     /// The micro-batches are too large.
     #[error(
-        "this does not fit: {} are needed at the peak and {} are there. A smaller `train.micro_batch_tokens` (or \
-         `micro_batch_size`), a shorter `data.max_length` or fewer `model.num_anchors` need less, down to {}",
+        "the training does not fit into memory: it needs {} at its peak, but {} are available. A smaller \
+         `train.micro_batch_tokens` (or `micro_batch_size`), a shorter `data.max_length` or fewer \
+         `model.num_anchors` reduce this, down to {}",
         gibibytes(*needed),
         gibibytes(*available),
         gibibytes(*least)
@@ -269,9 +270,9 @@ pub enum PlanError {
     },
     /// The models alone are too large.
     #[error(
-        "this does not fit: target, draft, gradients and the optimiser's moments alone need {}, and {} are there. No setting of the \
-         batches helps; a smaller target, fewer `model.num_draft_layers`, a smaller `model.markov_rank` or a device with more \
-         memory does",
+        "the training does not fit into memory: target, draft, gradients and optimiser state alone need {}, but {} \
+         are available. Batch settings do not help; choose a smaller target, fewer `model.num_draft_layers`, a \
+         smaller `model.markov_rank` or a device with more memory",
         gibibytes(*least),
         gibibytes(*available)
     )]

@@ -1,17 +1,24 @@
 //! `deepspec evaluate`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use dspark_runtime::checkpoint::{open_file, write_file};
+use dspark_runtime::checkpoint::{WeightPrecision, open_file, write_file};
 use dspark_runtime::commands::{
-    ModelArguments, Named, check_outputs, count, print, share, temperature, template_arguments,
-    warn_of_other_template_arguments,
+    ModelArguments, Named, SERVED_REQUESTS, calibration, check_outputs, count, print, share, speed_table,
+    temperature, template_arguments, warn_of_other_template_arguments,
 };
+use dspark_runtime::device::DeviceChoice;
+use dspark_runtime::model::{Draft, Target};
+use dspark_runtime::schedule::{Mode, StsTable};
 
 use crate::cards::{Card, Kind, card_hint, dataset_folders};
-use crate::evaluation::{EvaluationOptions, Models, Records, SamplingMethod, Task, Turns, evaluate, table};
+use crate::evaluation::{
+    Circumstances, EvaluationMode, EvaluationOptions, Models, Records, SamplingMethod, Tables, Task, Turns, evaluate,
+    table, verdict,
+};
 
 /// Arguments of `deepspec evaluate`.
 #[derive(Debug, Args)]
@@ -42,7 +49,14 @@ pub struct Arguments {
     /// Turns of each conversation to answer; published results use the first
     #[arg(long, value_name = "TURNS", value_enum, default_value = "all")]
     turns: TurnsArgument,
-    /// Stop verification before the first drafted token whose confidence is below P; 0 verifies all
+    /// Number of drafted tokens to verify per round: `whole` (all, as in published accepted lengths) or, as `dspark serve`
+    /// with one client, `fixed:N`, `threshold:P` or `scheduled`. `scheduled` is the default of `dspark serve`. It needs this
+    /// machine's speed table, which is measured and cached if missing; results vary between runs because it uses measured
+    /// times
+    #[arg(long, value_name = "whole|fixed:N|threshold:P|scheduled", default_value_t)]
+    mode: EvaluationMode,
+    /// With `--mode whole`, stop verification before the first drafted token whose confidence is below P; 0 verifies all.
+    /// `--mode threshold:P` also stops drafting there, and applies the draft's calibration
     #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
     confidence_threshold: f64,
     /// Set a variable of the chat template, for example `enable_thinking=false`. Can be repeated
@@ -82,7 +96,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     check_outputs(&outputs, &inputs)?;
     let loaded = arguments.models.open()?;
     let Some((folder, draft)) = loaded.named_draft() else { bail!("--draft DIR: expected a checkpoint folder") };
+    let device = arguments.models.device;
     let options = EvaluationOptions {
+        mode: arguments.mode,
+        tables: served_tables(arguments.mode, (&loaded.target, draft), folder, (loaded.precision(), device))?,
         temperature: arguments.temperature,
         max_new_tokens: arguments.max_new_tokens,
         samples: arguments.samples,
@@ -108,10 +125,36 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             if let Some(path) = other {
                 write_file(path, (json + "\n").as_bytes())?;
             }
-            print(table(&report))?;
+            let circumstances = Circumstances {
+                training: None,
+                on_cpu: device == DeviceChoice::Cpu,
+                uncalibrated: uncalibrated(folder, draft),
+            };
+            print(format_args!("{}\n\n{}", table(&report), verdict(&report, circumstances)))?;
         }
     }
     Ok(())
+}
+
+/// Reads or measures the tables that a mode decides by.
+///
+/// # Errors
+/// When the draft's calibration cannot be read, or was fitted for another draft.
+pub fn served_tables(
+    mode: EvaluationMode,
+    (target, draft): (&Target, &Draft),
+    folder: &Path,
+    circumstances: (WeightPrecision, DeviceChoice),
+) -> Result<Tables> {
+    let EvaluationMode::Served(mode) = mode else { return Ok(Tables::default()) };
+    let speed =
+        (mode == Mode::Scheduled).then(|| Arc::new(speed_table(target, draft, circumstances, SERVED_REQUESTS)));
+    Ok(Tables { speed, calibration: calibration(folder, draft)?.map(Arc::new) })
+}
+
+/// Returns whether a draft could be calibrated and was not.
+pub fn uncalibrated(folder: &Path, draft: &Draft) -> bool {
+    draft.config().has_confidence_head() && !folder.join(StsTable::FILE).exists()
 }
 
 /// A task by its file or the name of its card.

@@ -15,11 +15,15 @@ use serde_json::{Map, Value};
 
 use super::data_files::data_files;
 use super::draft_folder::{FolderOptions, prompt_limits, write_draft_folder};
+use super::inspect::heads;
 use super::model_card::{CardFacts, last_name};
 use super::setup::{load_target, most_frequent};
 use crate::cards::dataset_folders;
 use crate::conversation::{Format, ReadOptions, read_samples};
 use crate::replay::{default_prompts, file_prompts};
+
+/// Rank of the head that `--zero-markov-head` adds: one that vLLM was run with.
+const ZERO_HEAD_RANK: usize = 32;
 
 /// Arguments of `deepspec export`.
 #[derive(Debug, Args)]
@@ -39,7 +43,7 @@ pub struct Arguments {
     /// the speculators package and vLLM, `gguf` is a file for llama.cpp
     #[arg(long, value_enum, default_value = "deepspec")]
     layout: Layout,
-    /// Also write the target with its tokenizer and chat template to this file (with `--layout gguf`)
+    /// Also write the target with its tokeniser and chat template to this file (with `--layout gguf`)
     #[arg(long, value_name = "FILE")]
     target_out: Option<PathBuf>,
     /// Number type of the weights; `f16` and `q8_0` need `--layout gguf`
@@ -55,6 +59,10 @@ pub struct Arguments {
     /// Conversation files to count answer tokens in, in the formats of a recipe's `data.train`
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "draft_vocab_size")]
     vocabulary_data: Vec<PathBuf>,
+    /// Add a Markov head of zeros to a DFlash draft (with `--layout deepspec` or `speculators`). The draft proposes the
+    /// same tokens. vLLM does not load such a draft without a head; with one, use its method `dspark`
+    #[arg(long)]
+    zero_markov_head: bool,
     /// Target name to record in the draft, so that programs can load the target from it (with `--layout speculators`;
     /// default: `--target` if it is a Hugging Face name, else none)
     #[arg(long, value_name = "NAME")]
@@ -122,7 +130,7 @@ fn write_folder(arguments: &Arguments) -> Result<()> {
         bail!("--target-out: only with --layout gguf; other engines read the target's own folder");
     }
     if arguments.verifier.is_some() && arguments.layout != Layout::Speculators {
-        bail!("--verifier: only with --layout speculators; other layouts do not name the target");
+        bail!("--verifier: only with --layout speculators; other layouts do not record the target's name");
     }
     check_out(&arguments.out)?;
     let _lock = FolderLock::around(&arguments.out)?;
@@ -130,6 +138,14 @@ fn write_folder(arguments: &Arguments) -> Result<()> {
     let mut draft = Draft::load(&arguments.draft, &target)?;
     if let Some(size) = arguments.draft_vocab_size {
         draft = with_fewer_tokens(draft, size, arguments, &target, &tokenizer)?;
+    }
+    if arguments.zero_markov_head {
+        let has = heads(&draft.config().kind).unwrap_or_else(|| draft.config().drafter().name().to_owned());
+        draft = draft.with_zero_markov_head(ZERO_HEAD_RANK).with_context(|| {
+            format!(
+                "--zero-markov-head: expected a DFlash draft without a Markov head, found one of another kind: {has}"
+            )
+        })?;
     }
     let limits = prompt_limits(&target);
     let prompts = match &arguments.replay_prompts {
@@ -174,7 +190,10 @@ fn with_fewer_tokens(
     let rows = target.config().vocab_size;
     let has = draft.config().draft_vocab_size;
     if draft.vocabulary().is_some() || size >= rows {
-        bail!("--draft-vocab-size {size}: expected fewer than {rows}, and a draft that has all; it has {has}");
+        bail!(
+            "--draft-vocab-size {size}: expected fewer than {rows}, and a draft with the whole vocabulary; this \
+               draft proposes {has} tokens"
+        );
     }
     let options = ReadOptions {
         format: Format::Chat,
@@ -193,13 +212,16 @@ fn with_fewer_tokens(
 fn write_gguf(arguments: &Arguments) -> Result<()> {
     let Arguments { out, target_out, .. } = arguments;
     if arguments.verifier.is_some() {
-        bail!("--verifier: only with --layout speculators; other layouts do not name the target");
+        bail!("--verifier: only with --layout speculators; other layouts do not record the target's name");
     }
     if arguments.replay_prompts.is_some() {
-        bail!("--replay-prompts: not with --layout gguf; a file carries no replay bundle");
+        bail!("--replay-prompts: not with --layout gguf; a GGUF file has no replay bundle");
     }
     if arguments.draft_vocab_size.is_some() {
-        bail!("--draft-vocab-size: only with --layout deepspec; llama.cpp's drafts propose every token");
+        bail!("--draft-vocab-size: only with --layout deepspec; drafts for llama.cpp propose every token");
+    }
+    if arguments.zero_markov_head {
+        bail!("--zero-markov-head: not with --layout gguf; llama.cpp was never run with such a draft");
     }
     check_gguf_path("--out", out)?;
     target_out.as_deref().map_or(Ok(()), |path| check_gguf_path("--target-out", path))?;
@@ -209,7 +231,7 @@ fn write_gguf(arguments: &Arguments) -> Result<()> {
     check_outputs(&outputs, &[("--target", Path::new(&arguments.target)), ("--draft", &arguments.draft)])?;
     let (source, target, tokenizer) = load_target(&arguments.target, &arguments.device.open()?)?;
     if arguments.draft.join(StsTable::FILE).is_file() {
-        eprintln!("note: {} stays behind: a GGUF file holds no calibration table", StsTable::FILE);
+        eprintln!("note: {} is not exported: a GGUF file cannot hold a calibration table", StsTable::FILE);
     }
     let draft = Draft::load(&arguments.draft, &target)?;
     let metadata = tokenizer.gguf_metadata(target.config().vocab_size)?;

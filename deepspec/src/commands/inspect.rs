@@ -145,7 +145,7 @@ fn numbers(tensors: &[(String, Vec<usize>)]) -> usize {
 }
 
 /// Describes a draft's heads; `None` if it has none.
-fn heads(kind: &DraftKind) -> Option<String> {
+pub(super) fn heads(kind: &DraftKind) -> Option<String> {
     let own = match kind {
         DraftKind::DSpark(own) if own.markov_rank > 0 || own.enable_confidence_head => own,
         DraftKind::DSpark(_) | DraftKind::Eagle3(_) => return None,
@@ -321,7 +321,7 @@ impl Findings {
         self.fact("number_type", dtypes.join(", "));
         let known = |name: &str| expected.iter().any(|(expected, _)| expected == name);
         for name in weights.names().filter(|name| !known(name) && !apart.contains(name)) {
-            self.problems.push(format!("tensor `{name}` has no place in the model that config.json describes"));
+            self.problems.push(format!("tensor `{name}` is not part of the model that config.json describes"));
         }
     }
 }

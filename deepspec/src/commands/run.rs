@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use dspark_runtime::checkpoint::{WeightDtype, write_file};
+use dspark_runtime::checkpoint::{WeightDtype, WeightPrecision, write_file};
 use dspark_runtime::commands::print;
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::Draft;
@@ -17,6 +17,7 @@ use super::course::Run;
 use super::described::{Described, RecipeArguments};
 use super::draft_folder::{FolderOptions, prompt_limits, write_draft_folder};
 use super::estimate::check_models_fit;
+use super::evaluate::{served_tables, uncalibrated};
 use super::model_card::{CardFacts, complete_card};
 use super::run_folder::{DRAFT, REPORT, lock, remove_run};
 use super::setup::Prepared;
@@ -24,7 +25,10 @@ use super::stages::Stages;
 use super::train::train_prepared;
 use crate::conversation::read_evaluation_prompts;
 use crate::digest::{digest, hash_file, hex};
-use crate::evaluation::{EvaluationOptions, EvaluationReport, Models, Records, Task, evaluate, read_tasks, table};
+use crate::evaluation::{
+    Circumstances, EvaluationOptions, EvaluationReport, Models, Records, Tables, Task, evaluate, read_tasks, table,
+    verdict,
+};
 use crate::process::watch;
 use crate::replay::task_prompts;
 use crate::trainer::DRAFT_FILES;
@@ -51,6 +55,8 @@ struct DataResult {
 
 /// What a run of a recipe came to.
 pub struct Outcome {
+    /// The number of training samples.
+    pub samples: usize,
     /// The training's report.
     pub training: Value,
     /// The evaluation's.
@@ -67,13 +73,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let _lock = lock(&folder)?;
     let tasks = checked_tasks(&described)?;
     let (prepared, run) = prepare(described, arguments.recipe.device, arguments.restart)?;
-    let Outcome { training, evaluation, exported } = execute(&prepared, run, &tasks, "evaluate")?;
+    let Outcome { samples, training, evaluation, exported } = execute(&prepared, run, &tasks, "evaluate")?;
     let report = json!({"evaluation": evaluation, "training": training});
     let report_path = folder.join(REPORT);
     write_file(&report_path, (serde_json::to_string_pretty(&report)? + "\n").as_bytes())?;
 
+    let draft = Draft::load(&exported, &prepared.target)?;
+    let circumstances = Circumstances {
+        training: training["steps"].as_u64().map(|steps| (steps, samples)),
+        on_cpu: prepared.device == DeviceChoice::Cpu,
+        uncalibrated: uncalibrated(&exported, &draft),
+    };
     print(format_args!("\n{}", table(&evaluation)))?;
-    show_sample(&prepared, &Draft::load(&exported, &prepared.target)?, &tasks)?;
+    show_sample(&prepared, &draft, &tasks)?;
+    print(format_args!("{}\n", verdict(&evaluation, circumstances)))?;
     print(format_args!("report:     {}", report_path.display()))?;
     Ok(print(format_args!("checkpoint: {}", exported.display()))?)
 }
@@ -86,7 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 pub fn prepare(described: Described, device: DeviceChoice, restart: bool) -> Result<(Prepared, Run)> {
     let run = (!restart).then(|| described.run(true)).transpose()?;
     check_models_fit(&described, device)?;
-    let prepared = Prepared::of(described, &device.open()?)?;
+    let prepared = Prepared::of(described, device)?;
     let run = match run {
         Some(run) => run,
         None => {
@@ -119,6 +132,9 @@ fn evaluation_options(described: &Described) -> EvaluationOptions {
         seed: settings.seed,
         sampling: settings.sampling,
         turns: settings.turns,
+        mode: settings.mode,
+        // Read when there is a draft.
+        tables: Tables::default(),
         confidence_threshold: settings.confidence_threshold,
         template_arguments: described.recipe.data.template_arguments.clone(),
         measure_plain: true,
@@ -131,7 +147,7 @@ fn evaluation_options(described: &Described) -> EvaluationOptions {
 /// # Errors
 /// When a stage fails.
 pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) -> Result<Outcome> {
-    let Prepared { described, target } = prepared;
+    let Prepared { described, target, .. } = prepared;
     let recipe = &described.recipe;
     let Run { folder: run, digest: training_digest } = run;
     let folder = run.path.clone();
@@ -150,7 +166,7 @@ pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) 
         let files = DRAFT_FILES.iter().map(|name| report.checkpoint.join(name)).collect();
         Ok((serde_json::to_value(&report)?, files))
     })?;
-    let checkpoint = training["checkpoint"].as_str().context("the training stage recorded no checkpoint")?;
+    let checkpoint = training["checkpoint"].as_str().context("the training stage did not record a checkpoint")?;
     let exported = folder.join(DRAFT);
     let card = CardFacts::of_recipe(described, [data.training, data.validation])?;
     let without = recipe.output.without_embeddings;
@@ -178,7 +194,7 @@ pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) 
         Ok((evaluate_recipe(prepared, &draft, &exported, tasks)?, Vec::new()))
     })?;
     complete_card(&exported, card, &evaluation)?;
-    Ok(Outcome { training, evaluation, exported })
+    Ok(Outcome { samples: data.training, training, evaluation, exported })
 }
 
 fn task_digest(tasks: &[Task]) -> Result<String> {
@@ -191,8 +207,10 @@ fn task_digest(tasks: &[Task]) -> Result<String> {
 }
 
 fn evaluate_recipe(prepared: &Prepared, draft: &Draft, folder: &Path, tasks: &[Task]) -> Result<EvaluationReport> {
-    let Prepared { described, target } = prepared;
-    let options = evaluation_options(described);
+    let Prepared { described, target, .. } = prepared;
+    let mut options = evaluation_options(described);
+    let circumstances = (WeightPrecision::F32, prepared.device);
+    options.tables = served_tables(options.mode, (target, draft), folder, circumstances)?;
     let models = Models { target, draft, tokenizer: &described.tokenizer };
     let names = (described.recipe.target.as_str(), &*folder.to_string_lossy());
     Ok(evaluate(models, names, tasks, &options, Records::default())?)
@@ -228,7 +246,7 @@ fn show_sample(prepared: &Prepared, draft: &Draft, tasks: &[Task]) -> Result<()>
     let same = with_draft.ids == alone.ids;
     Ok(print(format_args!(
         "with the draft: {} in {passes} passes of the target instead of {}\n",
-        if same { "the same tokens" } else { "other tokens (rounding decided a tie the other way)" },
+        if same { "the same tokens" } else { "other tokens (rounding decided a tie differently)" },
         alone.ids.len()
     ))?)
 }

@@ -23,7 +23,7 @@ pub fn lock(folder: &Path) -> Result<FolderLock, CheckpointError> {
     let lock = FolderLock::acquire(folder)?;
     if !lock.is_held() {
         eprintln!(
-            "{}: this file system has no locks; make sure that no other process writes into the folder",
+            "{}: this file system does not support locks; make sure that no other process writes to the folder",
             folder.display()
         );
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use burn::tensor::Device;
 use dspark_runtime::commands::warn_of;
+use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{Draft, DraftVocabulary, Target};
 use dspark_runtime::text::Tokenizer;
 
@@ -20,16 +21,18 @@ pub struct Prepared {
     pub described: Described,
     /// The target.
     pub target: Target,
+    /// The device that it is on.
+    pub device: DeviceChoice,
 }
 
 impl Prepared {
     /// Loads a recipe's target.
     ///
     /// # Errors
-    /// When the target is unusable.
-    pub fn of(described: Described, device: &Device) -> Result<Self> {
-        let target = Target::load(&described.target_folder, device)?;
-        Ok(Self { described, target })
+    /// When the device does not open, or the target is unusable.
+    pub fn of(described: Described, device: DeviceChoice) -> Result<Self> {
+        let target = Target::load(&described.target_folder, &device.open()?)?;
+        Ok(Self { described, target, device })
     }
 
     /// A fresh draft as the recipe describes it. Initialising it from the target measures norms on a few of the samples.

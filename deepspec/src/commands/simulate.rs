@@ -55,7 +55,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         traced => {
             let path = if traced.is_none() { &arguments.trace } else { &arguments.sts };
             eprintln!(
-                "warning: {}: does not say of which draft it is: whether trace and table are of one draft was not checked",
+                "warning: {}: the file does not record its draft, so it was not checked that trace and table belong \
+                 to the same draft",
                 path.display()
             );
         }
@@ -64,27 +65,29 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         && fitted != round.temperature
     {
         let (sts, traced) = (arguments.sts.display(), round.temperature);
-        bail!("{sts}: fitted at temperature {fitted}, but the trace was sampled at {traced}: calibrate at that one");
+        bail!(
+            "{sts}: the table was fitted at temperature {fitted}, but the trace was sampled at {traced}: calibrate at the trace's temperature"
+        );
     }
     for rise in sps.rises() {
         eprintln!("warning: {}: {rise}", arguments.sps.display());
     }
     if sps.draft().is_none() {
         eprintln!(
-            "warning: {}: no `draft_seconds`: drafting counts as free, so that throughput is too high wherever it drafts",
+            "warning: {}: no `draft_seconds`: drafting counts as free, so predicted throughput with drafting is too high",
             arguments.sps.display()
         );
     }
     if sps.draft().is_some() && sps.context_seconds() == 0.0 {
         eprintln!(
-            "warning: {}: no `draft_context_seconds`: bringing a draft's context up to date counts as free; measure again \
+            "warning: {}: no `draft_context_seconds`: updating the draft's context counts as free; measure again \
              with `dspark profile --again`",
             arguments.sps.display()
         );
     }
     if rounds.iter().any(|round| round.prompt_tokens == 0 || round.max_new_tokens == 0) {
         eprintln!(
-            "warning: {}: no `prompt_tokens` or `max_new_tokens`: every request drafts from its first token on; trace again with \
+            "warning: {}: no `prompt_tokens` or `max_new_tokens`: every request is assumed to draft from its first token; trace again with \
              `deepspec evaluate --trace`",
             arguments.trace.display()
         );
@@ -92,8 +95,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let batch_limit = arguments.batch_limit.unwrap_or(sps.max_batch_tokens());
     if batch_limit > sps.max_batch_tokens() {
         eprintln!(
-            "warning: --batch-limit {batch_limit}: the speed table is meant for up to {} tokens; beyond them its last speed \
-             stands for all",
+            "warning: --batch-limit {batch_limit}: the speed table covers up to {} tokens; its last value is used \
+             beyond",
             sps.max_batch_tokens()
         );
     }

@@ -87,10 +87,10 @@ impl Stages {
         {
             match record.damaged()? {
                 None => {
-                    eprintln!("{name}: done before");
+                    eprintln!("{name}: already done");
                     return Ok(record.result);
                 }
-                Some(output) => eprintln!("{name}: done again: {} is missing or damaged", output.display()),
+                Some(output) => eprintln!("{name}: running again: {} is missing or damaged", output.display()),
             }
         }
         let (result, outputs) = work().with_context(|| format!("stage {name}"))?;

@@ -18,8 +18,8 @@ use crate::recipe::{Algorithm, ModelSection};
 pub enum StartError {
     /// The recipe describes another draft.
     #[error(
-        "train.from {}: the recipe's model.{field} is {recipe}, the draft's is {found}: set it to that in the recipe, or start \
-         from another draft",
+        "train.from {}: the recipe's model.{field} is {recipe}, but the draft's is {found}: change the recipe, or \
+         start from another draft",
         path.display()
     )]
     OtherShape {
@@ -34,8 +34,8 @@ pub enum StartError {
     },
     /// The draft brings tables of its own, which checkpoints do not hold.
     #[error(
-        "train.from {}: its embedding or head is not the target's: drafts are trained with the target's own tables; start \
-         from a draft of this very target",
+        "train.from {}: its embedding or output head differs from the target's, but drafts are trained with the \
+         target's own tables; start from a draft of this target",
         path.display()
     )]
     OtherTables {

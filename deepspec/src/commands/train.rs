@@ -56,7 +56,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let _lock = lock(&described.recipe.output_dir())?;
     let run = described.run(arguments.resume)?;
     check_models_fit(&described, arguments.recipe.device)?;
-    let prepared = Prepared::of(described, &arguments.recipe.device.open()?)?;
+    let prepared = Prepared::of(described, arguments.recipe.device)?;
     let samples = prepared.described.samples()?;
     let report = train_prepared(&prepared, &samples, run.folder)?;
     if arguments.json { Ok(print(serde_json::to_string_pretty(&report)?)?) } else { print_report(&report) }
@@ -71,7 +71,7 @@ fn start_from(described: &mut Described, from: Option<&Path>) {
 
 /// Trains a prepared recipe in its folder.
 pub fn train_prepared(prepared: &Prepared, samples: &Samples, run: RunFolder) -> Result<TrainReport> {
-    let Prepared { described, target } = prepared;
+    let Prepared { described, target, .. } = prepared;
     let draft = prepared.starting_draft(&samples.training)?;
     let settings = described.train_settings(samples.training.len());
     let (report, signal) = defer("finishing this step and saving a checkpoint", |interrupter| {
@@ -92,13 +92,19 @@ fn print_report(report: &TrainReport) -> Result<()> {
         report.parameters, report.steps, report.seconds, report.tokens_per_second
     ))?;
     if let Some(last) = &report.last {
-        print(format_args!("last step: loss {:.4}, tau {:.3}", last.loss, last.tau_probabilistic))?;
+        print(format_args!(
+            "last step: loss {:.4}, estimated accepted length {:.3}",
+            last.loss, last.tau_probabilistic
+        ))?;
     }
     if let Some(bytes) = report.peak_memory {
         print(format_args!("peak memory: {:.2} GiB", bytes as f64 / f64::from(1 << 30)))?;
     }
     if let Some(best) = report.best {
-        print(format_args!("best validation: tau {:.3} at step {}", best.tau_probabilistic, best.step))?;
+        print(format_args!(
+            "best validation: estimated accepted length {:.3} at step {}",
+            best.tau_probabilistic, best.step
+        ))?;
     }
     Ok(print(format_args!("checkpoint: {}", report.checkpoint.display()))?)
 }

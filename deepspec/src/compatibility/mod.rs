@@ -1,11 +1,13 @@
 //! Whether engines take a draft, and what to change where they do not.
 //!
 //! A draft that an engine refuses is a nuisance; one that it reads otherwise than it was trained decodes right answers
-//! slowly, and nothing says why. So the table has a word for that. What engines do was read in their sources: vLLM 0.33
+//! slowly, and nothing says why. So the table has a word for that. What engines do was read in their sources, and for some drafts
+//! seen in a run, which every row says: vLLM 0.33.0
 //! (`qwen3_dspark.py`, `speculators/algos.py`), SGLang 0.5.23 (`models/dspark.py`, `dspark_config.py`), TensorRT-LLM's
 //! main branch of summer 2026 (`modeling_dspark.py`), speculators 0.9.0 and llama.cpp as llama-cpp-python 0.3.36 has it.
 
 mod eagle3;
+mod evidence;
 mod facts;
 mod rules;
 #[cfg(test)]
@@ -34,8 +36,8 @@ impl Answer {
     /// In a table.
     pub fn word(self) -> &'static str {
         match self {
-            Self::Takes => "takes it",
-            Self::WithCare => "takes it, but",
+            Self::Takes => "loads it",
+            Self::WithCare => "loads it, but",
             Self::Misreads => "MISREADS IT",
             Self::Refuses => "refuses it",
         }
@@ -53,11 +55,13 @@ pub struct Verdict {
     pub reasons: Vec<String>,
     /// What to change, in the order of the reasons; not every reason has one.
     pub fix: Vec<String>,
+    /// How that is known: by a run of the engine, or by reading its source.
+    pub known_by: &'static str,
 }
 
 impl Verdict {
     fn new(engine: &'static str) -> Self {
-        Self { engine, verdict: Answer::Takes, reasons: Vec::new(), fix: Vec::new() }
+        Self { engine, verdict: Answer::Takes, reasons: Vec::new(), fix: Vec::new(), known_by: "" }
     }
 
     fn add(&mut self, answer: Answer, reason: impl Into<String>, fix: impl Into<String>) {

@@ -1,5 +1,6 @@
 //! What each engine asks of a draft.
 
+use super::evidence::known_by;
 use super::facts::{DraftFacts, Drafts, Layout};
 use super::{Answer, Verdict, eagle3};
 
@@ -9,6 +10,7 @@ const GGUF: &str = "write it anew: `deepspec export --layout gguf`, with the tar
 pub(super) const GGUF_TARGET: &str =
     "the target's own file is written by `deepspec export --layout gguf --target-out`";
 const VANILLA: &str = "train with `model.markov_head_type = \"vanilla\"`";
+const ZERO_HEAD: &str = "add a Markov head of zeros, which changes nothing: `deepspec export --zero-markov-head`";
 const RANK: &str = "train with `model.markov_rank` above 0";
 const STATE: &str = "state `sample_from_anchor` in config.json";
 const ANCHOR: &str = "a draft of the other block convention cannot be turned into this one: train it for this one";
@@ -21,6 +23,7 @@ pub fn verdicts(facts: &DraftFacts) -> Vec<Verdict> {
     };
     for row in &mut table {
         common(facts, row);
+        row.known_by = known_by(facts, row);
     }
     table
 }
@@ -126,7 +129,7 @@ fn vllm(facts: &DraftFacts) -> Verdict {
         row.add(Answer::WithCare, reason, NATIVE);
     }
     if !facts.is_foreign_dflash() && facts.markov_rank == 0 {
-        row.add(Answer::Refuses, "it has no Markov head, and vLLM's DSpark drafts have one", RANK);
+        row.add(Answer::Refuses, "it has no Markov head, and vLLM's DSpark drafts have one", ZERO_HEAD);
     }
     if let Some(kind) = other_head(facts) {
         row.add(Answer::Refuses, format!("its Markov head is {kind}; only vanilla ones are known"), VANILLA);

@@ -202,3 +202,40 @@ fn other_models_are_not_judged() {
         assert!(facts(config, &[]).is_none());
     }
 }
+
+/// A verdict says whether the engine was run or read, and only what was run is called so.
+#[test]
+fn every_verdict_says_how_it_is_known() {
+    let known = |config: Value| -> Vec<&'static str> { table(config, &[]).iter().map(|row| row.known_by).collect() };
+    let run: Vec<bool> = known(native()).iter().map(|words| words.starts_with("run")).collect();
+    assert_eq!(run, [true, false, false, false, true]);
+    let run: Vec<bool> = known(speculators()).iter().map(|words| words.starts_with("run")).collect();
+    assert_eq!(run, [true, false, false, true, true]);
+    assert!(known(native())[0].contains("plugin") && known(native())[1].contains("SGLang 0.5.23's source"));
+    for (edit, engine, words) in [
+        (("markov_rank", json!(0)), 0, "run: vLLM 0.32.0 on a CPU crashes"),
+        (("markov_head_type", json!("gated")), 0, "by reading vLLM 0.33.0"),
+        (("sample_from_anchor", json!(false)), 0, "by reading vLLM 0.33.0"),
+        (("draft_vocab_size", json!(50)), 4, "by reading llama.cpp"),
+    ] {
+        let found = known(edited(native(), &[edit]))[engine];
+        assert!(found.contains(words), "{found}");
+    }
+    let eagle3 = |layout: &str| match layout {
+        "native" => json!({"architectures": ["Qwen3Eagle3Model"], "vocab_size": 100, "target_layer_ids": [0, 1]}),
+        _ => json!({
+            "speculators_model_type": "eagle3", "transformer_layer_config": {"vocab_size": 100},
+            "eagle_aux_hidden_state_layer_ids": [1, 2], "norm_before_residual": false, "draft_vocab_size": 100,
+        }),
+    };
+    assert!(known(eagle3("native"))[0].contains("refuses it"), "{:?}", known(eagle3("native")));
+    assert_eq!(known(eagle3("speculators"))[0], "run in vLLM 0.32.0 on a CPU");
+    assert!(known(eagle3("native"))[4].contains("reading llama.cpp"));
+}
+
+/// The fix that `inspect` names for vLLM is one: with a head, the draft loads.
+#[test]
+fn a_draft_without_a_markov_head_is_sent_to_the_option_that_adds_one() {
+    let row = &table(edited(native(), &[("markov_rank", json!(0))]), &[])[0];
+    assert!(row.fix.iter().any(|fix| fix.contains("--zero-markov-head")), "{row:?}");
+}

@@ -52,7 +52,7 @@ pub enum ConversationError {
     /// The tokeniser gives an id for which the target has no embedding.
     #[error(
         "{path}, {number}: token {token:?} has the id {id}, but the target's vocabulary has {vocabulary_size} rows; \
-         tokeniser and target do not belong together"
+         tokeniser and target do not match"
     )]
     TokenBeyondVocabulary {
         /// The file.
@@ -67,7 +67,7 @@ pub enum ConversationError {
         vocabulary_size: usize,
     },
     /// No sample was left.
-    #[error("{} left no sample to train on: {report}", paths(files))]
+    #[error("no samples to train on in {}: {report}", paths(files))]
     Empty {
         /// The files read.
         files: Vec<PathBuf>,
@@ -75,7 +75,7 @@ pub enum ConversationError {
         report: ReadReport,
     },
     /// There are too few samples to set some aside.
-    #[error("{found} sample cannot be split: expected at least 2, some to train on and some to validate on")]
+    #[error("{found} sample cannot be split: expected at least 2, for training and validation")]
     TooFewToSplit {
         /// Samples.
         found: usize,

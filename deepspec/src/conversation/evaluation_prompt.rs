@@ -31,8 +31,9 @@ impl EvaluationPrompt {
         let tools =
             row.get("tools").filter(|tools| !tools.is_null() && tools.as_array().is_none_or(|list| !list.is_empty()));
         if tools.is_some() {
-            return Err("`tools`: evaluation prompts with tools are not supported; leave the row out, or its tools"
-                .to_owned());
+            return Err(
+                "`tools`: evaluation prompts with tools are not supported; remove the row or its tools".to_owned()
+            );
         }
         if let Some(turns) = row.get("turns") {
             let list =
@@ -61,8 +62,8 @@ impl EvaluationPrompt {
                 _ if prompt.turns.is_empty() => prompt.preamble.push(message),
                 role => {
                     return Err(format!(
-                        "message {}: role `{role}` after the user's first message: expected the user's and the assistant's \
-                         messages alone, because the target answers anew",
+                        "message {}: role `{role}` after the user's first message: expected only user and assistant \
+                         messages, because the target generates new answers",
                         index + 1
                     ));
                 }
@@ -144,7 +145,7 @@ mod tests {
                 json!({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "s"}]}),
                 "message 2: role `system` after",
             ),
-            (json!({"messages": [{"role": "system", "content": "s"}]}), "no message of the user"),
+            (json!({"messages": [{"role": "system", "content": "s"}]}), "no user message"),
         ] {
             let message = read(&[json!({"turns": ["a"]}), row]).unwrap_err().to_string();
             assert!(message.contains("task.jsonl, line 2: ") && message.contains(expected), "{message}");

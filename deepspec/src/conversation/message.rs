@@ -91,8 +91,8 @@ impl Conversation {
         }
         match messages.iter().find(|message| message.role == USER || message.role == ASSISTANT) {
             Some(first) if first.role == USER => Ok(Self { messages }),
-            Some(_) => Err("the assistant speaks before the user has asked anything".to_owned()),
-            None => Err("there is no message of the user".to_owned()),
+            Some(_) => Err("an assistant message comes before the first user message".to_owned()),
+            None => Err("there is no user message".to_owned()),
         }
     }
 
@@ -138,7 +138,8 @@ fn parse_message(item: &Value) -> Result<Message, String> {
         known @ (SYSTEM | "developer" | USER | ASSISTANT | "tool") => known,
         other => {
             return Err(format!(
-                "the role {other:?} is not known; known are system, developer, user (human), assistant (gpt), tool"
+                "the role {other:?} is unknown; known roles are system, developer, user (human), assistant (gpt), \
+                 tool"
             ));
         }
     };
@@ -208,9 +209,9 @@ mod tests {
             (json!({"messages": [3]}), "`messages`, message 1: should be an object, found a number"),
             (json!({"messages": [{"role": "user"}]}), "`messages`, message 1: `content` is missing"),
             (json!({"messages": [{"role": "user", "content": null}]}), "`content` should be text, found null"),
-            (json!({"conversations": [{"from": "bard", "value": "x"}]}), "the role \"bard\" is not known"),
-            (json!({"messages": [{"role": "assistant", "content": "a"}]}), "speaks before the user"),
-            (json!({"messages": []}), "no message of the user"),
+            (json!({"conversations": [{"from": "bard", "value": "x"}]}), "the role \"bard\" is unknown"),
+            (json!({"messages": [{"role": "assistant", "content": "a"}]}), "comes before the first user message"),
+            (json!({"messages": []}), "no user message"),
             (json!({"prompt": 3, "response": "a"}), "`prompt` should be text, found a number"),
             (json!({"text": "t"}), "data.format = \"text\""),
             (json!({}), "no known field"),

@@ -86,9 +86,12 @@ impl ParquetRows {
             let fields = row_object(batch, row, &mut room);
             let bytes = LONGEST_LINE as usize - room;
             let refused = if room == 0 {
-                format!("row {} holds more than {LONGEST_LINE} bytes", self.read)
+                format!("row {} has more than {LONGEST_LINE} bytes", self.read)
             } else if bytes as u64 > self.left {
-                format!("its first {} rows unfold to more than {LARGEST_REPETITION} times the file", self.read)
+                format!(
+                    "its first {} rows decompress to more than {LARGEST_REPETITION} times the size of the file",
+                    self.read
+                )
             } else {
                 self.left -= bytes as u64;
                 self.batch.push_back(Row { number: RowNumber::Row(self.read), fields, bytes });
@@ -123,7 +126,7 @@ fn largest_chunk(metadata: &ParquetMetaData, length: u64) -> Result<u64, String>
         let (unfolded, stored) = (bytes(column.uncompressed_size()), bytes(column.compressed_size()).min(length));
         if unfolded > UNFOLDED && unfolded / LARGEST_RATIO > stored {
             return Err(format!(
-                "column `{name}` unfolds from {stored} bytes to {unfolded}: refused as damaged or hostile"
+                "column `{name}` decompresses from {stored} bytes to {unfolded}: refused as damaged or hostile"
             ));
         }
         largest = largest.max(unfolded);
@@ -206,7 +209,7 @@ fn json_value(array: &dyn Array, row: usize, room: &mut usize) -> Result<Value, 
             }
             Ok(Value::Object(object))
         }
-        other => Err(format!("the type {other} is not understood")),
+        other => Err(format!("the type {other} is not supported")),
     }
 }
 
@@ -223,7 +226,7 @@ fn text(value: &str, room: &mut usize) -> Result<Value, String> {
 fn take(room: &mut usize, bytes: usize) -> Result<(), String> {
     let left = room.checked_sub(bytes).filter(|left| *left > 0);
     *room = left.unwrap_or(0);
-    left.map(drop).ok_or_else(|| format!("the row holds more than {LONGEST_LINE} bytes"))
+    left.map(drop).ok_or_else(|| format!("the row has more than {LONGEST_LINE} bytes"))
 }
 
 #[cfg(test)]
@@ -333,14 +336,17 @@ mod tests {
             (length, rows, error.unwrap().to_string())
         };
         let (length, rows, error) = repeated("a".repeat(64 << 20), 5);
-        assert!(length < 200_000 && rows == 0 && error.contains("column `prompt` unfolds from"), "{length}: {error}");
+        assert!(
+            length < 200_000 && rows == 0 && error.contains("column `prompt` decompresses from"),
+            "{length}: {error}"
+        );
         let (length, rows, error) = repeated("b".repeat(1 << 20), 400);
         assert!(
-            length < 200_000 && (150..=256).contains(&rows) && error.contains("100 times the file"),
+            length < 200_000 && (150..=256).contains(&rows) && error.contains("100 times the size of the file"),
             "{rows}: {error}"
         );
         let (_, rows, error) = repeated("c".repeat(17 << 20), 2);
-        assert!(rows == 0 && error.contains("row 1 holds more than 16777216 bytes"), "{error}");
+        assert!(rows == 0 && error.contains("row 1 has more than 16777216 bytes"), "{error}");
     }
 
     #[test]

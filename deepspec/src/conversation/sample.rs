@@ -52,7 +52,7 @@ impl Sample {
     ) -> Result<Self, RowError> {
         let template = tokenizer.chat_template().ok_or("the tokeniser has no chat template")?;
         let answered = conversation.messages.iter().rposition(|message| message.role == ASSISTANT);
-        let answered = answered.ok_or("there is no message of the assistant")?;
+        let answered = answered.ok_or("there is no assistant message")?;
         conversation.messages.truncate(answered + 1);
         let rendered = supervision::render(template, arguments, &conversation.messages)?;
         let tokens = tokenizer.encode_with_offsets(&rendered.text, false)?;

@@ -94,7 +94,7 @@ impl Observer<'_> {
         Ok(start.ok_or_else(|| {
             self.misfit(
                 index,
-                "the messages before the answer, with the generation prompt, do not begin the whole text",
+                "the messages before the answer, with the generation prompt, are not a prefix of the whole text",
             )
         })?)
     }
@@ -125,8 +125,8 @@ impl Observer<'_> {
         let text = self.render(messages)?;
         match text.split_once(placeholder) {
             Some((_, after)) if !after.contains(placeholder) => Ok(after.to_owned()),
-            Some(_) => Err(self.misfit(index, "the answer is written more than once").into()),
-            None => Err(self.misfit(index, "the answer is not written as it stands").into()),
+            Some(_) => Err(self.misfit(index, "the answer occurs more than once").into()),
+            None => Err(self.misfit(index, "the answer is not written unchanged").into()),
         }
     }
 
@@ -215,7 +215,7 @@ mod tests {
         for (source, expected) in [
             (
                 format!("{{{{ messages | length }}}} {{% for m in messages %}}{line}{{% endfor %}}{prompt}"),
-                "do not begin the whole text",
+                "are not a prefix of the whole text",
             ),
             (
                 format!(
@@ -228,7 +228,7 @@ mod tests {
                 format!(
                     "{{% for m in messages %}}{{{{ m.role }}}}: {{{{ m.content|lower }}}};{{% endfor %}}{prompt}"
                 ),
-                "not written as it stands",
+                "not written unchanged",
             ),
             (
                 format!("{{% for m in messages %}}{line}{{{{ m.content | length }}}}{{% endfor %}}{prompt}"),

@@ -4,6 +4,7 @@
 //! answered by the target alone, for the speed without a draft. Accepted length is defined in
 //! [`dspark_runtime::speculate`].
 
+mod mode;
 mod options;
 mod report;
 mod run;
@@ -11,9 +12,12 @@ mod statistics;
 #[cfg(test)]
 mod tests;
 mod trace;
+mod verdict;
 
+pub use mode::{EvaluationMode, Tables};
 pub use options::{EvaluationOptions, Records, SamplingMethod, Task, Turns};
 pub use report::{EvaluationReport, TaskReport, table};
 pub use run::{EvaluateError, Models, evaluate, evaluate_observed, read_tasks};
 pub use statistics::RoundStatistics;
 pub use trace::{Answered, Progressed, TraceError, TraceRound, TraceWriter, read_trace};
+pub use verdict::{Circumstances, verdict};

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::mode::{EvaluationMode, Tables};
+
 /// Which turns of an evaluation conversation are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -63,7 +65,12 @@ pub struct EvaluationOptions {
     pub sampling: SamplingMethod,
     /// Which turns are answered.
     pub turns: Turns,
-    /// Slots below this confidence end a proposal; 0: none.
+    /// How much of a drafted block is verified.
+    pub mode: EvaluationMode,
+    /// Tables that a served mode decides by.
+    pub tables: Tables,
+    /// With whole blocks: verification stops before the first token whose confidence, without calibration, is below this; 0:
+    /// never.
     pub confidence_threshold: f64,
     /// Extra variables for the chat template.
     pub template_arguments: Map<String, Value>,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use dspark_runtime::model::DraftHeads;
 
+use super::mode::EvaluationMode;
 use super::options::SamplingMethod;
 use super::statistics::RoundStatistics;
 
@@ -14,6 +15,9 @@ pub struct EvaluationReport {
     pub target: String,
     /// The draft, as it was named.
     pub draft: String,
+    /// How much of a drafted block was verified.
+    #[serde(default)]
+    pub mode: EvaluationMode,
     /// Sampling temperature.
     pub temperature: f64,
     /// Seed of sampling.
@@ -47,8 +51,11 @@ pub struct TaskReport {
     /// Prompts left out because their first turn does not fit into the target's context.
     #[serde(default)]
     pub skipped_prompts: usize,
-    /// Rounds of speculation.
+    /// Rounds with a draft.
     pub rounds: u64,
+    /// Steps without one, in which a served mode decoded plainly.
+    #[serde(default)]
+    pub plain_steps: u64,
     /// New tokens, those sampled at prefill included.
     pub new_tokens: u64,
     /// Tokens per round.
@@ -69,7 +76,7 @@ pub struct TaskReport {
 
 impl TaskReport {
     /// Speed with the draft, divided by that of the target alone.
-    fn ratio(&self) -> Option<f64> {
+    pub(super) fn speedup(&self) -> Option<f64> {
         self.tokens_per_second.zip(self.plain_tokens_per_second).map(|(fast, plain)| fast / plain)
     }
 
@@ -81,6 +88,7 @@ impl TaskReport {
             skipped: 0,
             skipped_prompts: 0,
             rounds: statistics.rounds(),
+            plain_steps: 0,
             new_tokens,
             accepted_length: statistics.accepted_length(),
             draft_tokens_per_round: statistics.draft_tokens_per_round(),
@@ -93,27 +101,33 @@ impl TaskReport {
     }
 }
 
-/// The report as a table.
+/// Explanations of the table's columns.
+const LEGEND: &str = "\
+accepted length: tokens per round, a pass of the draft and one of the target. kept: share of the tokens that went through the target
+that became part of an answer. speed-up: tok/s with the draft by tok/s without, prompts left out. acceptance by position: share of the
+drafted tokens accepted where all before them were; -: no round got there";
+
+/// The report as a table with its legend.
 pub fn table(report: &EvaluationReport) -> String {
     let width = report.tasks.iter().map(|task| task.name.len()).max().unwrap_or(0).max(4);
+    let number = |value: Option<f64>, digits: usize| match value {
+        Some(value) => format!("{value:.digits$}"),
+        None => "-".to_owned(),
+    };
     let mut lines = vec![
         format!(
-            "target {}   draft {} ({} heads)   temperature {}   {} sampling",
-            report.target, report.draft, report.draft_heads, report.temperature, report.sampling
+            "target {}   draft {} ({} heads)   temperature {}   {} sampling   mode {}",
+            report.target, report.draft, report.draft_heads, report.temperature, report.sampling, report.mode
         ),
         format!(
-            "{:width$}  samples  rounds  tokens  accepted length  verify rate  tok/s  plain  ratio  conditional acceptance",
+            "{:width$}  samples  rounds  tokens  accepted length  kept   tok/s with draft  without  speed-up  acceptance by position",
             "task"
         ),
     ];
     for task in &report.tasks {
-        let number = |value: Option<f64>, digits: usize| match value {
-            Some(value) => format!("{value:.digits$}"),
-            None => "-".to_owned(),
-        };
         let slots: Vec<String> = task.conditional_acceptance.iter().map(|&share| number(share, 2)).collect();
         lines.push(format!(
-            "{:width$}  {:>7}  {:>6}  {:>6}  {:>15}  {:>11}  {:>5}  {:>5}  {:>5}  {}",
+            "{:width$}  {:>7}  {:>6}  {:>6}  {:>15}  {:>5}  {:>16}  {:>7}  {:>8}  {}",
             task.name,
             task.samples,
             task.rounds,
@@ -122,7 +136,7 @@ pub fn table(report: &EvaluationReport) -> String {
             number(task.verify_rate, 3),
             number(task.tokens_per_second, 0),
             number(task.plain_tokens_per_second, 0),
-            number(task.ratio(), 2),
+            task.speedup().map_or("-".to_owned(), |speedup| format!("{speedup:.2}x")),
             slots.join(" "),
         ));
     }
@@ -136,12 +150,6 @@ pub fn table(report: &EvaluationReport) -> String {
             task.name, task.skipped
         ));
     }
-    if report.tasks.iter().any(|task| task.ratio().is_some_and(|ratio| ratio < 1.0)) {
-        lines.push(
-            "a ratio below 1 means that decoding is slower with this draft than without when whole blocks are verified; the mode \
-             `scheduled` of `dspark serve` does not draft where that does not pay"
-                .to_owned(),
-        );
-    }
+    lines.push(LEGEND.to_owned());
     lines.join("\n")
 }

@@ -4,10 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use dspark_runtime::model::{Draft, Target, TargetConfig};
-use dspark_runtime::speculate::{Decoder, Filters, Generation, GenerationOptions, NotFinite, Randomness, Sampler};
+use dspark_runtime::schedule::Mode;
+use dspark_runtime::speculate::{
+    Decoder, Filters, Generation, GenerationOptions, NotFinite, Randomness, RoundDetail, Sampler,
+};
 use dspark_runtime::text::{TextError, Tokenizer};
 use serde_json::{Value, json};
 
+use super::mode::EvaluationMode;
 use super::options::{EvaluationOptions, Records, SamplingMethod, Task, Turns};
 use super::report::{EvaluationReport, TaskReport};
 use super::statistics::RoundStatistics;
@@ -43,8 +47,8 @@ pub enum EvaluateError {
     },
     /// No prompt of a task leaves room for an answer.
     #[error(
-        "{}: none of the {prompts} prompts fits: the shortest has {tokens} tokens, but the target's context is {context}: \
-         shorten them",
+        "{}: none of the {prompts} prompts fits: the shortest has {tokens} tokens, but the target's context is \
+         {context}; shorten the prompts",
         path.display()
     )]
     NoPromptFits {
@@ -60,7 +64,7 @@ pub enum EvaluateError {
     /// A confidence threshold, and a draft that predicts none.
     #[error(
         "the confidence threshold {threshold} (`--confidence-threshold`; `evaluate.confidence_threshold` in a recipe) \
-         needs a confidence head, and the draft {draft} has none: leave the threshold out, or train with \
+         needs a confidence head, but the draft {draft} has none: omit the threshold, or train with \
          `model.enable_confidence_head = true`"
     )]
     NoConfidenceHead {
@@ -69,6 +73,31 @@ pub enum EvaluateError {
         /// The draft, as it was named.
         draft: String,
     },
+    /// Two limits of what is verified.
+    #[error(
+        "mode `{mode}` and the confidence threshold {threshold} both limit what is verified: give one of them (`--mode` and \
+         `--confidence-threshold`; `evaluate.mode` and `evaluate.confidence_threshold` in a recipe)"
+    )]
+    TwoLimits {
+        /// The mode asked for.
+        mode: EvaluationMode,
+        /// The threshold asked for.
+        threshold: f64,
+    },
+    /// A mode that reads confidences, and a draft that predicts none.
+    #[error(
+        "mode `{mode}` needs a confidence head, and the draft {draft} has none: choose another mode, or train with \
+         `model.enable_confidence_head = true`"
+    )]
+    NoConfidences {
+        /// The mode asked for.
+        mode: EvaluationMode,
+        /// The draft, as it was named.
+        draft: String,
+    },
+    /// The scheduled mode without a speed table.
+    #[error("mode `scheduled` needs a speed table (`dspark profile`)")]
+    NoSpeedTable,
     /// The target gives no distribution for a token.
     #[error("{0}")]
     NotFinite(#[from] NotFinite),
@@ -125,6 +154,16 @@ pub fn evaluate_observed(
     if threshold > 0.0 && !models.draft.config().has_confidence_head() {
         return Err(EvaluateError::NoConfidenceHead { threshold, draft: names.1.to_owned() });
     }
+    let mode = options.mode;
+    if threshold > 0.0 && !mode.is_whole() {
+        return Err(EvaluateError::TwoLimits { mode, threshold });
+    }
+    if mode.needs_confidences() && !models.draft.config().has_confidence_head() {
+        return Err(EvaluateError::NoConfidences { mode, draft: names.1.to_owned() });
+    }
+    if mode == EvaluationMode::Served(Mode::Scheduled) && options.tables.speed.is_none() {
+        return Err(EvaluateError::NoSpeedTable);
+    }
     let read = read_tasks(models.target.config(), models.tokenizer, tasks, options)?;
     let digest = models.draft.digest();
     let mut reports = Vec::new();
@@ -134,6 +173,7 @@ pub fn evaluate_observed(
     Ok(EvaluationReport {
         target: names.0.to_owned(),
         draft: names.1.to_owned(),
+        mode,
         temperature: options.temperature,
         seed: options.seed,
         sampling: options.sampling,
@@ -208,15 +248,16 @@ fn evaluate_task(
 ) -> Result<TaskReport, EvaluateError> {
     let mut statistics = RoundStatistics::new(models.draft.config().block_size);
     let (mut with_draft, mut alone) = (Speed::default(), Speed::default());
-    let (mut new_tokens, mut skipped, mut skipped_prompts) = (0, 0, 0);
+    let (mut new_tokens, mut plain_steps, mut skipped, mut skipped_prompts) = (0, 0, 0, 0);
+    // Each task meets a server that was just started.
+    let mut policy = options.tables.policy(options.mode, models.draft);
     let mut progress = Progress::new(&task.name, prompts.len() as u64, 0);
     for (sample, prompt) in prompts.iter().enumerate() {
         let (mut round, mut rounds) = (0, Vec::new());
         let (answers, left_out) =
             answer(models, task, sample, prompt, options, |ids, generation_options, sampler| {
                 let decoder = Decoder::new(models.target, Some(models.draft));
-                let generation = decoder.generate_observed(ids, generation_options, sampler, |detail| {
-                    statistics.add(&detail.record);
+                let observe = |detail: RoundDetail<'_>| {
                     let line = TraceRound {
                         task: task.name.clone(),
                         sample,
@@ -232,8 +273,14 @@ fn evaluate_task(
                     };
                     round += 1;
                     rounds.push(line);
-                })?;
+                };
+                let generation = match &mut policy {
+                    Some(policy) => decoder.generate_scheduled(ids, generation_options, sampler, policy, observe)?,
+                    None => decoder.generate_observed(ids, generation_options, sampler, observe)?,
+                };
+                generation.rounds.iter().for_each(|record| statistics.add(record));
                 new_tokens += generation.ids.len() as u64;
+                plain_steps += generation.plain_steps();
                 with_draft.add(&generation);
                 Ok(generation)
             })?;
@@ -256,7 +303,7 @@ fn evaluate_task(
     }
     progress.finish();
     let mut report = TaskReport::new(&task.name, prompts.len() - skipped_prompts, new_tokens, &statistics);
-    (report.skipped, report.skipped_prompts) = (skipped, skipped_prompts);
+    (report.plain_steps, report.skipped, report.skipped_prompts) = (plain_steps, skipped, skipped_prompts);
     report.tokens_per_second = with_draft.tokens_per_second();
     report.plain_tokens_per_second = alone.tokens_per_second();
     Ok(report)

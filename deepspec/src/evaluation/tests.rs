@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::Device;
 use dspark_runtime::model::{DSparkConfig, Draft, DraftConfig, DraftKind, DraftShape, LayerId, Target};
+use dspark_runtime::schedule::{SpsTable, StepCost, StsTable};
 use dspark_runtime::speculate::{Decoder, Filters, Generation, GenerationOptions, Randomness, Sampler};
 use dspark_runtime::text::Tokenizer;
 use serde_json::{Map, Value, json};
@@ -57,9 +59,14 @@ impl Fixture {
             ("the target", "the draft"),
             &[self.task()],
             options,
-            Records { trace: Some(&self.trace()), answers: None },
+            Records { trace: Some(&self.trace()), answers: Some(&self.folder.path().join("answers.jsonl")) },
         )
         .unwrap()
+    }
+
+    /// The file of answers.
+    fn answered(&self) -> String {
+        fs::read_to_string(self.folder.path().join("answers.jsonl")).unwrap()
     }
 
     /// The answers to the first `turns` turns of a prompt, every answer standing in the conversation after its question.
@@ -99,6 +106,8 @@ fn options() -> EvaluationOptions {
         seed: 3,
         sampling: SamplingMethod::Rejection,
         turns: Turns::All,
+        mode: EvaluationMode::Whole,
+        tables: Tables::default(),
         confidence_threshold: 0.0,
         template_arguments: Map::new(),
         measure_plain: false,
@@ -163,4 +172,53 @@ fn the_target_alone_is_measured_when_asked() {
     assert_eq!((report.target.as_str(), report.draft.as_str()), ("the target", "the draft"));
     let table = table(&report);
     assert!(table.contains("draft the draft") && table.contains("talk") && !table.contains("skipped"), "{table}");
+}
+
+/// A machine on which the pass of a token takes a second and each further one so many.
+fn tables(seconds_per_token: f64, acceptance: f64) -> Tables {
+    let batch_tokens = vec![1, 64];
+    let steps_per_second = vec![1.0, 1.0 / (1.0 + 63.0 * seconds_per_token)];
+    let cost = StepCost::Probes { batch_tokens, steps_per_second, per_request: None };
+    let calibration = StsTable { acceptance: vec![acceptance; 4], ..StsTable::identity(4) };
+    Tables { speed: Some(Arc::new(SpsTable::new(cost, 64, None, None))), calibration: Some(Arc::new(calibration)) }
+}
+
+/// Modes choose what is verified and never what is answered.
+#[test]
+fn served_modes_verify_what_they_say_and_answer_alike() {
+    let fixture = Fixture::new();
+    let greedy = EvaluationOptions { temperature: 0.0, max_new_tokens: 24, ..options() };
+    let evaluate = |mode: &str, tables: Tables| {
+        let options = EvaluationOptions { mode: mode.parse().unwrap(), tables, ..greedy.clone() };
+        let report = fixture.evaluate(&options);
+        assert_eq!(report.mode, options.mode);
+        (report.tasks[0].clone(), fixture.answered())
+    };
+    let (whole, answers) = evaluate("whole", Tables::default());
+    assert_eq!(whole.plain_steps, 0);
+    let (fixed, same) = evaluate("fixed:2", Tables::default());
+    assert_eq!((same, fixed.new_tokens, fixed.plain_steps), (answers.clone(), whole.new_tokens, 0));
+    assert!(fixed.draft_tokens_per_round.unwrap() <= 2.0 && fixed.survival[2..] == [None, None], "{fixed:?}");
+    // No token is sure: nothing is verified.
+    let (threshold, same) = evaluate("threshold:1", Tables::default());
+    assert_eq!((same, threshold.draft_tokens_per_round), (answers.clone(), Some(0.0)));
+    // Where nothing is accepted and every token costs, nothing is drafted.
+    let (off, same) = evaluate("scheduled", tables(1.0, 0.0));
+    assert_eq!((same, off.rounds, off.accepted_length), (answers.clone(), 0, None));
+    assert_eq!(off.plain_steps, whole.new_tokens - 4, "the first token of each of four answers is the prompt's");
+    // Where all is accepted and nothing costs, at least a try is made.
+    let (on, same) = evaluate("scheduled", tables(0.0, 1.0));
+    assert_eq!(same, answers);
+    assert!(on.rounds > 0 && on.plain_steps > 0, "{on:?}");
+}
+
+#[test]
+fn modes_that_cannot_be_measured_are_refused() {
+    let fixture = Fixture::new();
+    let models = Models { target: &fixture.target, draft: &fixture.draft, tokenizer: &fixture.tokenizer };
+    for (mode, confidence_threshold, words) in [("fixed:2", 0.5, "both limit"), ("scheduled", 0.0, "speed table")] {
+        let options = EvaluationOptions { mode: mode.parse().unwrap(), confidence_threshold, ..options() };
+        let error = evaluate(models, ("a", "b"), &[fixture.task()], &options, Records::default()).unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
 }

@@ -92,7 +92,8 @@ pub enum TraceError {
         reason: String,
     },
     /// There is no round in it.
-    #[error("{}: no rounds: expected one JSON line per round, as `deepspec evaluate --trace` writes them", path.display())]
+    #[error("{}: the file contains no rounds: expected one JSON object per line, as written by `deepspec evaluate \
+             --trace`", path.display())]
     Empty {
         /// The trace file.
         path: PathBuf,
@@ -134,11 +135,13 @@ impl TraceRound {
         let block = first.map(|first| first.confidence_logits.len());
         if let Some(block) = block.filter(|block| *block != size) {
             return Err(format!(
-                "`confidence_logits`: expected {block} numbers as in the rounds before, found {size}"
+                "`confidence_logits`: expected {block} numbers as in the preceding rounds, found {size}"
             ));
         }
         if first.is_some_and(|first| first.draft != self.draft) {
-            return Err("`draft`: expected the digest of the rounds before: a trace is of one draft".to_owned());
+            return Err(
+                "`draft`: expected the digest of the preceding rounds: a trace belongs to one draft".to_owned()
+            );
         }
         if accepted > proposed || proposed > size {
             return Err(format!(
@@ -147,7 +150,8 @@ impl TraceRound {
         }
         if proposed < size && !(self.stopped && accepted == proposed) {
             return Err(format!(
-                "`proposed`: expected the whole block of {size}, found {proposed}: trace with --confidence-threshold 0"
+                "`proposed`: expected the whole block of {size}, found {proposed}: trace with --mode whole and without \
+                 --confidence-threshold"
             ));
         }
         Ok(())

@@ -112,11 +112,11 @@ fn received(signal: Signal) {
     let deferring = deferring();
     match &*deferring {
         Some((interrupter, before_stopping)) if interrupter.signal().is_none() => {
-            eprintln!("{signal}: {before_stopping}; a second signal ends the process at once");
+            eprintln!("{signal}: {before_stopping}; a second signal stops the process immediately");
             interrupter.stop(signal);
         }
         _ => {
-            eprintln!("{signal}: ended at once; stages and checkpoints that were complete are kept");
+            eprintln!("{signal}: stopped immediately; completed stages and checkpoints are kept");
             signal_hook::low_level::exit(signal.exit_code().into());
         }
     }

@@ -6,7 +6,7 @@ use dspark_runtime::model::{DSparkConfig, DraftHeads, DraftKind, Eagle3Config, M
 use serde::{Deserialize, Serialize};
 
 use crate::conversation::Format;
-use crate::evaluation::{SamplingMethod, Turns};
+use crate::evaluation::{EvaluationMode, SamplingMethod, Turns};
 
 /// A whole recipe: what to train, on what, how, and how to measure it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -355,7 +355,10 @@ pub struct EvaluateSection {
     pub draft_heads: DraftHeads,
     /// Which turns are answered.
     pub turns: Turns,
-    /// Verification stops before the first drafted token whose confidence is below this; 0: never.
+    /// How much of a drafted block is verified. Recipes that do not name it have the digest of earlier versions.
+    #[serde(skip_serializing_if = "EvaluationMode::is_whole")]
+    pub mode: EvaluationMode,
+    /// With whole blocks: verification stops before the first drafted token whose confidence is below this; 0: never.
     pub confidence_threshold: f64,
 }
 
@@ -370,6 +373,7 @@ impl Default for EvaluateSection {
             sampling: SamplingMethod::Rejection,
             draft_heads: DraftHeads::default(),
             turns: Turns::All,
+            mode: EvaluationMode::Whole,
             confidence_threshold: 0.0,
         }
     }

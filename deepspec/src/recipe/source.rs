@@ -97,7 +97,7 @@ impl Document {
                 let full = join(&path, &key);
                 let hint = match nearest(&key, known) {
                     Some(near) => format!("did you mean `{}`?", join(&path, near)),
-                    None => format!("known here: {}", known.join(", ")),
+                    None => format!("known keys: {}", known.join(", ")),
                 };
                 RecipeError::UnknownKey { place: self.place_of_unknown(&full), key: full, hint }
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::{Algorithm, LearningRateSchedule, Recipe, RecipeError, Supervision, resolve_input};
+use super::{Algorithm, EvaluateSection, LearningRateSchedule, Recipe, RecipeError, Supervision, resolve_input};
 use crate::evaluation::Turns;
 
 const README: &str = include_str!("../../../recipes/README.md");
@@ -126,7 +126,7 @@ fn unknown_keys_name_line_and_path_and_suggest() {
     let message = error_after("[data]", "[dta]");
     assert_eq!(message, "r.toml:13: unknown key `dta`; did you mean `data`?");
     let message = error(&["evaluate.tasks=[{ name = \"a\", file = \"b\" }]"]);
-    assert!(message.contains("unknown key `evaluate.tasks[0].file`; known here: name, path"), "{message}");
+    assert!(message.contains("unknown key `evaluate.tasks[0].file`; known keys: name, path"), "{message}");
     let message = error(&["train.learning=1"]);
     assert!(message.starts_with("--set train.learning=1: unknown key `train.learning`"), "{message}");
     let message = error(&["train.lr=1", "modl.x=1"]);
@@ -219,21 +219,21 @@ fn values_out_of_range_are_refused() {
         (vec!["model.block_size=0"], "`model.block_size` must be at least 1, found 0"),
         (vec!["model.target_layer_ids=[3, 3]"], "must be strictly increasing, found [3, 3]"),
         (vec!["model.target_layer_ids=[]"], "`model.target_layer_ids` is empty"),
-        (vec!["model.ce_loss_alpha=0", "model.l1_loss_alpha=0"], "nothing would train the draft"),
+        (vec!["model.ce_loss_alpha=0", "model.l1_loss_alpha=0"], "the draft would not be trained"),
         (vec!["model.soft_ce_loss_alpha=-1"], "`model.soft_ce_loss_alpha` must be at least 0, found -1"),
         (vec!["train.optimizer=sgd"], "`train.optimizer`"),
         (vec!["model.l1_loss_alpha=-0.5"], "`model.l1_loss_alpha` must be at least 0, found -0.5"),
         (vec!["model.loss_decay_gamma=nan"], "`model.loss_decay_gamma` must be finite"),
         (vec!["train.lr=0"], "`train.lr` must be above 0, found 0"),
         (vec!["train.lr=inf"], "`train.lr` must be above 0, found inf"),
-        (vec!["train.epochs=2", "train.steps=3"], "`train.epochs` cannot stand beside `train.steps`"),
+        (vec!["train.epochs=2", "train.steps=3"], "`train.epochs` cannot be combined with `train.steps`"),
         (
             vec!["train={lr = 1e-3, epochs = 2, global_batch_size = 4, micro_batch_size = 4}", "train.steps=3"],
-            "`train.epochs` cannot stand beside `train.steps`",
+            "`train.epochs` cannot be combined with `train.steps`",
         ),
         (
             vec!["train.micro_batch_tokens=9", "train.micro_batch_size=2"],
-            "`train.micro_batch_tokens` cannot stand beside `train.micro_batch_size`",
+            "`train.micro_batch_tokens` cannot be combined with `train.micro_batch_size`",
         ),
         (vec!["train.micro_batch_size=3"], "must divide `train.global_batch_size` = 4, found 3"),
         (vec!["train.warmup_ratio=1"], "`train.warmup_ratio` must be at least 0 and below 1, found 1"),
@@ -241,22 +241,33 @@ fn values_out_of_range_are_refused() {
         (vec!["data.train=[]"], "`data.train` is empty"),
         (vec!["data.max_length=14"], "must exceed `data.min_supervised_tokens` = 14, found 14"),
         (vec!["data.validation_fraction=1.0"], "`data.validation_fraction` must be at least 0 and below 1"),
-        (vec!["data.validation=[\"v\"]", "data.validation_fraction=0.1"], "cannot stand beside `data.validation`"),
+        (
+            vec!["data.validation=[\"v\"]", "data.validation_fraction=0.1"],
+            "cannot be combined with `data.validation`",
+        ),
         (vec!["evaluate.tasks=[{name='a'},{name='a'}]"], "names \"a\" twice"),
         (vec!["evaluate.temperature=-1"], "`evaluate.temperature` must be at least 0"),
         (
             vec!["model.enable_confidence_head=false", "evaluate.confidence_threshold=0.3"],
-            "`evaluate.confidence_threshold` = 0.3 needs the head that `model.enable_confidence_head = false` leaves out",
+            "`evaluate.confidence_threshold` = 0.3 needs a confidence head, but `model.enable_confidence_head` is \
+             false",
         ),
+        (vec!["evaluate.mode=off"], "nothing is drafted"),
+        (vec!["evaluate.mode=all"], "expected `whole`"),
+        (
+            vec!["model.enable_confidence_head=false", "evaluate.mode=threshold:0.3"],
+            "`evaluate.mode` = \"threshold:0.3\" needs the head that `model.enable_confidence_head = false` leaves out",
+        ),
+        (vec!["evaluate.mode=scheduled", "evaluate.confidence_threshold=0.3"], "both limit what is verified"),
         (vec!["evaluate.samples=0"], "`evaluate.samples` must be at least 1"),
-        (vec!["name=../up"], "names a folder"),
+        (vec!["name=../up"], "is a folder name"),
     ];
     for (overrides, expected) in cases {
         let message = error(&overrides);
         assert!(message.contains(expected), "{message}\nshould contain\n{expected}");
         assert!(message.starts_with("--set "), "the argument is named: {message}");
     }
-    assert!(error(&["data.format=text", "data.template_arguments.a=1"]).contains("uses no template"));
+    assert!(error(&["data.format=text", "data.template_arguments.a=1"]).contains("uses no chat template"));
     assert!(error_after("steps = 10\n", "").contains("r.toml:8: `train` needs either `steps` or `epochs`"));
 }
 
@@ -277,7 +288,7 @@ fn every_algorithm_has_fields_of_its_own() {
         (&["model.num_anchors=0"], "`model.num_anchors` must be at least 1, found 0"),
         (&["model.step_loss_decay=1.5"], "`model.step_loss_decay` must be above 0 and at most 1, found 1.5"),
         (&["model.supervision=late"], "`model.supervision` must be one of \"predicted\", \"reference\""),
-        (&["model.num_anchors=9", "model.supervision=reference"], "cannot stand beside `model.supervision"),
+        (&["model.num_anchors=9", "model.supervision=reference"], "cannot be combined with `model.supervision"),
         (&["evaluate.confidence_threshold=0.3"], "Eagle3 drafts have none"),
     ] {
         let message = parse(&eagle3, overrides).unwrap_err().to_string();
@@ -398,4 +409,13 @@ fn keys_and_values_without_a_bottom_are_refused() {
     assert!(error(&[&value]).len() < 1000);
     assert!(parse(&deep, &[]).is_err());
     assert!(parse(&format!("x = {}{}", "[".repeat(40_000), "]".repeat(40_000)), &[]).is_err());
+}
+
+/// A recipe that names no mode has the settings that it had before there were modes, and is not evaluated again.
+#[test]
+fn the_default_mode_leaves_no_trace_in_the_settings() {
+    let mut evaluate = EvaluateSection::default();
+    assert!(!serde_json::to_string(&evaluate).unwrap().contains("\"mode\""));
+    evaluate.mode = "scheduled".parse().unwrap();
+    assert!(serde_json::to_string(&evaluate).unwrap().contains("\"mode\":\"scheduled\""));
 }

@@ -76,7 +76,7 @@ fn check_algorithm(model: &ModelSection, document: &Document) -> Result<(), Reci
     let known = |key: &&str| [&COMMON_KEYS[..], needed, optional].iter().any(|keys| keys.contains(key));
     if let Some(key) = document.keys("model").find(|key| !known(key)) {
         let key = format!("model.{key}");
-        let reason = format!("has no meaning with `model.algorithm = {:?}`: leave it out", model.algorithm.name());
+        let reason = format!("has no meaning with `model.algorithm = {:?}`: remove it", model.algorithm.name());
         return Err(RecipeError::Invalid { place: document.place(&key), key, reason });
     }
     Ok(())
@@ -89,7 +89,7 @@ fn check_name(recipe: &Recipe) -> Result<(), Complaint> {
         return Err((
             "name",
             format!(
-                "names a folder: expected letters, digits, `.`, `_` and `-`, not starting with `.`, found {name:?}"
+                "is a folder name: expected letters, digits, `.`, `_` and `-`, not starting with `.`, found {name:?}"
             ),
         ));
     }
@@ -106,7 +106,7 @@ fn check_model(model: &ModelSection, document: &Document) -> Result<(), Complain
         from_one("model.num_anchors", model.num_anchors, largest::ANCHORS)?;
         if model.supervision == Supervision::Reference {
             let reason =
-                "cannot stand beside `model.supervision = \"reference\"`, which trains all blocks".to_owned();
+                "cannot be combined with `model.supervision = \"reference\"`, which trains all blocks".to_owned();
             return Err(("model.num_anchors", reason));
         }
     }
@@ -134,7 +134,7 @@ fn check_model(model: &ModelSection, document: &Document) -> Result<(), Complain
     not_negative("model.confidence_head_alpha", model.confidence_head_alpha)?;
     if model.ce_loss_alpha == 0.0 && model.soft_ce_loss_alpha == 0.0 && model.l1_loss_alpha == 0.0 {
         let reason =
-            "and `model.soft_ce_loss_alpha` and `model.l1_loss_alpha` are all 0: nothing would train the draft"
+            "and `model.soft_ce_loss_alpha` and `model.l1_loss_alpha` are all 0: the draft would not be trained"
                 .to_owned();
         return Err(("model.ce_loss_alpha", reason));
     }
@@ -145,7 +145,7 @@ fn check_train(train: &TrainSection) -> Result<(), Complaint> {
     positive("train.lr", train.lr)?;
     match (train.steps, train.epochs) {
         (Some(_), Some(_)) => {
-            return Err(("train.epochs", "cannot stand beside `train.steps`: give one".to_owned()));
+            return Err(("train.epochs", "cannot be combined with `train.steps`: set one of them".to_owned()));
         }
         (None, None) => return Err(("train", "needs either `steps` or `epochs`".to_owned())),
         (Some(steps), None) => from_one("train.steps", steps, largest::STEPS)?,
@@ -155,7 +155,7 @@ fn check_train(train: &TrainSection) -> Result<(), Complaint> {
     let global = train.global_batch_size;
     match (train.micro_batch_size, train.micro_batch_tokens) {
         (Some(_), Some(_)) => {
-            let reason = "cannot stand beside `train.micro_batch_size`: give one";
+            let reason = "cannot be combined with `train.micro_batch_size`: set one of them";
             return Err(("train.micro_batch_tokens", reason.to_owned()));
         }
         (None, None) => {
@@ -190,7 +190,7 @@ fn check_data(data: &DataSection) -> Result<(), Complaint> {
     }
     if let Some(share) = data.validation_fraction {
         if !data.validation.is_empty() {
-            let reason = "cannot stand beside `data.validation`: give one".to_owned();
+            let reason = "cannot be combined with `data.validation`: set one of them".to_owned();
             return Err(("data.validation_fraction", reason));
         }
         if !(0.0..1.0).contains(&share) {
@@ -206,7 +206,7 @@ fn check_data(data: &DataSection) -> Result<(), Complaint> {
         return Err(("data.max_length", reason));
     }
     if data.format == Format::Text && !data.template_arguments.is_empty() {
-        let reason = "has no meaning with `data.format = \"text\"`, which uses no template".to_owned();
+        let reason = "has no effect with `data.format = \"text\"`, which uses no chat template".to_owned();
         return Err(("data.template_arguments", reason));
     }
     Ok(())
@@ -229,17 +229,25 @@ fn check_evaluate(evaluate: &EvaluateSection) -> Result<(), Complaint> {
 }
 
 fn check_confidence(recipe: &Recipe) -> Result<(), Complaint> {
-    let threshold = recipe.evaluate.confidence_threshold;
-    if threshold > 0.0 && !recipe.model.has_confidence_head() {
-        let reason = match recipe.model.algorithm {
-            Algorithm::Dspark => {
-                format!("= {threshold} needs the head that `model.enable_confidence_head = false` leaves out")
-            }
-            Algorithm::Eagle3 => format!("= {threshold} needs a confidence head, and Eagle3 drafts have none"),
-        };
-        return Err(("evaluate.confidence_threshold", reason));
+    let EvaluateSection { confidence_threshold: threshold, mode, .. } = &recipe.evaluate;
+    if *threshold > 0.0 && !mode.is_whole() {
+        let reason =
+            format!("= \"{mode}\" and `evaluate.confidence_threshold` = {threshold} both limit what is verified");
+        return Err(("evaluate.mode", format!("{reason}: give one of them")));
     }
-    Ok(())
+    let (key, value) = match mode.needs_confidences() {
+        true => ("evaluate.mode", format!("\"{mode}\"")),
+        false if *threshold > 0.0 => ("evaluate.confidence_threshold", threshold.to_string()),
+        false => return Ok(()),
+    };
+    if recipe.model.has_confidence_head() {
+        return Ok(());
+    }
+    let reason = match recipe.model.algorithm {
+        Algorithm::Dspark => "needs the head that `model.enable_confidence_head = false` leaves out",
+        Algorithm::Eagle3 => "needs a confidence head, and Eagle3 drafts have none",
+    };
+    Err((key, format!("= {value} {reason}")))
 }
 
 fn from_one<N>(key: &'static str, found: N, largest: N) -> Result<(), Complaint>

@@ -186,12 +186,12 @@ impl Comparison<'_> {
                 let captured = self.captured();
                 let first = row / captured * captured;
                 let slot = (0..captured).find(|slot| is(first + slot))?;
-                Some(format!("this is what captured layer {slot} should be: the layers are swapped"))
+                Some(format!("these are the expected values of captured layer {slot}: the layers are swapped"))
             }
             Stage::Hidden | Stage::BaseLogits => {
                 let other = (0..rows).find(|&other| is(other))?;
                 Some(format!(
-                    "this is what slot {other} should be: the block is read in the other convention \
+                    "these are the expected values of slot {other}: the block is read with the other convention \
                      (`sample_from_anchor`)"
                 ))
             }
@@ -237,7 +237,7 @@ impl Comparison<'_> {
 
 /// What a margin says about a token that came out otherwise.
 fn tie(whose: &str, margin: f32) -> String {
-    format!("{whose} first two logits are {margin} apart there")
+    format!("the two largest logits {whose} differ by {margin} there")
 }
 
 fn difference(stage: &str, place: String, expected: String, found: String) -> Difference {

@@ -100,7 +100,7 @@ pub fn read_replay(draft_folder: &Path) -> Result<Replay, CheckpointError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(invalid(
                 &path,
-                "no such file: this draft has no replay bundle; `deepspec export` writes one",
+                "no such file: this draft has no replay bundle; export the draft again with `deepspec export` to write one",
             ));
         }
         text => text.map_err(CheckpointError::io(&path))?,
@@ -145,7 +145,7 @@ pub fn read_replay(draft_folder: &Path) -> Result<Replay, CheckpointError> {
 fn check_case(path: &Path, index: usize, case: &Case, convention: &Convention) -> Result<(), CheckpointError> {
     let vocabulary = convention.vocab_size;
     if case.token_ids.len() < 2 || case.token_ids.iter().any(|&id| id as usize >= vocabulary) {
-        let reason = format!("prompt {index}: expected at least two token ids below {vocabulary}, found others");
+        let reason = format!("prompt {index}: expected at least two token ids, all below {vocabulary}");
         return Err(invalid(path, reason));
     }
     if case.anchor_position >= case.token_ids.len() {
@@ -163,7 +163,7 @@ fn read_columns(path: &Path, tensors: &SafeTensors<'_>, index: usize) -> Result<
     }
     let column = |bytes: &[u8]| u32::try_from(i64::from_le_bytes(bytes.try_into().ok()?)).ok();
     let columns: Option<Vec<u32>> = tensor.data().chunks_exact(8).map(column).collect();
-    columns.ok_or_else(|| invalid(path, format!("tensor `{name}`: expected token numbers, found others")))
+    columns.ok_or_else(|| invalid(path, format!("tensor `{name}`: expected token ids, found other numbers")))
 }
 
 fn read_rows(path: &Path, tensors: &SafeTensors<'_>, name: &str) -> Result<Option<Rows>, CheckpointError> {

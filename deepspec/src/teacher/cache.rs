@@ -85,7 +85,7 @@ impl TargetCache {
         for (sample, record) in bytes.as_chunks::<RECORD>().0.iter().enumerate() {
             let record = cache.record(sample, record, &sizes).map_err(|reason| CheckpointError::Invalid {
                 path: index.clone(),
-                reason: format!("record {sample}: {reason}; the cache is damaged or was not written to its end"),
+                reason: format!("record {sample}: {reason}; the cache is damaged or incomplete"),
             })?;
             cache.samples.push(record);
         }
@@ -178,13 +178,13 @@ impl TargetCache {
         let mut end = Some(start);
         for (tensor, size) in self.sizes(tokens).into_iter().enumerate() {
             if end != Some(long(16 + 8 * tensor)) {
-                return Err(format!("tensor {tensor} does not follow the one before it"));
+                return Err(format!("tensor {tensor} does not follow the preceding one"));
             }
             end = end.and_then(|end| end.checked_add(size as u64));
         }
         match end {
             Some(end) if end <= size => Ok(Record { shard, tokens, start }),
-            _ => Err(format!("its {tokens} tokens end behind the {size} bytes of shard {shard}")),
+            _ => Err(format!("its {tokens} tokens extend beyond the {size} bytes of shard {shard}")),
         }
     }
 }
@@ -286,7 +286,7 @@ mod tests {
         let shard = folder.join("shard-00000.bin");
         let whole = fs::read(&shard).unwrap();
         fs::write(&shard, &whole[..whole.len() - 1]).unwrap();
-        assert!(refused(folder).contains("end behind"));
+        assert!(refused(folder).contains("extend beyond"));
         for (byte, expected) in [(3, "token id"), (10, "loss mask")] {
             let mut wrong = whole.clone();
             wrong[byte] = 0xff;

@@ -37,7 +37,7 @@ impl Clock {
             read_file(&clock.path, LARGEST_TEXT).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
         let before = read.map(|record| record.seconds).or(recorded);
         if before.is_none() {
-            eprintln!("{}: not readable; the time of earlier sessions is not counted", clock.path.display());
+            eprintln!("{}: cannot be read; the time of earlier sessions is not counted", clock.path.display());
         }
         Self { before: before.unwrap_or(0.0), ..clock }
     }

@@ -13,7 +13,7 @@ pub enum TrainError {
     /// A loss term, the gradient or a weight is NaN or infinite.
     #[error(
         "step {step}: the {term} is {value}: training stopped; the last good checkpoint is kept ({kept}); lower \
-         `train.lr`, or look at the samples of this step"
+         `train.lr`, or check the samples of this step"
     )]
     NotFinite {
         /// The 1-based step.
@@ -39,8 +39,8 @@ pub enum TrainError {
     },
     /// A signal asked to stop.
     #[error(
-        "interrupted after step {step} by {signal}: `deepspec run` or `deepspec sweep` again, or `deepspec train --resume`, \
-         continues from there"
+        "interrupted after step {step} by {signal}: to continue, repeat `deepspec run` or `deepspec sweep`, or use \
+         `deepspec train --resume`"
     )]
     Interrupted {
         /// Steps done and saved.
@@ -50,8 +50,8 @@ pub enum TrainError {
     },
     /// The checkpoint to resume from was made with other settings.
     #[error(
-        "{}: made with other settings, data or target ({}): go back to them, choose another output.dir, or start anew with \
-         `--restart` (`deepspec run` and `sweep`)",
+        "{}: made with other settings, data or target ({}): restore them, choose another output.dir, or start from \
+         scratch with `--restart` (`deepspec run` and `sweep`)",
         path.display(),
         named(differences)
     )]
@@ -63,7 +63,7 @@ pub enum TrainError {
     },
     /// No checkpoint of the run is as it was written.
     #[error(
-        "{}: every checkpoint is damaged ({}): start anew with `deepspec run --restart`, or choose another output.dir",
+        "{}: every checkpoint is damaged ({}): start from scratch with `deepspec run --restart`, or choose another output.dir",
         path.display(),
         reasons.join("; ")
     )]
@@ -75,8 +75,8 @@ pub enum TrainError {
     },
     /// The checkpoint whose validation was best is not as it was written.
     #[error(
-        "{reason}: this is the best checkpoint, which is to be exported, and it is damaged: bring the file back, or start anew \
-         with `deepspec run --restart`"
+        "{reason}: this is the best checkpoint, which would be exported, but it is damaged: restore the file, or \
+         start from scratch with `deepspec run --restart`"
     )]
     BestDamaged {
         /// The file and what is wrong with it.
@@ -107,7 +107,7 @@ pub enum TrainError {
 /// Differences in a sentence.
 fn named(differences: &[String]) -> String {
     if differences.is_empty() {
-        "which ones cannot be told: the run is of a version that recorded no settings".to_owned()
+        "unknown which ones: the run was made by a version that did not record its settings".to_owned()
     } else {
         differences.join("; ")
     }

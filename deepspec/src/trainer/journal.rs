@@ -43,8 +43,8 @@ impl Journal {
         self.tokens += tokens as u64;
         let speed = self.tokens_per_second();
         self.progress.step(|| {
-            let (loss, tau) = (metrics.loss, metrics.tau_probabilistic);
-            format!("loss {loss:.3} tau {tau:.2} lr {rate:.1e} {speed:.0} tok/s")
+            let (loss, length) = (metrics.loss, metrics.tau_probabilistic);
+            format!("loss {loss:.3}, estimated accepted length {length:.2}, lr {rate:.1e}, {speed:.0} tok/s")
         });
         if logged {
             self.row.extend([
@@ -65,15 +65,15 @@ impl Journal {
 
     /// Shows a validation and puts it into the log.
     pub fn validation(&mut self, step: u64, metrics: &Metrics) {
-        let (loss, tau) = (metrics.loss, metrics.tau_probabilistic);
-        self.progress.note(&format!("step {step}: validation loss {loss:.4}, tau {tau:.3}"));
+        let (loss, length) = (metrics.loss, metrics.tau_probabilistic);
+        self.progress.note(&format!("step {step}: validation loss {loss:.4}, estimated accepted length {length:.3}"));
         self.row.extend([
             ("validation/loss", loss),
             ("validation/ce_loss", metrics.ce_loss),
             ("validation/soft_ce_loss", metrics.soft_ce_loss),
             ("validation/l1_loss", metrics.l1_loss),
             ("validation/confidence_loss", metrics.confidence_loss),
-            ("validation/tau_probabilistic", tau),
+            ("validation/tau_probabilistic", length),
         ]);
     }
 

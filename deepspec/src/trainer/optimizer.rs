@@ -145,7 +145,9 @@ impl Optimizer {
         // What does not fit is left out by Burn.
         match inner.to_record().len() {
             read if read == written => Ok(Self { inner, ..self }),
-            read => Err(format!("holds {written} tensors, of which {read} are moments of this optimiser")),
+            read => Err(format!(
+                "the file contains {written} tensors, but only {read} of them are moments of this optimiser"
+            )),
         }
     }
 }

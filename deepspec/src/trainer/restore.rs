@@ -48,8 +48,8 @@ impl TrainingCheckpoints {
                     self.check_best(&state)?;
                     for (step, reason) in damaged {
                         let aside = self.set_aside(step)?;
-                        eprintln!("{reason}: the checkpoint is damaged; kept as {}", aside.display());
-                        eprintln!("continuing from the checkpoint before, {}", self.path(state.step).display());
+                        eprintln!("{reason}: the checkpoint is damaged; it was renamed to {}", aside.display());
+                        eprintln!("continuing from the preceding checkpoint, {}", self.path(state.step).display());
                     }
                     return Ok(Some((draft, optimizer, state)));
                 }
@@ -76,8 +76,9 @@ impl TrainingCheckpoints {
         let mut state = TrainingState::read(&folder)?;
         self.recognise(&state, course).map_err(Unusable::Failed)?;
         if step > total_steps {
-            let reason =
-                format!("`step` is {step}, but the run has {total_steps} steps: the checkpoint is another run's");
+            let reason = format!(
+                "`step` is {step}, but the run has {total_steps} steps: the checkpoint belongs to another run"
+            );
             return Err(Unusable::Failed(TrainError::State { path: folder, reason }));
         }
         state.check_files(&folder)?;

@@ -113,14 +113,14 @@ impl TrainingState {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         if super::checkpoint::step_of(&name).is_some_and(|step| step != state.step) {
             let reason = format!(
-                "`step` is {}, but the folder is that of another step: the checkpoint was renamed or edited; move {} away \
-                 to continue from the one before",
+                "`step` is {}, but the folder name has another step: the checkpoint was renamed or edited; move {} \
+                 away to continue from the preceding one",
                 state.step,
                 folder.display()
             );
             return Err(Unusable::Failed(TrainError::State { path, reason }));
         }
-        if intact { Ok(state) } else { Err(damaged("its checksum does not fit its contents".to_owned())) }
+        if intact { Ok(state) } else { Err(damaged("its checksum does not match its contents".to_owned())) }
     }
 
     /// Compares the files of the checkpoint's folder with their checksums.
@@ -131,7 +131,7 @@ impl TrainingState {
         for (name, recorded) in &self.files {
             let path = folder.join(name);
             if !is_intact(&path, recorded).map_err(|error| Unusable::Failed(error.into()))? {
-                let reason = format!("{}: missing, or not as it was written (SHA-256)", path.display());
+                let reason = format!("{}: missing or changed since it was written (SHA-256)", path.display());
                 return Err(Unusable::Damaged(reason));
             }
         }

@@ -30,7 +30,7 @@ pub enum PromptError {
         found: String,
     },
     /// There is no line.
-    #[error("{path}: no prompt in it")]
+    #[error("{path}: the file contains no prompts")]
     Empty {
         /// The file.
         path: PathBuf,
@@ -98,7 +98,7 @@ mod tests {
             ("not json", "line 1"),
             ("{\"turns\": []}", "line 1"),
             ("{\"prompt\": 3}", "line 1"),
-            ("\n\n", "no prompt in it"),
+            ("\n\n", "contains no prompts"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");

@@ -32,7 +32,7 @@ impl AtomicDirectory {
         // A link stays a link: the folder behind it is replaced.
         let destination = behind_links(destination);
         if destination.file_name().is_none() {
-            let reason = "not a folder name: choose a path that ends in one".to_owned();
+            let reason = "the path does not end in a folder name: choose one that does".to_owned();
             return Err(CheckpointError::Invalid { path: destination, reason });
         }
         let parent = parent(&destination);

@@ -66,7 +66,7 @@ pub enum CheckpointError {
     },
     /// A tensor that the model needs is not in the files.
     #[error(
-        "{}: tensor `{name}` is missing (and {others} more); the file does not belong to this configuration",
+        "{}: tensor `{name}` is missing (and {others} more); weights and config.json do not match",
         path.display()
     )]
     MissingTensor {
@@ -101,7 +101,7 @@ pub enum CheckpointError {
     },
     /// The files hold tensors that the model has no place for.
     #[error(
-        "{}: tensor `{name}` (and {others} more) has no place in the model that the configuration describes",
+        "{}: tensor `{name}` (and {others} more) is not part of the model that the configuration describes",
         path.display()
     )]
     UnexpectedTensor {
@@ -125,7 +125,7 @@ pub enum CheckpointError {
         target: String,
     },
     /// Weights that were to be written are not numbers.
-    #[error("{}: tensor `{name}` holds {value}; nothing was written", path.display())]
+    #[error("{}: tensor `{name}` contains {value}; nothing was written", path.display())]
     NotFinite {
         /// The folder that was to be written.
         path: PathBuf,
@@ -136,7 +136,7 @@ pub enum CheckpointError {
     },
     /// Another process writes into a folder.
     #[error(
-        "{}: the folder is in use by {}: wait until it has ended, or choose another folder",
+        "{}: the folder is in use by {}: wait until that process has ended, or choose another folder",
         path.display(),
         process.map_or_else(|| "another process".to_owned(), |process| format!("process {process}"))
     )]

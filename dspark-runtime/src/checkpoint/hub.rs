@@ -28,7 +28,7 @@ pub(super) fn snapshot(name: &str) -> Result<PathBuf, CheckpointError> {
 
 /// Whose fault a failure is: the name's, or the network's and the machine's.
 fn explain(path: PathBuf, error: &HFError) -> CheckpointError {
-    let reason = format!("{error}; a folder on this machine works without a network");
+    let reason = format!("{error}; a local folder works without a network");
     if refused(error) {
         return CheckpointError::Invalid { path, reason };
     }

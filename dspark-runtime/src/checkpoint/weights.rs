@@ -122,7 +122,8 @@ impl Weights {
         for (tensor, file) in map.as_map() {
             // A shard is a plain file name: a path could point out of the folder.
             let name = file.as_str().filter(|name| !name.contains(['/', '\\']) && name.ends_with(".safetensors"));
-            let name = name.ok_or_else(|| map.wrong(tensor, "the file name of a shard beside the index"))?;
+            let name =
+                name.ok_or_else(|| map.wrong(tensor, "the file name of a shard in the same folder as the index"))?;
             shards.insert(folder.join(name));
             if shards.len() > MOST_SHARDS {
                 let reason = format!("`weight_map` names too many shards: expected at most {MOST_SHARDS}");
@@ -174,7 +175,7 @@ impl Weights {
                 paired_heads: None,
             };
             if self.tensors.insert(name.to_owned(), entry).is_some() {
-                return Err(damaged(format!("tensor `{name}` is in two shards")));
+                return Err(damaged(format!("tensor `{name}` occurs in two shards")));
             }
         }
         Ok(())
@@ -488,7 +489,7 @@ mod tests {
         assert_eq!(Weights::open(folder.path()).unwrap().names().collect::<Vec<_>>(), ["w"]);
         for (entry, expected) in [
             (("x", "a.safetensors"), "`x` is missing"),
-            (("w", "../a.safetensors"), "beside the index"),
+            (("w", "../a.safetensors"), "in the same folder as the index"),
             (("w", "b.safetensors"), "b.safetensors"),
         ] {
             fs::write(&index, index_json(&[entry]).to_string()).unwrap();
@@ -498,6 +499,6 @@ mod tests {
         write(&folder.path().join("b.safetensors"), Dtype::F32, vec![1], &[0; 4]);
         fs::write(&index, index_json(&[("w", "a.safetensors"), ("x", "b.safetensors")]).to_string()).unwrap();
         let error = Weights::open(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("`w` is in two shards"), "{error}");
+        assert!(error.contains("`w` occurs in two shards"), "{error}");
     }
 }

@@ -91,11 +91,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if models.draft.is_none()
         && let Some(mode) = arguments.modes.iter().find(|mode| **mode != Mode::Off)
     {
-        bail!("--modes {mode}: there is nothing to draft with; give --draft DIR, or --modes off");
+        bail!("--modes {mode}: no draft was given; give --draft DIR, or use --modes off");
     }
     let most = arguments.concurrency.iter().copied().max().unwrap_or(1);
     let scheduled = arguments.modes.contains(&Mode::Scheduled);
-    let table = if scheduled { models.speed_table(most)? } else { None };
+    let table = if scheduled { models.speed_table(most) } else { None };
     let bench = Bench { arguments, table, calibration: models.calibration()?, models };
     let prompts = bench.prompts()?;
     let mut runs = Vec::new();
@@ -160,11 +160,7 @@ impl Bench<'_> {
         let tokenizer = &self.models.tokenizer;
         let template = (!self.arguments.raw)
             .then(|| {
-                chat_template(
-                    tokenizer,
-                    &self.models.name(),
-                    "use --raw, which gives prompts to the model as they are",
-                )
+                chat_template(tokenizer, &self.models.name(), "use --raw to pass prompts to the model unchanged")
             })
             .transpose()?;
         let mut prompts = Vec::new();
@@ -182,7 +178,7 @@ impl Bench<'_> {
         }
         if prompts.is_empty() {
             bail!(
-                "{}: no prompt leaves room for {} tokens",
+                "{}: no prompt leaves room for {} new tokens in the context",
                 self.arguments.prompts.display(),
                 self.arguments.max_new_tokens
             );

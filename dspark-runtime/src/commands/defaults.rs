@@ -42,7 +42,7 @@ impl DefaultsArguments {
         }
         let config = GenerationConfig::of_model(&resolve_model(target)?)?;
         let path = config.path().display();
-        let advice = "defaults of the target, which --generation-config none leaves out";
+        let advice = "the target's sampling defaults (ignore them with --generation-config none)";
         let said = config.defaults().context(advice)?;
         let sampling = Sampling {
             temperature: said.temperature.unwrap_or(own.temperature),
@@ -54,11 +54,11 @@ impl DefaultsArguments {
         sampling.check().with_context(|| path.to_string()).context(advice)?;
         let listed = listed(&said);
         if !listed.is_empty() {
-            eprintln!("defaults from {path}: {listed} (--generation-config none: without them)");
+            eprintln!("defaults from {path}: {listed} (ignore them with --generation-config none)");
         }
         let not_computed = config.not_computed().join(", ");
         if !not_computed.is_empty() {
-            eprintln!("warning: {path} describes answers that are not computed here: {not_computed}");
+            eprintln!("warning: {path} has settings that are not supported and have no effect: {not_computed}");
         }
         Ok(Defaults { sampling, max_new_tokens: said.max_new_tokens })
     }

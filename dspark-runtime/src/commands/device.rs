@@ -120,7 +120,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }))?)?;
     }
     if let Some(wrong) = checks.iter().find(|check| check.verdict() == Verdict::Wrong) {
-        let reason = format!("{} is {:.1e} off the CPU's result", wrong.name, wrong.difference);
+        let reason = format!("{} differs from the CPU's result by {:.1e}", wrong.name, wrong.difference);
         bail!(DeviceError::Failed { reason });
     }
     Ok(())
@@ -130,7 +130,7 @@ fn fits(size: Size, width: usize, info: &DeviceInfo) -> Result<(), DeviceError> 
     let bytes = size.bytes(width);
     match info.free_memory {
         Some(free) if bytes > free as f64 => {
-            let reason = format!("{size} takes {}, and {} are free", gibibytes(bytes), gibibytes(free as f64));
+            let reason = format!("{size} needs {}, but only {} are free", gibibytes(bytes), gibibytes(free as f64));
             Err(DeviceError::Failed { reason })
         }
         _ => Ok(()),
@@ -215,7 +215,7 @@ mod tests {
         let info = DeviceInfo { free_memory: Some(1 << 20), ..DeviceInfo::default() };
         assert!(fits(Size([64; 3]), 4, &info).is_ok());
         let error = fits(Size([4096; 3]), 4, &info).unwrap_err().to_string();
-        assert!(error.contains("4096x4096x4096 takes 0.2 GiB, and 0.0 GiB are free"), "{error}");
+        assert!(error.contains("4096x4096x4096 needs 0.2 GiB, but only 0.0 GiB are free"), "{error}");
         assert!(fits(Size([4096; 3]), 4, &DeviceInfo::default()).is_ok());
     }
 }

@@ -11,6 +11,9 @@ use crate::model::DraftConfig;
 use crate::schedule::Mode;
 use crate::text::Tokenizer;
 
+/// Requests that `dspark serve` answers at once by default. Its speed table is measured for as many.
+pub const SERVED_REQUESTS: usize = 32;
+
 /// Arguments of an engine.
 #[derive(Debug, Args)]
 pub struct EngineArguments {
@@ -23,7 +26,7 @@ pub struct EngineArguments {
     #[arg(long, value_name = "off|fixed:N|threshold:P|scheduled", default_value_t)]
     mode: Mode,
     /// Maximum number of requests decoded at the same time
-    #[arg(long, value_name = "COUNT", default_value_t = EngineConfig::default().max_running, value_parser = count_to::<MOST_REQUESTS>)]
+    #[arg(long, value_name = "COUNT", default_value_t = SERVED_REQUESTS, value_parser = count_to::<MOST_REQUESTS>)]
     max_running: usize,
     /// Maximum number of waiting requests; further requests are rejected
     #[arg(long, value_name = "COUNT", default_value_t = EngineConfig::default().max_waiting, value_parser = count)]
@@ -56,13 +59,23 @@ impl EngineArguments {
         let defaults = self.defaults.read(&self.models.target, sampling)?;
         let models = self.models.open()?;
         let scheduled = self.mode == Mode::Scheduled;
+        let calibration = models.calibration()?;
+        if let Some((folder, draft)) = models.named_draft() {
+            let (mode, block) = (described(self.mode), draft.config().block_size);
+            let calibrated = match (&calibration, draft.config().has_confidence_head()) {
+                (Some(_), _) => "calibrated",
+                (None, true) => "not calibrated (`deepspec calibrate`)",
+                (None, false) => "without a confidence head",
+            };
+            tracing::info!("draft {}: blocks of {block} tokens, {calibrated}; mode {mode}", folder.display());
+        }
         let config = EngineConfig {
             max_running: self.max_running,
             max_waiting: self.max_waiting,
             cache_tokens: self.cache_tokens,
             mode: if models.draft.is_some() { self.mode } else { Mode::Off },
-            curve: if scheduled { models.speed_table(self.max_running)? } else { None },
-            calibration: models.calibration()?,
+            curve: if scheduled { models.speed_table(self.max_running) } else { None },
+            calibration,
             ..EngineConfig::default()
         };
         let name = models.name();
@@ -70,4 +83,17 @@ impl EngineArguments {
         let (engine, handle) = Engine::start(models.target, models.draft, models.tokenizer.clone(), config)?;
         Ok(Running { engine, handle, tokenizer: models.tokenizer, name, draft, defaults })
     }
+}
+
+/// Returns a mode with what it does.
+fn described(mode: Mode) -> String {
+    let effect = match mode {
+        Mode::Off => "nothing is drafted",
+        Mode::Fixed(_) => "every step drafts and verifies that many tokens",
+        Mode::Threshold(_) => "every step drafts and verifies up to the first token of a lower confidence",
+        Mode::Scheduled => {
+            "drafts as much as pays by confidences and measured step costs, and nothing while it does not pay"
+        }
+    };
+    format!("{mode} ({effect})")
 }

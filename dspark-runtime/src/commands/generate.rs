@@ -76,7 +76,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let vocabulary = target.config().vocab_size;
     if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
         bail!(
-            "the prompt holds token id {id}, beyond the target's vocabulary of {vocabulary}: tokenizer and weights do not match"
+            "the prompt contains token id {id}, beyond the target's vocabulary of {vocabulary}: tokenizer and weights do not match"
         );
     }
     let context = target.config().max_position_embeddings;
@@ -108,11 +108,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// A threshold without a head to compare with would be ignored without a word.
 fn check_confidence_head(draft: Option<(&Path, &Draft)>, threshold: f64) -> Result<()> {
     match draft {
-        None => bail!(
-            "--confidence-threshold {threshold}: there is no draft (--draft DIR) whose confidence could be read"
-        ),
+        None => bail!("--confidence-threshold {threshold}: a confidence threshold needs a draft; give --draft DIR"),
         Some((folder, draft)) if !draft.config().has_confidence_head() => bail!(
-            "--confidence-threshold {threshold}: the draft {} has no confidence head; leave the threshold out, or take a draft with one",
+            "--confidence-threshold {threshold}: the draft {} has no confidence head; omit the threshold, or use a draft with a confidence head",
             folder.display()
         ),
         Some(_) => Ok(()),
@@ -122,12 +120,12 @@ fn check_confidence_head(draft: Option<(&Path, &Draft)>, threshold: f64) -> Resu
 fn prompt_ids(arguments: &Arguments, tokenizer: &Tokenizer, name: &str) -> Result<Vec<u32>> {
     let prompt = arguments.prompt.clone().map_or_else(standard_input, Ok)?;
     if prompt.trim().is_empty() {
-        bail!("the prompt is empty: give --prompt TEXT, or a text on standard input");
+        bail!("the prompt is empty: give --prompt TEXT, or pass text on standard input");
     }
     if arguments.raw {
         return Ok(tokenizer.encode(&prompt, true)?);
     }
-    let template = chat_template(tokenizer, name, "use --raw, which gives the prompt to the model as it is")?;
+    let template = chat_template(tokenizer, name, "use --raw to pass the prompt to the model unchanged")?;
     let system = arguments.system.iter().map(|system| json!({"role": "system", "content": system}));
     let messages: Vec<Value> = system.chain([json!({"role": "user", "content": prompt})]).collect();
     let template_arguments = template_arguments(&arguments.template_arguments)?;

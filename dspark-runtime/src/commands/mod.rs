@@ -21,8 +21,9 @@ mod shell;
 mod user_text;
 
 pub use doctor::{Diagnosis, DoctorArguments, Unusable};
+pub use engine::SERVED_REQUESTS;
 pub use help::{Examples, check_examples, finish};
-pub use models::{LoadedModels, ModelArguments, read_tokenizer, warn_of};
+pub use models::{LoadedModels, ModelArguments, calibration, read_tokenizer, speed_table, warn_of};
 pub use output::{
     MOST_REQUESTS, count, count_to, print, share, temperature, template_arguments, warn_of_other_template_arguments,
     weight_precision,

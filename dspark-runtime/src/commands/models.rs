@@ -10,7 +10,7 @@ use super::outputs::Named;
 use crate::checkpoint::{CheckpointError, WeightPrecision, resolve_model};
 use crate::device::DeviceChoice;
 use crate::model::{Draft, DraftHeads, Target, TargetConfig};
-use crate::profile::{ProfileOptions, cache_folder, identity, load_or_measure};
+use crate::profile::{ProfileOptions, Progress, Unkept, cache_folder, identity, load_or_measure};
 use crate::schedule::{Identity, SpsTable, StsTable};
 use crate::text::{TextError, Tokenizer};
 
@@ -57,9 +57,57 @@ pub struct LoadedModels<'a> {
     pub draft: Option<Draft>,
 }
 
-/// Says that a speed table could not be kept.
-pub(super) fn warn_unkept(error: CheckpointError) {
-    eprintln!("warning: the speed table is not kept, so that the next start measures again: {error}");
+/// Warns that a speed table is not kept.
+pub(super) fn warn_unkept(why: Unkept) {
+    let advice = match why {
+        Unkept::Failed(_) => "",
+        Unkept::Disturbed { .. } => {
+            ". `dspark profile --again` measures now and keeps the result, best on an idle machine"
+        }
+    };
+    eprintln!("warning: the speed table is used but not kept, the next start measures again: {why}{advice}");
+}
+
+/// Returns what passes of a target and a draft cost on this machine: as measured before, else measured now.
+pub fn speed_table(
+    target: &Target,
+    draft: &Draft,
+    (precision, device): (WeightPrecision, DeviceChoice),
+    max_requests: usize,
+) -> SpsTable {
+    let options = ProfileOptions { max_requests, ..ProfileOptions::default() };
+    let precisions = (precision, draft.heads());
+    let identity = identity(target.config(), Some(draft.config()), device, precisions, &options);
+    let cache = cache_folder();
+    let place = cache.as_ref().map_or_else(|| "not kept".to_owned(), |cache| format!("kept in {}", cache.display()));
+    let observe = |progress: Progress| {
+        if let Progress::Begun { seconds } = progress {
+            eprintln!(
+                "measuring the cost of passes on this machine for mode `scheduled`: about {seconds:.0} s, once ({place})"
+            );
+        }
+    };
+    load_or_measure(target, Some(draft), &options, &identity, cache.as_deref(), observe, warn_unkept)
+}
+
+/// Returns the calibration table in a draft's folder, if the draft was calibrated.
+///
+/// # Errors
+/// When the table cannot be read, or was fitted for another draft.
+pub fn calibration(folder: &Path, draft: &Draft) -> Result<Option<StsTable>, CheckpointError> {
+    let file = folder.join(StsTable::FILE);
+    if !file.exists() {
+        return Ok(None);
+    }
+    let table = StsTable::read(&file, draft.config().block_size)?;
+    match table.draft {
+        Some(_) => table.check_draft(&file, &draft.digest())?,
+        None => eprintln!(
+            "warning: {}: the table does not record which draft it was fitted for; fit it again with `deepspec calibrate`",
+            file.display()
+        ),
+    }
+    Ok(Some(table))
 }
 
 impl ModelArguments {
@@ -103,7 +151,7 @@ pub fn read_tokenizer(model: &Path) -> Result<Tokenizer, TextError> {
     }
     if tokenizer.stop_token_ids().is_empty() {
         eprintln!(
-            "warning: {}: no file names an end token (`eos_token_id`, `eos_token`): every answer goes on to its token limit",
+            "warning: {}: no file names an end token (`eos_token_id`, `eos_token`): every answer will run to its token limit",
             model.display()
         );
     }
@@ -111,59 +159,30 @@ pub fn read_tokenizer(model: &Path) -> Result<Tokenizer, TextError> {
 }
 
 impl LoadedModels<'_> {
+    /// Returns the precision that weights are kept in.
+    pub fn precision(&self) -> WeightPrecision {
+        self.arguments.precision()
+    }
+
     /// Returns what a speed table must have been measured for to fit these models here.
     pub fn identity(&self, options: &ProfileOptions) -> Identity {
         let arguments = self.arguments;
-        let precisions = (arguments.precision(), arguments.draft_heads);
+        let precisions = (arguments.precision(), self.draft.as_ref().map_or(arguments.draft_heads, Draft::heads));
         identity(self.target.config(), self.draft.as_ref().map(Draft::config), arguments.device, precisions, options)
     }
 
-    /// Returns what passes cost on this machine: as measured before, else measured now. `None` without a draft: only scheduling
-    /// asks for it.
-    ///
-    /// # Errors
-    /// When a file of the models cannot be read.
-    pub fn speed_table(&self, max_requests: usize) -> Result<Option<SpsTable>> {
-        let Some(draft) = &self.draft else { return Ok(None) };
-        let options = ProfileOptions { max_requests, ..ProfileOptions::default() };
-        let identity = self.identity(&options);
-        let mut told = false;
-        let observe = |_: &str, _: usize, _: f64| {
-            if !std::mem::replace(&mut told, true) {
-                eprintln!("measuring what a pass costs on this machine; the next start will find it");
-            }
-        };
-        let cache = cache_folder();
-        Ok(Some(load_or_measure(
-            &self.target,
-            Some(draft),
-            &options,
-            &identity,
-            cache.as_deref(),
-            observe,
-            warn_unkept,
-        )))
+    /// Returns [`speed_table`] of these models; `None` without a draft: only scheduling asks for it.
+    pub fn speed_table(&self, max_requests: usize) -> Option<SpsTable> {
+        let circumstances = (self.arguments.precision(), self.arguments.device);
+        Some(speed_table(&self.target, self.draft.as_ref()?, circumstances, max_requests))
     }
 
-    /// Returns the calibration table beside the draft, if the draft was calibrated.
+    /// Returns [`calibration`] of the draft, if there is one.
     ///
     /// # Errors
-    /// When the table cannot be read, or was fitted for another draft.
+    /// As [`calibration`].
     pub fn calibration(&self) -> Result<Option<StsTable>, CheckpointError> {
-        let (Some(folder), Some(draft)) = (&self.arguments.draft, &self.draft) else { return Ok(None) };
-        let file = folder.join(StsTable::FILE);
-        if !file.exists() {
-            return Ok(None);
-        }
-        let table = StsTable::read(&file, draft.config().block_size)?;
-        match table.draft {
-            Some(_) => table.check_draft(&file, &draft.digest())?,
-            None => eprintln!(
-                "warning: {}: does not say which draft it was fitted for; `deepspec calibrate` writes one that does",
-                file.display()
-            ),
-        }
-        Ok(Some(table))
+        self.named_draft().map_or(Ok(None), |(folder, draft)| calibration(folder, draft))
     }
 
     /// Returns the name of the target: that of its folder or file.

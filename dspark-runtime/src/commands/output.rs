@@ -32,7 +32,7 @@ pub fn template_arguments(pairs: &[String]) -> Result<Map<String, Value>> {
         let (name, value) =
             pair.split_once('=').with_context(|| format!("--template-argument {pair}: expected NAME=VALUE"))?;
         if RENDERED.contains(&name) {
-            bail!("--template-argument {name}: templates get it from the prompt itself; leave it out");
+            bail!("--template-argument {name}: this variable is set from the prompt; omit the argument");
         }
         let value = match value {
             "True" => Value::Bool(true),
@@ -51,8 +51,8 @@ pub fn warn_of_other_template_arguments(draft: &DraftConfig, given: &Map<String,
     if let Some(trained) = draft.template_arguments().filter(|trained| *trained != given) {
         let [trained, given] = [trained, given].map(|arguments| Value::from(arguments.clone()).to_string());
         eprintln!(
-            "warning: the draft was trained with the template arguments {trained}, and the prompts are rendered with {given}: \
-             give the same ones with --template-argument NAME=VALUE (`data.template_arguments` in a recipe)"
+            "warning: the draft was trained with the template arguments {trained}, but the prompts are rendered with \
+             {given}: pass the same ones with --template-argument NAME=VALUE (`data.template_arguments` in a recipe)"
         );
     }
 }

@@ -34,7 +34,7 @@ pub fn check_outputs(outputs: &[Named<'_>], inputs: &[Named<'_>]) -> Result<()> 
             bail!("{flag} {}: expected a file to write, found a pipe or a device", path.display());
         }
         if let Some((other, _)) = inputs.iter().find(|(_, input)| same_file(path, input) || in_model(path, input)) {
-            bail!("{flag} {}: would overwrite what {other} reads; choose another file", path.display());
+            bail!("{flag} {}: would overwrite the input of {other}; choose another file", path.display());
         }
         if let Some((other, _)) = outputs[..index].iter().find(|(_, output)| same_file(path, output)) {
             bail!("{flag} {}: {other} writes the same file; choose another one", path.display());
@@ -97,7 +97,7 @@ mod tests {
         };
         for name in ["task.jsonl", "draft/../task.jsonl", "hard.jsonl", "draft/config.json"] {
             let error = check(&[("--json", name)]).unwrap_err();
-            assert!(error.starts_with("--json ") && error.contains("overwrite what --"), "{error}");
+            assert!(error.starts_with("--json ") && error.contains("overwrite the input of --"), "{error}");
         }
         let error = check(&[("--json", "new.json"), ("--trace", "draft/../new.json")]).unwrap_err();
         assert!(error.contains("--json writes the same file"), "{error}");

@@ -53,7 +53,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let ids = tokenizer.encode(&text, true)?;
     if let Some(id) = ids.iter().find(|&&id| id as usize >= target.config().vocab_size) {
         bail!(
-            "the text holds token id {id}, which the target has no embedding for: tokenizer and weights do not match"
+            "the text contains token id {id}, which has no embedding in the target: tokenizer and weights do not match"
         );
     }
     let mut losses: Vec<f64> = Vec::new();

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::models::{ModelArguments, warn_unkept};
 use super::output::{MOST_REQUESTS, count, count_to, print};
 use super::outputs::check_outputs;
-use crate::profile::{ProfileOptions, cache_folder, load_or_measure, verify_seconds};
+use crate::profile::{ProfileOptions, Progress, Unkept, cache_folder, keep, load_or_measure, verify_seconds};
 use crate::schedule::StepCost;
 
 /// Arguments of `dspark profile`.
@@ -29,7 +29,7 @@ pub struct Arguments {
     /// Number of timed passes per measurement; the median is used
     #[arg(long, value_name = "COUNT", default_value_t = ProfileOptions::default().repeats, value_parser = count)]
     repeats: usize,
-    /// Ignore the cached measurement
+    /// Ignore the cached measurement, and measure again
     #[arg(long)]
     again: bool,
     /// Also write the speed table to this file
@@ -62,15 +62,30 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let identity = models.identity(&options);
     let cache = cache_folder();
     let from = cache.as_deref().filter(|_| !arguments.again);
-    let observe = |what: &str, count: usize, seconds: f64| {
-        let unit = if what == "verify" { "tokens" } else { "requests" };
-        eprintln!("{what} {count} {unit}: {:.2} ms", seconds * 1e3);
+    let observe = |progress: Progress| match progress {
+        Progress::Begun { seconds } => eprintln!("measuring: about {seconds:.0} s"),
+        Progress::Probed { kind, count, seconds } => {
+            let unit = if kind == "verify" { "tokens" } else { "requests" };
+            eprintln!("{kind} {count} {unit}: {:.2} ms", seconds * 1e3);
+        }
     };
-    let table = load_or_measure(target, draft, &options, &identity, from, observe, warn_unkept);
-    if let (true, Some(cache)) = (arguments.again, &cache)
-        && let Err(error) = crate::profile::keep(&table, &identity, cache)
+    let mut disturbed = false;
+    let unkept = |why: Unkept| match why {
+        Unkept::Failed(error) => warn_unkept(error.into()),
+        Unkept::Disturbed { spread } => {
+            disturbed = true;
+            eprintln!(
+                "warning: other programs ran while this was measured (times of one pass differ by a factor of {spread:.1}): \
+                 `scheduled` will decide by a distorted table; repeat with --again when the machine is idle"
+            );
+        }
+    };
+    let table = load_or_measure(target, draft, &options, &identity, from, observe, unkept);
+    // Who measures expressly gets what was measured.
+    if let (true, Some(cache)) = (arguments.again || disturbed, &cache)
+        && let Err(error) = keep(&table, &identity, cache)
     {
-        warn_unkept(error);
+        warn_unkept(error.into());
     }
     if let Some(path) = &arguments.out {
         table.write(path)?;

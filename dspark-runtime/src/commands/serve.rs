@@ -88,17 +88,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let api_key = api_key(arguments.api_key_file.as_deref())?;
     let open = api_key.is_none() && !arguments.host.is_loopback();
     if open {
-        tracing::warn!("there is no API key: whoever reaches {} may ask", arguments.host);
+        tracing::warn!("no API key is set: anyone who can reach {} can use the server", arguments.host);
     }
     if api_key.is_none() && arguments.allow_origins.iter().any(|origin| origin == "*") {
-        tracing::warn!("there is no API key: every web page that a browser here shows may ask");
+        tracing::warn!("no API key is set: every web page opened in a browser on this machine can use the server");
     }
     let running = arguments.engine.start(Sampling::default())?;
     let trained = running.draft.as_ref().and_then(DraftConfig::template_arguments);
     if let Some(trained) = trained.filter(|trained| !trained.is_empty()) {
         let trained = Value::from(trained.clone());
         tracing::warn!(
-            "the draft was trained with chat_template_kwargs {trained}: requests with others accept less of what it drafts"
+            "the draft was trained with chat_template_kwargs {trained}: expect lower accepted lengths for requests with other arguments"
         );
     }
     let config = ServerConfig {
@@ -144,7 +144,7 @@ fn origin(text: &str) -> Result<String, String> {
     if text == "*" || place.is_some_and(|place| !place.is_empty() && !place.contains(['/', '?', '#', ' '])) {
         return Ok(text.to_owned());
     }
-    Err("expected scheme://host, with :port where it is not the scheme's own, or *".to_owned())
+    Err("expected scheme://host or scheme://host:port, or * for all origins".to_owned())
 }
 
 /// A name of the server without its port.
@@ -152,7 +152,7 @@ fn host_name(text: &str) -> Result<String, String> {
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)) {
         return Ok(text.trim_end_matches('.').to_owned());
     }
-    Err("expected a host name without scheme, port and path".to_owned())
+    Err("expected a host name without scheme, port or path".to_owned())
 }
 
 /// A number of seconds that clocks can count.

@@ -53,7 +53,7 @@ pub struct EngineHandle {
 pub(super) struct Shared {
     pub limits: Limits,
     pub next_id: AtomicU64,
-    /// Requests submitted and not admitted yet.
+    /// Requests waiting for admission.
     pub waiting: AtomicUsize,
     pub shutting_down: AtomicBool,
     /// True once the step loop has ended, in order or not.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::schedule::Switch;
 use crate::speculate::accepted_length;
 
 /// Where a step's time goes.
@@ -35,13 +36,13 @@ impl Phase {
 /// Counters since the start, and gauges of the last step.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    /// Requests submitted and not admitted yet.
+    /// Requests waiting for admission.
     pub waiting: usize,
     /// Requests being answered.
     pub running: usize,
     /// Tokens in the cache, those kept for later requests included, and what features that wait for the draft take, in tokens.
     pub cached_tokens: usize,
-    /// Tokens that the cache may hold.
+    /// Capacity of the cache in tokens.
     pub cache_capacity: usize,
     /// Steps taken.
     pub steps: u64,
@@ -73,6 +74,8 @@ pub struct Metrics {
     pub batch_tokens: usize,
     /// Answers finished in the time that the engine was not idle, and that time.
     pub busy: Duration,
+    /// The last report of drafting being switched off or on; `None` before the first.
+    pub switch: Option<Switch>,
 }
 
 impl Metrics {

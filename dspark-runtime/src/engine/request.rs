@@ -186,7 +186,7 @@ impl std::ops::AddAssign for Usage {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Refusal {
     /// As many requests wait as may wait.
-    #[error("{waiting} requests are waiting already; try again in {retry_after:?}")]
+    #[error("the queue is full ({waiting} requests are waiting); try again in {retry_after:?}")]
     QueueFull {
         /// Requests in the queue.
         waiting: usize,
@@ -229,7 +229,7 @@ pub enum Failure {
     #[error("{0}")]
     NotFinite(#[source] NotFinite),
     /// Nobody read the answer as it came.
-    #[error("{0} pieces of the answer were waiting to be read; expected a client that reads faster")]
+    #[error("the client reads the answer too slowly: {0} events were unread")]
     NotRead(usize),
     /// A defect.
     #[error("internal error: {0}")]

@@ -48,11 +48,11 @@ pub enum EngineError {
         field: &'static str,
     },
     /// The scheduled mode was asked for without a speed curve.
-    #[error("mode `scheduled` needs a speed curve: measure one with `dspark profile`, or choose another mode")]
+    #[error("mode `scheduled` needs a speed table: measure one with `dspark profile`, or choose another mode")]
     NoCurve,
     /// A confidence threshold was asked for, and the draft predicts no confidences.
     #[error(
-        "mode `{mode}` needs a confidence head, and the draft has none: choose another mode, or take a draft that was trained with \
+        "mode `{mode}` needs a confidence head, but the draft has none: choose another mode, or use a draft trained with \
          `model.enable_confidence_head = true`"
     )]
     NoConfidenceHead {
@@ -60,7 +60,7 @@ pub enum EngineError {
         mode: Mode,
     },
     /// The machine has no thread to spare.
-    #[error("no thread for the engine: {0}")]
+    #[error("cannot start the engine's thread: {0}")]
     Thread(#[from] std::io::Error),
 }
 

@@ -1,6 +1,6 @@
 //! One step: a round of all running sequences, with parts of new prompts beside it.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rayon::prelude::*;
 
@@ -9,19 +9,8 @@ use super::metrics::Phase;
 use super::request::{Failure, FinishReason, Logprobs, TokenOutput};
 use super::sequence::Sequence;
 use super::step_loop::StepLoop;
-use crate::schedule::{Candidate, Policy, prompt_rows};
-use crate::speculate::{Judged, Lane, NotFinite, Outcome, Part, Rounds, Verified};
-
-/// Rows of features that may wait for the draft's context while a sequence does not draft: most end before they have as many,
-/// and cost nothing then.
-const FEATURES_WAITING: usize = 4096;
-
-/// What contexts took in that lacked more than a round's features. It says nothing about what drafting costs.
-#[derive(Clone, Copy, Debug, Default)]
-struct CaughtUp {
-    tokens: usize,
-    time: Duration,
-}
+use crate::schedule::{Candidate, prompt_rows};
+use crate::speculate::{Judged, Lane, NotFinite, Outcome, Part, PolicyStep, Verified};
 
 impl StepLoop<'_> {
     /// Takes every running sequence one round further, or a part of its prompt.
@@ -29,7 +18,7 @@ impl StepLoop<'_> {
         let (rounds, mut clock) = (self.rounds, Instant::now());
         self.make_room();
         let candidates: Vec<Candidate> = self.running.iter().map(Sequence::candidate).collect();
-        let stopping = self.policy.step(&candidates);
+        let mut step = PolicyStep::decide(&mut self.policy, &candidates);
         // What is asked here has to be asked before the pass moves the caches on.
         let decoding = self.running.iter().all(Sequence::is_decoding);
         let cached: Vec<usize> = self.running.iter().map(Sequence::cached).collect();
@@ -39,20 +28,9 @@ impl StepLoop<'_> {
         let mut lanes: Vec<Lane<'_>> = self.running.iter_mut().filter_map(Sequence::lane).collect();
         self.metrics.lap(Phase::Host, &mut clock);
 
-        let caught_up = catch_up(rounds, &mut lanes, self.policy.drafts());
-        if let Some(stopping) = &stopping {
-            // Nothing is left to draft behind the last token that an answer may get.
-            let drafts = |(lane, drafts): (&Lane<'_>, &bool)| *drafts && lane.remaining() > 1;
-            let which: Vec<bool> = lanes.iter().zip(self.policy.drafts()).map(drafts).collect();
-            let own = lanes.iter_mut().zip(&which).filter(|(_, drafts)| **drafts).map(|(lane, _)| lane);
-            let blocks = rounds.draft(own, stopping);
-            let own = parts.iter_mut().zip(&which).filter(|(_, drafts)| **drafts);
-            own.zip(blocks).for_each(|((part, _), block)| part.block = block);
-        }
-        let draft_time = self.metrics.lap(Phase::Draft, &mut clock).saturating_sub(caught_up.time);
-        if stopping.is_some() {
-            choose_lengths(&mut self.policy, &lanes, &mut parts);
-        }
+        step.propose(rounds, &self.policy, &mut lanes, &mut parts, None);
+        let draft_time = self.metrics.lap(Phase::Draft, &mut clock).saturating_sub(step.catching_up());
+        step.choose_lengths(&mut self.policy, &lanes, &mut parts);
         self.metrics.lap(Phase::Host, &mut clock);
 
         let verified = rounds.verify(&mut lanes, &parts);
@@ -63,21 +41,20 @@ impl StepLoop<'_> {
         rounds.commit(&mut lanes, &parts, &verified, &judged);
         let (outcomes, failed) = self.outcomes(judged);
 
-        for (part, outcome) in parts.iter().zip(&outcomes) {
-            if let Some(outcome) = outcome {
-                self.policy.judged(part.verified, outcome.verdict.accepted);
-            }
-        }
-        if stopping.is_some() && decoding {
-            self.policy.caught_up(caught_up.tokens, caught_up.time);
-            self.policy.drafted(outcomes.iter().flatten().map(|own| own.record.committed).sum(), time);
-        } else if decoding {
-            self.policy.decoded_plainly(self.running.len(), time);
-        }
+        step.over(&mut self.policy, &parts, outcomes.iter().map(Option::as_ref), decoding, time);
+        self.note_switch();
         self.hand_out(&cached, &parts, outcomes, &verified);
         failed.into_iter().for_each(|(id, error)| self.fail(id, Failure::NotFinite(error)));
         self.metrics.steps += 1;
         self.metrics.lap(Phase::Host, &mut clock);
+    }
+
+    /// Logs that drafting was switched off or on.
+    fn note_switch(&mut self) {
+        if let Some(switch) = self.policy.switched() {
+            tracing::info!("{switch}");
+            self.metrics.switch = Some(switch);
+        }
     }
 
     /// Separates outcomes from the requests that the target has no token for.
@@ -151,30 +128,6 @@ impl StepLoop<'_> {
             let sequence = self.running.remove(index);
             self.finish(sequence);
         }
-    }
-}
-
-/// Brings the contexts up to date of lanes that draft, and of those that have many features waiting.
-fn catch_up(rounds: Rounds<'_>, lanes: &mut [Lane<'_>], drafts: &[bool]) -> CaughtUp {
-    let started = Instant::now();
-    let mut contexts = 0;
-    let own = lanes.iter_mut().zip(drafts).filter(|(lane, drafts)| {
-        let waiting = lane.state.waiting.rows();
-        waiting > 0 && (waiting >= FEATURES_WAITING || **drafts)
-    });
-    let tokens = rounds.catch_up(own.map(|(lane, _)| lane).inspect(|_| contexts += 1));
-    let round = rounds.draft_model().map_or(0, |draft| draft.config().block_size + 1);
-    if tokens > contexts * round { CaughtUp { tokens, time: started.elapsed() } } else { CaughtUp::default() }
-}
-
-/// Lets the policy say how much of each block is verified. The token that the target adds counts against the limit too.
-fn choose_lengths(policy: &mut Policy, lanes: &[Lane<'_>], parts: &mut [Part]) {
-    let drafts = policy.drafts().to_vec();
-    let blocks = parts.iter().zip(&drafts).filter(|(_, drafts)| **drafts).map(|(part, _)| &part.block);
-    let lengths = policy.lengths(blocks.map(|block| (&block.confidences[..], block.tokens.len())));
-    let own = parts.iter_mut().zip(lanes).zip(&drafts).filter(|(_, drafts)| **drafts);
-    for (((part, lane), _), length) in own.zip(lengths) {
-        part.verified = (*length).min(lane.remaining() - 1);
     }
 }
 

@@ -224,7 +224,7 @@ impl StepLoop<'_> {
     /// # Panics
     /// When the finisher has ended, which it only does before this loop by a defect: nobody would get an answer any more.
     pub(super) fn tell(&self, output: Output) {
-        assert!(self.outputs.send(output).is_ok(), "the thread that turns tokens into text has ended");
+        assert!(self.outputs.send(output).is_ok(), "the detokenisation thread has ended");
     }
 
     fn publish(&mut self) {

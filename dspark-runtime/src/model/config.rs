@@ -227,8 +227,8 @@ impl TargetConfig {
         }
         let names: Vec<String> = self.unknown_fields.iter().map(|name| format!("`{name}`")).collect();
         Some(format!(
-            "{}: unknown fields {}: if they change what the target computes, its answers here are not those of other \
-             programs",
+            "{}: unknown fields {} are ignored: if they affect the computation, outputs will differ from those of \
+             other programs",
             self.fields.path().display(),
             names.join(", ")
         ))
@@ -257,11 +257,7 @@ impl TargetConfig {
         let read = |name: &str| of_layers(name, family) || name == "is_causal" || mixture(name);
         refuse_not_computed(&fields, family, read)?;
         if !fields.flag("is_causal", true)? {
-            return Err(fields.not_computed(
-                "is_causal",
-                "true",
-                "a target sees what comes before, and nothing else",
-            ));
+            return Err(fields.not_computed("is_causal", "true", "only causal attention is supported"));
         }
         let num_hidden_layers = layer_count(&fields)?;
         if family != Family::Gemma4 {

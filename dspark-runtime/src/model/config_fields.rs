@@ -154,12 +154,12 @@ const ENDINGS_WITHOUT_EFFECT: [&str; 6] =
     ["_token_id", "_token_ids", "_token_index", "_dropout", "_pdrop", "_dropout_prob"];
 
 const WINDOWS: &str = "sliding-window attention";
-const SCALES: &str = "a scale on embeddings, scores, residuals or logits";
-const CAPS: &str = "a cap on logits or scores";
+const SCALES: &str = "scaling of embeddings, scores, residuals or logits";
+const CAPS: &str = "capping of logits or scores";
 const BIASES: &str = "biases";
 const EXPERTS: &str = "mixtures of experts";
-const PARTIAL: &str = "a rotation of a part of each head";
-const POSITIONS: &str = "another treatment of positions";
+const PARTIAL: &str = "partial rotary embedding";
+const POSITIONS: &str = "another position encoding";
 const SINKS: &str = "attention sinks";
 const OTHER_ATTENTION: &str = "another kind of attention";
 
@@ -176,7 +176,7 @@ const NOT_COMPUTED: [(&str, Option<f64>, &str); 64] = [
     ("attn_logit_softcapping", None, CAPS),
     ("logit_softcap", None, CAPS),
     ("logits_soft_cap", None, CAPS),
-    ("clip_qkv", None, "clipped queries, keys and values"),
+    ("clip_qkv", None, "clipping of queries, keys and values"),
     ("query_pre_attn_scalar", None, SCALES),
     ("attention_multiplier", Some(1.0), SCALES),
     ("embedding_multiplier", Some(1.0), SCALES),
@@ -189,7 +189,7 @@ const NOT_COMPUTED: [(&str, Option<f64>, &str); 64] = [
     ("scale_depth", None, SCALES),
     ("dim_model_base", None, SCALES),
     ("scale_embedding", None, SCALES),
-    ("attn_temperature_tuning", Some(0.0), "scores scaled by their position"),
+    ("attn_temperature_tuning", Some(0.0), "position-dependent scaling of scores"),
     ("partial_rotary_factor", Some(1.0), PARTIAL),
     ("rotary_pct", Some(1.0), PARTIAL),
     ("rotary_percentage", Some(1.0), PARTIAL),
@@ -227,7 +227,7 @@ const NOT_COMPUTED: [(&str, Option<f64>, &str); 64] = [
     ("q_lora_rank", None, OTHER_ATTENTION),
     ("use_parallel_residual", None, "parallel attention and MLP"),
     ("parallel_attn", None, "parallel attention and MLP"),
-    ("num_nextn_predict_layers", Some(0.0), "layers that predict further tokens"),
+    ("num_nextn_predict_layers", Some(0.0), "multi-token prediction layers"),
     ("pruned_heads", None, "pruned heads"),
 ];
 
@@ -236,7 +236,7 @@ const QUANTISATION: [&str; 4] = ["quantization_config", "compression_config", "q
 
 /// Why a draft with an unknown field is refused, and what to do.
 pub(super) const UNKNOWN_IN_DRAFT: &str =
-    "this field is not known; remove it from the file if it does not change what the draft computes";
+    "this field is unknown; remove it from the file if it does not change the draft's computation";
 
 /// Returns whether a value stands for nothing.
 fn is_empty(value: &Value) -> bool {
@@ -294,7 +294,7 @@ pub(super) fn refuse_not_computed(
                 if has_qk_norm(family) {
                     continue;
                 }
-                ("false".to_owned(), "norms of queries and keys")
+                ("false".to_owned(), "normalisation of queries and keys")
             }
             // All list entries 1: every layer has rotation.
             "no_rope_layers" if value.as_array().is_some_and(|list| list.iter().all(|layer| layer == 1)) => continue,
@@ -365,7 +365,9 @@ pub(super) fn refuse_quantised_folder(folder: &Path) -> Result<(), CheckpointErr
 
 fn quantised(method: Option<&str>) -> String {
     let method = method.map_or_else(String::new, |method| format!(" ({method})"));
-    format!("the weights are quantised{method}, which is not read; use the unquantised model, or a GGUF file of it")
+    format!(
+        "the weights are quantised{method}, which is not supported; use the unquantised model, or a GGUF file of it"
+    )
 }
 
 #[cfg(test)]

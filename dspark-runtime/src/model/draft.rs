@@ -15,7 +15,8 @@ use super::attention::KeysValues;
 use super::draft_config::DraftConfig;
 use super::draft_vocabulary::DraftVocabulary;
 use super::drafter::{DraftKind, Drafting};
-use super::heads::{ConfidenceHead, MarkovHead, MarkovState};
+use super::dspark::DSparkConfig;
+use super::heads::{ConfidenceHead, MarkovHead, MarkovHeadType, MarkovState};
 use super::int8_heads::Int8Heads;
 use super::kv_cache::KvCache;
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
@@ -189,6 +190,28 @@ impl Draft {
     #[must_use]
     pub fn with_kind(self, kind: DraftKind) -> Self {
         Self { config: self.config.with_kind(kind), ..self }
+    }
+
+    /// Returns the draft with a vanilla Markov head of zeros, which changes none of its logits; `None` where it has a head, or is of a
+    /// kind that has none. Some engines read no block draft without a head.
+    #[must_use]
+    pub fn with_zero_markov_head(mut self, rank: usize) -> Option<Self> {
+        let DraftKind::DSpark(own) = self.config.kind.clone() else { return None };
+        if own.markov_rank > 0 {
+            return None;
+        }
+        let kind = MarkovHeadType::Vanilla;
+        let (v, d) = (self.config.vocab_size, self.config.layer.hidden_size);
+        let tokens = [v, self.config.draft_vocab_size];
+        let device = self.embed_tokens.weight.val().device();
+        self.parameters.markov_head = Some(MarkovHead::new(kind, tokens, d, rank, &device));
+        self.int8 = None;
+        Some(self.with_kind(DraftKind::DSpark(DSparkConfig {
+            markov_rank: rank,
+            markov_head_type: kind,
+            confidence_head_with_markov: false,
+            ..own
+        })))
     }
 
     /// Returns the draft with a note of the variables that its conversations are rendered with: see [`DraftConfig::with_template_arguments`].

@@ -318,13 +318,13 @@ fn refuse_fields(fields: &JsonFields, drafter: &dyn Drafter, family: Family) -> 
         // Where nothing says that layers see everything, some programs take the window for theirs.
         let silent = fields.get("use_sliding_window").is_none() && fields.get("layer_types").is_none();
         if silent && fields.get("sliding_window").is_some() {
-            let reason = "sliding-window attention is not supported in drafts; state `use_sliding_window` false if there \
-                          is none";
+            let reason = "sliding-window attention is not supported in drafts; set `use_sliding_window` to false if \
+                          the draft does not use it";
             return Err(fields.not_computed("sliding_window", "nothing", reason));
         }
     }
     if fields.flag("tie_word_embeddings", false)? {
-        let reason = "a draft's output head is its target's or its own, never its embedding";
+        let reason = "a draft's output head is never tied to its embedding";
         return Err(fields.not_computed("tie_word_embeddings", "false", reason));
     }
     match unknown(fields, read).first() {
@@ -357,8 +357,8 @@ pub fn check_layer_ids(ids: &[LayerId], num_target_layers: usize) -> Result<(), 
     let inside = ids.iter().all(|id| (-1..last).contains(&id.0));
     if ids.is_empty() || !increasing || !inside {
         return Err(format!(
-            "at least one layer id, strictly increasing, each below the final layer {last} (whose output other engines \
-             see normalised)"
+            "at least one layer id, strictly increasing, each below the final layer {last} (other engines return its \
+             output after the final norm)"
         ));
     }
     Ok(())

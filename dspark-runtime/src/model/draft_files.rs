@@ -149,7 +149,7 @@ impl Draft {
             None => native,
             Some(verifier) => to_speculators(&self.config().kind, &native, verifier).ok_or_else(|| {
                 let expected =
-                    "a DSpark or Eagle3 draft of Qwen3's layers: no other is written in the speculators layout";
+                    "a DSpark or Eagle3 draft with Qwen3 layers (others cannot be written in the speculators layout)";
                 self.config().fields().wrong("architectures", expected)
             })?,
         };
@@ -173,7 +173,7 @@ fn check_finite(weights: &Weights, names: &BTreeSet<String>) -> Result<(), Check
         let shape = weights.shape(name).unwrap_or_default().to_vec();
         if let Some(value) = weights.values(name, &shape)?.into_iter().find(|value| !value.is_finite()) {
             let reason =
-                format!("tensor `{name}` holds {value}: export the draft again from a checkpoint that is intact");
+                format!("tensor `{name}` contains {value}: export the draft again from an undamaged checkpoint");
             return Err(CheckpointError::Damaged { path: weights.path_of(name), reason });
         }
     }

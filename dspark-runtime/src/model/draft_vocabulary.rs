@@ -45,9 +45,7 @@ impl DraftVocabulary {
             Some(ids) => Ok(Self { ids, full }),
             None => Err(CheckpointError::Invalid {
                 path: path.to_owned(),
-                reason: format!(
-                    "tensor `d2t`: expected offsets that lead to increasing token ids below {full}, found others"
-                ),
+                reason: format!("tensor `d2t`: expected offsets that give increasing token ids below {full}"),
             }),
         }
     }

@@ -51,13 +51,13 @@ impl Drafter for DSparkConfig {
 
     fn read(&self, fields: &JsonFields, vocab_size: usize) -> Result<DraftKind, CheckpointError> {
         if !fields.flag("sample_from_anchor", true)? {
-            let expected = "true: the anchor's own slot drafts the first token";
+            let expected = "true (the anchor's slot drafts the first token)";
             return Err(fields.wrong("sample_from_anchor", expected));
         }
         // Other programs' words for the same.
         for (field, same) in [("shift_label", true), ("dspark_bonus_anchor", false)] {
             if fields.flag(field, same)? != same {
-                return Err(fields.wrong(field, format!("{same}: the anchor's own slot drafts the first token")));
+                return Err(fields.wrong(field, format!("{same} (the anchor's slot drafts the first token)")));
             }
         }
         let markov_rank = fields.optional_size("markov_rank", 0)?.unwrap_or(0);

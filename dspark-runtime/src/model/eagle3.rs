@@ -48,12 +48,12 @@ impl Drafter for Eagle3Config {
     fn read(&self, fields: &JsonFields, _vocab_size: usize) -> Result<DraftKind, CheckpointError> {
         for field in ["num_hidden_layers", "draft_num_hidden_layers"] {
             if fields.size(field, 1)? != 1 {
-                return Err(fields.wrong(field, "1: an Eagle3 draft of one layer"));
+                return Err(fields.wrong(field, "1 (Eagle3 drafts have one layer)"));
             }
         }
         let ids = fields.integers("target_layer_ids")?;
         if ids.iter().any(|&id| id < 0) {
-            return Err(fields.wrong("target_layer_ids", "layers of the target, none of them -1 (the embedding)"));
+            return Err(fields.wrong("target_layer_ids", "layers of the target; -1 (the embedding) is not allowed"));
         }
         let step_loss_decay = fields.optional_float("step_loss_decay")?;
         if step_loss_decay.is_some_and(|decay| !(decay > 0.0 && decay <= 1.0)) {

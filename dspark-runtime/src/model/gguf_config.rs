@@ -207,7 +207,7 @@ pub(super) fn target_metadata(
 ) -> Result<Vec<(String, GgufValue)>, CheckpointError> {
     if !GGUF_FAMILIES.contains(&config.family) {
         let known = GGUF_FAMILIES.map(Family::model_type).join(", ");
-        return Err(config.fields.wrong("model_type", format!("one of {known}: no other is written to GGUF")));
+        return Err(config.fields.wrong("model_type", format!("one of {known} (others cannot be written as GGUF)")));
     }
     let architecture = config.family.model_type();
     let mut metadata = general(architecture, name, block_type);
@@ -232,29 +232,30 @@ pub(super) fn draft_metadata(
     const ARCHITECTURE: &str = "dflash";
     let fields = config.fields();
     let DraftKind::DSpark(own) = &config.kind else {
-        return Err(fields.wrong("architectures", "a DSpark draft: other drafts have no GGUF form here"));
+        return Err(fields.wrong("architectures", "a DSpark draft (other drafts cannot be written as GGUF)"));
     };
     if own.markov_rank == 0 {
-        let expected = "at least 1: llama.cpp takes a draft without Markov head for a DFlash draft, whose blocks begin \
+        let expected = "at least 1: llama.cpp reads a draft without a Markov head as a DFlash draft, whose blocks begin \
                         after the anchor";
         return Err(fields.wrong("markov_rank", expected));
     }
     if own.markov_head_type != MarkovHeadType::Vanilla {
-        return Err(fields.wrong("markov_head_type", "\"vanilla\": llama.cpp knows no other Markov head"));
+        return Err(fields.wrong("markov_head_type", "\"vanilla\": llama.cpp supports no other Markov head"));
     }
     if config.draft_vocab_size < config.vocab_size {
-        let expected = format!("{}, the target's: llama.cpp's drafts propose every token", config.vocab_size);
+        let expected =
+            format!("{}, the target's vocabulary size: drafts for llama.cpp propose every token", config.vocab_size);
         return Err(fields.wrong("draft_vocab_size", expected));
     }
     if own.enable_confidence_head && !own.confidence_head_with_markov {
-        let expected = "true: llama.cpp's confidence head sees the Markov factors";
+        let expected = "true: llama.cpp's confidence head reads the Markov factors";
         return Err(fields.wrong("confidence_head_with_markov", expected));
     }
     if config.layer.gemma.is_some() {
-        return Err(fields.wrong("model_type", "\"qwen3\": llama.cpp knows no other layers in drafts"));
+        return Err(fields.wrong("model_type", "\"qwen3\": llama.cpp supports no other layers in drafts"));
     }
     if config.layer.qkv_bias || config.layer.output_bias {
-        return Err(fields.wrong("attention_bias", "false: llama.cpp's drafts have no biases"));
+        return Err(fields.wrong("attention_bias", "false: drafts for llama.cpp have no biases"));
     }
     let mut metadata = general(ARCHITECTURE, name, block_type);
     let context_length = fields.optional_size("max_position_embeddings", 1)?.unwrap_or(2048);
@@ -320,7 +321,7 @@ fn layer_metadata(
         }
         RopeScaling::Llama3 { .. } | RopeScaling::Proportional { .. } => {
             let field = if fields.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
-            return Err(fields.wrong(field, "none or linear scaling: no other is written to GGUF"));
+            return Err(fields.wrong(field, "no scaling or linear scaling (others cannot be written as GGUF)"));
         }
     }
     Ok(metadata.into_iter().map(|(key, value)| (format!("{architecture}.{key}"), value)).collect())

@@ -25,7 +25,7 @@ pub(super) fn rope(fields: &JsonFields) -> Result<(f64, RopeScaling), Checkpoint
     if let (Some(inner), Some(flat)) = (inner, flat)
         && inner != flat
     {
-        return Err(fields.wrong(THETA, format!("{inner}, as `{NEW}` has it")));
+        return Err(fields.wrong(THETA, format!("{inner}, as in `{NEW}`")));
     }
     // Newer programs write the base into what they call by the older name.
     let older = old.as_ref().map(theta).transpose()?.flatten();
@@ -33,13 +33,13 @@ pub(super) fn rope(fields: &JsonFields) -> Result<(f64, RopeScaling), Checkpoint
     if let (Some(base), Some(older)) = (base, older)
         && base != older
     {
-        return Err(fields.wrong(SCALING, format!("the same `{THETA}` as elsewhere in the file, {base}")));
+        return Err(fields.wrong(SCALING, format!("{base}, as `{THETA}` elsewhere in the file")));
     }
     let scalings = (new.as_ref().map(scaling).transpose()?, old.as_ref().map(scaling).transpose()?);
     if let (Some(new), Some(old)) = scalings
         && new != old
     {
-        return Err(fields.wrong(SCALING, format!("nothing, or the same as `{NEW}`")));
+        return Err(fields.wrong(SCALING, format!("no value, or the value in `{NEW}`")));
     }
     Ok((base.unwrap_or(DEFAULT_THETA), scalings.0.or(scalings.1).unwrap_or(RopeScaling::None)))
 }
@@ -57,7 +57,7 @@ fn scaling(settings: &JsonFields) -> Result<RopeScaling, CheckpointError> {
     if let (Some(new), Some(old)) = (new, old)
         && new != old
     {
-        return Err(settings.wrong("type", format!("nothing, or \"{new}\" as `rope_type` has it")));
+        return Err(settings.wrong("type", format!("no value, or \"{new}\" as in `rope_type`")));
     }
     let positive = |field: &str| match settings.optional_float(field)? {
         Some(value) if value > 0.0 => Ok(value),
@@ -81,7 +81,7 @@ fn scaling(settings: &JsonFields) -> Result<RopeScaling, CheckpointError> {
         }
         _ => {
             let name = if new.is_some() { "rope_type" } else { "type" };
-            let reason = "this rotation is not computed here";
+            let reason = "this rotary embedding is not supported";
             return Err(settings.not_computed(name, "one of default, linear, llama3", reason));
         }
     };
@@ -94,7 +94,7 @@ fn scaling(settings: &JsonFields) -> Result<RopeScaling, CheckpointError> {
         let neutral = ["factor", "partial_rotary_factor", "attention_factor"].contains(&name.as_str());
         if !(neutral && value.as_f64() == Some(1.0)) {
             let expected = if neutral { "1" } else { "nothing" };
-            let reason = format!("it is no setting of a \"{kind}\" rotation as computed here");
+            let reason = format!("this is not a supported setting of a \"{kind}\" rotary embedding");
             return Err(settings.not_computed(name, expected, reason));
         }
     }

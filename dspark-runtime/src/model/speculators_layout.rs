@@ -138,7 +138,7 @@ pub fn from_speculators(fields: &JsonFields, target_layers: Option<usize>) -> Re
     }
     let layers = fields.object(LAYERS)?.ok_or_else(|| fields.wrong(LAYERS, "an object"))?;
     if layers.optional_text("model_type")?.is_some_and(|kind| kind != "qwen3") {
-        return Err(layers.wrong("model_type", format!("\"qwen3\" in `{LAYERS}`: other layers are not read here")));
+        return Err(layers.wrong("model_type", format!("\"qwen3\" in `{LAYERS}`: other layers are not supported")));
     }
     let mut native = layers.as_map().clone();
     let mut set = |name: &str, value: Value| drop(native.insert(name.to_owned(), value));
@@ -196,16 +196,16 @@ fn refuse_beside_layers(
     if let Some(width) = fields.optional_size("target_hidden_size", 1)?
         && layers.optional_size("hidden_size", 1)?.is_some_and(|own| own != width)
     {
-        let reason = "a draft's layers are as wide as its target's";
+        let reason = "a draft has the hidden size of its target";
         return Err(fields.not_computed("target_hidden_size", "the draft's `hidden_size`", reason));
     }
     if fields.flag("tie_word_embeddings", false)? {
-        let reason = "a draft's output head is its target's or its own, never its embedding";
+        let reason = "a draft's output head is never tied to its embedding";
         return Err(fields.not_computed("tie_word_embeddings", "false", reason));
     }
     for name in EAGLE3_OTHERWISE {
         if fields.flag(name, false)? {
-            return Err(fields.not_computed(name, "false", "such drafts are computed otherwise than those here"));
+            return Err(fields.not_computed(name, "false", "such drafts use a computation that is not supported"));
         }
     }
     match unknown(fields, &read).first() {

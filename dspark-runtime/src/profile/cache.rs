@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::measure::{ProfileOptions, measure};
+use super::measure::{ProfileOptions, Progress, measure};
 use crate::checkpoint::{CheckpointError, JsonFields, WeightPrecision};
 use crate::device::DeviceChoice;
 use crate::model::{Draft, DraftConfig, DraftHeads, TRAINING_FIELDS, Target, TargetConfig};
@@ -66,16 +66,31 @@ fn number_type(fields: &JsonFields, stored: bool) -> String {
     named.map_or_else(String::new, ToString::to_string)
 }
 
+/// Why a new table is not kept for the next run.
+#[derive(Debug, thiserror::Error)]
+pub enum Unkept {
+    /// The file cannot be written.
+    #[error(transparent)]
+    Failed(#[from] CheckpointError),
+    /// Other programs ran during the measurement.
+    #[error("other programs ran while it was measured (times of one pass differ by a factor of {spread:.1})")]
+    Disturbed {
+        /// As in [`Measured`](super::Measured).
+        spread: f64,
+    },
+}
+
 /// Returns the table of an earlier run when there is one that fits and is complete, else a new one, which is then kept for the
-/// next run. Without a folder nothing is kept. The table is good whether or not it could be kept; `unkept` is told why not.
+/// next run unless other programs disturbed the measurement. Without a folder nothing is kept. `unkept` is told why a table is not
+/// kept.
 pub fn load_or_measure(
     target: &Target,
     draft: Option<&Draft>,
     options: &ProfileOptions,
     identity: &Identity,
     folder: Option<&Path>,
-    observe: impl FnMut(&str, usize, f64),
-    unkept: impl FnOnce(CheckpointError),
+    observe: impl FnMut(Progress),
+    unkept: impl FnOnce(Unkept),
 ) -> SpsTable {
     let path = folder.map(|folder| folder.join(file_name(identity)));
     if let Some(path) = &path
@@ -85,9 +100,13 @@ pub fn load_or_measure(
     {
         return table;
     }
-    let table = measure(target, draft, options, observe).with_identity(identity.clone());
-    if let Some(Err(error)) = folder.map(|folder| keep(&table, identity, folder)) {
-        unkept(error);
+    let measured = measure(target, draft, options, observe);
+    let (disturbed, spread) = (measured.disturbed(), measured.spread);
+    let table = measured.table.with_identity(identity.clone());
+    if disturbed {
+        unkept(Unkept::Disturbed { spread });
+    } else if let Some(Err(error)) = folder.map(|folder| keep(&table, identity, folder)) {
+        unkept(error.into());
     }
     table
 }
@@ -194,12 +213,13 @@ mod tests {
         let folder = file.path().join("profiles");
         let options = ProfileOptions { max_batch_tokens: 2, max_requests: 1, context: 8, repeats: 1 };
         let mut told = None;
-        let observe = |_: &str, _: usize, _: f64| {};
         let identity = Identity::default();
         let table =
-            load_or_measure(&target, None, &options, &identity, Some(&folder), observe, |error| told = Some(error));
+            load_or_measure(&target, None, &options, &identity, Some(&folder), |_| {}, |why| told = Some(why));
         assert!(matches!(table.cost(), StepCost::Probes { .. }));
-        assert!(told.unwrap().to_string().contains("profiles"));
+        // Beside other tests the times of its tiny passes may spread.
+        let told = told.unwrap();
+        assert!(matches!(told, Unkept::Disturbed { .. }) || told.to_string().contains("profiles"), "{told}");
     }
 
     #[test]

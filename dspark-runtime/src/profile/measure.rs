@@ -23,6 +23,45 @@ const MOST_PER_ROUND: usize = 4;
 /// How often disturbed probes are measured again.
 const ATTEMPTS: usize = 5;
 
+/// Passes of one probe take the same time on a machine that does nothing else. Where the slower ones (the upper quartile) of most
+/// probes take this many times the fastest, other programs ran too.
+const DISTURBED: f64 = 1.5;
+
+/// A table with what is known of its quality.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The table.
+    pub table: SpsTable,
+    /// Upper quartile of a probe's times, as a multiple of its fastest: the median over the probes.
+    pub spread: f64,
+}
+
+impl Measured {
+    /// Returns whether other programs disturbed the measurement.
+    pub fn disturbed(&self) -> bool {
+        self.spread > DISTURBED
+    }
+}
+
+/// Event of a measurement.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Progress {
+    /// Every probe ran once; the measurement will take about so many seconds.
+    Begun {
+        /// Estimate.
+        seconds: f64,
+    },
+    /// A probe was timed for the last time.
+    Probed {
+        /// `verify`, `caches` or `draft`.
+        kind: &'static str,
+        /// Tokens of a `verify` probe, requests of the others.
+        count: usize,
+        /// The median.
+        seconds: f64,
+    },
+}
+
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct ProfileOptions {
@@ -113,13 +152,29 @@ impl Times<'_> {
     }
 }
 
-/// Measures the whole table; `observe` hears of every probe when its last round is over.
+/// Returns about how many seconds a probe takes per round whose first pass took `first`.
+fn round_seconds(first: f64) -> f64 {
+    let more = ((SHORTEST - first) / first.max(1e-9)).ceil().clamp(0.0, MOST_PER_ROUND as f64);
+    first * (1.0 + more)
+}
+
+/// Returns the upper quartile of times as a multiple of the fastest.
+fn spread(seconds: &[f64]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    match (sorted.first(), sorted.get(sorted.len() * 3 / 4)) {
+        (Some(fastest), Some(slower)) => slower / fastest,
+        _ => 1.0,
+    }
+}
+
+/// Measures the whole table.
 pub fn measure(
     target: &Target,
     draft: Option<&Draft>,
     options: &ProfileOptions,
-    mut observe: impl FnMut(&str, usize, f64),
-) -> SpsTable {
+    mut observe: impl FnMut(Progress),
+) -> Measured {
     let batch_tokens = probes(options.max_batch_tokens.max(1));
     let requests = probes(options.max_requests.max(1));
     let drafting = octaves(options.max_requests.max(1));
@@ -141,22 +196,20 @@ pub fn measure(
     let passes = Passes::new(target, draft, options.context);
     let mut times = Times { passes, draft, seconds: vec![Vec::new(); wanted.len()], probes: wanted };
     // Brings weights and buffers into place.
-    for probe in times.probes.clone() {
-        times.pass(probe);
-    }
+    let first: f64 = times.probes.clone().into_iter().map(|probe| round_seconds(times.pass(probe))).sum();
+    observe(Progress::Begun { seconds: first * options.repeats.max(1) as f64 });
     for round in 1..=options.repeats.max(1) {
         for index in 0..times.probes.len() {
             times.time(index);
             if round == options.repeats.max(1) {
                 let seconds = median(times.seconds[index].clone());
-                match times.probes[index] {
-                    Probe::Verify { rows } => observe("verify", rows, seconds),
-                    Probe::Caches { requests } => observe("caches", requests, seconds),
-                    Probe::Draft { slots: own, requests } if Some(&own) == slots.last() => {
-                        observe("draft", requests, seconds);
-                    }
-                    Probe::Draft { .. } | Probe::CatchUp => {}
-                }
+                let (kind, count) = match times.probes[index] {
+                    Probe::Verify { rows } => ("verify", rows),
+                    Probe::Caches { requests } => ("caches", requests),
+                    Probe::Draft { slots: own, requests } if Some(&own) == slots.last() => ("draft", requests),
+                    Probe::Draft { .. } | Probe::CatchUp => continue,
+                };
+                observe(Progress::Probed { kind, count, seconds });
             }
         }
     }
@@ -174,7 +227,8 @@ pub fn measure(
             }
         }
     }
-    table(&times, options, batch_tokens, requests, draft.map(|_| (drafting, slots)))
+    let spread = median(times.seconds.iter().map(|seconds| spread(seconds)).collect());
+    Measured { table: table(&times, options, batch_tokens, requests, draft.map(|_| (drafting, slots))), spread }
 }
 
 /// What the medians say.
@@ -222,6 +276,23 @@ fn table(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn other_programs_show_in_the_spread_of_times_and_a_single_slow_pass_does_not() {
+        assert_eq!(spread(&[]), 1.0);
+        assert_eq!(spread(&[2.0, 2.0, 2.0, 9.0, 2.2]), 1.1);
+        assert_eq!(spread(&[4.0, 2.0, 2.0, 4.0, 3.0]), 2.0);
+        let cost = StepCost::Probes { batch_tokens: vec![1], steps_per_second: vec![10.0], per_request: None };
+        let measured = |spread: f64| Measured { table: SpsTable::new(cost.clone(), 1, None, None), spread };
+        assert!(!measured(1.1).disturbed() && measured(2.0).disturbed());
+    }
+
+    #[test]
+    fn the_estimate_counts_the_passes_of_a_round() {
+        assert_eq!(round_seconds(0.25), 0.25);
+        assert_eq!(round_seconds(0.05), 0.1);
+        assert_eq!(round_seconds(0.01), 0.05);
+    }
 
     #[test]
     fn octaves_end_with_the_last() {

@@ -107,6 +107,16 @@ impl BreakEven {
         }
     }
 
+    /// Returns whether the account was emptied, and drafting waits for its next try.
+    pub fn lost(&self) -> bool {
+        self.waiting > 0
+    }
+
+    /// Returns whether the account is full: drafting pays.
+    pub fn pays(&self) -> bool {
+        self.account >= self.settings.reserve
+    }
+
     /// A round with drafts took that many plain steps for what is not part of any later one.
     pub fn prepared(&mut self, steps: f64) {
         if self.waiting == 0 && steps.is_finite() {

@@ -46,6 +46,7 @@ mod prompts;
 mod sps_table;
 mod stopping;
 mod sts_table;
+mod switches;
 
 pub use asynchronous::Asynchronous;
 pub use break_even::{BreakEven, BreakEvenSettings};
@@ -60,3 +61,4 @@ pub use prompts::prompt_rows;
 pub use sps_table::{Identity, Rise, SpsTable, StepCurve};
 pub use stopping::Stopping;
 pub use sts_table::StsTable;
+pub use switches::Switch;

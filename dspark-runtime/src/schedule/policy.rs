@@ -18,6 +18,7 @@ use super::pace::Paces;
 use super::sps_table::SpsTable;
 use super::stopping::Stopping;
 use super::sts_table::StsTable;
+use super::switches::{Switch, Switches};
 
 /// A block is drafted on only while its survival is at least this share of the least likely token that was verified in the
 /// step before: what is far below will not be verified in this one either.
@@ -57,6 +58,9 @@ pub struct Policy {
     marginal: f64,
     /// Steps with drafts since the last plain one.
     since_plain: u32,
+    /// Complete answers that were told of.
+    answers: u64,
+    switches: Switches,
     confidences: Confidences,
     /// Drafted tokens of each block.
     tokens: Vec<usize>,
@@ -86,6 +90,8 @@ impl Policy {
             longest: None,
             marginal: 0.0,
             since_plain: 0,
+            answers: 0,
+            switches: Switches::default(),
             confidences: Confidences::default(),
             tokens: Vec::new(),
             lengths: Vec::new(),
@@ -127,6 +133,7 @@ impl Policy {
                     false => table.price(requests.len(), self.block, limit, &self.experience),
                 };
                 if !self.guard.drafts(price) {
+                    self.switches.plain(requests.len(), self.guard.lost());
                     self.longest = None;
                     self.guard.plain();
                     self.experience.plain();
@@ -190,11 +197,13 @@ impl Policy {
     /// Tells how many drafted tokens of one request were verified, and how many of them accepted.
     pub fn judged(&mut self, verified: usize, accepted: usize) {
         self.experience.judged(verified, accepted);
+        self.switches.judged(verified, accepted);
     }
 
     /// Tells that a plain step of so many requests is over. Not to be told of steps in which prompts took part.
     pub fn decoded_plainly(&mut self, requests: usize, time: Duration) {
         self.since_plain = 0;
+        self.switches.time(time);
         if let Some(table) = &self.table {
             self.paces.note(table, requests, time);
         }
@@ -212,17 +221,30 @@ impl Policy {
     /// all of it took. Not to be told of steps in which prompts took part.
     pub fn drafted(&mut self, committed: usize, time: Duration) {
         self.since_plain += 1;
+        self.switches.time(time);
         let requests = self.drafts.len();
         if let Some(plain) = self.plain_seconds(requests) {
             // What the step gained over plain ones, in plain steps: tokens per request, less the plain steps that fit into its time.
-            let gain = committed as f64 / requests as f64 - time.as_secs_f64() / plain;
-            self.guard.drafted(requests, gain);
+            let (tokens, steps) = (committed as f64 / requests as f64, time.as_secs_f64() / plain);
+            self.guard.drafted(requests, tokens - steps);
+            self.switches.drafted(requests, tokens, steps, self.guard.pays());
         }
     }
 
     /// Tells how many tokens an answer had.
     pub fn answered(&mut self, tokens: usize) {
         self.joining.answered(tokens);
+        self.answers += 1;
+    }
+
+    /// Returns the number of answers that were told of.
+    pub fn answers(&self) -> u64 {
+        self.answers
+    }
+
+    /// Returns that drafting was switched off or on since this was last asked, if it is time to say so.
+    pub fn switched(&mut self) -> Option<Switch> {
+        self.switches.take()
     }
 
     /// Lets those requests draft that are decoding and for which `joins` says so.

@@ -54,7 +54,10 @@ pub struct Rise {
 impl fmt::Display for Rise {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { from, to, factor } = self;
-        write!(f, "{to} tokens a step are {factor:.2} times as fast as {from}: a measuring error; measure again")
+        write!(
+            f,
+            "{to} tokens per step were measured {factor:.2} times as fast as {from}: a measurement error; measure again with `dspark profile --again`"
+        )
     }
 }
 

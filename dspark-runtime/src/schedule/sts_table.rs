@@ -56,8 +56,8 @@ impl StsTable {
             Some(fitted) if fitted != digest => Err(CheckpointError::Invalid {
                 path: path.to_owned(),
                 reason: format!(
-                    "fitted for another draft (its digest is {fitted}, this draft's is {digest}): fit a table for this draft \
-                     with `deepspec calibrate`, or delete the file"
+                    "fitted for another draft (digest {fitted}; this draft has digest {digest}): fit a table for \
+                     this draft with `deepspec calibrate`, or delete the file"
                 ),
             }),
             _ => Ok(()),

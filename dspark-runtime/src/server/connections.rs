@@ -110,7 +110,7 @@ pub(super) async fn serve(
                 last_moment = Some(Instant::now() + app.config.grace.min(LONGEST_GRACE) + LAST_BYTES);
             }
             () = &mut ended, if last_moment.is_none() => {
-                tracing::error!("the engine has ended; the server stops");
+                tracing::error!("the engine stopped; shutting down the server");
                 app.stopping.store(true, Ordering::Release);
                 last_moment = Some(Instant::now() + LAST_ERRORS);
                 outcome = Err(ServerError::EngineEnded);
@@ -119,7 +119,7 @@ pub(super) async fn serve(
                 Ok((stream, _)) => connections.take(stream),
                 Err(error) => {
                     // No file descriptors, most likely; those that wait give theirs back.
-                    tracing::warn!(%error, "a connection was not accepted");
+                    tracing::warn!(%error, "cannot accept a connection");
                     connections.make_room();
                     sleep(Duration::from_millis(50)).await;
                 }
@@ -139,7 +139,7 @@ pub(super) async fn serve(
 impl Connections {
     fn take(&mut self, stream: TcpStream) {
         if self.open.len() >= self.app.config.max_connections && !self.make_room() {
-            tracing::warn!("a connection was closed at once: all {} are being answered", self.open.len());
+            tracing::warn!("rejected a connection: all {} open connections are busy", self.open.len());
             return;
         }
         let activity = Activity::new(self.freed.clone());
@@ -190,7 +190,7 @@ impl Connections {
         self.closing.send_replace(true);
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if timeout(LAST_BYTES, all).await.is_err() {
-            tracing::warn!(connections = self.tasks.len(), "connections were cut off");
+            tracing::warn!(connections = self.tasks.len(), "closed connections that did not finish in time");
         }
     }
 }

@@ -70,7 +70,7 @@ impl ApiError {
     pub fn unknown_field(param: impl Into<String>, meant: Option<&str>) -> Self {
         let param = param.into();
         let meant = meant.map_or_else(String::new, |meant| format!("; did you mean `{meant}`?"));
-        let message = format!("`{param}` is not known here and would have no effect: leave it out{meant}");
+        let message = format!("`{param}` is an unknown field and would have no effect: remove it{meant}");
         Self::request(StatusCode::BAD_REQUEST, Some("unknown_parameter"), message).about(param)
     }
 
@@ -81,39 +81,39 @@ impl ApiError {
 
     pub fn strange_origin(origin: &str) -> Self {
         let message = format!(
-            "web pages of {origin} may not use this server; `--allow-origin {origin}` lets them, an API key protects it from others"
+            "web pages of {origin} are not allowed to use this server: allow them with `--allow-origin {origin}`; an API key protects the server from others"
         );
         Self::request(StatusCode::FORBIDDEN, Some("origin_not_allowed"), message)
     }
 
     pub fn strange_host(host: &str) -> Self {
         let message = format!(
-            "this server is not known as `{host}`; `--allow-host` adds a name, and with an API key every name is good"
+            "host name `{host}` is not allowed: add it with `--allow-host`, or set an API key, which allows every name"
         );
         Self::request(StatusCode::FORBIDDEN, Some("host_not_allowed"), message)
     }
 
     pub fn unknown_path(path: &str) -> Self {
-        Self::request(StatusCode::NOT_FOUND, Some("unknown_url"), format!("there is nothing at {path}"))
+        Self::request(StatusCode::NOT_FOUND, Some("unknown_url"), format!("unknown path {path}"))
     }
 
     pub fn wrong_method(method: &str, path: &str) -> Self {
-        Self::request(StatusCode::METHOD_NOT_ALLOWED, None, format!("{path} does not answer to {method}"))
+        Self::request(StatusCode::METHOD_NOT_ALLOWED, None, format!("method {method} is not allowed for {path}"))
     }
 
     pub fn unknown_model(asked: &str, served: &str) -> Self {
-        let message = format!("there is no model `{asked}` here; this server has `{served}`");
+        let message = format!("unknown model `{asked}`: this server serves `{served}`");
         Self::request(StatusCode::NOT_FOUND, Some("model_not_found"), message).about("model")
     }
 
     pub fn body_too_large(limit: usize) -> Self {
-        let message = format!("the body is longer than {limit} bytes");
+        let message = format!("the request body is larger than {limit} bytes");
         Self::request(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"), message)
     }
 
     pub fn too_many_long_bodies(waiting: usize, bytes: usize) -> Self {
         let message =
-            format!("{waiting} requests of more than {bytes} bytes are waiting to be read already; try again");
+            format!("too many large requests: {waiting} of more than {bytes} bytes are waiting already; try again");
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"), message);
         Self { retry_after: Some(Duration::from_secs(1)), ..error }
     }
@@ -122,13 +122,13 @@ impl ApiError {
     pub fn prompt_bytes(param: impl Into<String>, bytes: usize, limit: usize, tokens: usize) -> Self {
         let param = param.into();
         let message = format!(
-            "`{param}`: the prompt has {bytes} bytes; the model's context of {tokens} tokens holds {limit} bytes at most"
+            "`{param}`: the prompt has {bytes} bytes, but the model's context of {tokens} tokens holds at most {limit} bytes"
         );
         Self::request(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message).about(param)
     }
 
     pub fn body_too_slow(limit: Duration) -> Self {
-        let message = format!("the body did not arrive within {limit:?}");
+        let message = format!("the request body did not arrive within {limit:?}");
         Self::request(StatusCode::REQUEST_TIMEOUT, Some("body_timeout"), message)
     }
 

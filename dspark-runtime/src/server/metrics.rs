@@ -62,15 +62,15 @@ impl Histogram {
 /// Everything there is to know, as Prometheus reads it.
 pub(super) fn render(engine: &Metrics, traffic: &Traffic) -> String {
     let mut page = Page::default();
-    page.gauge("requests_waiting", "Requests submitted and not admitted yet", engine.waiting);
+    page.gauge("requests_waiting", "Requests waiting for admission", engine.waiting);
     page.gauge("requests_running", "Requests being answered", engine.running);
-    page.gauge("batch_tokens", "Tokens of the last verify pass: anchors and draft tokens", engine.batch_tokens);
+    page.gauge("batch_tokens", "Tokens in the last verification pass: anchors and draft tokens", engine.batch_tokens);
     page.gauge(
         "cache_tokens",
-        "Tokens in the cache, those kept for later requests and waiting features included",
+        "Tokens in the cache, including those kept for later requests and waiting features",
         engine.cached_tokens,
     );
-    page.gauge("cache_capacity_tokens", "Tokens that the cache may hold", engine.cache_capacity);
+    page.gauge("cache_capacity_tokens", "Capacity of the cache in tokens", engine.cache_capacity);
     page.gauge("connections", "Open connections", traffic.connections.load(Ordering::Relaxed));
     if let Some(length) = engine.accepted_length() {
         page.gauge("accepted_length", "Tokens committed per round with a draft, since the start", length);
@@ -78,11 +78,11 @@ pub(super) fn render(engine: &Metrics, traffic: &Traffic) -> String {
         page.gauge("verify_budget", "Draft tokens verified per round with a draft, since the start", budget);
     }
     page.counter("steps_total", "Steps of the engine", engine.steps);
-    page.counter("answers_finished_total", "Answers complete", engine.finished);
-    page.counter("answers_cancelled_total", "Answers whose receiver went away", engine.cancelled);
-    page.counter("answers_failed_total", "Answers given up", engine.failed);
-    page.counter("preemptions_total", "Answers put back into the queue for want of cache", engine.preempted);
-    page.counter("prompt_tokens_total", "Prompt tokens that went through the target", engine.prompt_tokens);
+    page.counter("answers_finished_total", "Answers that finished", engine.finished);
+    page.counter("answers_cancelled_total", "Answers cancelled because the client disconnected", engine.cancelled);
+    page.counter("answers_failed_total", "Answers that failed", engine.failed);
+    page.counter("preemptions_total", "Answers returned to the queue because the cache was full", engine.preempted);
+    page.counter("prompt_tokens_total", "Prompt tokens computed by the target", engine.prompt_tokens);
     page.counter("cached_prompt_tokens_total", "Prompt tokens found in the cache", engine.cached_prompt_tokens);
     page.counter("generated_tokens_total", "Tokens of answers", engine.new_tokens);
     page.counter("draft_rounds_total", "Rounds with a draft", engine.rounds);
@@ -90,18 +90,22 @@ pub(super) fn render(engine: &Metrics, traffic: &Traffic) -> String {
     page.counter("verified_tokens_total", "Draft tokens verified", engine.verified_tokens);
     page.counter("accepted_tokens_total", "Draft tokens kept", engine.accepted_tokens);
     page.counter("busy_seconds_total", "Time in which the engine was not idle", engine.busy.as_secs_f64());
-    page.family("phase_seconds_total", "counter", "Time of the engine by phase");
+    page.family("phase_seconds_total", "counter", "Engine time by phase");
     for (phase, time) in Phase::ALL.iter().zip(engine.phases) {
         page.sample("phase_seconds_total", &format!("{{phase=\"{}\"}}", phase.name()), time.as_secs_f64());
     }
-    page.family("http_requests_total", "counter", "Requests over, by path and outcome");
+    page.family("http_requests_total", "counter", "Finished requests by path and outcome");
     for ((path, outcome), count) in traffic.requests.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         page.sample("http_requests_total", &format!("{{path=\"{path}\",outcome=\"{outcome}\"}}"), count);
     }
     let first_token = *traffic.first_token.lock().unwrap_or_else(PoisonError::into_inner);
-    page.histogram("time_to_first_token_seconds", "From a request's arrival to its first token", &first_token);
+    page.histogram(
+        "time_to_first_token_seconds",
+        "Time from the arrival of a request to its first token",
+        &first_token,
+    );
     let answers = *traffic.answers.lock().unwrap_or_else(PoisonError::into_inner);
-    page.histogram("answer_seconds", "From a request's arrival to the end of its answers", &answers);
+    page.histogram("answer_seconds", "Time from the arrival of a request to the end of its answers", &answers);
     page.0
 }
 

@@ -98,7 +98,7 @@ impl Default for ServerConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServerError {
     /// The engine's thread failed.
-    #[error("the engine has ended by a defect: no request can be answered any more; start the server again")]
+    #[error("the engine stopped because of an internal error: no more requests can be answered; restart the server")]
     EngineEnded,
 }
 

@@ -33,7 +33,7 @@ pub(super) fn chat(fields: &Fields<'_>, app: &App) -> Result<Asked, ApiError> {
         .collect::<Result<_, _>>()?;
     let arguments = fields.object("chat_template_kwargs")?.map_or_else(Map::new, |object| object.as_map().clone());
     if let Some(name) = RENDERED.into_iter().find(|name| arguments.contains_key(*name)) {
-        let reason = "templates get it from the request itself";
+        let reason = "the server sets this variable from the request";
         return Err(ApiError::unsupported(format!("chat_template_kwargs.{name}"), reason));
     }
     // The template writes the special tokens.
@@ -47,7 +47,7 @@ pub(super) fn chat(fields: &Fields<'_>, app: &App) -> Result<Asked, ApiError> {
     let prompt = match app.config.user_text {
         UserText::WithSpecialTokens => encode(&text, add_special_tokens, app, "messages")?,
         UserText::Plain if add_special_tokens => {
-            let reason = "this server encodes messages without special tokens, as --plain-user-text says";
+            let reason = "this server encodes messages without special tokens because it runs with --plain-user-text";
             return Err(ApiError::unsupported("add_special_tokens", reason));
         }
         UserText::Plain => {

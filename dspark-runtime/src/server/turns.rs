@@ -43,7 +43,7 @@ impl Turns {
     /// When too many long bodies wait already.
     pub async fn next(&self, bytes: usize) -> Result<Turn, ApiError> {
         // These semaphores are never closed.
-        let closed = |_| ApiError::internal("no thread reads requests any more");
+        let closed = |_| ApiError::internal("the request-reading threads have ended");
         let long = if bytes > LONG {
             let place = self.places.clone().try_acquire_owned();
             let place = place.map_err(|_| ApiError::too_many_long_bodies(MOST_LONG_WAITING, LONG))?;

@@ -42,10 +42,10 @@ pub(super) fn refuse(fields: &Fields<'_>) -> Result<(), ApiError> {
     let text: Neutral = |value| value["type"].as_str() == Some("text");
     let only_text: Neutral = |value| value.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind == "text"));
     let medium: Neutral = |value| value.as_str() == Some("medium");
-    let no_penalty = "tokens are not penalised";
-    let free = "answers are not constrained";
-    let whole = "prompts are taken whole";
-    let template = "put it into `chat_template_kwargs` if the chat template reads it";
+    let no_penalty = "penalties are not implemented";
+    let free = "constrained decoding is not implemented";
+    let whole = "prompts are never truncated";
+    let template = "pass it in `chat_template_kwargs` if the chat template reads it";
     let stopping = "use `stop` or `stop_token_ids`";
     let limit = "use `max_tokens`";
     // Tools that must not be called are not shown to the model.
@@ -53,31 +53,31 @@ pub(super) fn refuse(fields: &Fields<'_>) -> Result<(), ApiError> {
     let unused: Neutral = if no_calls { Value::is_array } else { empty };
     let table: &[(&'static str, Neutral, &str)] = &[
         ("tools", unused, "describe tools in a message, or set `tool_choice` to \"none\""),
-        ("tool_choice", none, "there are no tools"),
+        ("tool_choice", none, "tools are not implemented"),
         ("functions", empty, "describe functions in a message"),
-        ("function_call", none, "there are no functions"),
-        ("response_format", text, "answers are text"),
-        ("modalities", only_text, "answers are text"),
-        ("audio", never, "answers are text"),
-        ("prediction", never, "the draft predicts"),
-        ("web_search_options", never, "nothing is looked up"),
+        ("function_call", none, "functions are not implemented"),
+        ("response_format", text, "the output is always text"),
+        ("modalities", only_text, "the output is always text"),
+        ("audio", never, "the output is always text"),
+        ("prediction", never, "predictions come from the draft model"),
+        ("web_search_options", never, "web search is not implemented"),
         ("store", off, "answers are not stored"),
-        ("verbosity", medium, "ask for it in a message"),
+        ("verbosity", medium, "describe it in a message"),
         ("reasoning_effort", never, template),
         ("reasoning", never, template),
         ("enable_thinking", never, template),
         ("thinking", never, template),
         ("documents", empty, template),
-        ("chat_template", never, "the model's own template is used"),
+        ("chat_template", never, "the model's own template is always used"),
         ("frequency_penalty", zero, no_penalty),
         ("presence_penalty", zero, no_penalty),
         ("repetition_penalty", one, no_penalty),
         ("repeat_penalty", one, no_penalty),
         ("no_repeat_ngram_size", zero, no_penalty),
-        ("length_penalty", one, "there is no beam search"),
-        ("use_beam_search", off, "there is no beam search"),
-        ("num_beams", one, "there is no beam search"),
-        ("early_stopping", off, "there is no beam search"),
+        ("length_penalty", one, "beam search is not implemented"),
+        ("use_beam_search", off, "beam search is not implemented"),
+        ("num_beams", one, "beam search is not implemented"),
+        ("early_stopping", off, "beam search is not implemented"),
         ("do_sample", on, "use `temperature`"),
         ("typical_p", one, "use `top_p` or `min_p`"),
         ("tfs_z", one, "use `top_p` or `min_p`"),
@@ -86,8 +86,8 @@ pub(super) fn refuse(fields: &Fields<'_>) -> Result<(), ApiError> {
         ("dynatemp_range", zero, "use `temperature`"),
         ("xtc_probability", zero, "use `top_p` or `min_p`"),
         ("dry_multiplier", zero, no_penalty),
-        ("logit_bias", empty, "only an empty one is"),
-        ("logits_processors", empty, "only an empty list is"),
+        ("logit_bias", empty, "logit biases are not implemented"),
+        ("logits_processors", empty, "logits processors are not implemented"),
         ("allowed_token_ids", never, free),
         ("bad_words", empty, free),
         ("structured_outputs", never, free),
@@ -102,8 +102,8 @@ pub(super) fn refuse(fields: &Fields<'_>) -> Result<(), ApiError> {
         ("regex", never, free),
         ("ebnf", never, free),
         ("structural_tag", never, free),
-        ("min_tokens", zero, "an answer may end at once; `ignore_eos` makes it go on to `max_tokens`"),
-        ("min_new_tokens", zero, "an answer may end at once; `ignore_eos` makes it go on to `max_tokens`"),
+        ("min_tokens", zero, "a minimum length is not implemented; `ignore_eos` continues to `max_tokens`"),
+        ("min_new_tokens", zero, "a minimum length is not implemented; `ignore_eos` continues to `max_tokens`"),
         ("max_new_tokens", never, limit),
         ("n_predict", never, limit),
         ("num_predict", never, limit),
@@ -114,15 +114,15 @@ pub(super) fn refuse(fields: &Fields<'_>) -> Result<(), ApiError> {
         ("truncate", never, whole),
         ("add_generation_prompt", on, "the answer is always a new message"),
         ("continue_final_message", off, "the answer is always a new message; `/v1/completions` continues a text"),
-        ("prompt_logprobs", off, "only the answer's tokens have log-probabilities"),
+        ("prompt_logprobs", off, "log-probabilities are returned for the answer's tokens only"),
         ("skip_special_tokens", on, "special tokens are never part of the text"),
         ("spaces_between_special_tokens", on, "special tokens are never part of the text"),
-        ("detokenize", on, "answers are text"),
-        ("return_token_ids", off, "answers are text"),
-        ("return_tokens_as_token_ids", off, "answers are text"),
-        ("return_full_text", off, "the prompt is not repeated"),
-        ("echo", off, "the prompt is not repeated"),
-        ("suffix", never, "text is only continued"),
+        ("detokenize", on, "the output is always text"),
+        ("return_token_ids", off, "the output is always text"),
+        ("return_tokens_as_token_ids", off, "the output is always text"),
+        ("return_full_text", off, "the prompt is not returned"),
+        ("echo", off, "the prompt is not returned"),
+        ("suffix", never, "text can only be continued at its end"),
         ("best_of", one, "use `n`"),
     ];
     for (field, neutral, instead) in table {

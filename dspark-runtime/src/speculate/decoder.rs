@@ -1,4 +1,5 @@
-//! Decoding one sequence, with a draft or without: rounds of a single lane, each of which drafts a whole block.
+//! Decoding one sequence, with a draft or without: rounds of a single lane. Each drafts a whole block, or as much as a
+//! [`Policy`] decides.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +8,12 @@ use burn::tensor::Tensor;
 use super::block::{Block, DraftObserver};
 use super::distribution::{Distribution, NotFinite};
 use super::lane::Lane;
+use super::policy_step::PolicyStep;
 use super::round::{RoundRecord, Verdict, accepted_length};
 use super::rounds::{Part, Rounds};
 use super::sampler::Sampler;
 use crate::model::{Draft, Target};
-use crate::schedule::Stopping;
+use crate::schedule::{Candidate, Policy, Stopping};
 
 /// Tokens of a prompt that go through the target together.
 const PREFILL_ROWS: usize = 512;
@@ -35,7 +37,7 @@ pub struct GenerationOptions {
 pub struct Generation {
     /// New tokens, the stop token included.
     pub ids: Vec<u32>,
-    /// One record per round; empty when decoding without a draft.
+    /// One record per round with a draft; empty when decoding without one.
     pub rounds: Vec<RoundRecord>,
     /// Time until the first token.
     pub prefill: Duration,
@@ -44,6 +46,12 @@ pub struct Generation {
 }
 
 impl Generation {
+    /// Number of steps after the first token that decoded plainly: each gave one token.
+    pub fn plain_steps(&self) -> u64 {
+        let counted: usize = self.rounds.iter().map(|round| round.counted).sum();
+        self.ids.len().saturating_sub(1 + counted) as u64
+    }
+
     /// Tokens that rounds committed, per round; `None` without rounds.
     pub fn accepted_length(&self) -> Option<f64> {
         accepted_length(self.rounds.iter().map(|round| round.counted as u64).sum(), self.rounds.len() as u64)
@@ -112,7 +120,7 @@ impl<'a> Decoder<'a> {
         options: &GenerationOptions,
         sampler: &mut Sampler,
     ) -> Result<Generation, NotFinite> {
-        self.run(prompt, options, sampler, None)
+        self.run(prompt, options, sampler, None, None)
     }
 
     /// Answers as [`generate`](Self::generate) does, and hands every round to `observe`.
@@ -126,7 +134,26 @@ impl<'a> Decoder<'a> {
         sampler: &mut Sampler,
         mut observe: impl FnMut(RoundDetail<'_>),
     ) -> Result<Generation, NotFinite> {
-        self.run(prompt, options, sampler, Some(&mut observe))
+        self.run(prompt, options, sampler, None, Some(&mut observe))
+    }
+
+    /// Answers as an engine answers the only request that it has: `policy` decides in every step whether to draft, and how much to
+    /// verify. It learns from one answer for the next. Rounds with a block go to `observe`; the confidence threshold of the
+    /// options is not looked at.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_scheduled(
+        &self,
+        prompt: &[u32],
+        options: &GenerationOptions,
+        sampler: &mut Sampler,
+        policy: &mut Policy,
+        mut observe: impl FnMut(RoundDetail<'_>),
+    ) -> Result<Generation, NotFinite> {
+        let generation = self.run(prompt, options, sampler, Some(policy), Some(&mut observe))?;
+        policy.answered(generation.ids.len());
+        Ok(generation)
     }
 
     fn run(
@@ -134,6 +161,7 @@ impl<'a> Decoder<'a> {
         prompt: &[u32],
         options: &GenerationOptions,
         sampler: &mut Sampler,
+        mut policy: Option<&mut Policy>,
         mut observe: Option<&mut dyn FnMut(RoundDetail<'_>)>,
     ) -> Result<Generation, NotFinite> {
         let (rounds, mut started) = (self.rounds, Instant::now());
@@ -159,22 +187,40 @@ impl<'a> Decoder<'a> {
                 keep_logits,
             }];
             let anchor = lanes[0].ids.last().copied().unwrap_or_default();
-            let drafts = rounds.draft_model().is_some() && !generation.ids.is_empty();
-            let mut part = Part { pending: lanes[0].pending().min(PREFILL_ROWS), ..Part::default() };
+            let decoding = !generation.ids.is_empty();
+            let mut drafts = rounds.draft_model().is_some() && decoding;
+            let mut parts = [Part { pending: lanes[0].pending().min(PREFILL_ROWS), ..Part::default() }];
             let mut seen = Seen::default();
-            if drafts {
+            let began = Instant::now();
+            let mut step = None;
+            if let Some(policy) = policy.as_deref_mut() {
+                let (waiting, remaining) = (lanes[0].state.waiting.rows(), lanes[0].remaining());
+                let candidate = Candidate { request: policy.answers(), decoding, waiting, remaining };
+                let mut decided = PolicyStep::decide(policy, &[candidate]);
+                let observer = observe.is_some().then_some(&mut seen as &mut dyn DraftObserver);
+                decided.propose(rounds, policy, &mut lanes, &mut parts, observer);
+                decided.choose_lengths(policy, &lanes, &mut parts);
+                drafts = policy.drafts() == [true];
+                step = Some(decided);
+            } else if drafts {
                 rounds.catch_up(&mut lanes);
                 let mut blocks = match observe {
                     Some(_) => rounds.draft_observed(&mut lanes, &Stopping::NEVER, &mut seen),
                     None => rounds.draft(&mut lanes, &Stopping::NEVER),
                 };
+                let [part] = &mut parts;
                 part.block = blocks.pop().unwrap_or_default();
                 part.verified = part.block.confident_prefix(options.confidence_threshold);
             }
-            let parts = [part];
             let verified = rounds.verify(&mut lanes, &parts);
             let outcomes = rounds.judge(&mut lanes, &parts, &verified);
+            let took = began.elapsed();
             rounds.commit(&mut lanes, &parts, &verified, &outcomes);
+            if let (Some(policy), Some(step)) = (policy.as_deref_mut(), step) {
+                let outcome = outcomes[0].as_ref().and_then(|outcome| outcome.as_ref().ok());
+                let time = took.saturating_sub(step.catching_up());
+                step.over(policy, &parts, [outcome], decoding, time);
+            }
             let [Some(outcome)] = &outcomes[..] else { continue };
             let outcome = outcome.as_ref().map_err(|error| *error)?;
             if generation.ids.is_empty() {

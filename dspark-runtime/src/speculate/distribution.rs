@@ -12,7 +12,7 @@ const COLDEST: f64 = 1e-6;
 /// A row of the target's logits that gives no distribution, so that no token can be taken from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the target computed no probabilities for token {position} of the sequence: its logits are NaN or not finite. Its weights \
+    "the target's logits for token {position} of the sequence are NaN or infinite. Its weights \
      are damaged, or their products overflow: check the files with `deepspec inspect`, or download them again"
 )]
 pub struct NotFinite {

@@ -26,7 +26,7 @@ impl Tokenizer {
         }
         let rules = Rules { normalizer: json["normalizer"].clone(), pre_tokenizer: json["pre_tokenizer"].clone() };
         let Some(pre) = name_of(&rules) else {
-            return Err(refuse(format!("its pre-tokeniser is none of {}: {}", names(), rules.pre_tokenizer)));
+            return Err(refuse(format!("its pre-tokeniser is not one of {}: {}", names(), rules.pre_tokenizer)));
         };
         if !(rules.normalizer.is_null() || rules.normalizer["type"] == "NFC") {
             return Err(refuse(format!("llama.cpp has no normaliser {}", rules.normalizer)));
@@ -42,12 +42,12 @@ impl Tokenizer {
         for (token, id, kind) in plain.chain(added) {
             let id = usize::try_from(id).ok().filter(|id| *id < rows);
             let id =
-                id.ok_or_else(|| refuse(format!("token {token:?} lies beyond the {rows} rows of the embedding")))?;
+                id.ok_or_else(|| refuse(format!("token {token:?} is beyond the {rows} rows of the embedding")))?;
             token.clone_into(&mut tokens[id]);
             types[id] = kind;
         }
         let merges: Option<Vec<String>> = model["merges"].as_array().into_iter().flatten().map(merge).collect();
-        let merges = merges.ok_or_else(|| refuse("its merges are no pairs of tokens".to_owned()))?;
+        let merges = merges.ok_or_else(|| refuse("its merges are not pairs of tokens".to_owned()))?;
         let (add_bos, add_eos) = self.surroundings()?;
 
         let mut metadata: Vec<(String, GgufValue)> = vec![
@@ -75,7 +75,7 @@ impl Tokenizer {
         id("eot", others.next());
         id("eom", others.next());
         if others.next().is_some() {
-            return Err(refuse(format!("it has the stop tokens {stop:?}, and GGUF has keys for three")));
+            return Err(refuse(format!("it has the stop tokens {stop:?}, but GGUF has keys for three only")));
         }
         if let Some(template) = self.chat_template() {
             metadata.push((CHAT_TEMPLATE.to_owned(), template.source().into()));
@@ -94,7 +94,9 @@ impl Tokenizer {
             [first, last] if (Some(first), Some(last)) == (bos, eos) => Ok((true, true)),
             _ => Err(TextError::NotForGguf {
                 path: self.directory().to_owned(),
-                reason: format!("it puts the tokens {around:?} around a text, which are not its bos and eos tokens"),
+                reason: format!(
+                    "it adds the tokens {around:?} around a text, but GGUF supports only the bos and eos tokens"
+                ),
             }),
         }
     }

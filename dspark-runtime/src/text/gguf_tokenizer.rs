@@ -41,11 +41,12 @@ pub(super) fn read(path: &Path) -> Result<Tokenizer, TextError> {
     let file = GgufFile::open(path)?;
     if file.text(MODEL)? != Some(BYTE_LEVEL_BPE) {
         let expected =
-            format!("\"{BYTE_LEVEL_BPE}\" (for any other, put the model's tokenizer.json beside the file)");
+            format!("\"{BYTE_LEVEL_BPE}\" (for other tokenisers, put the model's tokenizer.json next to the file)");
         return Err(file.wrong(MODEL, expected).into());
     }
     let Some(rules) = file.text(PRE)?.and_then(rules) else {
-        let expected = format!("one of {} (for any other, put the model's tokenizer.json beside the file)", names());
+        let expected =
+            format!("one of {} (for other tokenisers, put the model's tokenizer.json next to the file)", names());
         return Err(file.wrong(PRE, expected).into());
     };
     if file.flag("tokenizer.ggml.add_space_prefix")? == Some(true) {

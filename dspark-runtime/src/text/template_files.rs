@@ -58,8 +58,11 @@ pub(super) fn find(
     let mut found = found.into_iter();
     let Some(used) = found.next() else { return Ok(None) };
     let others = found.filter(|other| other.source != used.source);
-    contradictions
-        .extend(others.map(|other| format!("the chat template is {}; {} has another one", used.name, other.name)));
+    contradictions.extend(
+        others.map(|other| {
+            format!("using the chat template of {}; {} contains a different one", used.name, other.name)
+        }),
+    );
     Ok(Some(used))
 }
 

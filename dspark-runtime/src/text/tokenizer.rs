@@ -74,7 +74,7 @@ impl Tokenizer {
             if actual != Some(*id) {
                 let actual = actual.map_or("none".to_owned(), |actual| actual.to_string());
                 return Err(broken(format!(
-                    "tokenizer_config.json gives the added token {:?} the id {id}, here it has the id {actual}; \
+                    "tokenizer_config.json gives the added token {:?} the id {id}, but it has the id {actual} here; \
                      the two files belong to different tokenisers",
                     token.content
                 )));
@@ -341,7 +341,7 @@ fn falls_back_to_bytes(decoder: &DecoderWrapper) -> bool {
 
 fn library_failed(panic: &str) -> String {
     format!(
-        "the tokeniser library failed: {panic}; the file is damaged, or describes what the library does not support"
+        "the tokeniser library failed: {panic}; the file is damaged or uses features that the library does not support"
     )
 }
 

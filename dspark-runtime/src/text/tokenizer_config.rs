@@ -121,7 +121,7 @@ impl TokenizerConfig {
                 && flag != followed
             {
                 said.push(format!(
-                    "{path}: {field} is {flag}, but tokenizer.json, which is followed, has {followed}"
+                    "{path}: {field} is {flag}, but tokenizer.json has {followed} and takes precedence"
                 ));
             }
         }

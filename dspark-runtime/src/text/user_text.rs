@@ -59,8 +59,8 @@ impl ChatTemplate {
                 }
                 if side == Side::Within && marker.holds_special_token {
                     let reason = format!(
-                        "chat template {} does something of its own with special tokens in messages, so its own and those \
-                         of the messages cannot be told apart; leave the special tokens out of the messages",
+                        "chat template {} transforms special tokens in messages, so they cannot be distinguished \
+                         from the template's own; remove the special tokens from the messages",
                         self.name()
                     );
                     return Err(TextError::PlainUserText { path: tokenizer.directory().to_owned(), reason });
@@ -95,8 +95,8 @@ impl ChatTemplate {
             return Ok(());
         }
         let reason = format!(
-            "chat template {} changes messages in a way that could make special tokens of ordinary text, so that its own cannot be told \
-             from those of the messages",
+            "chat template {} changes messages in a way that could turn ordinary text into special tokens, which \
+             could not be distinguished from its own",
             self.name()
         );
         Err(TextError::PlainUserText { path: tokenizer.directory().to_owned(), reason })
@@ -171,7 +171,7 @@ impl PlainText {
             let new =
                 tokenizer.token_to_id(&renamed.content).ok_or_else(|| format!("{:?} has no id", token.content))?;
             if model(new).is_some_and(|text| text != renamed.content) {
-                return Err(format!("the vocabulary has gaps, and {:?} would lie in one", token.content));
+                return Err(format!("the vocabulary has gaps, and {:?} would fall into one", token.content));
             }
             ids.insert(new, *id);
         }
@@ -239,7 +239,7 @@ impl PlainText {
             let original = self.ids.get(id);
             names = names.wrapping_sub(usize::from(original.is_some_and(|id| of.is_special(*id))));
             if original.is_none() && self.forbidden.contains(id) {
-                let reason = "the tokeniser gives a special token to a part of a message that is ordinary text to it";
+                let reason = "the tokeniser encodes ordinary message text as a special token";
                 return Err(TextError::PlainUserText { path: of.directory().to_owned(), reason: reason.to_owned() });
             }
             ids.push(*original.unwrap_or(id));

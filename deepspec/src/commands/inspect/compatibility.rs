@@ -82,17 +82,18 @@ impl Findings {
     }
 }
 
-/// Lines of the table of verdicts.
+/// Returns the lines of the table of verdicts. Each engine's last line says how its verdict is known.
 pub(super) fn lines(engines: &[Verdict]) -> Vec<String> {
     let mut lines = Vec::new();
     for row in engines {
-        let first = row.reasons.first().map_or("", String::as_str);
         let colon = if row.verdict == Answer::Takes { "" } else { ":" };
         let answer = format!("{}{colon}", row.verdict.word());
-        lines.push(format!("{:<14} {answer:<15} {first}", row.engine).trim_end().to_owned());
-        let more = row.reasons.iter().skip(1).cloned();
         let fixes = row.fix.iter().map(|fix| format!("-> {fix}"));
-        lines.extend(more.chain(fixes).map(|line| format!("{:<30} {line}", "")));
+        let said = row.reasons.iter().cloned().chain(fixes).chain([format!("({})", row.known_by)]);
+        for (index, line) in said.enumerate() {
+            let (engine, answer) = if index == 0 { (row.engine, answer.as_str()) } else { ("", "") };
+            lines.push(format!("{engine:<14} {answer:<15} {line}"));
+        }
     }
     lines
 }

@@ -29,7 +29,7 @@ impl FromStr for Axis {
             return Err(expected.to_owned());
         }
         if matches!(key.trim(), "output.dir" | "name") {
-            return Err(format!("`{}` names the run's folder, which the sweep chooses itself", key.trim()));
+            return Err(format!("`{}` sets the run's folder, which the sweep chooses itself", key.trim()));
         }
         Ok(Self { key: key.trim().to_owned(), values })
     }

@@ -69,7 +69,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let described = Described::load(&recipe_arguments(arguments, planned))?;
         let tasks = checked_tasks(&described)?;
         if tasks.is_empty() {
-            bail!("{}: a sweep compares by [evaluate] tasks, and the recipe has none", planned.recipe.display());
+            bail!(
+                "{}: a sweep compares results on [evaluate] tasks, but the recipe has none",
+                planned.recipe.display()
+            );
         }
         let _lock = lock(&planned.folder)?;
         let restart = arguments.restart && emptied.insert(planned.folder.clone());
@@ -120,8 +123,8 @@ fn plan(arguments: &Arguments) -> Result<(PathBuf, Vec<Planned>)> {
             };
             if !taken.insert((point.folder.clone(), point.evaluation.clone())) {
                 bail!(
-                    "{} with {}: another point has the same folder, {}; expected recipes of different names, and every \
-                     value once",
+                    "{} with {}: another point has the same folder, {}; expected recipes with different names and no \
+                     repeated values",
                     recipe.display(),
                     Point::name(recipe, &point.settings, true),
                     point.folder.display()

@@ -95,9 +95,9 @@ impl SweepReport {
             |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
         let heads: Vec<String> = tasks.iter().map(|task| format!("{task:>8}")).collect();
         let mut lines = vec![
-            "accepted length by task, and their mean".to_owned(),
+            "accepted length (tokens per round) by task, and their mean".to_owned(),
             format!(
-                "{:width$}  {}      mean  drafts/round  verify rate  to plain  parameters  training s",
+                "{:width$}  {}      mean  verified/round  kept   speed-up  parameters  training s",
                 "point",
                 heads.join("  ")
             ),
@@ -116,31 +116,36 @@ impl SweepReport {
                 .collect();
             let ratio = point.mean(|task| Some(task.tokens_per_second? / task.plain_tokens_per_second?));
             lines.push(format!(
-                "{:width$}  {}  {:>8}  {:>12}  {:>11}  {:>8}  {:>10}  {:>10}",
+                "{:width$}  {}  {:>8}  {:>14}  {:>5}  {:>8}  {:>10}  {:>10}",
                 point.name,
                 lengths.join("  "),
                 number(point.mean(|task| task.accepted_length), 3),
                 number(point.mean(|task| task.draft_tokens_per_round), 2),
                 number(point.mean(|task| task.verify_rate), 3),
-                number(ratio, 2),
+                ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}x")),
                 point.training["parameters"].as_u64().map_or("-".to_owned(), |count| count.to_string()),
                 number(point.training["seconds"].as_f64(), 0),
             ));
         }
+        lines.push(
+            "verified/round: drafted tokens verified per round. kept: share of the tokens that went through the target that became part \
+             of an answer. speed-up: tok/s with the draft by tok/s without, mean over tasks"
+                .to_owned(),
+        );
         lines.join("\n")
     }
 
     /// Writes the pictures that these points allow, and says where: conditional acceptance by slot always, as far as enough
-    /// rounds got, accepted length and verify rate against the first varied setting that is a number.
+    /// rounds got, accepted length and share of kept tokens against the first varied setting that is a number.
     ///
     /// # Errors
     /// When a file cannot be written.
     pub fn draw(&self, axes: &[Axis], folder: &Path) -> Result<Vec<PathBuf>> {
         let path = folder.join("conditional_acceptance.svg");
         Chart {
-            title: "Conditional acceptance along the block, mean over tasks",
-            x_label: "slot",
-            y_label: "accepted, of those whose predecessors were",
+            title: "Acceptance by position in the block, mean over tasks",
+            x_label: "position",
+            y_label: "accepted, where all before were accepted",
             x_in_octaves: false,
             lines: self.points.iter().map(|point| (point.name.clone(), point.acceptance_by_slot())).collect(),
         }
@@ -152,7 +157,7 @@ impl SweepReport {
                 ("accepted_length.svg", "Accepted length, mean over tasks", "tokens per round", |task| {
                     task.accepted_length
                 }),
-                ("verify_rate.svg", "Committed tokens per token verified, mean over tasks", "verify rate", |task| {
+                ("verify_rate.svg", "Kept tokens per token verified, mean over tasks", "kept", |task| {
                     task.verify_rate
                 }),
             ];

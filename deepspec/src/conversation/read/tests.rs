@@ -118,7 +118,12 @@ fn nothing_left_is_an_error_with_the_counts() {
     let tokenizer = testing::tokenizer(Some("smollm2"));
     let path = lines(&directory, "data.jsonl", &[row("q", "short"), "{}".to_owned()]);
     let error = read_samples(&[path], &tokenizer, &options()).unwrap_err().to_string();
-    assert!(error.contains("data.jsonl left no sample") && error.contains("1 too short, 1 malformed"), "{error}");
+    assert!(
+        error.contains("no samples to train on in")
+            && error.contains("data.jsonl: ")
+            && error.contains("1 too short, 1 malformed"),
+        "{error}"
+    );
     let error = read_samples(&[], &tokenizer, &options()).unwrap_err().to_string();
     assert!(error.contains("an empty list of data files"), "{error}");
 }

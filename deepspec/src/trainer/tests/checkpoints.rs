@@ -152,7 +152,7 @@ fn checkpoints_of_earlier_versions_are_read() {
     fs::write(path, earlier.to_string()).unwrap();
     fs::remove_file(runs[1].folder.join("clock.json")).unwrap();
     let other = runs[1].train(settings(3), true).unwrap_err().to_string();
-    assert!(other.contains("made with other settings") && other.contains("cannot be told"), "{other}");
+    assert!(other.contains("made with other settings") && other.contains("unknown which ones"), "{other}");
     runs[0].train(settings(3), true).unwrap();
     let report = train(TrainJob {
         target: &models.0,

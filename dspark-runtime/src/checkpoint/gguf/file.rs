@@ -53,10 +53,10 @@ impl GgufFile {
         // SAFETY: the mapping is only read; see `Weights` for what happens when another process cuts the file short.
         let map = unsafe { Mmap::map(&file) }.map_err(CheckpointError::io(path))?;
         let Some((magic, rest)) = map.split_first_chunk::<4>() else {
-            return Err(damaged("it has fewer than 4 bytes".to_owned()));
+            return Err(damaged("the file is shorter than 4 bytes".to_owned()));
         };
         if magic != MAGIC {
-            return Err(invalid("expected a GGUF file, which begins with `GGUF`".to_owned()));
+            return Err(invalid("expected a GGUF file (its first bytes are `GGUF`)".to_owned()));
         }
         let version = rest.first_chunk::<4>().map(|bytes| u32::from_le_bytes(*bytes));
         match version {
@@ -65,19 +65,19 @@ impl GgufFile {
                 return Err(invalid("expected a little-endian GGUF file, found a big-endian one".to_owned()));
             }
             Some(version) => return Err(invalid(format!("expected GGUF version 2 or 3, found version {version}"))),
-            None => return Err(damaged("it ends before its version".to_owned())),
+            None => return Err(damaged("the file ends before its version field".to_owned())),
         }
         let header = parse::header(&map, 8).map_err(damaged)?;
         let mut metadata = BTreeMap::new();
         for (key, value) in header.metadata {
             if metadata.contains_key(&key) {
-                return Err(damaged(format!("`{key}` is in it twice")));
+                return Err(damaged(format!("`{key}` occurs twice")));
             }
             metadata.insert(key, value);
         }
         let mut file = Self { path: path.to_owned(), map, metadata, tensors: Vec::new() };
         if file.size("split.count", 0)?.is_some_and(|parts| parts > 1) {
-            return Err(file.wrong("split.count", "1: join the parts into one file first"));
+            return Err(file.wrong("split.count", "1 (join the parts into one file first)"));
         }
         let alignment = file.size(ALIGNMENT_KEY, 1)?.unwrap_or(ALIGNMENT);
         if !alignment.is_power_of_two() {
@@ -218,7 +218,7 @@ fn place(
     let mut tensors = Vec::new();
     for TensorHeader { name, axes, block_type, offset } in headers {
         if !names.insert(name.clone()) {
-            return Err(damaged(format!("tensor `{name}` is in it twice")));
+            return Err(damaged(format!("tensor `{name}` occurs twice")));
         }
         let block_type = BlockType::from_number(block_type).map_err(|found| CheckpointError::Invalid {
             path: path.to_owned(),
@@ -231,11 +231,12 @@ fn place(
             Some((start, start.checked_add(bytes)?))
         });
         let (Some(shape), Some((start, end))) = (sizes, range) else {
-            let reason = format!("tensor `{name}`: shape {axes:?} at {offset} is none that {block_type} can have");
+            let reason =
+                format!("tensor `{name}`: shape {axes:?} at offset {offset} is not possible for {block_type}");
             return Err(damaged(reason));
         };
         if end > file_length {
-            let reason = format!("tensor `{name}` ends at byte {end}, the file at {file_length}");
+            let reason = format!("tensor `{name}` ends at byte {end}, but the file ends at byte {file_length}");
             return Err(damaged(reason));
         }
         tensors.push(GgufTensor { name, shape, block_type, start, end });

@@ -77,7 +77,7 @@ impl<'a> Cursor<'a> {
     fn take(&mut self, count: u64) -> Result<&'a [u8], Fault> {
         let left = self.left();
         let count = usize::try_from(count).ok().filter(|count| *count <= left);
-        let count = count.ok_or_else(|| format!("the file ends {left} bytes later, in the middle of it"))?;
+        let count = count.ok_or_else(|| format!("the file ends {left} bytes later, before the end of this value"))?;
         let taken = &self.bytes[self.position..self.position + count];
         self.position += count;
         Ok(taken)
@@ -131,7 +131,7 @@ impl<'a> Cursor<'a> {
         match self.take(1)? {
             [0] => Ok(false),
             [1] => Ok(true),
-            other => Err(format!("a truth value that is {}", other[0])),
+            other => Err(format!("a boolean with the value {}", other[0])),
         }
     }
 
@@ -159,7 +159,7 @@ impl<'a> Cursor<'a> {
         };
         let left = self.left();
         if count > left as u64 / width {
-            return Err(format!("a list of {count} values in the {left} bytes that are left"));
+            return Err(format!("a list of {count} values, but only {left} bytes are left"));
         }
         let elements = 0..count;
         Ok(match kind {

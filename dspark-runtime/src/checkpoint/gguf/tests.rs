@@ -165,7 +165,7 @@ fn headers_that_lie_are_named_errors() {
     refused(&with("many", &[&u32_of(9), &u32_of(8), &u64_of(1 << 60)]), &["`many`", "a list of 1152921504606846976"]);
     refused(&with("nested", &[&u32_of(9), &u32_of(9), &u64_of(1)]), &["`nested`", "list of lists"]);
     refused(&with("strange", &[&u32_of(13)]), &["`strange`", "unknown value type 13"]);
-    refused(&with("flag", &[&u32_of(7), &[2]]), &["`flag`", "truth value"]);
+    refused(&with("flag", &[&u32_of(7), &[2]]), &["`flag`", "boolean"]);
     refused(&with("huge", &[&u32_of(10), &u64_of(u64::MAX)]), &["`huge`", "2^63"]);
     for (at, what) in [(8, "tensor"), (16, "metadata")] {
         let folder = tempfile::tempdir().unwrap();
@@ -208,7 +208,7 @@ fn headers_that_lie_are_named_errors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("other.gguf");
     std::fs::write(&path, [&b"PK\x03\x04"[..], &string("zip")].concat()).unwrap();
-    assert!(GgufFile::open(&path).unwrap_err().to_string().contains("begins with `GGUF`"));
+    assert!(GgufFile::open(&path).unwrap_err().to_string().contains("first bytes are `GGUF`"));
     assert!(GgufFile::open(Path::new("absent.gguf")).unwrap_err().to_string().contains("absent.gguf"));
 }
 
@@ -282,7 +282,7 @@ fn errors_of_tensors_have_the_names_in_the_file() {
     assert!(error.contains("`blk.1.ffn_up.weight` is missing"), "{error}");
     let open = |file: RawFile| Weights::open(&file.write(folder.path())).unwrap_err().to_string();
     let error = open(sound().tensor("blk.0.attn_rot.weight", &[1], &[0.0]));
-    assert!(error.contains("`blk.0.attn_rot.weight`") && error.contains("no place"), "{error}");
+    assert!(error.contains("`blk.0.attn_rot.weight`") && error.contains("is not part of the model"), "{error}");
     let error = open(sound().tensor("rope_freqs.weight", &[1], &[0.0]));
     assert!(error.contains("`rope_freqs.weight`"), "{error}");
     let mut file = sound();

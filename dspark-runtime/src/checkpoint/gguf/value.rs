@@ -36,7 +36,7 @@ impl fmt::Display for GgufValue {
             Self::Text(text) => write!(f, "{text:?}"),
             Self::Integers(list) => write!(f, "a list of {} whole numbers", list.len()),
             Self::Floats(list) => write!(f, "a list of {} numbers", list.len()),
-            Self::Bools(list) => write!(f, "a list of {} truth values", list.len()),
+            Self::Bools(list) => write!(f, "a list of {} booleans", list.len()),
             Self::Texts(list) => write!(f, "a list of {} texts", list.len()),
         }
     }

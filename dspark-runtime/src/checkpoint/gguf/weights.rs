@@ -20,7 +20,9 @@ pub(in super::super) fn index(path: &Path) -> Result<(Mmap, Vec<(String, Entry)>
     let file = GgufFile::open(path)?;
     let invalid = |reason: String| CheckpointError::Invalid { path: path.to_owned(), reason };
     if file.tensor(ROPE_FACTORS).is_some() {
-        return Err(invalid(format!("tensor `{ROPE_FACTORS}`: stretched rotary frequencies are not read from GGUF")));
+        return Err(invalid(format!(
+            "tensor `{ROPE_FACTORS}`: scaled rotary frequencies are not supported in GGUF files"
+        )));
     }
     let unknown: Vec<&str> = file
         .tensors()
@@ -40,7 +42,8 @@ pub(in super::super) fn index(path: &Path) -> Result<(Mmap, Vec<(String, Entry)>
         let heads = paired_heads(&file, &tensor.name)?;
         let rows = tensor.shape[0];
         if let Some(heads) = heads.filter(|heads| !rows.is_multiple_of(2 * heads)) {
-            let reason = format!("tensor `{}`: {rows} rows are no whole pairs for {heads} heads", tensor.name);
+            let reason =
+                format!("tensor `{}`: {rows} rows cannot be divided into pairs for {heads} heads", tensor.name);
             return Err(invalid(reason));
         }
         let entry = Entry {

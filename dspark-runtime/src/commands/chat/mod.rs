@@ -19,12 +19,13 @@ use super::sampling::SamplingArguments;
 use super::user_text::UserTextArguments;
 use crate::checkpoint::LONGEST_LINE;
 use crate::engine::{Answer, Event, Request, Sampling};
+use crate::schedule::Switch;
 use crate::speculate::NotFinite;
 use crate::text::ChatTemplate;
 
 /// The token limit of an answer where neither the user nor the model gives one.
 const ANSWER_TOKENS: usize = 1024;
-const HELP: &str = "/reset forgets the conversation, /quit ends it; Ctrl-C stops an answer";
+const HELP: &str = "/reset starts a new conversation, /quit exits, Ctrl-C stops an answer";
 
 /// Arguments of `dspark chat`.
 #[derive(Debug, Args)]
@@ -65,6 +66,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         arguments,
         messages: Vec::new(),
         counts: Counts::default(),
+        switch: None,
         terminal,
         colours: terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
     };
@@ -96,6 +98,8 @@ struct Conversation<'a> {
     arguments: &'a Arguments,
     messages: Vec<Value>,
     counts: Counts,
+    /// The last report of drafting being switched off or on that was shown.
+    switch: Option<Switch>,
     terminal: bool,
     colours: bool,
 }
@@ -108,7 +112,8 @@ impl Conversation<'_> {
 
     async fn talk(&mut self) -> Result<()> {
         if self.terminal {
-            let who = if self.colours { "; green is the draft's, plain the target's own" } else { "" };
+            let who =
+                if self.colours { "; green tokens come from the draft, plain tokens from the target" } else { "" };
             show(&format!("{}{who}\n{HELP}\n", self.running.name))?;
         }
         loop {
@@ -125,7 +130,7 @@ impl Conversation<'_> {
                 "/quit" => break,
                 "" => {}
                 "/reset" => self.reset(),
-                command if command.starts_with('/') => eprintln!("{command} is no command: {HELP}"),
+                command if command.starts_with('/') => eprintln!("unknown command {command}: {HELP}"),
                 _ => {
                     if let Err(error) = self.answer(text).await {
                         if is_broken_pipe(&error) || error.chain().any(|cause| cause.is::<NotFinite>()) {
@@ -155,13 +160,27 @@ impl Conversation<'_> {
                 return Err(error);
             }
         }
-        if self.terminal {
-            let line = self.counts.line();
-            show(&if self.colours { format!("\x1b[2m{line}\x1b[0m\n") } else { format!("{line}\n") })?;
-        } else {
-            eprintln!("{}", self.counts.line());
+        self.note(&self.counts.line())?;
+        let switch = self.running.handle.metrics().switch;
+        if switch != self.switch {
+            if let Some(switch) = &switch {
+                self.note(&switch.to_string())?;
+            }
+            self.switch = switch;
         }
         Ok(())
+    }
+
+    /// Shows a line about the answer, which is not part of it.
+    fn note(&self, line: &str) -> io::Result<()> {
+        match (self.terminal, self.colours) {
+            (true, true) => show(&format!("\x1b[2m{line}\x1b[0m\n")),
+            (true, false) => show(&format!("{line}\n")),
+            (false, _) => {
+                eprintln!("{line}");
+                Ok(())
+            }
+        }
     }
 
     fn submit(&self) -> Result<(Answer, Painter)> {
@@ -180,7 +199,7 @@ impl Conversation<'_> {
             logprobs: None,
         };
         let answer = self.running.handle.submit(request);
-        Ok((answer.context("the question was not taken (/reset shortens the conversation)")?, painter))
+        Ok((answer.context("the message was rejected (use /reset to shorten the conversation)")?, painter))
     }
 
     /// Shows an answer as it comes, and returns its text.
@@ -221,7 +240,7 @@ async fn read_line() -> Result<Option<String>> {
         let mut line = String::new();
         let count = io::stdin().lock().take(LONGEST_LINE + 1).read_line(&mut line)?;
         if count as u64 > LONGEST_LINE {
-            let reason = format!("a line has more than {LONGEST_LINE} bytes");
+            let reason = format!("the line has more than {LONGEST_LINE} bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
         Ok((count > 0).then_some(line))

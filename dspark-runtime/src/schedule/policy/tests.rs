@@ -321,3 +321,30 @@ fn the_last_token_of_an_answer_is_a_round_where_the_mode_drafts_always() {
     // A prompt that is not complete is never drafted for.
     assert!(fixed.step(&[Candidate { decoding: false, ..candidate(2, 1, 100) }]).is_none());
 }
+
+#[test]
+fn a_loss_and_its_end_are_told_with_their_numbers() {
+    let mut policy = policy(Mode::Scheduled);
+    plain(&mut policy, TIMED as usize);
+    let mut told = Vec::new();
+    let mut decode = |policy: &mut Policy, steps: usize, accepted: usize, time: u64| {
+        for _ in 0..steps {
+            if step(policy, [1]).is_some() {
+                lengths(policy, &[&[0.9, 0.9, 0.9]]);
+                policy.judged(2, accepted);
+                policy.drafted(1 + accepted, Duration::from_millis(time));
+            } else {
+                policy.decoded_plainly(1, Duration::from_millis(10));
+            }
+            told.extend(policy.switched());
+        }
+    };
+    // Nothing is accepted, and a step takes as long as two plain ones; then all is.
+    decode(&mut policy, 20_000, 0, 20);
+    decode(&mut policy, 20_000, 2, 10);
+    let [off, on] = &told[..] else { panic!("{told:?}") };
+    let numbers = |switch: &Switch| (switch.speedup.unwrap(), switch.accepted_length.unwrap());
+    assert!(!off.drafts && on.drafts);
+    assert!((numbers(off).0 - 0.5).abs() < 1e-9 && numbers(off).1 == 1.0, "{off}");
+    assert!((numbers(on).0 - 3.0).abs() < 1e-9 && (numbers(on).1 - 3.0).abs() < 1e-9, "{on}");
+}

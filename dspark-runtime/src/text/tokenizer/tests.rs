@@ -135,7 +135,7 @@ fn chat_templates_are_found_in_every_file_and_contradictions_are_said() {
     std::fs::write(directory.path().join("chat_template.jinja"), "file").unwrap();
     assert_eq!(source(), ("file".to_owned(), 3));
     let tokenizer = load(&directory);
-    let words = ["chat_template.jinja; ", "chat_template.json (chat_template) has another one"];
+    let words = ["chat_template.jinja; ", "chat_template.json (chat_template) contains a different one"];
     assert!(
         words.iter().all(|word| tokenizer.contradictions()[1].contains(word)),
         "{:?}",

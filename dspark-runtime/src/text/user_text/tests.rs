@@ -108,7 +108,7 @@ fn what_cannot_be_told_apart_is_refused() {
     let tokenizer = load(&testing::byte_level());
     let source = "{{ messages[0].content | length }}";
     let message = prompt(&tokenizer, source, "<|end|>", UserText::Plain).unwrap_err().to_string();
-    assert!(message.contains("chat template test") && message.contains("leave the special tokens out"), "{message}");
+    assert!(message.contains("chat template test") && message.contains("remove the special tokens"), "{message}");
     assert!(prompt(&tokenizer, source, "the", UserText::Plain).is_ok());
     // No special token is in danger here, though the edges of the message look like parts of one.
     assert_eq!(
@@ -139,7 +139,7 @@ fn special_tokens_that_a_template_would_make_of_a_message_are_refused() {
     ] {
         let source = CHATML.replace("m.content", &format!("m.content | {filter}"));
         let error = prompt(&tokenizer, &source, content, UserText::Plain).unwrap_err().to_string();
-        assert!(error.contains("cannot be told from those of the messages"), "{filter}: {error}");
+        assert!(error.contains("could turn ordinary text into special tokens"), "{filter}: {error}");
         prompt(&tokenizer, &source, "a < b, the thing", UserText::Plain).unwrap();
     }
 }
