@@ -1,7 +1,7 @@
-//! Dataset cards: what is known about a published dataset, and where it is on this machine.
+//! Dataset cards: descriptions of published datasets and their location on this machine.
 //!
-//! The cards are the TOML files in `datasets/`, built into the program. A card never fetches anything: it
-//! finds a local file or says how to get one.
+//! The cards are the TOML files in `datasets/`, built into the program. A card never downloads anything: it finds a
+//! local file or explains how to get one.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ const CARDS: [&str; 11] = [
     include_str!("../../datasets/smollm2-self.toml"),
 ];
 
-/// What a dataset is used for.
+/// The use of a dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -40,7 +40,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What a set of this kind is called in errors.
+    /// Returns the name of this kind in errors.
     fn noun(self) -> &'static str {
         match self {
             Self::Task => "task",
@@ -48,7 +48,7 @@ impl Kind {
         }
     }
 
-    /// What to write instead of a card's name, on the command line and in a recipe.
+    /// Returns the alternatives to a card's name, on the command line and in a recipe.
     fn instead(self) -> &'static str {
         match self {
             Self::Task => "a file: `--task FILE` on the command line, `path` next to the task's name in a recipe",
@@ -65,23 +65,23 @@ impl Kind {
 pub struct Card {
     /// Name, as recipes give it.
     pub name: String,
-    /// What it is, in a line.
+    /// A one-line description.
     pub title: String,
-    /// What it is used for.
+    /// The use of the dataset.
     pub kind: Kind,
-    /// Where it comes from.
+    /// The origin of the dataset.
     pub source: String,
     /// Its licence, as far as known.
     pub licence: String,
     /// Names it is looked for under, in this order: files or, for a training set, folders of files.
     pub files: Vec<String>,
-    /// How to get it.
+    /// Instructions to get it.
     pub how_to_get: String,
     /// The fields of a row.
     pub fields: BTreeMap<String, String>,
 }
 
-/// Why a name leads to no file.
+/// Reasons that a name cannot be resolved to a file.
 #[derive(Debug, thiserror::Error)]
 pub enum CardError {
     /// No card of the wanted kind has this name.
@@ -92,9 +92,9 @@ pub enum CardError {
         kind.instead()
     )]
     Unknown {
-        /// The name asked for.
+        /// The requested name.
         name: String,
-        /// The kind asked for.
+        /// The requested kind.
         kind: Kind,
         /// A card of a similar name.
         nearest: Option<String>,
@@ -109,7 +109,7 @@ pub enum CardError {
         kind.instead()
     )]
     NotHere {
-        /// What it is used for.
+        /// The use of the dataset.
         kind: Kind,
         /// The card's name.
         name: String,
@@ -127,7 +127,7 @@ pub enum CardError {
     Invalid {
         /// Position among the cards, from 1.
         number: usize,
-        /// What is wrong.
+        /// The problem.
         message: String,
     },
 }
@@ -144,7 +144,7 @@ impl Card {
         CARDS.into_iter().enumerate().map(parse).collect()
     }
 
-    /// The card called `name`, among those of a kind.
+    /// Returns the card with this name and kind.
     ///
     /// # Errors
     /// [`CardError::Unknown`] with the known names, and the nearest if one is near.
@@ -168,7 +168,7 @@ impl Card {
     /// The first of the card's files (or folders of files) that exists in `folders`, folder by folder.
     ///
     /// # Errors
-    /// [`CardError::NotHere`] with what was looked for, where, and how to get it.
+    /// Returns [`CardError::NotHere`] with the files and folders searched, and the instructions to get the dataset.
     pub fn resolve(&self, folders: &[PathBuf]) -> Result<PathBuf, CardError> {
         let candidates = folders.iter().flat_map(|folder| self.files.iter().map(|file| folder.join(file)));
         candidates.into_iter().find(|path| path.exists()).ok_or_else(|| CardError::NotHere {
@@ -201,8 +201,8 @@ pub fn card_hint(path: &Path, kind: Kind) -> String {
     })
 }
 
-/// Where datasets are looked for: the folders of [`FOLDERS_VARIABLE`], `datasets` in the working directory,
-/// and `~/.cache/deepspec/datasets`.
+/// Returns the folders that are searched for datasets: those of [`FOLDERS_VARIABLE`], `datasets` in the working
+/// directory, and `~/.cache/deepspec/datasets`.
 pub fn dataset_folders() -> Vec<PathBuf> {
     let named = std::env::var_os(FOLDERS_VARIABLE).unwrap_or_default();
     let named = std::env::split_paths(&named).filter(|folder| !folder.as_os_str().is_empty());

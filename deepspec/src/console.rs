@@ -12,7 +12,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
-    /// When to print the next plain line; `None` on a terminal.
+    /// Time of the next plain line; `None` on a terminal.
     next_line: Option<Instant>,
     name: String,
     started: Instant,

@@ -27,7 +27,7 @@ pub fn hex(hash: Sha256) -> String {
 /// Adds a file's contents to a hash.
 ///
 /// # Errors
-/// When it cannot be read.
+/// Returns an error if it cannot be read.
 pub fn hash_file(hash: &mut Sha256, path: &Path) -> Result<(), CheckpointError> {
     let read = open_file(path).and_then(|mut file| {
         let mut buffer = vec![0; 1 << 16];
@@ -44,7 +44,7 @@ pub fn hash_file(hash: &mut Sha256, path: &Path) -> Result<(), CheckpointError> 
 /// SHA-256 of a file's contents, in hexadecimal.
 ///
 /// # Errors
-/// When it cannot be read.
+/// Returns an error if it cannot be read.
 pub fn file_digest(path: &Path) -> Result<String, CheckpointError> {
     let mut hash = Sha256::new();
     hash_file(&mut hash, path)?;
@@ -54,7 +54,7 @@ pub fn file_digest(path: &Path) -> Result<String, CheckpointError> {
 /// Returns whether a file is there with the recorded contents.
 ///
 /// # Errors
-/// When it is there and cannot be read.
+/// Returns an error if it is there and cannot be read.
 pub fn is_intact(path: &Path, recorded: &str) -> Result<bool, CheckpointError> {
     match file_digest(path) {
         Ok(digest) => Ok(digest == recorded),
@@ -63,7 +63,7 @@ pub fn is_intact(path: &Path, recorded: &str) -> Result<bool, CheckpointError> {
     }
 }
 
-/// Returns whether an error says that there is no such file.
+/// Returns whether an error means that a file does not exist.
 pub fn is_absent(error: &io::Error) -> bool {
     use io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
     matches!(error.kind(), NotFound | NotADirectory | IsADirectory)
@@ -73,7 +73,7 @@ pub fn is_absent(error: &io::Error) -> bool {
 /// large target twice would take longer than loading it.
 ///
 /// # Errors
-/// When it cannot be read.
+/// Returns an error if it cannot be read.
 pub fn hash_ends(hash: &mut Sha256, path: &Path) -> Result<(), CheckpointError> {
     let read = || -> io::Result<Vec<u8>> {
         let mut file = open_file(path)?;
@@ -88,10 +88,10 @@ pub fn hash_ends(hash: &mut Sha256, path: &Path) -> Result<(), CheckpointError> 
     Ok(())
 }
 
-/// The files that a model and its tokeniser are read from: the GGUF file itself, or those of a folder, sorted.
+/// Returns the files of a model and its tokeniser: the GGUF file itself, or those of a folder, sorted.
 ///
 /// # Errors
-/// When the folder cannot be listed.
+/// Returns an error if the folder cannot be listed.
 pub fn model_files(model: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     if model.is_file() {
         return Ok(vec![model.to_owned()]);

@@ -1,4 +1,4 @@
-//! What the tests of several modules share.
+//! Helpers for the tests of several modules.
 
 use burn::tensor::Device;
 use dspark_runtime::checkpoint::JsonFields;

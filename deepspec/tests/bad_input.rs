@@ -286,6 +286,36 @@ fn missing_files_are_named_with_the_recipes_key_and_the_way_to_get_them() {
 }
 
 #[test]
+fn models_that_do_not_fit_are_refused_before_they_are_loaded() {
+    let root = tempfile::tempdir().unwrap();
+    let target = target_copy(root.path());
+    edit(&target.join("config.json"), |fields| fields["intermediate_size"] = json!(1 << 30));
+    // Nothing reads the weights, which do not belong to this configuration.
+    let output = train(root.path(), &[format!("target={}", quoted(&target))]);
+    exits_with(&output, 1, &["does not fit", "target, draft, gradients"]);
+    assert!(!root.path().join("run/checkpoints").exists(), "nothing was begun");
+}
+
+#[test]
+fn files_of_a_data_folder_that_are_not_read_are_named() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("rows");
+    fs::create_dir(&folder).unwrap();
+    fs::copy(workspace().join("datasets/quickstart/chat.validation.jsonl"), folder.join("rows.jsonl")).unwrap();
+    let settings = [format!("data.train=[{}]", quoted(&folder)), "data.validation=[]".into()];
+    let warning = "ignored files whose name does not end in";
+    let output = train(&root.path().join("first"), &settings);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !text.contains(warning), "{text}");
+    fs::write(folder.join("notes.txt"), "none of this is a row").unwrap();
+    exits_with(
+        &train(&root.path().join("second"), &settings),
+        0,
+        &["warning: ", "rows: ", warning, ".jsonl", "notes.txt"],
+    );
+}
+
+#[test]
 fn a_fraction_of_one_sample_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let data = root.path().join("row.jsonl");

@@ -233,7 +233,7 @@ fn a_table_belongs_to_its_draft() {
     )
     .unwrap();
     let fewer = deepspec(&["calibrate", "--trace", &file("few.jsonl"), "--draft", &draft_name]);
-    refused(&fewer, &["sts.json: kept", "positions 2, 3, 4", "--out DIR"]);
+    refused(&fewer, &["sts.json: not overwritten", "positions 2, 3, 4", "--out DIR"]);
     assert_eq!(fs::read_to_string(&sts).unwrap(), table);
 
     // Into copies in every layout and number type; in place; not into a draft that proposes other tokens.

@@ -11,6 +11,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use common::drafts::{TARGET, Tensors, copy, dspark, edit_json, edit_tensors, edit_values, save, shape, shape_of};
+use common::fixtures::fixtures;
 use common::{deepspec, workspace};
 
 /// What `deepspec inspect` finds, and its exit code.
@@ -258,8 +259,6 @@ fn nothing_is_said_about_good_ones() {
     }
     let plain = shape_of(DSparkConfig { markov_rank: 0, enable_confidence_head: false, ..dspark() });
     good.push(save(&root.path().join("dflash"), &plain, WeightDtype::Bf16, false));
-    let fixtures =
-        std::env::var_os("DEEPSPEC_FIXTURES").map_or_else(|| workspace().join("../shared/fixtures"), PathBuf::from);
     for name in [
         "dspark_qwen3_vanilla",
         "dspark_qwen3_gated",
@@ -267,9 +266,9 @@ fn nothing_is_said_about_good_ones() {
         "dspark_qwen3_vanilla_conf_nomarkov",
         "dflash_qwen3",
     ] {
-        let folder = fixtures.join(name);
-        assert!(folder.is_dir() || !fixtures.is_dir(), "{}", folder.display());
-        good.extend(folder.is_dir().then_some(folder));
+        let folder = fixtures().join(name);
+        assert!(folder.is_dir(), "{}", folder.display());
+        good.push(folder);
     }
     for folder in good {
         let (findings, code) = inspect(&folder, &[]);

@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::Device;
 use dspark_runtime::checkpoint::WeightDtype;
@@ -14,21 +14,10 @@ use dspark_runtime::model::{
 use safetensors::SafeTensors;
 
 use common::drafts::read_json;
-use common::workspace;
+use common::fixtures::fixtures;
 
 /// Fields that the reference's library writes and that say nothing about the model, or that only this project writes.
 const NOT_COMPARED: [&str; 4] = ["transformers_version", "sample_from_anchor", "rope_theta", "rope_scaling"];
-
-fn fixtures() -> Option<PathBuf> {
-    let root =
-        std::env::var_os("DEEPSPEC_FIXTURES").map_or_else(|| workspace().join("../shared/fixtures"), PathBuf::from);
-    if root.is_dir() {
-        return Some(root);
-    }
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "no fixtures at {}", root.display());
-    println!("skipped: no fixtures at {}", root.display());
-    None
-}
 
 /// Names, number types and shapes of a weight file.
 fn tensors(path: &Path) -> BTreeMap<String, String> {
@@ -41,7 +30,7 @@ fn tensors(path: &Path) -> BTreeMap<String, String> {
     file.names().into_iter().map(of).collect()
 }
 
-/// The fixtures' target, which lies under other file names.
+/// Loads a target of the fixtures, whose files have other names.
 fn target(folder: &Path) -> Target {
     let copy = tempfile::tempdir().unwrap();
     fs::copy(folder.join("target_config.json"), copy.path().join("config.json")).unwrap();
@@ -51,7 +40,7 @@ fn target(folder: &Path) -> Target {
 
 #[test]
 fn keys_shapes_and_number_types_are_the_references() {
-    let Some(root) = fixtures() else { return };
+    let root = fixtures();
     let mut compared = 0;
     for name in [
         "dspark_qwen3_vanilla",

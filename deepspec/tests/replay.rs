@@ -200,7 +200,7 @@ fn swapped_layers_and_shifted_blocks_are_called_by_name() {
     judged.cases[0].rounds[0].accepted += 1;
     let difference = first_difference(&expected, &judged, false, 1e-3).unwrap();
     assert_eq!((difference.stage.as_str(), difference.place.as_str()), ("round 0", "accepted tokens"));
-    assert!(difference.hint.unwrap().contains("apart"));
+    assert!(difference.hint.unwrap().contains("differ by"));
 
     // Of two bundles, not only of a bundle and a draft.
     let mut other = expected.clone();

@@ -24,7 +24,7 @@ pub enum DeviceChoice {
     CubeCpu,
 }
 
-/// Why a device cannot be used.
+/// Reasons a device cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DeviceError {
     /// The name is not one of the known forms.
@@ -33,9 +33,9 @@ pub enum DeviceError {
     /// The binary was built without the device's feature.
     #[error("this binary cannot compute on `{device}`: build it with `cargo build --release --features {feature}`")]
     NotBuilt {
-        /// What was asked for.
+        /// The requested device.
         device: DeviceChoice,
-        /// What it takes.
+        /// The feature that the build needs.
         feature: &'static str,
     },
     /// The index is beyond the GPUs found.
@@ -43,9 +43,9 @@ pub enum DeviceError {
         "device `cuda:{index}` was asked for, but {found} CUDA devices were found (is the NVIDIA driver loaded?)"
     )]
     NotFound {
-        /// The index asked for.
+        /// The requested index.
         index: usize,
-        /// How many GPUs there are.
+        /// Number of GPUs found.
         found: usize,
     },
     /// The functions that kernels call are not installed.
@@ -57,12 +57,12 @@ pub enum DeviceError {
     /// The device failed while it computed.
     #[error("the device failed: {reason}")]
     Failed {
-        /// What the framework reports.
+        /// The error reported by the framework.
         reason: String,
     },
 }
 
-/// What the system says about a device; `None` where it says nothing.
+/// Information that the system reports about a device; `None` where it reports none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceInfo {
     /// The processor's or the GPU's name.
@@ -104,7 +104,7 @@ impl DeviceChoice {
     /// Opens the device.
     ///
     /// # Errors
-    /// When the binary lacks the feature, or the machine lacks the GPU. Opening CUDA without a driver would abort the
+    /// Returns an error if the binary lacks the feature, or the machine lacks the GPU. Opening CUDA without a driver would abort the
     /// process, so the devices are listed first.
     pub fn open(self) -> Result<Device, DeviceError> {
         match self {
@@ -131,7 +131,7 @@ impl DeviceChoice {
         }
     }
 
-    /// Bytes of its memory that a new process could use; `None` where nothing says so.
+    /// Returns the bytes of device memory available to a new process; `None` where the system does not report them.
     pub fn free_memory(self) -> Option<usize> {
         self.info().free_memory
     }
@@ -156,7 +156,7 @@ fn ask_nvidia_smi(index: usize) -> Option<DeviceInfo> {
     Some(gpu_info(str::from_utf8(&answer.stdout).ok()?))
 }
 
-/// From driver, MiB in all, MiB free and name, comma-separated.
+/// Parses a line of driver, total MiB, free MiB and name, separated by commas.
 fn gpu_info(line: &str) -> DeviceInfo {
     let mut fields = line.trim().splitn(4, ',').map(str::trim);
     let mut text = || fields.next().filter(|field| !field.is_empty()).map(str::to_owned);
@@ -165,7 +165,7 @@ fn gpu_info(line: &str) -> DeviceInfo {
     DeviceInfo { name: text(), driver, memory, free_memory }
 }
 
-/// The driver's name of a GPU that programs count among those they are shown.
+/// Returns the driver's name of the GPU that has this index among the visible ones.
 fn gpu_id(index: usize, visible: Option<&str>) -> Option<String> {
     match visible.map(str::trim) {
         None | Some("") => Some(index.to_string()),

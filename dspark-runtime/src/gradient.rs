@@ -1,8 +1,8 @@
-//! Operations whose derivative is written by hand.
+//! Operations with hand-written derivatives.
 //!
-//! Autodiff keeps every intermediate result of what it derives. An operation that would rather compute something anew on the
-//! way back is computed without autodiff and enters the graph as one step, with a rule that turns the gradient with respect to
-//! its output into those with respect to its inputs.
+//! Autodiff keeps every intermediate result of the operations that it differentiates. An operation that should
+//! recompute a value in the backward pass runs without autodiff instead. It enters the graph as one step, with a rule
+//! that turns the gradient with respect to its output into the gradients with respect to its inputs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,11 +14,12 @@ use burn_autodiff::checkpoint::strategy::NoCheckpointing;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 
-/// `output`, computed from the values of `inputs` without autodiff, as a function of them whose gradients are what `rule`
-/// makes of the gradient with respect to `output`. What the rule computes with must not be tracked.
+/// Returns `output` as a differentiable function of `inputs`. `output` was computed from the values of `inputs` without
+/// autodiff, and `rule` maps the gradient with respect to `output` to the gradients with respect to `inputs`. Tensors
+/// that the rule captures must not be tracked.
 ///
 /// # Panics
-/// On devices other than the CPU and, with a feature for them, those of CubeCL.
+/// Panics on devices other than the CPU and, with the corresponding feature, those of CubeCL.
 pub fn with_gradient<const N: usize, const I: usize, const O: usize>(
     inputs: [Tensor<I>; N],
     output: Tensor<O>,
@@ -53,7 +54,7 @@ where
     Some(Tensor::from_primitive::<Autodiff<B>>(tracked))
 }
 
-/// What is known of the derivative.
+/// The backward rule of an operation.
 struct Rule<const N: usize, const I: usize, const O: usize>(Arc<dyn Fn(Tensor<O>) -> [Tensor<I>; N] + Send + Sync>);
 
 impl<const N: usize, const I: usize, const O: usize> Clone for Rule<N, I, O> {

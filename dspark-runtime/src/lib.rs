@@ -1,9 +1,9 @@
 //! Decoding with DSpark drafts.
 //!
-//! The modules, in the order in which a request passes them: [`text`] turns words into token ids, [`checkpoint`] reads
-//! weights, [`model`] computes hidden states and logits (on a [`device`], with [`kernels`] of its own on the CPU),
-//! [`speculate`] drafts and verifies, [`schedule`] decides how much to verify, and [`engine`] answers many requests at once.
-//! `ARCHITECTURE.md` names what each of them may use.
+//! The modules, in the order in which a request passes through them: [`text`] turns words into token ids,
+//! [`checkpoint`] reads weights, [`model`] computes hidden states and logits (on a [`device`], with dedicated
+//! [`kernels`] on the CPU), [`speculate`] drafts and verifies, [`schedule`] decides how much to verify, and [`engine`]
+//! serves many requests concurrently. `ARCHITECTURE.md` lists the modules that each of them may use.
 //!
 //! ```no_run
 //! use std::path::Path;

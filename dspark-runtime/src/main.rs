@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use dspark_runtime::commands::{Cli, exit_code, message};
 use dspark_runtime::text::template_process;
 
-/// A server makes and drops tensors of all sizes for days, and small ones stay among them for as long as a sequence is
-/// kept. The system's allocator cannot give back what lies between; this one keeps sizes apart.
+/// A server allocates and frees tensors of all sizes for days, while small ones live as long as a sequence is kept. The
+/// system's allocator cannot return the memory between them; this one separates allocations by size.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -15,8 +15,8 @@ fn main() -> ExitCode {
         return code;
     }
     let cli = Cli::read();
-    // On a worker of the thread pool: parallel operations then start without handing over to another thread and sleeping
-    // until it answers, which costs more than a small matrix product.
+    // Run on a worker of the thread pool: parallel operations then start without handing over to another thread and
+    // waiting for it, which costs more than a small matrix product.
     match rayon::scope(|_| cli.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,7 +1,7 @@
 //! Normally distributed numbers from a seed.
 //!
-//! A backend's own generator is one for the whole process: what is drawn from it depends on what else draws, and differs
-//! from device to device. These numbers are the same wherever they are drawn, on any device.
+//! A backend's generator is global to the process: its numbers depend on everything else that draws from it, and differ
+//! between devices. The numbers of this module are the same on every device.
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Distribution, Shape, Tensor, TensorData};
@@ -11,7 +11,7 @@ use rand_chacha::ChaCha12Rng;
 /// Spread of freshly initialised weights, unless a configuration has another `initializer_range`.
 pub(crate) const INITIAL_STD: f64 = 0.02;
 
-/// A stream of normally distributed numbers with a generator of its own.
+/// A stream of normally distributed numbers with a private generator.
 #[derive(Clone, Debug)]
 pub struct Normals(ChaCha12Rng);
 
@@ -27,8 +27,8 @@ impl Normals {
         Tensor::from_data(numbers, device)
     }
 
-    /// The module with its matrices drawn anew, in the order of its fields. Vectors stay as they are: fresh biases are 0 and
-    /// norms 1 whatever the spread.
+    /// Redraws the matrices of a module in the order of its fields. Vectors are unchanged: fresh biases are 0 and norms
+    /// are 1 for every spread.
     #[must_use]
     pub fn matrices<M: Module>(&mut self, module: M, std: f64) -> M {
         module.map(&mut Matrices { normals: self, factor: std / INITIAL_STD })
@@ -64,7 +64,7 @@ mod tests {
     fn numbers_follow_from_the_seed_alone() {
         let device = Device::flex();
         let draw = |seed: u64| numbers(&Normals::new(seed).tensor::<2>([64, 512], 3.0, &device));
-        // What others draw in between changes nothing.
+        // Numbers drawn elsewhere in between have no effect.
         let (first, _, again) = (draw(1), draw(2), draw(1));
         assert_eq!(first, again);
         assert_ne!(first, draw(2));

@@ -9,7 +9,7 @@ thread_local! {
     static CAUGHT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work`; a panic in it becomes an error with the panic's message, and nothing is printed.
+/// Runs `work`. A panic in it becomes an error with the panic's message, and nothing is printed.
 ///
 /// `work` must leave no lock or data of this process half changed when it is cut off: it calls a library that only reads
 /// what outlives the call.

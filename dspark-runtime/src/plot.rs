@@ -11,16 +11,16 @@ use plotters::element::{Circle, PathElement};
 use plotters::series::LineSeries;
 use plotters::style::{BLACK, Color, RGBColor, WHITE};
 
-/// Where a picture is drawn.
+/// The area that a plot is drawn on.
 pub type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Why drawing failed.
+/// Reasons that drawing failed.
 pub type DrawError = DrawingAreaErrorKind<std::io::Error>;
 
 /// The font of all text.
 pub const FONT: &str = "sans-serif";
 
-/// Colours that people who see few of them can tell apart (Okabe and Ito).
+/// Colours that colour-blind readers can distinguish (Okabe and Ito).
 pub const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -39,7 +39,7 @@ pub struct Chart<'a> {
     pub x_label: &'a str,
     /// Beside it.
     pub y_label: &'a str,
-    /// Whether equal distances along x are equal factors, powers of two being marked; all x are then above 0.
+    /// Whether the x axis is logarithmic, with ticks at powers of two. All x must then be above 0.
     pub x_in_octaves: bool,
     /// Name and points of each line.
     pub lines: Vec<(String, Vec<(f64, f64)>)>,
@@ -49,7 +49,7 @@ impl Chart<'_> {
     /// Writes the chart, whole or not at all.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), CheckpointError> {
         write_svg(path, (720, 480), |canvas| self.draw(canvas))
     }
@@ -98,10 +98,10 @@ impl Chart<'_> {
     }
 }
 
-/// Draws a picture of so many pixels on white and writes it, whole or not at all.
+/// Draws a plot of the given size in pixels on a white background and writes it atomically.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// Returns an error if the file cannot be written.
 pub fn write_svg(
     path: &Path,
     size: (u32, u32),

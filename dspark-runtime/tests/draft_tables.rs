@@ -55,7 +55,7 @@ fn a_calibration_table_is_used_for_its_own_draft_alone() {
     table(None).write(&path).unwrap();
     let output = chat();
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && told.contains("does not say which draft"), "{told}");
+    assert!(output.status.success() && told.contains("does not record which draft"), "{told}");
     table(Some("0123456789abcdef".to_owned())).write(&path).unwrap();
     refused(&chat(), &["sts.json", "fitted for another draft", &draft.digest(), "deepspec calibrate"]);
 }

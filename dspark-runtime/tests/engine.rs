@@ -406,8 +406,10 @@ fn logprobs_are_the_targets_own() {
 /// A draft that cannot pay is reported as off, once, with the reason.
 #[test]
 fn drafting_that_cannot_pay_is_reported() {
-    // A second token doubles the time of a pass, and none was ever accepted.
-    let cost = StepCost::Probes { batch_tokens: vec![1, 2], steps_per_second: vec![100.0, 50.0], per_request: None };
+    // A pass takes a time per token, and none was ever accepted.
+    let batch_tokens: Vec<usize> = (1..=256).collect();
+    let steps_per_second = batch_tokens.iter().map(|&tokens| 100.0 / tokens as f64).collect();
+    let cost = StepCost::Probes { batch_tokens, steps_per_second, per_request: None };
     let calibration = StsTable { acceptance: vec![0.0; BLOCK], ..StsTable::identity(BLOCK) };
     let config = EngineConfig {
         mode: Mode::Scheduled,

@@ -1,4 +1,4 @@
-//! The reliability diagram: what was predicted against what happened.
+//! The reliability diagram: predicted against observed acceptance.
 
 use std::path::Path;
 
@@ -12,14 +12,14 @@ use super::measures::Measures;
 use super::report::{CalibrationReport, PositionReport};
 use dspark_runtime::plot::{COLOURS, Canvas, DrawError, FONT, write_svg};
 
-/// Panels beside each other, and the side of one in pixels.
+/// Number of panels per row, and the side of one in pixels.
 const COLUMNS: usize = 4;
 const PANEL: u32 = 260;
 
-/// Writes one panel per position, before and after; the larger a dot, the more rounds are behind it.
+/// Writes one panel per position, before and after calibration; the size of a dot shows its number of rounds.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// Returns an error if the file cannot be written.
 pub fn write_diagram(report: &CalibrationReport, path: &Path) -> Result<(), CheckpointError> {
     let columns = report.positions.len().min(COLUMNS);
     let rows = report.positions.len().div_ceil(COLUMNS);

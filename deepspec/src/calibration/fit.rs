@@ -11,9 +11,9 @@ const GRID: std::ops::RangeInclusive<u32> = 1..=100;
 /// Steps of the grid in a unit.
 const PER_UNIT: f64 = 20.0;
 
-/// One temperature per position, left to right: the first of the grid with the least calibration error of the survival up
-/// to this position, the positions before it at the temperatures found for them. A position that was never judged, or whose
-/// outcomes (accepted or not, with all before it) are not `enough` to tell, stays at 1.
+/// Fits one temperature per position, left to right: the first of the grid with the lowest calibration error of the
+/// survival up to this position, with the preceding positions at their fitted temperatures. A position stays at 1 if it
+/// was never judged, or if its outcomes (accepted or not, with all preceding ones) are not `enough`.
 pub fn fit_temperatures(blocks: &[JudgedBlock], block_size: usize, enough: impl Fn(&[bool]) -> bool) -> Vec<f64> {
     let mut temperatures = Vec::with_capacity(block_size);
     let mut survivals = vec![1.0; blocks.len()];
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
     use crate::calibration::measure;
 
-    /// Blocks that are accepted with the probabilities that their logits divided by `truth` say.
+    /// Blocks that are accepted with the probabilities of their logits divided by `truth`.
     fn blocks(count: usize, truth: &[f64]) -> Vec<JudgedBlock> {
         let mut generator = ChaCha8Rng::seed_from_u64(7);
         let mut block = || {

@@ -1,4 +1,4 @@
-//! How well predicted probabilities agree with what happened.
+//! Measures of agreement between predicted probabilities and outcomes.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +24,7 @@ pub struct Measures {
 /// Predictions of about the same size.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Bin {
-    /// How many.
+    /// Number of outcomes.
     pub count: usize,
     /// Their mean.
     pub predicted: f64,
@@ -69,7 +69,8 @@ pub(super) fn bins(predicted: impl Iterator<Item = (f64, bool)>) -> Vec<Bin> {
     sums.iter().filter(|(count, ..)| *count > 0).map(bin).collect()
 }
 
-/// By ranks (Mann and Whitney), equal predictions sharing the mean of theirs; `None` without both outcomes.
+/// Computes the area by ranks (Mann and Whitney); equal predictions share their mean rank. Returns `None` without both
+/// outcomes.
 fn area_under_curve(predictions: &[f64], outcomes: &[bool]) -> Option<f64> {
     let mut order: Vec<usize> = (0..predictions.len()).collect();
     order.sort_by(|&a, &b| predictions[a].total_cmp(&predictions[b]));

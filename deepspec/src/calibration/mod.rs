@@ -1,9 +1,9 @@
 //! Calibrating the confidence head, so that what the scheduler believes is what happens (paper, section 3.2.1).
 //!
 //! Rounds of held-out prompts ([`crate::evaluation::TraceRound`]) are split by prompt. On one half, one temperature per
-//! position is fitted ([`fit_temperatures`]); on the other, the survival that follows from them is compared with what was
-//! accepted ([`measure`]): expected calibration error, AUC and Brier score before and after, and a reliability diagram.
-//! Confidences depend on the sampling temperature, so a table is for the one that it was fitted at.
+//! position is fitted ([`fit_temperatures`]). On the other, the resulting survival is compared with the accepted tokens
+//! ([`measure`]): expected calibration error, AUC and Brier score before and after, and a reliability diagram.
+//! Confidences depend on the sampling temperature, so a table is valid only for the temperature that it was fitted at.
 
 mod diagram;
 mod fit;
@@ -15,12 +15,12 @@ pub use fit::{fit_temperatures, survival};
 pub use measures::{Bin, Measures, measure};
 pub use report::{CalibrateError, CalibrationReport, PositionReport, calibrate, table};
 
-/// What calibration looks at of a round.
+/// The part of a round that calibration uses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JudgedBlock {
     /// The confidence head's logit per position.
     pub logits: Vec<f64>,
-    /// Positions that were judged; nothing is known of those behind.
+    /// Number of judged positions; nothing is known about later ones.
     pub judged: usize,
     /// Positions accepted.
     pub accepted: usize,

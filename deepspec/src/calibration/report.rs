@@ -8,10 +8,11 @@ use super::fit::{fit_temperatures, survival};
 use super::measures::{Measures, measure};
 use crate::evaluation::TraceRound;
 
-/// Fewer judged rounds than this, on either half, do not tell a calibration error of a few percent from chance.
+/// Minimum number of judged rounds in either half: with fewer, a calibration error of a few percent cannot be
+/// distinguished from chance.
 const FEWEST_JUDGED: usize = 200;
 
-/// Fewer accepted or rejected ones than this do not tell either share.
+/// Minimum number of accepted and of rejected rounds: with fewer, their share cannot be estimated.
 const FEWEST_OF_EITHER: usize = 20;
 
 /// The contract of `--json`.
@@ -47,7 +48,7 @@ pub struct PositionReport {
     pub temperature: f64,
     /// Rounds of the reporting half in which the position was judged.
     pub judged: usize,
-    /// Of those, the ones in which it and all before it were accepted.
+    /// Number of those in which it and all preceding ones were accepted.
     pub accepted: usize,
     /// With the head as it is.
     pub before: Measures,
@@ -60,7 +61,7 @@ pub struct PositionReport {
     pub fitted: bool,
 }
 
-/// Why rounds cannot be calibrated with.
+/// Reasons that rounds cannot be used for calibration.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum CalibrateError {
     /// One of the halves is empty.
@@ -90,7 +91,7 @@ pub enum CalibrateError {
         "the rounds have temperatures {first} and {other}, but a table holds one sampling temperature; calibrate each separately"
     )]
     Temperatures {
-        /// That of the first round.
+        /// The temperature of the first round.
         first: f64,
         /// Another one.
         other: f64,
@@ -100,7 +101,7 @@ pub enum CalibrateError {
 /// Fits a table on the rounds of every other prompt of each task (the first, the third, ...) and reports on the others.
 ///
 /// # Errors
-/// When a half is empty, no position has rounds enough to fit it, or the rounds were sampled at different temperatures. Rounds are as
+/// Returns an error if a half is empty, no position has rounds enough to fit it, or the rounds were sampled at different temperatures. Rounds are as
 /// [`read_trace`](crate::evaluation::read_trace) accepts them.
 pub fn calibrate(rounds: &[TraceRound]) -> Result<(StsTable, CalibrationReport), CalibrateError> {
     let (fitting, reporting): (Vec<&TraceRound>, Vec<&TraceRound>) =

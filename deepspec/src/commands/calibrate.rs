@@ -21,7 +21,7 @@ use crate::evaluation::{
     Turns, evaluate_observed, read_trace,
 };
 
-/// The reliability diagram beside the table.
+/// File name of the reliability diagram, next to the table.
 pub const DIAGRAM: &str = "reliability.svg";
 
 /// Arguments of `deepspec calibrate`.

@@ -13,7 +13,7 @@ use crate::conversation::SPLIT_RULE;
 use crate::digest::{file_digest, hash_ends, hash_file, hex, model_files};
 use crate::trainer::{Course, RunFolder, TrainingCheckpoints};
 
-/// Settings that decide neither what is trained nor what is measured.
+/// Settings that affect neither training nor measurements.
 const HARMLESS: [&str; 4] = ["train.log_every", "train.checkpoint_every", "train.keep_last", "data.strict"];
 /// Paths: what stands in the files decides.
 const PATHS: [&str; 3] = ["train.from", "data.train", "data.validation"];
@@ -27,11 +27,11 @@ pub struct Run {
 }
 
 impl Described {
-    /// The recipe's run. With `resume`, that is the run in the folder, if there is one: says on standard error which settings
-    /// have changed since it was begun.
+    /// Returns the recipe's run. With `resume`, this is the existing run in the folder, if there is one; settings that
+    /// changed since it started are printed on standard error.
     ///
     /// # Errors
-    /// When the folder holds a run with other settings or data, the draft to start from is another one than the recipe
+    /// Returns an error if the folder holds a run with other settings or data, the draft to start from is another one than the recipe
     /// describes, or a file cannot be read.
     pub fn run(&self, resume: bool) -> Result<Run> {
         self.check_start()?;
@@ -76,7 +76,8 @@ impl Described {
         Ok(settings)
     }
 
-    /// The digest that earlier versions told a run by: of all settings, paths of data included, and of the files.
+    /// Returns the digest by which earlier versions identified a run: of all settings, including the paths of data, and
+    /// of the files.
     fn earlier_digest(&self) -> Result<String> {
         let recipe = &self.recipe;
         let mut hash = Sha256::new();
@@ -97,7 +98,7 @@ impl Described {
     }
 }
 
-/// Reads the first row of JSON lines, so that what is no such file is refused before all of it is hashed.
+/// Reads the first row of a JSONL file, so that a wrong file is refused before all of it is hashed.
 fn check_beginning(file: &Path) -> std::io::Result<()> {
     let parquet = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"));
     if parquet { Ok(()) } else { Lines::open(file)?.next().transpose().map(drop) }
@@ -111,7 +112,7 @@ fn add_section(settings: &mut Map<String, Value>, section: &str, values: &impl S
     Ok(())
 }
 
-/// Adds the digests of a model's files as `key/file`. A GGUF file goes by no name of its own.
+/// Adds the digests of a model's files as `key/file`. The name of a GGUF file is not included.
 fn add_model(settings: &mut Map<String, Value>, key: &str, model: &Path) -> Result<()> {
     for file in model_files(model)? {
         let mut hash = Sha256::new();

@@ -1,4 +1,4 @@
-//! From what a recipe's `data.train` and `data.validation` name to files.
+//! Resolves the entries of a recipe's `data.train` and `data.validation` to files.
 
 use std::fs;
 use std::io;
@@ -14,12 +14,13 @@ const EXTENSIONS: [&str; 3] = ["jsonl", "ndjson", "parquet"];
 /// Maximum number of unread files that a message names.
 const NAMED: usize = 5;
 
-/// The files behind `entries`: a file is itself, a folder is all data files below it in the order of their names, and a
-/// bare name is a training card, looked for in `folders`. Says on standard error which files of a folder are not read.
+/// Returns the files of `entries`: a file stands for itself, a folder for all data files below it in the order of their
+/// names, and a bare name for a training card, searched in `folders`. Prints the ignored files of a folder on standard
+/// error.
 ///
 /// # Errors
-/// When a name is no card or its set is not on this machine (the error says how to get it), a path leads nowhere, or a folder
-/// holds no data.
+/// Returns an error if a name is not a card or its dataset is not on this machine (the error explains how to get it), a
+/// path does not exist, or a folder contains no data.
 pub fn data_files(entries: &[PathBuf], folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in entries {
@@ -85,8 +86,8 @@ impl Found {
         Ok(found)
     }
 
-    /// Adds what is in a folder. Hidden folders are what download tools leave for themselves. `around` are the real paths of the
-    /// folders that this one lies in, and its own.
+    /// Adds the files of a folder. Hidden folders are skipped, because download tools use them. `around` are the real
+    /// paths of this folder and its parents.
     fn collect(&mut self, root: &Path, folder: &Path, around: &mut Vec<PathBuf>) -> io::Result<()> {
         let mut entries: Vec<fs::DirEntry> = fs::read_dir(folder)?.collect::<io::Result<_>>()?;
         entries.sort_by_key(fs::DirEntry::file_name);

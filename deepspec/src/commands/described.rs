@@ -55,7 +55,7 @@ impl Described {
     /// Reads the recipe, and the target's configuration and tokeniser.
     ///
     /// # Errors
-    /// When one of them is unusable.
+    /// Returns an error if one of them is unusable.
     pub fn load(arguments: &RecipeArguments) -> Result<Self> {
         let mut recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
         recipe.data.strict |= arguments.strict;
@@ -75,7 +75,7 @@ impl Described {
     /// Training and validation samples, the reading reported on standard error.
     ///
     /// # Errors
-    /// When a file is unusable or nothing is left.
+    /// Returns an error if a file is unusable or nothing is left.
     pub fn samples(&self) -> Result<Samples> {
         let data = &self.recipe.data;
         let context = self.target_config.max_position_embeddings;
@@ -120,7 +120,7 @@ impl Described {
     /// The draft that the recipe describes.
     ///
     /// # Errors
-    /// When the recipe's layer ids or mask token do not fit the target.
+    /// Returns an error if the recipe's layer ids or mask token do not fit the target.
     pub fn draft_config(&self) -> Result<DraftConfig> {
         let model = &self.recipe.model;
         let layers = self.target_config.num_hidden_layers;
@@ -218,7 +218,7 @@ impl Described {
     /// The recipe's evaluation tasks with their files.
     ///
     /// # Errors
-    /// When a task has no file and its card finds none.
+    /// Returns an error if a task has no file and its card finds none.
     pub fn tasks(&self) -> Result<Vec<Task>> {
         let of = |task: &crate::recipe::EvaluationTask| -> Result<Task> {
             let path = match &task.path {

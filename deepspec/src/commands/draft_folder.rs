@@ -12,7 +12,7 @@ use super::calibrate::DIAGRAM;
 use super::model_card::{CARD, CardFacts, FACTS, is_own_card, write_card};
 use crate::replay::{ReplayPrompt, is_replay_file, record, write_replay};
 
-/// How a draft's folder is written.
+/// Settings for writing a draft's folder.
 #[derive(Clone, Debug)]
 pub struct FolderOptions {
     /// Number type of the weights.
@@ -39,7 +39,7 @@ pub fn is_exported(path: &Path) -> bool {
 /// number type. Replaces an earlier export; other files in `out` stay.
 ///
 /// # Errors
-/// When a parameter is not finite or a file cannot be written; then `out` is as it was.
+/// Returns an error if a parameter is not finite or a file cannot be written; then `out` is as it was.
 pub fn write_draft_folder(
     draft: &Draft,
     out: &Path,
@@ -80,8 +80,8 @@ fn files_below(folder: &Path, below: &Path) -> Result<Vec<PathBuf>, CheckpointEr
     Ok(files)
 }
 
-/// Copies the calibration table of the draft in `source`, or else of the one that `out` held, into `folder` when the draft that was
-/// written proposes the same; says otherwise that the table stays behind.
+/// Copies the calibration table of the draft in `source`, or else of the one in `out`, into `folder` if the written
+/// draft makes the same proposals; otherwise prints that the table is not copied.
 fn carry_calibration(source: &Path, out: &Path, folder: &Path, written: &Draft, target: &Target) -> Result<()> {
     let beside_source = source.join(StsTable::FILE);
     let from_source = beside_source.is_file();
@@ -112,7 +112,7 @@ fn carry_calibration(source: &Path, out: &Path, folder: &Path, written: &Draft, 
     Ok(())
 }
 
-/// What bounds a replay prompt: the target's vocabulary size and its context.
+/// Returns the limits of a replay prompt: the target's vocabulary size and its context.
 pub fn prompt_limits(target: &Target) -> [usize; 2] {
     [target.config().vocab_size, target.config().max_position_embeddings]
 }

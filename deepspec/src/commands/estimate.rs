@@ -26,7 +26,7 @@ const SMALLEST: MicroBatchShape = MicroBatchShape { tokens: 1, blocks: 1, superv
 /// Estimates a training on a device.
 ///
 /// # Errors
-/// When the recipe does not fit the target, there is no such device, or it fails.
+/// Returns an error if the recipe does not fit the target, there is no such device, or it fails.
 pub fn estimate(described: &Described, samples: &Samples, choice: DeviceChoice) -> Result<Estimate> {
     let counted = Counted::of(described, &samples.training, choice)?;
     let settings = described.train_settings(samples.training.len());
@@ -196,7 +196,7 @@ fn shapes(batch: &Batch<'_>) -> Vec<MicroBatchShape> {
 /// Prints an estimate as text.
 ///
 /// # Errors
-/// When standard output is gone.
+/// Returns an error if standard output is gone.
 pub fn print_estimate(estimate: &Estimate) -> Result<()> {
     let Estimate { parameters, memory, largest, .. } = estimate;
     let line = |name: &str, value: String| print(format_args!("{name:<24} {value}"));
@@ -243,12 +243,12 @@ pub fn print_estimate(estimate: &Estimate) -> Result<()> {
 /// Checks that an estimated training fits into the memory that is available, where that is known.
 ///
 /// # Errors
-/// When it does not fit; the error says what would help.
+/// Returns an error with advice if it does not fit.
 pub fn check_fit(estimate: &Estimate) -> Result<(), PlanError> {
     Need { peak: estimate.memory.peak, least: estimate.least, available: estimate.available }.check()
 }
 
-/// Why a planned training cannot run on this machine.
+/// Reasons that a planned training cannot run on this machine.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     /// The micro-batches are too large.
@@ -263,7 +263,7 @@ pub enum PlanError {
     BatchesDoNotFit {
         /// Bytes at the peak.
         needed: usize,
-        /// Bytes that are there.
+        /// Available bytes.
         available: usize,
         /// Bytes at the peak with the smallest micro-batch.
         least: usize,
@@ -279,7 +279,7 @@ pub enum PlanError {
     ModelsDoNotFit {
         /// Bytes at the peak with the smallest micro-batch.
         least: usize,
-        /// Bytes that are there.
+        /// Available bytes.
         available: usize,
     },
 }

@@ -160,7 +160,7 @@ pub fn uncalibrated(folder: &Path, draft: &Draft) -> bool {
 /// A task by its file or the name of its card.
 ///
 /// # Errors
-/// When there is neither.
+/// Returns an error if there is neither.
 pub fn find_task(name: &str) -> Result<Task> {
     let path = PathBuf::from(name);
     if path.exists() {

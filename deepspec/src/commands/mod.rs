@@ -81,7 +81,7 @@ impl Cli {
     /// Runs the verb.
     ///
     /// # Errors
-    /// Whatever went wrong, with the chain of causes.
+    /// Returns the error with its chain of causes.
     pub fn run(self) -> Result<()> {
         match self.verb {
             Verb::Init(arguments) => init::run(&arguments),

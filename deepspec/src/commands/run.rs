@@ -46,14 +46,14 @@ pub struct Arguments {
     restart: bool,
 }
 
-/// How many samples the recipe's data makes.
+/// Numbers of samples in the recipe's data.
 #[derive(Debug, Serialize, Deserialize)]
 struct DataResult {
     training: usize,
     validation: usize,
 }
 
-/// What a run of a recipe came to.
+/// The outcome of a recipe's run.
 pub struct Outcome {
     /// The number of training samples.
     pub samples: usize,
@@ -65,7 +65,7 @@ pub struct Outcome {
     pub exported: PathBuf,
 }
 
-/// Data, train, export, evaluate, report. What is evaluated is what was exported, in its number type.
+/// Runs data, train, export, evaluate and report. The exported draft is evaluated, in its number type.
 pub fn run(arguments: &Arguments) -> Result<()> {
     watch().context("watching for signals")?;
     let described = Described::load(&arguments.recipe)?;
@@ -95,7 +95,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// target is loaded.
 ///
 /// # Errors
-/// When the folder holds a run with other settings or data, or a file cannot be read or removed.
+/// Returns an error if the folder holds a run with other settings or data, or a file cannot be read or removed.
 pub fn prepare(described: Described, device: DeviceChoice, restart: bool) -> Result<(Prepared, Run)> {
     let run = (!restart).then(|| described.run(true)).transpose()?;
     check_models_fit(&described, device)?;
@@ -113,7 +113,7 @@ pub fn prepare(described: Described, device: DeviceChoice, restart: bool) -> Res
 /// The recipe's tasks. Unusable ones are found before hours of training, not after.
 ///
 /// # Errors
-/// When a task has no file, an unusable one or none whose prompts fit into the target's context, or the target has no chat
+/// Returns an error if a task has no file, an unusable one or none whose prompts fit into the target's context, or the target has no chat
 /// template to ask with.
 pub fn checked_tasks(described: &Described) -> Result<Vec<Task>> {
     let tasks = described.tasks()?;
@@ -141,11 +141,11 @@ fn evaluation_options(described: &Described) -> EvaluationOptions {
     }
 }
 
-/// The stages of a run in the recipe's output folder; those done before with the same inputs are not done again. Evaluations
-/// under different names are remembered beside each other.
+/// Runs the stages in the recipe's output folder, and skips those that were completed with the same inputs. Evaluations
+/// with different names are stored separately.
 ///
 /// # Errors
-/// When a stage fails.
+/// Returns an error if a stage fails.
 pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) -> Result<Outcome> {
     let Prepared { described, target, .. } = prepared;
     let recipe = &described.recipe;

@@ -1,4 +1,4 @@
-//! The folder of a run: one process at a time writes it, and removing a run leaves what is the user's.
+//! The folder of a run: one process at a time writes it, and removing a run keeps the user's files.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ pub const REPORT: &str = "report.json";
 /// Locks a folder for this process. Says on standard error where the file system cannot.
 ///
 /// # Errors
-/// When another process uses the folder, or it cannot be written.
+/// Returns an error if another process uses the folder, or it cannot be written.
 pub fn lock(folder: &Path) -> Result<FolderLock, CheckpointError> {
     let lock = FolderLock::acquire(folder)?;
     if !lock.is_held() {
@@ -33,7 +33,7 @@ pub fn lock(folder: &Path) -> Result<FolderLock, CheckpointError> {
 /// Removes what runs write into their folder, and nothing else.
 ///
 /// # Errors
-/// When a file cannot be removed.
+/// Returns an error if a file cannot be removed.
 pub fn remove_run(folder: &Path) -> Result<()> {
     remove_training(folder)?;
     Stages::of_run(folder).remove()?;

@@ -38,7 +38,7 @@ impl Prepared {
     /// A fresh draft as the recipe describes it. Initialising it from the target measures norms on a few of the samples.
     ///
     /// # Errors
-    /// When the recipe's layer ids or mask token do not fit the target.
+    /// Returns an error if the recipe's layer ids or mask token do not fit the target.
     pub fn fresh_draft(&self, samples: &[Sample]) -> Result<Draft> {
         let recipe = &self.described.recipe;
         let model = &recipe.model;
@@ -61,7 +61,7 @@ impl Prepared {
 /// Loads a target and its tokeniser from a folder or a GGUF file, or, with the `hub` feature, by its Hugging Face name.
 ///
 /// # Errors
-/// When the folder or its files are unusable.
+/// Returns an error if the folder or its files are unusable.
 pub fn load_target(name: &str, device: &Device) -> Result<(PathBuf, Target, Tokenizer)> {
     let folder = dspark_runtime::checkpoint::resolve_model(name)?;
     let target = Target::load(&folder, device)?;

@@ -1,4 +1,4 @@
-//! Remembering which stages of a run are complete, so that `deepspec run` can go on where it stopped.
+//! Records the completed stages of a run, so that `deepspec run` can resume.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ struct Record<T> {
     /// Files that must still be as they were written, with their SHA-256.
     #[serde(default)]
     files: BTreeMap<PathBuf, String>,
-    /// What the stage found out.
+    /// The result of the stage.
     result: T,
 }
 
@@ -55,7 +55,7 @@ impl Stages {
     /// Removes the records of all stages, and nothing else.
     ///
     /// # Errors
-    /// When a file cannot be removed.
+    /// Returns an error if a file cannot be removed.
     pub fn remove(&self) -> Result<(), CheckpointError> {
         remove_written(&self.folder, |path| {
             let record = || {
@@ -72,7 +72,7 @@ impl Stages {
     /// `work` computes. `work` returns its result and the files that it wrote.
     ///
     /// # Errors
-    /// When the work fails, an output cannot be read or completion cannot be recorded.
+    /// Returns an error if the work fails, an output cannot be read or completion cannot be recorded.
     pub fn run<T: Serialize + DeserializeOwned>(
         &self,
         name: &str,

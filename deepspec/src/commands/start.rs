@@ -13,7 +13,7 @@ use super::tables::other_tables;
 use crate::conversation::{Format, Sample};
 use crate::recipe::{Algorithm, ModelSection};
 
-/// Why an existing draft cannot be trained further by a recipe.
+/// Reasons that a recipe cannot fine-tune an existing draft.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The recipe describes another draft.
@@ -27,12 +27,12 @@ pub enum StartError {
         path: PathBuf,
         /// The key in the recipe's `[model]`.
         field: String,
-        /// What the recipe says.
+        /// The value in the recipe.
         recipe: String,
-        /// What the draft is.
+        /// The value of the draft.
         found: String,
     },
-    /// The draft brings tables of its own, which checkpoints do not hold.
+    /// The draft has its own embedding or head, which checkpoints do not contain.
     #[error(
         "train.from {}: its embedding or output head differs from the target's, but drafts are trained with the \
          target's own tables; start from a draft of this target",
@@ -48,10 +48,10 @@ pub enum StartError {
 }
 
 impl Described {
-    /// Checks by its configuration alone that the draft of `train.from` is the one that the recipe describes.
+    /// Checks, from its configuration only, that the draft of `train.from` matches the recipe.
     ///
     /// # Errors
-    /// When there is such a draft, and it is another one or cannot be read.
+    /// Returns an error if there is such a draft, and it is another one or cannot be read.
     pub fn check_start(&self) -> Result<(), StartError> {
         let Some(folder) = &self.recipe.train.from else { return Ok(()) };
         let config = DraftConfig::read_for(folder, &self.target_config)?;
@@ -64,8 +64,7 @@ impl Prepared {
     /// The draft of `train.from`, or a fresh one as the recipe describes it.
     ///
     /// # Errors
-    /// When the draft that exists is not the one that the recipe describes; as
-    /// [`fresh_draft`](Self::fresh_draft).
+    /// Returns an error if the existing draft does not match the recipe; see also [`fresh_draft`](Self::fresh_draft).
     pub fn starting_draft(&self, samples: &[Sample]) -> Result<Draft> {
         let recipe = &self.described.recipe;
         let draft = match &recipe.train.from {

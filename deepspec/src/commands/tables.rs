@@ -8,7 +8,7 @@ use dspark_runtime::model::{Draft, DraftConfig, TargetConfig};
 /// Whether the tables in a draft's file are others than its target's; `None` when it has none.
 ///
 /// # Errors
-/// When a file cannot be read, or the draft is not one for this target.
+/// Returns an error if a file cannot be read, or the draft is not one for this target.
 pub fn other_tables(folder: &Path, target: &Path) -> Result<Option<bool>, CheckpointError> {
     let target_config = TargetConfig::read(target)?;
     let config = DraftConfig::read_for(folder, &target_config)?;

@@ -36,7 +36,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Trains and says where the checkpoint is.
+/// Trains and prints the path of the checkpoint.
 pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.plan {
         let mut described = Described::load(&arguments.recipe)?;

@@ -14,8 +14,7 @@ pub(super) fn known_by(facts: &DraftFacts, row: &Verdict) -> &'static str {
     let speculators = facts.layout == Layout::Speculators;
     match (row.engine, facts.drafts) {
         ("vLLM", Drafts::Blocks) if loaded && usual_block => {
-            "run in vLLM 0.32.0 on a CPU through a plugin that drives its DSpark model from Model Runner V1; Model Runner V2, which \
-             GPUs use, by reading 0.33.0's source"
+            "run in vLLM 0.32.0 on a CPU, where a plugin drives its DSpark model; its GPU path by reading 0.33.0's source"
         }
         ("vLLM", Drafts::Blocks) if usual_block && facts.markov_rank == 0 => {
             "run: vLLM 0.32.0 on a CPU crashes on the missing Markov head"

@@ -1,4 +1,4 @@
-//! What a draft's folder says of itself, whoever wrote it: enough to judge it without loading it, and no more.
+//! Facts about a draft's folder, written by any program: enough to judge it without loading it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,18 +7,18 @@ use dspark_runtime::checkpoint::{CheckpointError, JsonFields, Weights};
 use dspark_runtime::model::{DraftKind, is_speculators};
 use serde_json::Value;
 
-/// Where a configuration keeps its fields.
+/// The location of a configuration's fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// All at the top, as this project and the reference write it.
     Native,
-    /// What DSpark adds lies in `dspark_config` or `dflash_config`.
+    /// DSpark's additions are in `dspark_config` or `dflash_config`.
     Nested,
-    /// As the `speculators` package has it.
+    /// The layout of the `speculators` package.
     Speculators,
 }
 
-/// How a draft drafts.
+/// The draft architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drafts {
     /// A block in one pass: DSpark and DFlash.
@@ -30,9 +30,9 @@ pub enum Drafts {
 /// A draft, described. Absent fields are `None`.
 #[derive(Clone, Debug)]
 pub struct DraftFacts {
-    /// Where the fields were.
+    /// The location of the fields.
     pub layout: Layout,
-    /// How it drafts.
+    /// The draft architecture.
     pub drafts: Drafts,
     /// The first of `architectures`.
     pub architecture: String,
@@ -42,7 +42,7 @@ pub struct DraftFacts {
     pub layers: Option<i64>,
     /// Slots of a block.
     pub block_size: Option<i64>,
-    /// True if the file says that the anchor's own slot drafts.
+    /// The file's value for whether the anchor's slot drafts.
     pub sample_from_anchor: Option<bool>,
     /// vLLM's word for the opposite.
     pub bonus_anchor: Option<bool>,
@@ -50,7 +50,7 @@ pub struct DraftFacts {
     pub shift_label: Option<bool>,
     /// Captured target layers, by number of decoder layer from 0.
     pub target_layer_ids: Option<Vec<i64>>,
-    /// What stands in slots still to be drafted.
+    /// The placeholder token of slots that are not drafted yet.
     pub mask_token_id: Option<i64>,
     /// Tokens of the target.
     pub vocab_size: Option<i64>,
@@ -64,9 +64,9 @@ pub struct DraftFacts {
     pub confidence_head: Option<bool>,
     /// True if it sees the Markov factors.
     pub confidence_with_markov: bool,
-    /// True if an Eagle3 layer is said to norm before the residual.
+    /// The file's value for whether an Eagle3 layer applies the norm before the residual.
     pub norm_before_residual: Option<bool>,
-    /// True if embedding and head are said to be one table.
+    /// The file's value for whether embedding and head are one table.
     pub tied: bool,
     /// True if some layers see a window of their context.
     pub windows: bool,
@@ -84,7 +84,7 @@ impl DraftFacts {
     /// Reads them; `None` when the folder is not that of a draft.
     ///
     /// # Errors
-    /// When a file cannot be read at all.
+    /// Returns an error if a file cannot be read at all.
     pub fn read(folder: &Path) -> Result<Option<Self>, CheckpointError> {
         let fields = JsonFields::read(&folder.join("config.json"))?;
         let weights = Weights::open(folder)?;
@@ -92,7 +92,7 @@ impl DraftFacts {
         Ok(Self::of(&fields, weights.names().map(dtype).collect()))
     }
 
-    /// The same from what the files hold.
+    /// Derives the facts from the contents of the files.
     pub fn of(fields: &JsonFields, tensors: BTreeMap<String, String>) -> Option<Self> {
         let nested: Vec<JsonFields> =
             ["dspark_config", "dflash_config"].iter().filter_map(|name| fields.object(name).ok().flatten()).collect();
@@ -170,8 +170,8 @@ impl DraftFacts {
         self.draft_vocab_size.is_some() && self.vocab_size.is_some() && self.draft_vocab_size < self.vocab_size
     }
 
-    /// Returns whether the anchor's own slot drafts the first token: what the file says, and where it says nothing what its makers
-    /// mean. The name `DFlashDraftModel` is that of drafts whose first slot drafts nothing.
+    /// Returns whether the anchor's slot drafts the first token: the file's value or, if it has none, the convention of
+    /// the program that wrote it. Drafts with the name `DFlashDraftModel` draft nothing in their first slot.
     pub fn drafts_from_anchor(&self) -> bool {
         let stated = self.sample_from_anchor.or(self.shift_label).or(self.bonus_anchor.map(|bonus| !bonus));
         stated.unwrap_or(!self.is_foreign_dflash())

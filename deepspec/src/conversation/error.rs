@@ -1,4 +1,4 @@
-//! What can go wrong between a data file and its samples.
+//! Errors from a data file to its samples.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ pub enum ConversationError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// A Parquet file is damaged, or written in a way that is not understood.
@@ -24,7 +24,7 @@ pub enum ConversationError {
     Parquet {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         message: String,
     },
     /// Strict reading, or the reading of an evaluation task, met a row it cannot use.
@@ -39,7 +39,7 @@ pub enum ConversationError {
         /// The tokeniser's directory.
         directory: PathBuf,
     },
-    /// The chat template does not work, whatever the row.
+    /// The chat template does not work for any row.
     #[error("{path}, {number}: {source}")]
     Template {
         /// The file.
@@ -71,7 +71,7 @@ pub enum ConversationError {
     Empty {
         /// The files read.
         files: Vec<PathBuf>,
-        /// What became of their rows.
+        /// The counts of their rows.
         report: ReadReport,
     },
     /// There are too few samples to set some aside.
@@ -97,7 +97,7 @@ fn paths(files: &[PathBuf]) -> String {
     }
 }
 
-/// Why a row gives no sample.
+/// Reasons that a row gives no sample.
 #[derive(Debug)]
 pub(super) enum RowError {
     /// The row cannot be used; the next one may be.

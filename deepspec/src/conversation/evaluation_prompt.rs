@@ -9,7 +9,7 @@ use super::error::ConversationError;
 use super::message::{ASSISTANT, Conversation, Message, USER, text_field};
 use super::rows::Rows;
 
-/// One conversation to hold with the target: what the user says, turn by turn.
+/// A conversation to hold with the target: the user's messages, turn by turn.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct EvaluationPrompt {
     /// Messages before the user's first, such as the system message.

@@ -5,9 +5,9 @@
 //! | `conversations` or `messages` | a list of `{"role", "content"}` or `{"from", "value"}` objects |
 //! | `prompt` with `response` or `completion`; `question` with `answer` | one question and its answer |
 //!
-//! They are looked for in this order, and the first one a row has is taken. A `system` field that holds text is
-//! the system message, unless the conversation has one. Roles are `system`, `developer`, `user` (`human`),
-//! `assistant` (`gpt`) and `tool`; the names in brackets are those of `from`/`value` data.
+//! The fields are searched in this order, and the first one that a row has is used. A `system` field with text is the
+//! system message, unless the conversation has one. Roles are `system`, `developer`, `user` (`human`), `assistant`
+//! (`gpt`) and `tool`; the names in brackets are those of `from`/`value` data.
 
 use dspark_runtime::checkpoint::json_kind;
 use serde_json::{Map, Value};
@@ -38,7 +38,7 @@ pub(super) const USER: &str = "user";
 pub(super) const ASSISTANT: &str = "assistant";
 const SYSTEM: &str = "system";
 
-/// What one side says in one turn.
+/// One message of a conversation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
     /// `system`, `developer`, `user`, `assistant` or `tool`.
@@ -65,7 +65,7 @@ impl Message {
     }
 }
 
-/// Messages in the order in which they were said.
+/// Messages in order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Conversation {
     /// The messages; at least one is of the user, and none of the assistant comes before it.
@@ -76,7 +76,8 @@ impl Conversation {
     /// Understands a row.
     ///
     /// # Errors
-    /// What about the row is not as described above, in words that follow a file name and a line number.
+    /// Returns the way in which the row differs from the description above, as text that follows a file name and a line
+    /// number.
     pub fn from_row(row: &Map<String, Value>) -> Result<Self, String> {
         let mut messages = Self::find_messages(row)?;
         match row.get("system") {

@@ -24,7 +24,8 @@ use super::message::FIELDS;
 use super::report::RowNumber;
 use super::rows::Row;
 
-/// A column chunk that unfolds to more than this, bytes, and to more than [`LARGEST_RATIO`] times what is stored, is refused.
+/// Limit in bytes: a column chunk is refused if it decompresses to more than this and to more than [`LARGEST_RATIO`]
+/// times its stored size.
 const UNFOLDED: u64 = 256 << 20;
 
 /// See [`UNFOLDED`]. Text is compressed to a tenth or so.
@@ -39,7 +40,7 @@ const BATCH_ROWS: [u64; 2] = [16, 1024];
 /// Text that a file may hold for each of its bytes, beyond [`UNFOLDED`]: dictionaries store equal values once.
 const LARGEST_REPETITION: u64 = 100;
 
-/// Bytes that a value counts beside its text.
+/// Bytes counted per value in addition to its text.
 const VALUE: usize = 16;
 
 /// A Parquet file, of which only the columns that can hold a conversation are read.
@@ -114,7 +115,7 @@ fn guarded<T, E: Display>(work: impl FnOnce() -> Result<T, E>) -> Result<T, Stri
 /// The size of the largest column chunk that is read, unfolded.
 ///
 /// # Errors
-/// When a chunk unfolds to far more than is stored of it.
+/// Returns an error if a chunk unfolds to far more than is stored of it.
 fn largest_chunk(metadata: &ParquetMetaData, length: u64) -> Result<u64, String> {
     let mut largest = 0;
     for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {

@@ -1,4 +1,4 @@
-//! From data files to samples, in parallel and in order.
+//! Reads data files into samples, in parallel and in order.
 
 use std::path::{Path, PathBuf};
 
@@ -13,13 +13,13 @@ use super::report::ReadReport;
 use super::rows::{AllRows, Row};
 use super::sample::Sample;
 
-/// How many rows are cut into tokens at a time: enough for every core, few enough to hold in memory.
+/// Number of rows tokenised at a time: enough for every core, few enough to keep in memory.
 const ROWS_AT_A_TIME: usize = 1024;
 
 /// Bytes of text that are tokenised at a time; the last row may exceed it.
 const TEXT_AT_A_TIME: usize = 16 << 20;
 
-/// What a row holds, as recipes name it.
+/// The content of a row, with the names used in recipes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -30,12 +30,12 @@ pub enum Format {
     Text,
 }
 
-/// How rows become samples.
+/// Settings for turning rows into samples.
 #[derive(Debug, Clone)]
 pub struct ReadOptions {
-    /// What a row holds.
+    /// The content of a row.
     pub format: Format,
-    /// The most tokens a sample may have; what is beyond is cut off.
+    /// Maximum number of tokens per sample; the rest is truncated.
     pub max_length: usize,
     /// The fewest supervised tokens a sample may have after that;
     /// usually [`MINIMUM_SUPERVISED_TOKENS`](super::MINIMUM_SUPERVISED_TOKENS).
@@ -44,12 +44,12 @@ pub struct ReadOptions {
     pub template_arguments: Map<String, Value>,
     /// True if the first malformed row ends the reading.
     pub strict: bool,
-    /// How many rows the target's embedding has.
+    /// Number of rows of the target's embedding.
     pub vocabulary_size: usize,
 }
 
-/// Reads files, JSON lines or Parquet, into samples. Their order is that of the files and of the rows in them,
-/// whatever the number of threads.
+/// Reads JSONL or Parquet files into samples. Their order is that of the files and of the rows in them, for every
+/// number of threads.
 ///
 /// # Errors
 /// A file that cannot be read, conversations for a tokeniser without chat template, a token id beyond the
@@ -101,7 +101,7 @@ pub fn read_samples(
     Ok((collector.samples, collector.report))
 }
 
-/// What became of one row.
+/// The outcome of one row.
 enum Outcome {
     Kept { sample: Sample, truncated: bool },
     TooShort,

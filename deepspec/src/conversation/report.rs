@@ -1,12 +1,12 @@
-//! What became of every row that was read.
+//! Counts of the outcomes of all rows.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// How many malformed rows a report prints before it only counts.
+/// Number of malformed rows that a report prints; further ones are only counted.
 const SHOWN: usize = 10;
 
-/// Where a row stands in its file, counted from 1.
+/// The number of a row in its file, starting at 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowNumber {
     /// A line of a JSON lines file.
@@ -31,7 +31,7 @@ pub struct MalformedRow {
     pub file: PathBuf,
     /// The row in it.
     pub number: RowNumber,
-    /// What is wrong with it.
+    /// The problem of the row.
     pub reason: String,
 }
 
@@ -50,7 +50,7 @@ pub struct ReadReport {
     pub kept: usize,
     /// Rows that hold no usable conversation, in the order of the files.
     pub malformed: Vec<MalformedRow>,
-    /// Rows with fewer supervised tokens than asked for.
+    /// Rows with fewer supervised tokens than required.
     pub too_short: usize,
     /// Kept samples that were longer than the limit and lost their end.
     pub truncated: usize,

@@ -43,7 +43,7 @@ impl Sample {
     /// and nothing that does looks at it.
     ///
     /// # Errors
-    /// Why the template or the tokeniser cannot take this conversation.
+    /// Returns the reason that the template or the tokeniser cannot process this conversation.
     pub(super) fn from_conversation(
         id: String,
         mut conversation: Conversation,
@@ -67,14 +67,14 @@ impl Sample {
     /// but the first carries loss: nothing comes before it from which it could be predicted.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
+    /// See [`Tokenizer::encode`].
     pub(super) fn from_text(id: String, text: &str, tokenizer: &Tokenizer) -> Result<Self, TextError> {
         let token_ids = tokenizer.encode(text, true)?;
         let loss_mask = (0..token_ids.len()).map(|position| position > 0).collect();
         Ok(Self { id, token_ids, loss_mask })
     }
 
-    /// Cuts off what is beyond `max_length` tokens; returns whether there was anything.
+    /// Truncates to `max_length` tokens; returns whether anything was removed.
     pub(super) fn truncate(&mut self, max_length: usize) -> bool {
         let too_long = self.token_ids.len() > max_length;
         self.token_ids.truncate(max_length);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is asked and answered, the supervised tokens are the answers and their end of turn.
+        /// For any questions and answers, the supervised tokens are the answers and their end of turn.
         #[test]
         fn answers_and_nothing_else_are_supervised(
             turns in prop::collection::vec(("(\\PC|\n|<\\|im_end\\|>\n){0,8}", "([^<\\pC]|\n){0,12}"), 1..4),

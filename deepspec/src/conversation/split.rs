@@ -11,8 +11,9 @@ pub const SPLIT_RULE: &str = "the lowest hashes, at least one";
 /// Sets a share of the samples aside (`0 <= share < 1`): `share` of their number, rounded, and at least one of them unless the
 /// share is 0.
 ///
-/// They are those with the lowest hashes of their token ids. So the order of the data does not matter, few samples change sides
-/// when other data come or go, and the same text never lies on both sides: copies of the last one are set aside too.
+/// The validation samples are those with the lowest hashes of their token ids. The split is therefore independent of
+/// the order of the data, few samples change sides when data is added or removed, and the same text is never on both
+/// sides: duplicates of the last one are included too.
 ///
 /// # Errors
 /// [`ConversationError::Share`] if `share` is out of range; [`ConversationError::TooFewToSplit`] for fewer than two samples.

@@ -1,4 +1,4 @@
-//! Which part of a rendered conversation the target itself would have generated.
+//! Finds the part of a rendered conversation that the target itself would have generated.
 //!
 //! A chat template is a program: it may add a default system message, strip the thoughts from earlier answers,
 //! trim text, close the last turn differently from the others. So the parts are not guessed from its source but
@@ -10,7 +10,7 @@
 //!   answer, once whole and once up to this answer: what follows the placeholder is, in the first, the rest of
 //!   the conversation, and in the second, the closing text alone.
 //!
-//! Whatever does not fit together is an error rather than a wrong mask.
+//! Inconsistencies are errors and never give a wrong mask.
 
 use std::ops::Range;
 
@@ -20,9 +20,9 @@ use serde_json::{Map, Value};
 use super::error::RowError;
 use super::message::{ASSISTANT, Message};
 
-/// The template argument that switches thoughts on and off in Qwen3 and those that follow it. An answer without
-/// thoughts is rendered with the empty think block that the generation prompt adds when they are off, whatever
-/// the conversation was rendered with. So both prompts are tried.
+/// The template argument that switches thinking on and off in Qwen3 and models that follow it. An answer without
+/// thoughts is rendered with the empty think block that the generation prompt adds when thinking is off, whatever the
+/// conversation was rendered with. Both prompts are therefore tried.
 const THINKING_ARGUMENT: &str = "enable_thinking";
 
 /// A conversation as text, with the parts that carry loss.
@@ -82,7 +82,7 @@ impl Observer<'_> {
         Ok(self.template.render(messages, self.arguments, false)?)
     }
 
-    /// The end of the longest generation prompt with which the text goes on after the messages before `index`.
+    /// Returns the end of the longest generation prompt that continues the text after the messages before `index`.
     fn answer_start(&self, text: &str, messages: &[Value], index: usize) -> Result<usize, RowError> {
         let mut start = None;
         for arguments in &self.prompts {

@@ -51,7 +51,7 @@ pub(super) fn tokenizer(template: Option<&str>) -> Tokenizer {
     Tokenizer::from_directory(directory.path()).unwrap()
 }
 
-/// How many tokens [`tokenizer`] has.
+/// Number of tokens of [`tokenizer`].
 pub(super) const VOCABULARY_SIZE: usize = 263;
 
 /// Writes a file with these lines.

@@ -1,4 +1,4 @@
-//! What a training step keeps in memory, counted from shapes.
+//! Memory of a training step, computed from shapes.
 //!
 //! Legend: `s` tokens of a micro-batch, `n` block slots, `r` supervised slots, `d` hidden size, `q` and `k` widths of queries and of
 //! keys, `f` width inside the MLP, `m` captured layers, `u` tokens that the draft can propose, `v` vocabulary.
@@ -12,16 +12,16 @@ use crate::objective::{VOCABULARY_PARTS, vocabulary_chunk};
 /// Bytes of a number.
 const F32: usize = 4;
 
-/// What threads, buffers of products and code that training runs through take beyond what the process had before.
+/// Memory of threads, product buffers and code that training adds to the process.
 const PROGRAM: usize = 18 << 20;
 
-/// What comes and goes takes so many times its size: between tensors of all sizes the allocator is left with holes.
+/// Factor for the memory of temporary tensors: tensors of all sizes fragment the allocator.
 const HOLES: f64 = 1.12;
 
-/// Writing a checkpoint takes so many times the weights: the moments. Weights are read one by one.
+/// Factor of the weights' memory for writing a checkpoint: the moments. Weights are read one by one.
 const SAVING: usize = 2;
 
-/// What goes through the models together.
+/// The shape of one micro-batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MicroBatchShape {
     /// Tokens of all samples.
@@ -47,18 +47,18 @@ pub struct Memory {
     pub gradients: usize,
     /// The target's pass over the largest micro-batch.
     pub teacher: usize,
-    /// What the draft's pass over it keeps for the way back, features of the target included.
+    /// Bytes that the draft's pass keeps for the backward pass, including features of the target.
     pub activations: usize,
     /// One chunk of the loss over the vocabulary, and its gradients.
     pub vocabulary: usize,
-    /// All of it that is there at once, at most.
+    /// Peak of all of it.
     pub peak: usize,
 }
 
 /// Numbers of parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Parameters {
-    /// Of the target.
+    /// Bytes of the target.
     pub target: usize,
     /// Trained.
     pub draft: usize,
@@ -75,9 +75,10 @@ pub struct ModelShapes<'a> {
     pub draft: &'a DraftConfig,
     /// Their sizes.
     pub parameters: Parameters,
-    /// Where it would run.
+    /// The device of the planned training.
     pub device: &'a Device,
-    /// What matrix products would be taken in. What a pass keeps is counted as f32 all the same, which is at most twice as much.
+    /// The number type of matrix products. Activations of a pass are counted as f32 all the same, which is at most
+    /// twice as much.
     pub products: DType,
 }
 
@@ -115,7 +116,7 @@ impl ModelShapes<'_> {
         F32 * s * inside_a_layer.max(at_the_end)
     }
 
-    /// What the draft's forward pass keeps.
+    /// Returns the bytes that the draft's forward pass keeps.
     fn activations(&self, shape: &MicroBatchShape) -> usize {
         let Widths { d, q, k, f } = Widths::of(&self.draft.layer);
         let (s, n) = (shape.tokens, shape.blocks * self.draft.block_size);
@@ -130,8 +131,8 @@ impl ModelShapes<'_> {
         F32 * (s * context + n * slots + heads)
     }
 
-    /// A chunk of rows: the draft's logits, the teacher's, and on the CPU the slopes where they are capped, elsewhere the Markov
-    /// head's bias beside them; and what the loss derives to.
+    /// Returns the bytes of a chunk of rows: the logits of draft and teacher, their gradients, and either the slopes of
+    /// capped logits (on the CPU) or the Markov head's bias (elsewhere).
     fn vocabulary(&self, shape: &MicroBatchShape) -> usize {
         let (u, v, rank) = (self.draft.draft_vocab_size, self.draft.vocab_size, self.draft.markov_rank());
         let d = self.draft.layer.hidden_size;

@@ -60,7 +60,7 @@ pub fn seconds(operations: f64, operations_per_second: f64) -> f64 {
 /// Measures the operations per second of a matrix product in the number type `products`.
 ///
 /// # Errors
-/// When the device fails.
+/// Returns an error if the device fails.
 pub fn product_speed(device: &Device, products: DType) -> Result<f64, DeviceError> {
     // As large as it takes to keep all units of the device busy for longer than waiting for it takes.
     let mut size = 768;

@@ -27,14 +27,15 @@ pub fn operations(models: &ModelShapes<'_>, shape: &MicroBatchShape) -> f64 {
     2.0 * (s * of_target + 3.0 * (n * of_slots + s * of_context) + loss)
 }
 
-/// Products per row of a layer's queries, output and MLP; what it reads is `beside` times as wide as the hidden size.
+/// Returns the products per row of a layer's queries, output and MLP; its input is `beside` times as wide as the hidden
+/// size.
 fn slot_products(layer: &LayerConfig, beside: usize) -> f64 {
     let (d, q) = (layer.hidden_size, layer.query_width());
     let width = layer.experts.map_or(layer.intermediate_size, |experts| experts.per_token * experts.width);
     (d * (beside + 1) * q + 3 * d * width) as f64
 }
 
-/// The same of its keys and values.
+/// Returns the products per row of its keys and values.
 fn context_products(layer: &LayerConfig, beside: usize) -> f64 {
     (2 * beside * layer.hidden_size * layer.key_value_width()) as f64
 }

@@ -63,7 +63,7 @@ pub struct EvaluationOptions {
     pub seed: u64,
     /// Method of drawing tokens from the seed.
     pub sampling: SamplingMethod,
-    /// Which turns are answered.
+    /// The turns to answer.
     pub turns: Turns,
     /// How much of a drafted block is verified.
     pub mode: EvaluationMode,
@@ -87,7 +87,7 @@ pub struct Task {
     pub path: PathBuf,
 }
 
-/// Files that an evaluation writes beside its report.
+/// Files that an evaluation writes in addition to its report.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Records<'a> {
     /// One JSON line per round.

@@ -19,7 +19,7 @@ use super::trace::{Answered, Progressed, TraceError, TraceRound, TraceWriter};
 use crate::console::Progress;
 use crate::conversation::{ConversationError, EvaluationPrompt, read_evaluation_prompts};
 
-/// Why an evaluation failed.
+/// Reasons that an evaluation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EvaluateError {
     /// A task file cannot be used.
@@ -68,7 +68,7 @@ pub enum EvaluateError {
          `model.enable_confidence_head = true`"
     )]
     NoConfidenceHead {
-        /// The threshold asked for.
+        /// The requested threshold.
         threshold: f64,
         /// The draft, as it was named.
         draft: String,
@@ -117,10 +117,10 @@ pub struct Models<'a> {
     pub tokenizer: &'a Tokenizer,
 }
 
-/// Answers all prompts of all tasks; `names` are the target's and the draft's for the report.
+/// Answers all prompts of all tasks; `names` are the target's and the draft's for the report. `examples/train.rs` calls it.
 ///
 /// # Errors
-/// When a task file is unusable, a prompt cannot be rendered, the draft has no head for a confidence threshold, or the
+/// Returns an error if a task file is unusable, a prompt cannot be rendered, the draft has no head for a confidence threshold, or the
 /// records cannot be written.
 pub fn evaluate(
     models: Models<'_>,
@@ -142,7 +142,7 @@ pub fn evaluate(
 /// Evaluates as [`evaluate`] does, and hands rounds and answers to `observe` as they come.
 ///
 /// # Errors
-/// As [`evaluate`], and what `observe` returns.
+/// Returns the errors of [`evaluate`] and of `observe`.
 pub fn evaluate_observed(
     models: Models<'_>,
     names: (&str, &str),
@@ -187,7 +187,7 @@ pub fn evaluate_observed(
 /// is decoded.
 ///
 /// # Errors
-/// When a task file is unusable, a prompt cannot be rendered, or no prompt of a task fits into the target's context.
+/// Returns an error if a task file is unusable, a prompt cannot be rendered, or no prompt of a task fits into the target's context.
 pub fn read_tasks(
     target: &TargetConfig,
     tokenizer: &Tokenizer,

@@ -54,7 +54,8 @@ impl RoundStatistics {
         ratio(self.counted, self.proposed + self.rounds)
     }
 
-    /// Of the rounds that verified slot `j`, the share in which slots `0..=j` were accepted; `None` if none did.
+    /// Returns, for each slot `j`, the share of the rounds that verified it in which slots `0..=j` were accepted;
+    /// `None` without such rounds.
     pub fn survival(&self) -> Vec<Option<f64>> {
         self.survived_to
             .iter()
@@ -63,7 +64,8 @@ impl RoundStatistics {
             .collect()
     }
 
-    /// Of the rounds that verified slot `j` and accepted all slots before it, the share that accepted it.
+    /// Returns, for each slot `j`, the share of the rounds that verified it and accepted all preceding slots in which
+    /// it was accepted.
     pub fn conditional_acceptance(&self) -> Vec<Option<f64>> {
         self.survived_to.iter().zip(&self.reached).map(|(&survived, &reached)| ratio(survived, reached)).collect()
     }

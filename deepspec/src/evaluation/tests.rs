@@ -114,7 +114,7 @@ fn options() -> EvaluationOptions {
     }
 }
 
-/// Rounds as the trace tells them: sample, round, proposed, accepted.
+/// Returns the rounds of a trace: sample, round, proposed, accepted.
 fn traced(path: &Path) -> Vec<[u64; 4]> {
     let text = fs::read_to_string(path).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -176,8 +176,9 @@ fn the_target_alone_is_measured_when_asked() {
 
 /// A machine on which the pass of a token takes a second and each further one so many.
 fn tables(seconds_per_token: f64, acceptance: f64) -> Tables {
-    let batch_tokens = vec![1, 64];
-    let steps_per_second = vec![1.0, 1.0 / (1.0 + 63.0 * seconds_per_token)];
+    let batch_tokens: Vec<usize> = (1..=64).collect();
+    let speed = |&tokens: &usize| 1.0 / (1.0 + (tokens - 1) as f64 * seconds_per_token);
+    let steps_per_second = batch_tokens.iter().map(speed).collect();
     let cost = StepCost::Probes { batch_tokens, steps_per_second, per_request: None };
     let calibration = StsTable { acceptance: vec![acceptance; 4], ..StsTable::identity(4) };
     Tables { speed: Some(Arc::new(SpsTable::new(cost, 64, None, None))), calibration: Some(Arc::new(calibration)) }

@@ -7,9 +7,9 @@
 //! {"task":"sums","sample":0,"round":4,"temperature":1.0,"confidence_logits":[2.1,0.3,-1.7],"proposed":3,"accepted":1,"stopped":false,"prompt_tokens":58,"max_new_tokens":256,"draft":"89abcdef01234567"}
 //! ```
 //!
-//! `proposed` is how many positions the target judged, `accepted` how many of those it kept. Where an accepted stop token
-//! ended the answer, nothing behind it was judged, so `proposed` equals `accepted`, and `stopped` is true; it is true too
-//! when the target's own token was the stop token. Fields that are not known are left alone.
+//! `proposed` is the number of positions that the target judged, `accepted` the number of those that it kept. If an
+//! accepted stop token ended the answer, nothing after it was judged, so `proposed` equals `accepted`, and `stopped` is
+//! true. It is also true if the target's own token was the stop token. Unknown fields are ignored.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -70,7 +70,7 @@ pub enum Progressed {
     Answer(Answered),
 }
 
-/// Why a trace cannot be used.
+/// Reasons that a trace cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     /// The file cannot be read or written.
@@ -78,7 +78,7 @@ pub enum TraceError {
     Io {
         /// The trace file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// A line is not a round.
@@ -88,7 +88,7 @@ pub enum TraceError {
         path: PathBuf,
         /// 1-based.
         line: usize,
-        /// What was expected and found.
+        /// The expected and the found value.
         reason: String,
     },
     /// There is no round in it.
@@ -103,7 +103,7 @@ pub enum TraceError {
 /// Reads a trace whose rounds were all judged whole: what calibration and simulation need.
 ///
 /// # Errors
-/// When the file is unreadable or has no rounds, a line is not a round, blocks differ in size, a draft had no confidence
+/// Returns an error if the file is unreadable or has no rounds, a line is not a round, blocks differ in size, a draft had no confidence
 /// head, or a round was not judged to its end.
 pub fn read_trace(path: &Path) -> Result<Vec<TraceRound>, TraceError> {
     let io = |source| TraceError::Io { path: path.to_owned(), source };
@@ -170,7 +170,7 @@ impl TraceWriter {
     /// Opens a file for writing.
     ///
     /// # Errors
-    /// When it cannot be created.
+    /// Returns an error if it cannot be created.
     pub fn create(path: &Path) -> Result<Self, TraceError> {
         let file = File::options().write(true).create(true).truncate(false).open(path);
         let file = file.map_err(|source| TraceError::Io { path: path.to_owned(), source })?;
@@ -190,17 +190,17 @@ impl TraceWriter {
     /// Adds a line.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// Returns an error if it cannot be written.
     pub fn write(&mut self, line: &impl Serialize) -> Result<(), TraceError> {
         let text = serde_json::to_string(line).unwrap_or_default();
         let written = self.begin().and_then(|()| writeln!(self.file, "{text}"));
         written.map_err(|source| TraceError::Io { path: self.path.clone(), source })
     }
 
-    /// Writes what is left.
+    /// Writes the buffered rest.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// Returns an error if it cannot be written.
     pub fn finish(mut self) -> Result<(), TraceError> {
         let written = self.begin().and_then(|()| self.file.flush());
         written.map_err(|source| TraceError::Io { path: self.path, source })

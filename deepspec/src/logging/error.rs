@@ -1,4 +1,4 @@
-//! What can go wrong with a log.
+//! Errors of logs.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ pub enum LogError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// A line of a metrics log that is to be continued is not one this project writes.

@@ -27,8 +27,8 @@ impl MetricsLog {
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Continues the log after step `step`: lines of later steps are cut off, and so is a last line that the
-    /// end of its process left unfinished. A log that is not there starts empty.
+    /// Continues the log after step `step`: lines of later steps are removed, and so is an incomplete last line. A
+    /// missing log starts empty.
     ///
     /// # Errors
     /// [`LogError::Damaged`] for a line that is no log line, [`LogError::Io`] naming the file.

@@ -1,5 +1,4 @@
-//! What a training run writes down while it runs: one line of JSON per logged step, for programs, and
-//! TensorBoard event files, for eyes.
+//! Logs of a training run: one line of JSON per logged step, for programs, and TensorBoard event files.
 //!
 //! Both survive an interrupted run: [`RunLog::resume`] forgets everything after the step that training
 //! continues from, so that the finished log reads as if there had been no interruption.
@@ -26,7 +25,7 @@ pub struct RunLog {
 }
 
 impl RunLog {
-    /// Starts empty logs in `folder` (made if needed), removing those of an earlier run.
+    /// Starts empty logs in `folder` (created if needed), removing those of an earlier run.
     ///
     /// # Errors
     /// [`LogError`] naming the file that cannot be made or removed.
@@ -35,7 +34,7 @@ impl RunLog {
         Ok(Self { metrics, events: EventWriter::create(&folder.join(EVENTS_FOLDER))? })
     }
 
-    /// Continues the logs in `folder` after step `step`: what was logged for later steps is forgotten.
+    /// Continues the logs in `folder` after step `step`; entries of later steps are removed.
     ///
     /// # Errors
     /// [`LogError`] naming the file, and for a damaged metrics log the line.

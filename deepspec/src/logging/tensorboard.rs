@@ -1,9 +1,9 @@
 //! TensorBoard event files with scalar values, written by hand: the format is small and fixed.
 //!
-//! A file is a sequence of TFRecords: length (u64), checksum of the length, data, checksum of the data,
-//! everything little-endian. Data is a protobuf `Event`; of it this module writes `wall_time` (1), `step`
-//! (2), `file_version` (3), `summary` (5) with `Value { tag (1), simple_value (2) }`, and `session_log` (7),
-//! whose START tells readers to forget what earlier files hold for the steps that follow.
+//! A file is a sequence of TFRecords: length (u64), checksum of the length, data, checksum of the data, all
+//! little-endian. The data is a protobuf `Event`. This module writes the fields `wall_time` (1), `step` (2),
+//! `file_version` (3), `summary` (5) with `Value { tag (1), simple_value (2) }`, and `session_log` (7), whose START
+//! tells readers to discard entries of earlier files for the following steps.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -24,7 +24,7 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Starts the event files of a run in `folder` (made if needed), removing those of earlier runs.
+    /// Starts the event files of a run in `folder` (created if needed), removing those of earlier runs.
     ///
     /// # Errors
     /// [`LogError::Io`] naming the file or folder.
@@ -51,7 +51,7 @@ impl EventWriter {
         }
     }
 
-    /// Continues the run in `folder` after step `step`, in a new file behind those that are there.
+    /// Continues the run in `folder` after step `step`, in a new file after the existing ones.
     ///
     /// # Errors
     /// [`LogError::Io`] naming the file or folder.

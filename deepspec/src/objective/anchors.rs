@@ -20,25 +20,26 @@ pub fn choose_anchors(candidates: &[usize], random: &[f32], count: usize) -> Vec
     chosen
 }
 
-/// How many leading slots of the block at `anchor` are supervised: a slot counts while it is inside the sample and it and
-/// every slot before it are supervised.
+/// Returns the number of leading supervised slots of the block at `anchor`: a slot counts while it is inside the
+/// sample, and it and every slot before it are supervised.
 pub fn supervised_slots(loss_mask: &[bool], anchor: usize, block_size: usize) -> usize {
     loss_mask[anchor + 1..].iter().take(block_size).take_while(|&&supervised| supervised).count()
 }
 
-/// Which blocks of a sample are trained, and which of their slots are supervised.
+/// The blocks of a sample that are trained, and their supervised slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockChoice {
     /// Blocks at up to `count` anchors drawn among the candidates from position `first` on, each with its leading supervised
     /// slots.
     Drawn {
-        /// Anchors at most.
+        /// Maximum number of anchors.
         count: usize,
         /// The first position that may be one: the drafter's lookahead.
         first: usize,
     },
-    /// What the reference supervises of Eagle3 drafts: blocks at all anchors from position 1 on. A slot counts where the token
-    /// two before the one that it predicts is supervised, unless the sample ends there; the slots before it do not matter.
+    /// DeepSpec's supervision of Eagle3 drafts: blocks at all anchors from position 1 on. A slot counts if the token
+    /// two positions before the predicted one is supervised, unless the sample ends there, independent of the preceding
+    /// slots.
     Eagle3Reference,
 }
 
@@ -63,7 +64,7 @@ pub struct SampleBlocks {
     pub anchors: Vec<usize>,
     /// Supervised slots per anchor, increasing, at least one each.
     pub slots: Vec<Vec<usize>>,
-    /// How many anchors could have been drawn.
+    /// Number of anchors that could have been drawn.
     pub candidates: usize,
 }
 
@@ -140,7 +141,7 @@ mod tests {
         assert_eq!((later.anchors, later.candidates), (vec![2, 5], 2));
     }
 
-    /// The first two tokens of an answer are not predicted under loss, the two behind it are.
+    /// DeepSpec's supervision leaves out the first two tokens of an answer and includes the two after it.
     #[test]
     fn the_reference_supervises_two_tokens_late() {
         let blocks = BlockChoice::Eagle3Reference.blocks(&MASK, &[], 3);

@@ -1,6 +1,6 @@
-//! The whole loss of a micro-batch, of any drafter: `0.1 CE + 0.9 L1 + 1.0 BCE` with decaying slot weights (paper, eq. 8-10), and where asked
-//! for a cross-entropy against the teacher's distribution, which is the divergence from it but for a constant (Hinton et
-//! al., 2015).
+//! The whole loss of a micro-batch for all drafters: `0.1 CE + 0.9 L1 + 1.0 BCE` with decaying slot weights (DSpark
+//! paper, eq. 8-10). Optionally it includes a cross-entropy against the teacher's distribution, which equals the KL
+//! divergence up to a constant (Hinton et al., 2015).
 //!
 //! Legend: `n` supervised slots, `d` hidden size, `r` Markov rank, `f` width of the target's features, `s` tokens.
 
@@ -17,7 +17,7 @@ use super::vocabulary::{VocabularyRows, VocabularyWeights, vocabulary_loss};
 /// Added to every denominator, as the reference does.
 pub(super) const DENOMINATOR_OFFSET: f64 = 1e-6;
 
-/// What weighted sums over slots are divided by.
+/// The denominator of weighted sums over slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denominator {
     /// The slots' weights.
@@ -39,7 +39,7 @@ pub struct LossWeights {
     pub confidence: f64,
     /// Slot `j` weighs `exp(-j / decay)`; `None`: 1.
     pub decay: Option<f64>,
-    /// What the loss is divided by.
+    /// The denominator of the loss.
     pub denominator: Denominator,
 }
 
@@ -62,7 +62,8 @@ impl LossWeights {
     }
 }
 
-/// What the loss of a global batch is divided by: its samples, each as its number of tokens and its blocks.
+/// Returns the denominator of the loss of a global batch, given its samples, each as its number of tokens and its
+/// blocks.
 pub fn global_weight<'a>(batch: impl IntoIterator<Item = (usize, &'a SampleBlocks)>, weights: &LossWeights) -> f64 {
     let (tokens, blocks): (Vec<usize>, Vec<&SampleBlocks>) = batch.into_iter().unzip();
     match weights.denominator {
@@ -91,7 +92,7 @@ pub struct MicroBatch<'a> {
     pub teacher_head_vd: Tensor<2>,
 }
 
-/// What a micro-batch contributes to a step.
+/// The contribution of a micro-batch to a step.
 #[derive(Clone, Debug)]
 pub struct MicroBatchLoss {
     /// A scalar whose gradient is the micro-batch's share of the global gradient; `None` when nothing is supervised.
@@ -206,7 +207,7 @@ struct Slots<'a> {
     block_rows: Vec<i32>,
     slot: Vec<usize>,
     previous: Vec<u32>,
-    /// Of the reference's Eagle3 supervision, one lies behind the end.
+    /// With DeepSpec's Eagle3 supervision, one of them is beyond the end.
     labels: Vec<Option<u32>>,
     /// Row of the micro-batch's teacher hidden states.
     teacher_rows: Vec<usize>,

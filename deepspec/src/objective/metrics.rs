@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::loss::Denominator;
 
-/// What one supervised slot contributes.
+/// The contribution of one supervised slot.
 #[derive(Clone, Copy, Debug)]
 pub struct SlotOutcome {
     /// 0-based slot in its block.

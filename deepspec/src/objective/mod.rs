@@ -1,8 +1,8 @@
-//! What a draft is trained for (reference.md, section 3; paper, section 4).
+//! The training objective of a draft (DSpark paper, section 4).
 //!
-//! [`anchors`] decides which blocks of a sample are trained and which of their slots count. [`vocabulary`] turns hidden
-//! states into cross-entropy and L1 against the teacher, chunk by chunk, with the gradient written out by hand. [`loss`]
-//! puts the terms together; [`metrics`] counts what is reported.
+//! [`anchors`] selects the blocks of a sample that are trained and their supervised slots. [`vocabulary`] computes
+//! cross-entropy and L1 against the teacher from hidden states, chunk by chunk, with a hand-written gradient. [`loss`]
+//! combines the terms; [`metrics`] computes the reported values.
 //!
 //! Every term is a weighted sum divided by the weight of the *global* batch, which is known before the first forward
 //! pass. So the gradient of a step does not depend on how its batch is split.

@@ -6,12 +6,13 @@
 //! * `p = softmax(u)`, `CE = -log p_y`, `soft CE = -sum(q * log p)`, `L1 = sum |p - q|`;
 //! * `dCE/du = p - onehot(y)`, `dsoft CE/du = p - q`, `dL1/du = p * (s - sum(p * s))` with `s = sign(p - q)`.
 //!
-//! Rows are taken in chunks, so memory does not grow with rows times vocabulary, and no probability tensor outlives its
-//! chunk. A draft with a vocabulary of its own gives probability 0 to what it lacks: `L1` has all of `q` there, the soft `CE`
-//! none of it. The gradients with respect to hidden states, Markov factors and `W2` enter the graph as one step.
+//! Rows are processed in chunks, so memory does not grow with rows times vocabulary, and no probability tensor outlives
+//! its chunk. A draft with a reduced vocabulary gives probability 0 to missing tokens: `L1` includes all of `q` there,
+//! the soft `CE` none of it. The gradients with respect to hidden states, Markov factors and `W2` enter the graph as
+//! one step.
 //!
-//! Legend: `u` tokens that the draft can propose (`v` unless it has a vocabulary of its own), `n` rows (supervised slots), `m` rows of a chunk, `t` teacher rows, `d` hidden size, `r` Markov rank, `v`
-//! vocabulary.
+//! Legend: `u` tokens that the draft can propose (`v` unless it has a reduced vocabulary), `n` rows (supervised slots),
+//! `m` rows of a chunk, `t` teacher rows, `d` hidden size, `r` Markov rank, `v` vocabulary.
 
 mod lanes;
 mod on_device;
@@ -28,8 +29,8 @@ use dspark_runtime::tensors::ints;
 use on_host::OnHost;
 pub use on_host::VOCABULARY_PARTS;
 
-/// Rows taken at a time in this machine's memory. The heads are read once for them, which costs little beside the products;
-/// more rows take more memory and no less time.
+/// Rows per chunk in host memory. The heads are read once for them, which costs little compared with the products; more
+/// rows need more memory and the same time.
 const ROWS_ON_HOST: usize = 64;
 
 /// Logits held at once in a device's own memory, if that is not too few rows: a chunk reads both heads, which must cost less than
@@ -44,11 +45,12 @@ const LEAST_CHUNK: usize = 128;
 pub struct VocabularyRows {
     /// Draft hidden states after the final norm, `[n, d]`.
     pub hidden_nd: Tensor<2>,
-    /// What the Markov head's `W2` is applied to, `[n, r]`, and `W2`, `[v, r]`; absent without a Markov head.
+    /// The input of the Markov head's `W2`, `[n, r]`, and `W2`, `[v, r]`; absent without a Markov head.
     pub markov: Option<(Tensor<2>, Tensor<2>)>,
-    /// The frozen output head, `[v, d]`, not tracked; of a draft with a vocabulary of its own, the rows of its tokens.
+    /// The frozen output head, `[v, d]`, not tracked; for a draft with a reduced vocabulary, the rows of its tokens.
     pub head_vd: Tensor<2>,
-    /// How the teacher and the draft's output head cap their logits, as `c * tanh(x / c)`; the Markov head's bias comes on top.
+    /// The cap of the logits of the teacher and the draft's output head, as `c * tanh(x / c)`; the Markov head's bias
+    /// is added after it.
     pub softcap: Option<f64>,
     /// The teacher's ids of the draft's tokens, where these are not all.
     pub vocabulary: Option<Arc<[u32]>>,
@@ -61,11 +63,11 @@ pub struct VocabularyRows {
     /// The true token of each row, as the draft counts them; `None`: one that it cannot propose. Its cross-entropy counts as
     /// 0, since nothing can be learned of it.
     pub labels: Vec<Option<u32>>,
-    /// What matrix products are taken in. Logits, softmax, losses, and the sums of gradients over chunks are f32.
+    /// The number type of matrix products. Logits, softmax, losses, and the sums of gradients over chunks are f32.
     pub products: DType,
 }
 
-/// How much each row's terms count in the loss, denominators included.
+/// The weights of each row's terms in the loss, denominators included.
 #[derive(Clone, Debug)]
 pub struct VocabularyWeights {
     /// Factor of each row's cross-entropy.
@@ -89,7 +91,7 @@ pub struct VocabularyLoss {
     pub surrogate: Option<Tensor<1>>,
 }
 
-/// Rows that are taken at a time of a draft that can propose so many tokens.
+/// Returns the number of rows per chunk for a draft that can propose this many tokens.
 pub fn vocabulary_chunk(tokens: usize, device: &Device) -> usize {
     if *device == Device::flex() { ROWS_ON_HOST } else { (CHUNK_ON_DEVICE / tokens).max(LEAST_CHUNK) }
 }
@@ -100,7 +102,7 @@ pub fn vocabulary_loss(rows: &VocabularyRows, weights: Option<&VocabularyWeights
     in_chunks(rows, weights, vocabulary_chunk(v, &rows.head_vd.device()))
 }
 
-/// The same, `chunk` rows at a time.
+/// Computes the losses `chunk` rows at a time.
 fn in_chunks(rows: &VocabularyRows, weights: Option<&VocabularyWeights>, chunk: usize) -> VocabularyLoss {
     let plain = rows.plain();
     let losses = match OnHost::new(&plain) {
@@ -121,7 +123,7 @@ impl VocabularyLoss {
     }
 }
 
-/// What the weighted sum of all rows' losses derives to.
+/// The gradients of the weighted sum of all rows' losses.
 #[derive(Clone, Debug)]
 struct Gradients {
     hidden_nd: Tensor<2>,
@@ -169,7 +171,7 @@ impl VocabularyWeights {
 }
 
 impl VocabularyRows {
-    /// The same without autodiff, with what is multiplied as products take it.
+    /// Returns the rows without autodiff, with the factors in the number type of the products.
     fn plain(&self) -> Self {
         let factor = |x: &Tensor<2>| {
             let x = if x.is_autodiff() { x.clone().inner() } else { x.clone() };

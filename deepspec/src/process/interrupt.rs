@@ -62,8 +62,8 @@ fn deferring() -> MutexGuard<'static, Option<(Interrupter, &'static str)>> {
     DEFERRING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs work that is told of the first signal instead of being ended by it. `before_stopping` completes the sentence "SIGINT: ...".
-/// Returns the signal that came, if any: the caller ends the process with its exit code.
+/// Runs work that handles the first signal itself. `before_stopping` completes the sentence "SIGINT: ...". Returns the
+/// signal that arrived, if any: the caller then ends the process with its exit code.
 pub fn defer<T>(before_stopping: &'static str, work: impl FnOnce(Interrupter) -> T) -> (T, Option<Signal>) {
     let interrupter = Interrupter::new();
     *deferring() = Some((interrupter.clone(), before_stopping));
@@ -76,7 +76,7 @@ pub fn defer<T>(before_stopping: &'static str, work: impl FnOnce(Interrupter) ->
 /// Starts to watch for signals, once per process. Before, and on systems other than Unix, a signal ends the process at once.
 ///
 /// # Errors
-/// When the operating system refuses.
+/// Returns an error if the operating system refuses.
 #[cfg(unix)]
 pub fn watch() -> std::io::Result<()> {
     use signal_hook::consts::{SIGINT, SIGTERM};

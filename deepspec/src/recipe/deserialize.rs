@@ -15,12 +15,12 @@ use toml::Value;
 
 use super::error::Shortened;
 
-/// What went wrong while filling a section, and at which key.
+/// An error in filling a section, with its key.
 #[derive(Debug)]
 pub(super) struct Fault {
     /// Full key of the value; for unknown and missing keys, of the table around them. `None` until located.
     pub(super) path: Option<String>,
-    /// What went wrong there.
+    /// The kind of the error.
     pub(super) kind: FaultKind,
 }
 

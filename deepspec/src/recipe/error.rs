@@ -1,16 +1,16 @@
-//! What can be wrong with a recipe, worded for the person who wrote it.
+//! Errors of recipes, worded for their authors.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Where a recipe's value was written.
+/// The location of a recipe's value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// In the recipe file, on this 1-based line where it is known.
     File {
         /// The recipe file.
         file: PathBuf,
-        /// 1-based line; `None` for what is not there.
+        /// Line number, starting at 1; `None` if the value is absent.
         line: Option<usize>,
     },
     /// In a `--set` argument, given whole.
@@ -51,13 +51,13 @@ pub enum RecipeError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// The file is not TOML.
     #[error("{place}: not valid TOML: {message}")]
     Syntax {
-        /// Where parsing stopped.
+        /// The position at which parsing stopped.
         place: Place,
         /// The parser's message.
         message: String,
@@ -68,13 +68,13 @@ pub enum RecipeError {
     Override {
         /// The argument as given.
         argument: String,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
     /// A key that no section has.
     #[error("{place}: unknown key `{key}`; {hint}")]
     UnknownKey {
-        /// Where it stands.
+        /// The location of the key.
         place: Place,
         /// Its full path.
         key: String,
@@ -84,13 +84,13 @@ pub enum RecipeError {
     /// A value of the wrong type, or a name that is not among the choices.
     #[error("{place}: `{key}` must be {expected}, found {found}")]
     WrongType {
-        /// Where it stands.
+        /// The location of the key.
         place: Place,
         /// Its full path.
         key: String,
-        /// What is expected.
+        /// The expected value.
         expected: String,
-        /// What is there.
+        /// The value found.
         found: String,
     },
     /// A key without a default is not given.
@@ -104,11 +104,11 @@ pub enum RecipeError {
     /// A value of the right type that makes no sense.
     #[error("{place}: `{key}` {reason}")]
     Invalid {
-        /// Where it stands.
+        /// The location of the key.
         place: Place,
         /// Its full path.
         key: String,
-        /// What is expected and what was found.
+        /// The expected and the found value.
         reason: String,
     },
 }

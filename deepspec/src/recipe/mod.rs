@@ -1,10 +1,9 @@
 //! Recipes: one TOML file that names everything a run needs.
 //!
-//! A recipe is read in four steps, a file each: [`source`](self) parses the text and remembers which line
-//! every key stands on, [`overrides`](self) lays the command line's `--set key=value` arguments over it, the
-//! typed sections of [`schema`](self) are filled (anything unknown or of the wrong type is an error that
-//! names the file, the line and the full key), and [`validate`](self) checks what types cannot say. Paths are
-//! resolved last:
+//! A recipe is read in four steps, with one file each. [`source`](self) parses the text and records the line of every
+//! key. [`overrides`](self) applies the command line's `--set key=value` arguments. The typed sections of
+//! [`schema`](self) are filled; unknown keys and wrong types are errors that name the file, the line and the full key.
+//! [`validate`](self) checks constraints that types cannot express. Paths are resolved last:
 //!
 //! * `~` at the start of a path is the home directory;
 //! * inputs (`target`, `data.*`, `evaluate.tasks[].path`) are taken relative to the working directory and,
@@ -44,8 +43,8 @@ impl Recipe {
     /// resolves its paths.
     ///
     /// # Errors
-    /// [`RecipeError`] naming the file and line (or the override), the key, what was expected and what was
-    /// found.
+    /// Returns a [`RecipeError`] that names the file and line (or the override), the key, the expected and the found
+    /// value.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
         let text =
             read_text(path, LARGEST_TEXT).map_err(|source| RecipeError::Read { path: path.to_owned(), source })?;
@@ -59,7 +58,7 @@ impl Recipe {
     /// stay as they are written.
     ///
     /// # Errors
-    /// As [`Recipe::load`].
+    /// See [`Recipe::load`].
     pub fn parse(text: &str, file: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
         let mut document = source::Document::parse(text, file)?;
         for argument in overrides {

@@ -12,7 +12,7 @@ const EITHER: [[&str; 2]; 3] = [
     ["data.validation", "data.validation_fraction"],
 ];
 
-/// Names of a key, at most. The deepest tables that recipes have are template arguments.
+/// Maximum number of names in a key. The deepest tables of recipes are template arguments.
 const DEEPEST: usize = 16;
 
 fn other_of_two(key: &str) -> Option<&'static str> {
@@ -20,8 +20,8 @@ fn other_of_two(key: &str) -> Option<&'static str> {
     pairs.into_iter().find_map(|(own, other)| (own == key).then_some(other))
 }
 
-/// Lays one `key.path=value` argument over `document`. The value is read as TOML; what is not TOML is a
-/// string, so that quotes can be left out on the command line.
+/// Applies one `key.path=value` argument to `document`. The value is parsed as TOML; if that fails, it is a string, so
+/// quotes are optional on the command line.
 pub(super) fn apply(document: &mut Document, argument: &str) -> Result<(), RecipeError> {
     let fail = |reason: String| RecipeError::Override { argument: argument.to_owned(), reason };
     let Some((key, value)) = argument.split_once('=') else {

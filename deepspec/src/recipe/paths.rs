@@ -1,4 +1,4 @@
-//! Where a recipe's relative paths lead.
+//! Resolution of relative paths in recipes.
 
 use std::path::{Path, PathBuf};
 

@@ -9,6 +9,21 @@ use crate::conversation::Format;
 use crate::evaluation::{EvaluationMode, SamplingMethod, Turns};
 
 /// A whole recipe: what to train, on what, how, and how to measure it.
+///
+/// ```
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use deepspec::recipe::Recipe;
+///
+/// let file = Path::new("recipes/quickstart.toml");
+/// let recipe = Recipe::load(file, &["train.steps=50".to_owned()])?;
+/// assert_eq!(recipe.train.total_steps(1_000), 50);
+/// // A misspelt key is an error that names it.
+/// let error = Recipe::load(file, &["train.stepz=50".to_owned()]).unwrap_err();
+/// assert!(error.to_string().contains("train.stepz"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
@@ -22,10 +37,10 @@ pub struct Recipe {
     pub train: TrainSection,
     /// Training and validation conversations.
     pub data: DataSection,
-    /// What is measured after training.
+    /// The measurements after training.
     #[serde(default)]
     pub evaluate: EvaluateSection,
-    /// Where results go.
+    /// The output settings.
     #[serde(default)]
     pub output: OutputSection,
 }
@@ -36,7 +51,7 @@ pub struct Recipe {
 pub enum Algorithm {
     /// Semi-autoregressive block drafting with a Markov head and a confidence head.
     Dspark,
-    /// Token-by-token drafting with one layer that goes on from the target's features.
+    /// Token-by-token drafting with one layer that takes the target's features.
     Eagle3,
 }
 
@@ -58,11 +73,11 @@ impl Algorithm {
     }
 }
 
-/// Which slots of Eagle3 blocks are trained.
+/// The slots of Eagle3 blocks that are trained.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Supervision {
-    /// Those that predict supervised tokens.
+    /// Slots that predict supervised tokens.
     #[default]
     Predicted,
     /// The reference's, which is two tokens late, for repeating its runs.
@@ -129,7 +144,7 @@ pub struct ModelSection {
     /// Slot `j` of an Eagle3 block weighs this to the power of `j`, in `(0, 1]`.
     #[serde(default = "defaults::step_loss_decay")]
     pub step_loss_decay: f64,
-    /// Which slots of Eagle3 blocks are trained.
+    /// The slots of Eagle3 blocks that are trained.
     #[serde(default)]
     pub supervision: Supervision,
 }
@@ -146,7 +161,7 @@ impl ModelSection {
     /// The draft's kind and its settings. `mask_token_id` gives the mask token if the recipe names none.
     ///
     /// # Errors
-    /// As `mask_token_id`.
+    /// Returns the error of `mask_token_id`.
     pub fn kind<E>(&self, mask_token_id: impl FnOnce() -> Result<u32, E>) -> Result<DraftKind, E> {
         Ok(match self.algorithm {
             Algorithm::Dspark => DraftKind::DSpark(DSparkConfig {
@@ -175,7 +190,7 @@ impl ModelSection {
     }
 }
 
-/// What updates the draft's parameters.
+/// The optimiser of the draft's parameters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OptimizerKind {
@@ -186,7 +201,7 @@ pub enum OptimizerKind {
     Muon,
 }
 
-/// What the draft's layers, and products with the vocabulary, compute in.
+/// The number type of the draft's layers and of products with the vocabulary.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compute {
@@ -198,7 +213,7 @@ pub enum Compute {
 }
 
 impl Compute {
-    /// Recipes that say nothing have the digest that they had before there was a choice.
+    /// Recipes without the field keep the digest that they had before it existed.
     fn is_f32(&self) -> bool {
         *self == Self::F32
     }
@@ -237,13 +252,13 @@ pub struct TrainSection {
     /// Tokens per forward pass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch_tokens: Option<usize>,
-    /// What the draft's layers compute in.
+    /// The number type of the draft's layers.
     #[serde(default, skip_serializing_if = "Compute::is_f32")]
     pub compute: Compute,
     /// Share of the steps that warm up, in `[0, 1)`.
     #[serde(default = "defaults::warmup_ratio")]
     pub warmup_ratio: f64,
-    /// What updates the parameters.
+    /// The optimiser of the parameters.
     #[serde(default)]
     pub optimizer: OptimizerKind,
     /// Learning-rate schedule.
@@ -270,7 +285,7 @@ pub struct TrainSection {
     /// Steps between checkpoints.
     #[serde(default = "defaults::checkpoint_every")]
     pub checkpoint_every: u64,
-    /// Newest checkpoints kept, beside the best one.
+    /// Number of newest checkpoints to keep, in addition to the best one.
     #[serde(default = "defaults::keep_last")]
     pub keep_last: usize,
     /// Steps between measurements of the validation split; 0: never.
@@ -299,12 +314,12 @@ impl TrainSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
-    /// What a line holds.
+    /// The content of a line.
     #[serde(default)]
     pub format: Format,
     /// JSONL or Parquet files to train on, folders of them, or names of training cards.
     pub train: Vec<PathBuf>,
-    /// The same, to validate on; not together with `validation_fraction`.
+    /// Validation data, in the same form; not together with `validation_fraction`.
     #[serde(default)]
     pub validation: Vec<PathBuf>,
     /// Share of the training sequences set aside for validation, in `(0, 1)`.
@@ -329,12 +344,12 @@ pub struct DataSection {
 pub struct EvaluationTask {
     /// Name in tables and reports.
     pub name: String,
-    /// JSONL file with `turns` per line; `None`: the dataset card of this name says where it is.
+    /// JSONL file with `turns` per line; `None` uses the dataset card of this name.
     #[serde(default)]
     pub path: Option<PathBuf>,
 }
 
-/// `[evaluate]`: what is measured after training.
+/// `[evaluate]`: the measurements after training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvaluateSection {
@@ -348,12 +363,12 @@ pub struct EvaluateSection {
     pub samples: Option<usize>,
     /// Seed of sampling.
     pub seed: u64,
-    /// How tokens are drawn from the seed.
+    /// The method of sampling tokens from the seed.
     pub sampling: SamplingMethod,
     /// The weights that the draft uses for vocabulary-sized products: as served, 8-bit copies on the CPU.
     #[serde(with = "by_name")]
     pub draft_heads: DraftHeads,
-    /// Which turns are answered.
+    /// The turns to answer.
     pub turns: Turns,
     /// How much of a drafted block is verified. Recipes that do not name it have the digest of earlier versions.
     #[serde(skip_serializing_if = "EvaluationMode::is_whole")]

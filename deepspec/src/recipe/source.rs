@@ -56,7 +56,7 @@ impl Document {
         table.into_iter().flatten().map(|(key, _)| key.as_str())
     }
 
-    /// Where `key`, or the nearest table around it, was written.
+    /// Returns the location of `key`, or of the nearest table around it.
     pub(super) fn place(&self, key: &str) -> Place {
         let mut key = key;
         loop {
@@ -75,8 +75,8 @@ impl Document {
         }
     }
 
-    /// Where an unknown key was written: like [`place`](Self::place), but a table that only `--set` arguments made has no
-    /// line, and is named by the first of them.
+    /// Returns the location of an unknown key, like [`place`](Self::place). A table that only `--set` arguments created
+    /// has no line, and is located at the first of them.
     fn place_of_unknown(&self, key: &str) -> Place {
         let made_by = self.overridden.iter().find(|(path, _)| path.starts_with(&join(key, "")));
         match made_by.filter(|_| !self.lines.contains_key(key)) {

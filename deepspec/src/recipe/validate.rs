@@ -1,5 +1,5 @@
-//! What a recipe must satisfy beyond its types. What depends on the target (its number of layers, its
-//! vocabulary) is checked where the target is known.
+//! Constraints of a recipe beyond its types. Constraints that depend on the target (its number of layers, its
+//! vocabulary) are checked where the target is known.
 
 use std::fmt::Display;
 

@@ -9,20 +9,20 @@ use serde_json::{Map, Value};
 
 use super::{Case, Replay, Rows, Stage};
 
-/// A place, and what is there.
+/// A position, and the values there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// 0-based prompt; `None`: what holds for all.
     pub prompt: Option<usize>,
-    /// What was being computed.
+    /// The stage of the computation.
     pub stage: String,
-    /// Where in it.
+    /// The position in the stage.
     pub place: String,
-    /// What the bundle holds.
+    /// The value in the bundle.
     pub expected: String,
-    /// What was computed.
+    /// The computed value.
     pub found: String,
-    /// What this may come from.
+    /// A possible cause.
     pub hint: Option<String>,
 }
 
@@ -102,7 +102,8 @@ impl Comparison<'_> {
             .or_else(|| self.rounds())
     }
 
-    /// The first difference in the order of computing: stage by stage, or slot by slot where a slot reads what was drafted.
+    /// Returns the first difference in the order of computing: stage by stage, or slot by slot if a slot reads drafted
+    /// tokens.
     fn stages(&self) -> Option<Difference> {
         let differences = Stage::ALL.into_iter().filter_map(|stage| Some((stage, self.stage(stage)?)));
         let order = |(stage, (row, _)): &(Stage, (usize, Difference))| match self.unrolled && *stage >= Stage::Layers
@@ -235,9 +236,9 @@ impl Comparison<'_> {
     }
 }
 
-/// What a margin says about a token that came out otherwise.
+/// Describes the margin of a token that differs.
 fn tie(whose: &str, margin: f32) -> String {
-    format!("the two largest logits {whose} differ by {margin} there")
+    format!("{whose} two largest logits differ by {margin} there")
 }
 
 fn difference(stage: &str, place: String, expected: String, found: String) -> Difference {

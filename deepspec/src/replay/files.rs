@@ -49,7 +49,7 @@ pub fn is_replay_file(path: &Path) -> bool {
 /// Writes a bundle into a draft's folder that is not visible yet.
 ///
 /// # Errors
-/// When a file cannot be written.
+/// Returns an error if a file cannot be written.
 pub fn write_replay(draft_folder: &Path, replay: &Replay) -> Result<(), CheckpointError> {
     let folder = draft_folder.join(FOLDER);
     fs::create_dir_all(&folder).map_err(CheckpointError::io(&folder))?;
@@ -92,7 +92,7 @@ pub fn write_replay(draft_folder: &Path, replay: &Replay) -> Result<(), Checkpoi
 /// Reads the bundle of a draft's folder.
 ///
 /// # Errors
-/// When there is none, it is damaged, or its parts do not fit.
+/// Returns an error if there is none, it is damaged, or its parts do not fit.
 pub fn read_replay(draft_folder: &Path) -> Result<Replay, CheckpointError> {
     let folder = draft_folder.join(FOLDER);
     let path = folder.join(TEXTS);

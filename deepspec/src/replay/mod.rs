@@ -1,9 +1,9 @@
 //! Replay bundles: what a draft computes on a few prompts, step by step, shipped with it.
 //!
-//! Whoever builds a draft into another engine sees a low accepted length when something is wrong, and nothing else. A bundle
-//! holds the numbers of every stage in the order in which they are computed, so that the first stage that differs says
-//! what is wrong: the wrong target layers, the other way of reading a block, a head that was left out. `deepspec inspect
-//! DIR --replay` is such a comparison with what this project computes. `checkpoints/replay.md` describes the files.
+//! When a draft is ported to another engine, an error in the port shows only as a low accepted length. A bundle
+//! contains the numbers of every stage in the order of computation, so the first stage that differs shows the error:
+//! the wrong target layers, the other block convention, a missing head. `deepspec inspect DIR --replay` compares a
+//! bundle with this project's computation. `checkpoints/replay.md` describes the files.
 //!
 //! Legend: `n` tokens of a prompt, `c` context rows of the block, `m` captured target layers, `d` hidden size, `f = m * d`,
 //! `k` block size, `l` draft layers, `u` tokens that the draft can propose, `w` columns of its logits that are kept.
@@ -25,25 +25,27 @@ pub use record::record;
 /// A whole bundle.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replay {
-    /// How the draft is to be read.
+    /// The conventions of the draft.
     pub convention: Convention,
     /// One per prompt; at least one.
     pub cases: Vec<Case>,
 }
 
-/// What decides how blocks are made and read. Weights of the right shapes work under a wrong one, badly.
+/// The conventions for building and reading blocks. Weights of the right shapes work under a wrong convention, but
+/// badly.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Convention {
     /// Whether the anchor's own slot drafts the first token.
     pub sample_from_anchor: bool,
-    /// A context row of token `i` has the embedding of token `i + lookahead` beside its feature: 1 in Eagle3 drafts, whose
-    /// block begins with the row before the anchor's, and 0 in all others, which embed nothing there.
+    /// A context row of token `i` also has the embedding of token `i + lookahead`: 1 in Eagle3 drafts, whose block
+    /// begins with the row before the anchor's, and 0 in all others, which embed nothing there.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub lookahead: usize,
     /// Slots of a block; of an Eagle3 draft its `ttt_length`.
     pub block_size: usize,
-    /// What stands in the slots behind the anchor; of no meaning in an Eagle3 draft, whose slots read what was drafted.
+    /// The placeholder token in the slots after the anchor; without meaning in an Eagle3 draft, whose slots read
+    /// drafted tokens.
     pub mask_token_id: u32,
     /// Captured target layers: id `i` is the output of decoder layer `i`, counted from 0.
     pub target_layer_ids: Vec<i64>,
@@ -66,7 +68,7 @@ pub struct Convention {
 }
 
 impl Convention {
-    /// What a draft's configuration says.
+    /// Returns the conventions of a draft's configuration.
     pub fn of(config: &DraftConfig) -> Self {
         let own = match &config.kind {
             DraftKind::DSpark(own) => own,
@@ -89,8 +91,8 @@ impl Convention {
         }
     }
 
-    /// The first field that `config.json`, in this project's terms, states otherwise: its name, what the bundle says, what
-    /// the file says. The file may be one that is refused as a whole.
+    /// Returns the first field that differs in `config.json`, with this project's field names: its name, the bundle's
+    /// value, the file's value. The file may be one that cannot be loaded.
     pub fn first_other(&self, config: &JsonFields) -> Option<(String, String, String)> {
         let Ok(serde_json::Value::Object(own)) = serde_json::to_value(self) else { return None };
         own.into_iter().find_map(|(name, expected)| {
@@ -107,19 +109,19 @@ fn is_zero(count: &usize) -> bool {
 /// One prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
-    /// Where the prompt is from.
+    /// The origin of the prompt.
     pub source: String,
     /// The text that was tokenised.
     pub text: String,
     /// Its tokens, `[n]`.
     pub token_ids: Vec<u32>,
-    /// Position of the block's anchor in the prompt, `c`: so many rows are its context.
+    /// Position of the block's anchor in the prompt, `c`, which is also the number of its context rows.
     pub anchor_position: usize,
     /// Greedy tokens of the block, `[k]`.
     pub drafted: Vec<u32>,
     /// The columns of logits that are kept, `[w]`, increasing: as the draft counts its tokens.
     pub columns: Vec<u32>,
-    /// What every stage yields; stages that the draft does not have are left out.
+    /// The numbers of every stage; stages that the draft does not have are omitted.
     pub stages: Vec<(Stage, Rows)>,
     /// Greedy decoding of the whole prompt, round by round.
     pub rounds: Vec<Round>,
@@ -147,16 +149,16 @@ pub struct Round {
     pub anchor: u32,
     /// The drafted tokens, `[k]`.
     pub drafted: Vec<u32>,
-    /// What the confidence head says of each; empty without one.
+    /// The confidence logits of each token; empty without a confidence head.
     pub confidence_logits: Vec<f32>,
-    /// How many the target accepts.
+    /// Number of tokens that the target accepts.
     pub accepted: usize,
-    /// The target's token behind them.
+    /// The target's token after them.
     pub next: u32,
     /// Per drafted token, how far its logit is above the second: below the noise of an engine's number type, the other
     /// token is as right.
     pub draft_margins: Vec<f32>,
-    /// The same of the target, after the anchor and after each drafted token.
+    /// The margins of the target, after the anchor and after each drafted token.
     pub target_margins: Vec<f32>,
 }
 
@@ -165,7 +167,7 @@ pub struct Round {
 pub enum Stage {
     /// The target's captured hidden states of the block's context, `[c, f]`.
     Features,
-    /// The same of the prompt's last token, `[1, f]`.
+    /// The features of the prompt's last token, `[1, f]`.
     LastFeatures,
     /// `hidden_norm(fc(features))`, or `fc(features)` where a draft has no such norm, `[c, d]`.
     Context,
@@ -177,9 +179,9 @@ pub enum Stage {
     BaseLogits,
     /// `ln(sum(exp(base logits)))` over all columns, `[k]`.
     BaseLogSumExp,
-    /// Base logits and Markov bias, left to right behind the greedy tokens, kept columns, `[k, w]`.
+    /// Base logits plus Markov bias, left to right along the greedy tokens, kept columns, `[k, w]`.
     BiasedLogits,
-    /// What the confidence head says of each slot, `[k]`.
+    /// The confidence logits of each slot, `[k]`.
     ConfidenceLogits,
 }
 
@@ -218,6 +220,6 @@ impl Stage {
 pub struct Rows {
     /// Their shape.
     pub shape: Vec<usize>,
-    /// As many as the shape says.
+    /// The values, as many as the shape requires.
     pub values: Vec<f32>,
 }

@@ -19,21 +19,21 @@ const DEFAULT: [&str; 3] = [
 /// Most prompts of a bundle.
 const LARGEST: usize = 8;
 
-/// Most tokens of a prompt; what is behind them is cut off.
+/// Maximum number of tokens of a prompt; the rest is truncated.
 const LONGEST: usize = 256;
 
 /// A tokenised prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplayPrompt {
-    /// Where it is from.
+    /// The origin of the prompt.
     pub source: String,
-    /// What was tokenised.
+    /// The tokenised text.
     pub text: String,
     /// At least two tokens.
     pub token_ids: Vec<u32>,
 }
 
-/// What prompts are rendered and checked with.
+/// The settings for rendering and checking prompts.
 struct Renderer<'a> {
     tokenizer: &'a Tokenizer,
     template_arguments: &'a Map<String, Value>,
@@ -74,7 +74,7 @@ fn render_all(
 /// Three prompts that were written for this. `limits` are the target's vocabulary size and context length.
 ///
 /// # Errors
-/// When they cannot be rendered or tokenised.
+/// Returns an error if they cannot be rendered or tokenised.
 pub fn default_prompts(tokenizer: &Tokenizer, limits: [usize; 2]) -> Result<Vec<ReplayPrompt>> {
     let prompts = DEFAULT
         .iter()
@@ -90,7 +90,7 @@ pub fn default_prompts(tokenizer: &Tokenizer, limits: [usize; 2]) -> Result<Vec<
 /// The first prompts of a file as evaluations have it.
 ///
 /// # Errors
-/// When it cannot be read, or a prompt cannot be tokenised.
+/// Returns an error if it cannot be read, or a prompt cannot be tokenised.
 pub fn file_prompts(file: &Path, tokenizer: &Tokenizer, limits: [usize; 2]) -> Result<Vec<ReplayPrompt>> {
     let name = file.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let prompts = read_evaluation_prompts(file)?;
@@ -103,7 +103,7 @@ pub fn file_prompts(file: &Path, tokenizer: &Tokenizer, limits: [usize; 2]) -> R
 /// without tasks.
 ///
 /// # Errors
-/// As [`file_prompts`].
+/// See [`file_prompts`].
 pub fn task_prompts(
     tasks: &[Task],
     tokenizer: &Tokenizer,

@@ -15,20 +15,20 @@ const FEATURE_BYTES: usize = 512 << 10;
 /// Bytes of all numbers together; prompts beyond are left out, but never all.
 const BUNDLE_BYTES: usize = 4 << 20;
 
-/// A vocabulary of at most so many tokens is kept whole.
+/// Vocabularies of up to this many tokens are kept completely.
 const ALL_COLUMNS: usize = 4096;
 
-/// Of larger ones, the best tokens of each slot are kept, and this many spread evenly over all.
+/// For larger ones, the best tokens of each slot are kept, and this many spread evenly over all.
 const SPREAD: usize = 1536;
 const BEST: usize = 32;
 
 /// New tokens of the greedy answer.
 const NEW_TOKENS: usize = 24;
 
-/// What the draft computes on these prompts, of which there is at least one.
+/// Records the draft's computation on these prompts, at least one.
 ///
 /// # Errors
-/// When the target's logits give no distribution.
+/// Returns an error if the target's logits give no distribution.
 pub fn record(
     target: &Target,
     draft: &Draft,
@@ -135,7 +135,7 @@ fn block(draft: &Draft, features_sf: Tensor<2>, ids: &[u32]) -> Block {
     Block { drafted, columns, stages }
 }
 
-/// What the layers leave of the block, `[l, k, d]`, and what the final norm makes of it, `[k, d]`.
+/// Returns the outputs of the layers for the block, `[l, k, d]`, and of the final norm, `[k, d]`.
 fn observed(draft: &Draft, features_sf: Tensor<2>, ids: &[u32], anchor_position: usize) -> (Vec<f32>, Tensor<2>) {
     let samples = [DraftSample { ids, anchors: &[anchor_position] }];
     let mut layers = Vec::new();
@@ -145,7 +145,7 @@ fn observed(draft: &Draft, features_sf: Tensor<2>, ids: &[u32], anchor_position:
     (layers, hidden_kd)
 }
 
-/// The same of a block whose slots read what the slots before them drafted: once more for every token that is known.
+/// Returns them for a block whose slots read preceding drafted tokens: runs once more for every known token.
 fn unrolled(draft: &Draft, features_sf: Tensor<2>, ids: &[u32]) -> (Vec<f32>, Tensor<2>) {
     let anchor_position = ids.len() - 1;
     let (mut features_sf, mut ids) = (features_sf, ids.to_vec());
@@ -199,7 +199,7 @@ fn log_sum_exp(row: &[f32]) -> f32 {
     (f64::from(largest) + sum.ln()) as f32
 }
 
-/// How far the largest logit is above the second.
+/// Returns the difference between the largest and the second largest logit.
 fn margin(row: &[f32]) -> f32 {
     match best(row, 2)[..] {
         [first, second] => row[first as usize] - row[second as usize],

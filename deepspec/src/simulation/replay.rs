@@ -28,7 +28,7 @@ pub struct Prompts {
 struct Prompt {
     /// Tokens that the draft's context lacks when the answer begins.
     tokens: usize,
-    /// Tokens that the answer may have; as many as there can be where the trace does not say.
+    /// Maximum number of tokens of the answer; unlimited if the trace does not record it.
     limit: usize,
     rounds: Vec<Replayed>,
 }
@@ -43,12 +43,12 @@ struct Replayed {
     ends_with_stop: bool,
 }
 
-/// What is simulated.
+/// The simulated workload.
 #[derive(Clone, Copy, Debug)]
 pub struct Workload<'a> {
     /// The rounds.
     pub prompts: &'a Prompts,
-    /// What steps cost.
+    /// The costs of steps.
     pub table: &'a SpsTable,
     /// Maximum number of tokens in a step, anchors included; no more requests than that run at once.
     pub batch_limit: usize,
@@ -79,13 +79,13 @@ impl Prompts {
         }
     }
 
-    /// How many prompts have rounds.
+    /// Returns the number of prompts with rounds.
     pub fn count(&self) -> usize {
         self.prompts.len()
     }
 }
 
-/// One mode at a constant load of so many concurrent requests, averaged over the steps after a warm-up.
+/// Simulates one mode at a constant load of this many concurrent requests, averaged over the steps after a warm-up.
 ///
 /// Every decision is the engine's own [`Policy`]'s; the clock is the speed table's. There is at least one round and the load is
 /// at least 1.

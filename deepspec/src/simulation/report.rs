@@ -1,4 +1,4 @@
-//! What a simulation reports: a table, JSON, two pictures.
+//! The report of a simulation: a table, JSON, and two plots.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ pub struct SimulationReport {
     pub prompts: usize,
     /// Rounds in the trace.
     pub rounds: usize,
-    /// Tokens of a step, at most.
+    /// Maximum number of tokens per step.
     pub batch_limit: usize,
     /// One entry per mode and load.
     pub points: Vec<SimulationPoint>,
@@ -33,11 +33,11 @@ pub struct SimulationPoint {
     pub mode: String,
     /// Concurrent requests.
     pub concurrency: usize,
-    /// Of those, how many run; the others wait.
+    /// Number of those that run; the others wait.
     pub running: usize,
     /// New tokens of all requests per second.
     pub tokens_per_second: f64,
-    /// The same, divided by the concurrent requests.
+    /// The throughput divided by the concurrent requests.
     pub tokens_per_second_per_user: f64,
     /// Tokens that a running request commits per step.
     pub tokens_per_request_step: f64,
@@ -46,7 +46,7 @@ pub struct SimulationPoint {
     pub accepted_length: Option<f64>,
     /// Tokens of a running request that go through the target per step, the anchor included.
     pub verify_budget: f64,
-    /// The same over all requests.
+    /// The number of tokens over all requests.
     pub batch_tokens: f64,
     /// Share of the steps that drafted.
     pub drafted_steps: f64,
@@ -88,7 +88,7 @@ pub const PLOTS: [&str; 2] = ["throughput.svg", "budget.svg"];
 /// against load; figure 8) into a folder.
 ///
 /// # Errors
-/// When the folder cannot be written.
+/// Returns an error if the folder cannot be written.
 pub fn write_plots(report: &SimulationReport, folder: &Path) -> Result<(), CheckpointError> {
     let throughput = Chart {
         title: "throughput and speed per user, by load",

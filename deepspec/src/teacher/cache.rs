@@ -1,9 +1,9 @@
 //! Hidden states on disk, in the reference's own format (version 2).
 //!
-//! A cache is a folder: `manifest.json` says what it was made of, `samples.idx` has a record of 56 bytes per sample, shards
-//! hold the samples. All numbers are little-endian; a sample's tensors lie behind each other without gaps, in this order:
-//! token ids (i32), attention mask (u8, says nothing that the length does not, and is not read), loss mask (u8), captured
-//! hidden states (bf16, `[s, m * d]`), last hidden states (bf16, `[s, d]`, after the final norm).
+//! A cache is a folder: `manifest.json` describes its origin, `samples.idx` has a record of 56 bytes per sample, and
+//! shards contain the samples. All numbers are little-endian. A sample's tensors are stored without gaps, in this
+//! order: token ids (i32), attention mask (u8, redundant with the length and not read), loss mask (u8), captured hidden
+//! states (bf16, `[s, m * d]`), last hidden states (bf16, `[s, d]`, after the final norm).
 //!
 //! Legend: `s` tokens of a sample, `m` captured layers, `d` hidden size, `f = m * d`.
 
@@ -19,7 +19,7 @@ use super::TeacherOutput;
 
 const RECORD: usize = 56;
 
-/// A cache that was opened: its index was checked against its shards, samples are read as they are asked for.
+/// An open cache: its index was checked against its shards, and samples are read on access.
 #[derive(Clone, Debug)]
 pub struct TargetCache {
     hidden_size: usize,
@@ -28,7 +28,7 @@ pub struct TargetCache {
     samples: Vec<Record>,
 }
 
-/// Where a sample lies.
+/// The location of a sample.
 #[derive(Clone, Copy, Debug)]
 struct Record {
     shard: usize,
@@ -36,12 +36,12 @@ struct Record {
     start: u64,
 }
 
-/// A sample with what its teacher says about it.
+/// A sample with the output of its teacher.
 #[derive(Clone, Debug)]
 pub struct CachedSample {
     /// Token ids, `s`.
     pub ids: Vec<u32>,
-    /// Which tokens are supervised, `s`.
+    /// The supervised tokens, `s`.
     pub loss_mask: Vec<bool>,
     /// Hidden states of its tokens, f32.
     pub teacher: TeacherOutput,
@@ -51,7 +51,7 @@ impl TargetCache {
     /// Opens a cache folder.
     ///
     /// # Errors
-    /// When a file is missing, the format is another one, or the index does not fit the shards.
+    /// Returns an error if a file is missing, the format is another one, or the index does not fit the shards.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
         let expected = "a target cache: manifest.json, samples.idx and shards";
         let manifest = JsonFields::read_table(&folder.join("manifest.json"), expected)?;
@@ -115,7 +115,7 @@ impl TargetCache {
     /// Reads one sample, which must be below [`len`](Self::len).
     ///
     /// # Errors
-    /// When its shard cannot be read, or holds what is no token or no mask.
+    /// Returns an error if its shard cannot be read, or contains an invalid token or mask.
     pub fn sample(&self, sample: usize, device: &Device) -> Result<CachedSample, CheckpointError> {
         let Record { shard, tokens: s, start } = self.samples[sample];
         let path = &self.shards[shard];

@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use dspark_runtime::model::{LayerId, Target, TargetSegment};
 use dspark_runtime::tensors::host;
 
-/// What the draft is trained on.
+/// The training data of the draft from the teacher.
 #[derive(Clone, Debug)]
 pub struct TeacherOutput {
     /// Outputs of the captured layers side by side, `[s, f]`.

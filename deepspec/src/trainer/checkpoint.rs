@@ -34,7 +34,7 @@ pub const DRAFT_FILES: [&str; 2] = ["config.json", "model.safetensors"];
 /// The optimiser's moments.
 pub(super) const MOMENTS: &str = "optimizer.bpk";
 
-/// All files of a checkpoint. The last one says what the others are.
+/// All files of a checkpoint. The last one describes the others.
 const FILES: [&str; 4] = [DRAFT_FILES[0], DRAFT_FILES[1], MOMENTS, STATE];
 
 /// The checkpoints of one run.
@@ -66,7 +66,7 @@ impl TrainingCheckpoints {
     /// Steps that have a checkpoint, increasing. A folder that holds none of its files is not a checkpoint.
     ///
     /// # Errors
-    /// When the folder cannot be listed.
+    /// Returns an error if the folder cannot be listed.
     pub fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
         let mut steps: Vec<u64> = self.folders()?.iter().filter_map(|name| step_of(name)).collect();
         steps.retain(|&step| FILES.iter().any(|name| self.path(step).join(name).exists()));
@@ -93,7 +93,7 @@ impl TrainingCheckpoints {
     /// Writes a checkpoint, then removes those that are no longer wanted.
     ///
     /// # Errors
-    /// When a weight is not finite or anything cannot be written; older checkpoints are then untouched.
+    /// Returns an error if a weight is not finite or anything cannot be written; older checkpoints are then untouched.
     pub fn save(&self, draft: &Draft, optimizer: &Optimizer, state: &TrainingState) -> Result<(), TrainError> {
         let directory = AtomicDirectory::begin(&self.path(state.step))?;
         draft.write_into(directory.path(), WeightDtype::F32, false).map_err(|error| match error {
@@ -139,7 +139,7 @@ impl TrainingCheckpoints {
     /// Clears what a killed process left: folders half written or half removed, and checkpoints beyond those to keep.
     ///
     /// # Errors
-    /// When a folder cannot be removed.
+    /// Returns an error if a folder cannot be removed.
     pub fn tidy(&self, state: &TrainingState) -> Result<(), TrainError> {
         self.clear_hidden()?;
         self.prune(state)
@@ -174,7 +174,7 @@ impl TrainingCheckpoints {
     /// Removes every checkpoint of the run, and what killed processes left of some.
     ///
     /// # Errors
-    /// When a file cannot be removed.
+    /// Returns an error if a file cannot be removed.
     pub fn remove_all(&self) -> Result<(), CheckpointError> {
         self.clear_hidden()?;
         remove_written(&self.folder, |path| {

@@ -1,5 +1,5 @@
-//! The time that a run took in all its sessions: `clock.json` in its folder. Times differ between equal runs, and so do not
-//! stand in checkpoints.
+//! The time of a run over all its sessions: `clock.json` in its folder. Times differ between equal runs, so they are
+//! not part of checkpoints.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -30,7 +30,7 @@ impl Clock {
         Self { path: run.join(FILE), before: 0.0, started: Instant::now() }
     }
 
-    /// Goes on with a run's clock. `recorded` is what the checkpoint of an earlier version says.
+    /// Continues a run's clock. `recorded` is the time in a checkpoint of an earlier version.
     pub fn resume(run: &Path, recorded: Option<f64>) -> Self {
         let clock = Self::start(run);
         let read =
@@ -55,7 +55,7 @@ impl Clock {
     /// Writes the seconds of all sessions down.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn record(&self) -> Result<(), CheckpointError> {
         let json = |source| CheckpointError::Json { path: self.path.clone(), source };
         let text = serde_json::to_string(&Record { seconds: self.seconds() }).map_err(json)?;

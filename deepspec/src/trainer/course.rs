@@ -7,7 +7,7 @@ use super::error::TrainError;
 use super::state::TrainingState;
 use crate::digest::digest;
 
-/// Settings that may change while a run goes on: they decide how sums are rounded and what is measured, not what is trained.
+/// Settings that may change during a run: they affect rounding of sums and measurements, but not what is trained.
 const MAY_CHANGE: [&str; 3] = ["train.micro_batch_size", "train.micro_batch_tokens", "train.validate_every"];
 
 /// Hexadecimal digits of a digest that messages show.
@@ -25,7 +25,7 @@ pub struct Course {
     pub earlier_digest: Option<String>,
 }
 
-/// The run in a folder, as a training that goes on with it finds it.
+/// The state of an existing run when a training resumes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The run's digest.

@@ -1,4 +1,4 @@
-//! Why a training stopped.
+//! Reasons that a training stopped.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use dspark_runtime::checkpoint::CheckpointError;
 use crate::logging::LogError;
 use crate::process::Signal;
 
-/// A training that could not go on.
+/// A training that could not continue.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// A loss term, the gradient or a weight is NaN or infinite.
@@ -18,7 +18,7 @@ pub enum TrainError {
     NotFinite {
         /// The 1-based step.
         step: u64,
-        /// Which term, gradient or weight.
+        /// The term, gradient or weight.
         term: String,
         /// Its value.
         value: f64,
@@ -79,7 +79,7 @@ pub enum TrainError {
          start from scratch with `deepspec run --restart`"
     )]
     BestDamaged {
-        /// The file and what is wrong with it.
+        /// The file and its problem.
         reason: String,
     },
     /// There is a run in the folder already.
@@ -93,7 +93,7 @@ pub enum TrainError {
     State {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// Reading or writing a checkpoint failed.

@@ -1,4 +1,4 @@
-//! What a training starts from and what it reports.
+//! The inputs of a training and its report.
 
 use std::path::PathBuf;
 
@@ -23,9 +23,9 @@ pub struct TrainJob<'a> {
     pub draft: Draft,
     /// The data.
     pub samples: &'a Samples,
-    /// How to train.
+    /// The training settings.
     pub settings: TrainSettings,
-    /// Where checkpoints and logs go.
+    /// The folder of checkpoints and logs.
     pub run: RunFolder,
     /// Asked between steps whether to stop.
     pub interrupter: Interrupter,
@@ -42,10 +42,10 @@ pub struct RunFolder {
     pub resume: bool,
 }
 
-/// How to train.
+/// The training settings.
 #[derive(Clone, Debug)]
 pub struct TrainSettings {
-    /// The learning rate of every step, and so their number.
+    /// The learning rate of every step, which also defines their number.
     pub learning_rate: LearningRate,
     /// The optimiser.
     pub optimizer: OptimizerSettings,

@@ -1,4 +1,4 @@
-//! What a training shows and logs while it runs, and how long it takes.
+//! Console output and logs of a training, and its timing.
 
 use std::path::Path;
 
@@ -77,7 +77,7 @@ impl Journal {
         ]);
     }
 
-    /// Writes what was put into the log for a step, if anything.
+    /// Writes the entries of a step to the log, if there are any.
     pub fn write(&mut self, step: u64) -> Result<(), LogError> {
         let row = std::mem::take(&mut self.row);
         if row.is_empty() { Ok(()) } else { self.log.record(step, &row) }

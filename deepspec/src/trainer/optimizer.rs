@@ -8,8 +8,8 @@ use burn::optim::decay::WeightDecayConfig;
 use burn::optim::{AdamWConfig, AdjustLrFn, GradientsParams, ModuleOptimizer, MuonConfig, OptimizerRecord};
 use burn::tensor::{Gradients, Tensor};
 
-/// The parameters that Muon may update: linear maps between hidden states. Embedding tables and heads stay with AdamW, as
-/// Muon's authors advise, and so do vectors.
+/// The parameters that Muon may update: linear maps between hidden states. Embedding tables, heads and vectors use
+/// AdamW, as recommended by Muon's authors.
 const HIDDEN_MATRICES: [&str; 2] = [r"^fc\.weight$", r"^layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight$"];
 
 /// The optimiser's settings.
@@ -126,7 +126,7 @@ impl Optimizer {
     /// Writes the moments, whole or not at all. Equal moments give equal files.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), String> {
         // The optimiser hands its moments out in the order of a hash table, which differs from process to process. What is
         // read from bytes is in the order of names.
@@ -137,7 +137,7 @@ impl Optimizer {
     /// Reads the moments of an optimiser with the same settings.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn load(self, path: &Path) -> Result<Self, String> {
         let record = OptimizerRecord::load(path).map_err(|error| error.to_string())?;
         let written = record.len();

@@ -1,4 +1,4 @@
-//! Which samples a step takes, and which anchors: functions of (seed, step) alone, so that a resumed run repeats them.
+//! The samples and anchors of a step: functions of (seed, step) only, so that a resumed run repeats them.
 
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -24,7 +24,8 @@ impl SampleOrder {
         Self { batch, seed, pass: 0, order: shuffled(samples, seed, 0) }
     }
 
-    /// Indices of the samples of a 0-based step. Shuffles only where the step belongs to another pass than the one before.
+    /// Returns the indices of the samples of a 0-based step. Shuffles only if the step belongs to another epoch than
+    /// the preceding call.
     pub fn of_step(&mut self, step: u64) -> &[usize] {
         let samples = self.order.len();
         let (pass, position) = self.place(step);

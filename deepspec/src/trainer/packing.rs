@@ -1,16 +1,16 @@
-//! Which samples of a batch go through the models together.
+//! Division of a batch into micro-batches.
 //!
-//! Samples lie behind each other without padding, so a micro-batch takes memory by its tokens. What a step does to the
-//! weights does not depend on the split, but for rounding.
+//! Samples are concatenated without padding, so the memory of a micro-batch depends on its tokens. The effect of a step
+//! on the weights does not depend on the split, up to rounding.
 
 use std::cmp::Reverse;
 
 /// Split of a batch into micro-batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MicroBatches {
-    /// At most so many samples, at least 1.
+    /// Maximum number of samples, at least 1.
     Samples(usize),
-    /// Whole samples of at most so many tokens together; a longer one goes alone.
+    /// Whole samples with a maximum number of tokens in total; a longer sample forms its own micro-batch.
     Tokens(usize),
 }
 
@@ -26,8 +26,8 @@ impl MicroBatches {
     }
 }
 
-/// Each sample goes to the first micro-batch that has room for it: of lengths that fall, that needs at most 11/9 of the fewest
-/// that are possible (Johnson, 1973).
+/// Assigns each sample to the first micro-batch with room for it. For decreasing lengths, that needs at most 11/9 of
+/// the minimum number (Johnson, 1973).
 fn first_fit(order: &[usize], lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
     let mut packed: Vec<(usize, Vec<usize>)> = Vec::new();
     for &index in order {

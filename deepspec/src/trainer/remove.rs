@@ -12,7 +12,7 @@ use crate::logging::RunLog;
 /// Removes checkpoints, logs and clock of the training in a run's folder, and nothing else.
 ///
 /// # Errors
-/// When a file cannot be removed.
+/// Returns an error if a file cannot be removed.
 pub fn remove_training(run: &Path) -> Result<(), TrainError> {
     TrainingCheckpoints::of_run(run, 1).remove_all()?;
     RunLog::remove(run)?;

@@ -16,7 +16,7 @@ impl TrainingCheckpoints {
     /// The state of the newest checkpoint whose `state.json` is as it was written.
     ///
     /// # Errors
-    /// When a state is not that of its folder, or cannot be read.
+    /// Returns an error if a state is not that of its folder, or cannot be read.
     pub fn newest_state(&self) -> Result<Option<TrainingState>, TrainError> {
         for step in self.steps()?.into_iter().rev() {
             match TrainingState::read(&self.path(step)) {
@@ -28,11 +28,11 @@ impl TrainingCheckpoints {
         Ok(None)
     }
 
-    /// Reads the newest checkpoint that is as it was written: the draft, the optimiser's moments, the state. Newer ones that
-    /// are damaged are set aside, which standard error says. `None` when the run has no checkpoint.
+    /// Reads the newest undamaged checkpoint: the draft, the optimiser's moments, the state. Newer ones that are
+    /// damaged are set aside, with a message on standard error. Returns `None` if the run has no checkpoint.
     ///
     /// # Errors
-    /// When the run is another one or has more than `total_steps` steps, all checkpoints are damaged, the best one is, or a
+    /// Returns an error if the run is another one or has more than `total_steps` steps, all checkpoints are damaged, the best one is, or a
     /// file cannot be read.
     pub fn load_newest(
         &self,
@@ -97,7 +97,7 @@ impl TrainingCheckpoints {
         Ok((draft, optimizer, state))
     }
 
-    /// The best checkpoint is the one that is exported, so a damaged one is found before training goes on.
+    /// The best checkpoint will be exported, so damage to it is detected before training continues.
     fn check_best(&self, state: &TrainingState) -> Result<(), TrainError> {
         let Some(best) = state.best.filter(|best| best.step != state.step) else { return Ok(()) };
         let folder = self.path(best.step);

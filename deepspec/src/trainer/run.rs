@@ -14,10 +14,10 @@ use super::state::TrainingState;
 use crate::objective::Metrics;
 use crate::process::{Interrupter, resident};
 
-/// Trains until the last step, writing logs and checkpoints into the job's folder.
+/// Trains until the last step, writing logs and checkpoints into the job's folder. `examples/train.rs` is a whole program.
 ///
 /// # Errors
-/// When a loss stops being finite, a file cannot be written, the interrupter asks to stop, or the folder holds another run.
+/// Returns an error if a loss stops being finite, a file cannot be written, the interrupter asks to stop, or the folder holds another run.
 pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
     let mut trainer = Trainer::start(job)?;
     while !trainer.is_done() {
@@ -162,7 +162,7 @@ impl<'a> Trainer<'a> {
         Ok(report)
     }
 
-    /// Refuses a loss that is not finite. Where the target is the cause, the error says so.
+    /// Returns an error for a loss that is not finite. If the target is the cause, the error says so.
     fn check_loss(&self, step: u64, of: &str, metrics: &Metrics, batch: &Batch<'_>) -> Result<(), TrainError> {
         self.checkpoints.check_loss(step, of, metrics).map_err(|error| match error {
             TrainError::NotFinite { step, kept, .. } if !self.loss.teacher_is_finite(&self.draft, batch) => {

@@ -1,4 +1,4 @@
-//! A checkpoint's record of its run: `state.json`, with checksums of itself and of the files beside it.
+//! A checkpoint's record of its run: `state.json`, with checksums of itself and of the other files.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -43,7 +43,7 @@ pub struct TrainingState {
     /// The settings and data that decide the course of the run ([`Course::settings`]). Runs of earlier versions recorded none.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub settings: Map<String, Value>,
-    /// SHA-256 of the files beside this one. Checkpoints of earlier versions have none.
+    /// SHA-256 of the other files. Checkpoints of earlier versions have none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, String>,
     /// Seconds trained so far, where earlier versions recorded them.
@@ -77,7 +77,7 @@ impl TrainingState {
     /// Writes the state into a checkpoint's folder that holds all other files already, with their checksums.
     ///
     /// # Errors
-    /// When a file cannot be read or written.
+    /// Returns an error if a file cannot be read or written.
     pub(super) fn write(&self, folder: &Path, others: &[&str]) -> Result<(), CheckpointError> {
         let path = folder.join(FILE);
         let files = others.iter().map(|&name| Ok((name.to_owned(), file_digest(&folder.join(name))?)));
@@ -139,10 +139,10 @@ impl TrainingState {
     }
 }
 
-/// Why a checkpoint cannot be continued from.
+/// Reasons that a checkpoint cannot be resumed from.
 #[derive(Debug)]
 pub(super) enum Unusable {
-    /// It is not what was written. The one before may be.
+    /// It was changed or damaged. The preceding one may be intact.
     Damaged(String),
     /// It is not this run's, or the machine does not let it be read.
     Failed(TrainError),

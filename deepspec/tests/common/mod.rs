@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod drafts;
+pub mod fixtures;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

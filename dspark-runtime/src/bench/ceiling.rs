@@ -13,8 +13,9 @@ pub struct Ceiling {
 }
 
 impl Ceiling {
-    /// `rounds` are draft tokens verified and kept in rounds that verified whole blocks; `verify` gives the seconds of a
-    /// pass by its tokens, `draft` those of drafting a number of tokens. `None` without rounds.
+    /// `rounds` are the numbers of verified and kept draft tokens in rounds that verified whole blocks. `verify`
+    /// returns the seconds of a pass by its tokens, `draft` those of drafting a number of tokens. Returns `None`
+    /// without rounds.
     pub fn new(
         rounds: &[(usize, usize)],
         mut verify: impl FnMut(usize) -> f64,
@@ -34,7 +35,7 @@ impl Ceiling {
             .max_by(|a, b| a.speedup.total_cmp(&b.speedup))
     }
 
-    /// As in the report.
+    /// Returns the JSON of the report.
     pub fn to_json(self) -> Value {
         json!({"length": self.length, "speedup": self.speedup})
     }

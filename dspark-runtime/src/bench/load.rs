@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::{EngineHandle, Event, Failure, Metrics, Phase, Refusal, Request, Usage};
 
-/// What to ask of an engine.
+/// The load of a benchmark run.
 #[derive(Clone, Debug)]
 pub struct Load {
     /// Asked in this order, each once.
@@ -14,19 +14,19 @@ pub struct Load {
     pub concurrency: usize,
 }
 
-/// What was measured.
+/// The measurements of a run.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// From the first question to the last answer.
+    /// Time from the first request to the last answer.
     pub time: Duration,
     /// Sums over all answers.
     pub usage: Usage,
-    /// From question to first token, per answer.
+    /// Time from request to first token, per answer.
     pub first_token: Vec<Duration>,
-    /// From one token to the next, for every token but the first of an answer. Tokens that come together share the time
-    /// since those before them evenly.
+    /// Time from one token to the next, for every token but the first of an answer. Tokens that arrive together share
+    /// the time since the preceding ones evenly.
     pub between_tokens: Vec<Duration>,
-    /// From first to last token, and tokens after the first, per answer.
+    /// Time from first to last token, and number of tokens after the first, per answer.
     pub decoding: Vec<(Duration, usize)>,
     /// Draft tokens verified and kept, per round with a draft.
     pub rounds: Vec<(usize, usize)>,
@@ -68,7 +68,7 @@ impl Measured {
     }
 }
 
-/// Why a load was not answered in full.
+/// Reasons that a load was not answered completely.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The engine did not take a request.
@@ -93,9 +93,9 @@ struct Share {
     between_tokens: Vec<Duration>,
     decoding: Vec<(Duration, usize)>,
     rounds: Vec<(usize, usize)>,
-    /// When tokens came, and how many, the first of an answer left out.
+    /// Arrival times and numbers of tokens, without the first of an answer.
     arrivals: Vec<(Instant, usize)>,
-    /// From first to last token of each answer.
+    /// Instants of the first and last token of each answer.
     spans: Vec<(Instant, Instant)>,
     answers: Vec<(usize, String)>,
 }
@@ -103,7 +103,7 @@ struct Share {
 /// Runs a load to its end.
 ///
 /// # Errors
-/// When the engine refuses a request or gives one up: a measurement must not leave anything out.
+/// Returns an error if the engine refuses a request or gives one up: a measurement must not leave anything out.
 pub fn run(handle: &EngineHandle, load: &Load) -> Result<Measured, LoadError> {
     let next = AtomicUsize::new(0);
     let started = Instant::now();

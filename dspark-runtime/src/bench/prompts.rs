@@ -1,4 +1,4 @@
-//! Prompts for a benchmark: what a user says first, one per line of a JSON lines file.
+//! Prompts for a benchmark: the first user message of each line of a JSONL file.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::checkpoint::Lines;
 
-/// Why a file of prompts cannot be used.
+/// Reasons that a file of prompts cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     /// It cannot be read.
@@ -14,7 +14,7 @@ pub enum PromptError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// A line is not what it should be.
@@ -24,9 +24,9 @@ pub enum PromptError {
     Line {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// Line number, starting at 1.
         line: usize,
-        /// What stands there.
+        /// The value found.
         found: String,
     },
     /// There is no line.
@@ -41,7 +41,7 @@ pub enum PromptError {
 /// `{"prompt": "..."}` or `{"question": "..."}`.
 ///
 /// # Errors
-/// When the file cannot be read, has no line, or has one that is none of these.
+/// Returns an error if the file cannot be read, has no line, or has one that is none of these.
 pub fn read_prompts(path: &Path) -> Result<Vec<String>, PromptError> {
     let unreadable = |source| PromptError::Read { path: path.to_owned(), source };
     let mut prompts = Vec::new();

@@ -25,8 +25,8 @@ impl Run {
         median(self.repeats.iter().map(figure).collect())
     }
 
-    /// A figure over that of another run: the median over the repeats, each compared with the other's repeat that was
-    /// measured beside it, and between what it probably lies.
+    /// Returns the ratio of a figure to that of another run: the median over the repeats, each compared with the other
+    /// run's adjacent repeat, and its confidence interval.
     pub fn ratio(&self, other: &Self, figure: impl Fn(&Measured) -> f64) -> Ratio {
         Ratio::of(self.repeats.iter().zip(&other.repeats).map(|(own, other)| figure(own) / figure(other)).collect())
     }
@@ -78,8 +78,8 @@ impl Run {
 pub struct Ratio {
     /// The middle one.
     pub median: f64,
-    /// Between these the true median lies with 95 % confidence, whatever the noise is distributed like (from order statistics,
-    /// as in the sign test); with fewer than six values these are the lowest and the highest.
+    /// The 95 % confidence interval of the true median for any distribution of the noise (from order statistics, as in
+    /// the sign test); with fewer than six values, the lowest and the highest.
     pub between: (f64, f64),
 }
 

@@ -7,18 +7,20 @@ use std::path::{Path, PathBuf};
 use super::CheckpointError;
 use super::scratch::Scratch;
 
-/// Writes a file whole: temporary file beside it, `fsync`, rename. Removes what a killed process left of the same file.
+/// Writes a file atomically: temporary file in the same folder, `fsync`, rename. Removes temporary files that a killed
+/// process left for the same file.
 ///
 /// # Errors
-/// When the folder cannot be written (a full disk included); the temporary file is then removed.
+/// Returns an error if the folder cannot be written (a full disk included); the temporary file is then removed.
 pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), CheckpointError> {
     write_file_with(path, |file| file.write_all(contents).map_err(CheckpointError::io(path)))
 }
 
-/// The same for contents that are made while they are written. An error of `fill` leaves everything as it was.
+/// Writes a file atomically with contents that `fill` produces while writing. An error of `fill` leaves the old file
+/// unchanged.
 ///
 /// # Errors
-/// As [`write_file`], and whatever `fill` returns.
+/// Returns the errors of [`write_file`] and of `fill`.
 pub fn write_file_with(
     path: &Path,
     fill: impl FnOnce(&mut dyn Write) -> Result<(), CheckpointError>,

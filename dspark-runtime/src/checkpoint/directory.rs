@@ -1,4 +1,4 @@
-//! Folders that appear whole, and removing what was written without touching what is the user's.
+//! Folders that are written atomically, and removal of generated files without touching the user's files.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -12,8 +12,8 @@ use super::scratch::{Scratch, remove};
 
 /// A folder that is filled out of sight and appears under its name when it is complete.
 ///
-/// Dropped without [`commit`](Self::commit), it vanishes. A killed process leaves a hidden folder beside the final one, which
-/// the next [`begin`](Self::begin) for the same name removes. Two processes never share a hidden folder.
+/// Dropping it without [`commit`](Self::commit) removes it. A killed process leaves a hidden folder next to the final
+/// one, which the next [`begin`](Self::begin) for the same name removes. Two processes never share a hidden folder.
 #[derive(Debug)]
 pub struct AtomicDirectory {
     temporary: TempDir,
@@ -27,7 +27,7 @@ impl AtomicDirectory {
     /// Starts a new folder that will become `destination`.
     ///
     /// # Errors
-    /// When the parent cannot be created or written.
+    /// Returns an error if the parent cannot be created or written.
     pub fn begin(destination: &Path) -> Result<Self, CheckpointError> {
         // A link stays a link: the folder behind it is replaced.
         let destination = behind_links(destination);
@@ -52,7 +52,7 @@ impl AtomicDirectory {
     /// Makes the folder durable and gives it its name. Files that were there under other names stay.
     ///
     /// # Errors
-    /// When a file cannot be synced or the rename fails; the old folder is then as it was.
+    /// Returns an error if a file cannot be synced or the rename fails; the old folder is then as it was.
     pub fn commit(self) -> Result<(), CheckpointError> {
         self.commit_over(|_| false)
     }
@@ -60,7 +60,7 @@ impl AtomicDirectory {
     /// Commits as [`commit`](Self::commit) does, but drops those old files that `outdated` names by their path in the folder.
     ///
     /// # Errors
-    /// As [`commit`](Self::commit).
+    /// See [`commit`](Self::commit).
     pub fn commit_over(self, outdated: impl Fn(&Path) -> bool) -> Result<(), CheckpointError> {
         let Self { temporary, _lock, destination, replaced } = self;
         let exists = destination.exists();
@@ -141,7 +141,7 @@ fn keep_others(old: &Path, new: &Path, below: &Path, outdated: &dyn Fn(&Path) ->
 /// else stays. A folder that does not exist is no error.
 ///
 /// # Errors
-/// When a file cannot be removed.
+/// Returns an error if a file cannot be removed.
 pub fn remove_written(folder: &Path, written: impl Fn(&Path) -> bool) -> Result<(), CheckpointError> {
     // A link to a folder stays: what is behind it is removed.
     if fs::metadata(folder).is_ok_and(|kind| kind.is_dir()) {
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(names(root.path()), ["best"]);
     }
 
-    /// Hidden names of this version and of earlier ones; what is not such a name is the user's.
+    /// Hidden names of this version and of earlier ones are removed; other names belong to the user.
     #[test]
     fn what_a_killed_process_left_is_cleared_and_nothing_else() {
         let root = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What can be wrong with a checkpoint.
+//! Errors of checkpoints.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ pub enum CheckpointError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// A folder holds no weights.
@@ -27,7 +27,7 @@ pub enum CheckpointError {
     Json {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The position and the cause.
         source: serde_json::Error,
     },
     /// A safetensors or GGUF file is damaged.
@@ -35,7 +35,7 @@ pub enum CheckpointError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What does not fit.
+        /// The problem.
         reason: String,
     },
     /// A field of `config.json`, or a key of GGUF metadata, is missing, of the wrong type, or has a value that is not supported.
@@ -45,9 +45,9 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The field's name.
         field: String,
-        /// What it should be.
+        /// The expected value.
         expected: String,
-        /// What it is.
+        /// The value found.
         found: String,
     },
     /// A field of a configuration asks for something that this project does not compute or does not know.
@@ -74,10 +74,10 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The first missing tensor.
         name: String,
-        /// How many others are missing.
+        /// Number of other missing tensors.
         others: usize,
     },
-    /// A tensor has another shape than the configuration says.
+    /// A tensor has another shape than the configuration requires.
     #[error("{}: tensor `{name}`: expected shape {expected:?}, found {found:?}", path.display())]
     Shape {
         /// The file.
@@ -109,7 +109,7 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The first such tensor.
         name: String,
-        /// How many others there are.
+        /// Number of other such tensors.
         others: usize,
     },
     /// The draft was trained for another target.
@@ -117,7 +117,7 @@ pub enum CheckpointError {
     OtherTarget {
         /// The draft's folder.
         path: PathBuf,
-        /// What differs.
+        /// The property that differs.
         what: String,
         /// The draft's value.
         draft: String,
@@ -151,7 +151,7 @@ pub enum CheckpointError {
     Invalid {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong and what to do.
+        /// The problem and the next step.
         reason: String,
     },
 }

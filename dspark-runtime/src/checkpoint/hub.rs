@@ -7,7 +7,7 @@ use hf_hub::{HFClientSync, HFError};
 
 use super::CheckpointError;
 
-/// What a target needs of a repository.
+/// Files of a repository that a target needs.
 const FILES: [&str; 3] = ["*.json", "*.jinja", "*.safetensors"];
 
 /// The local copy of `owner/name`, in the cache that Hugging Face's own tools use; downloaded when it is not complete.

@@ -1,4 +1,4 @@
-//! Reading the fields of a `config.json` with errors that name the file, the field, what was expected and found.
+//! Reads the fields of a `config.json`, with errors that name the file, the field, the expected and the found value.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -25,17 +25,17 @@ impl JsonFields {
     /// Reads the `config.json` of a model folder, which must hold a JSON object.
     ///
     /// # Errors
-    /// When the file is missing, is not JSON, or holds something else than an object.
+    /// Returns an error if the file is missing, is not JSON, or holds something else than an object.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
         const EXPECTED: &str = "a model folder with config.json and model.safetensors (a run keeps its drafts in \
                                 `draft/` and `checkpoints/step-*`)";
         Self::read_table(path, EXPECTED)
     }
 
-    /// Reads any other file that must hold a JSON object; `expected` says what a missing one should have been.
+    /// Reads any other file with a JSON object; `expected` describes the file in the error if it is missing.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// See [`read`](Self::read).
     pub fn read_table(path: &Path, expected: &str) -> Result<Self, CheckpointError> {
         let text = read_text(path, LARGEST_TEXT).map_err(|error| match error.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory => CheckpointError::Invalid {
@@ -60,7 +60,7 @@ impl JsonFields {
         Self { path: path.into(), fields }
     }
 
-    /// The same with the fields of an object, which replace those of the same name.
+    /// Adds the fields of an object, which replace those with the same name.
     #[must_use]
     pub fn with(mut self, object: Value) -> Self {
         if let Value::Object(fields) = object {
@@ -94,7 +94,7 @@ impl JsonFields {
         }
     }
 
-    /// The error for a field that asks for something that is not computed; `reason` says what, and what to do.
+    /// Returns the error for a field that asks for an unsupported computation; `reason` explains it and the next step.
     pub fn not_computed(
         &self,
         field: &str,
@@ -123,15 +123,15 @@ impl JsonFields {
     /// A whole number of at least `minimum`.
     ///
     /// # Errors
-    /// When the field is missing, not a whole number, or below the minimum.
+    /// Returns an error if the field is missing, not a whole number, or below the minimum.
     pub fn size(&self, field: &str, minimum: usize) -> Result<usize, CheckpointError> {
         self.optional_size(field, minimum)?.ok_or_else(|| self.wrong(field, size_expected(minimum)))
     }
 
-    /// The same, `None` when the field is absent or null.
+    /// Reads an optional size; `None` if the field is absent or null.
     ///
     /// # Errors
-    /// When the field is not a whole number of at least `minimum`, or is absurdly large (over 2^31).
+    /// Returns an error if the field is not a whole number of at least `minimum`, or is absurdly large (over 2^31).
     pub fn optional_size(&self, field: &str, minimum: usize) -> Result<Option<usize>, CheckpointError> {
         let Some(value) = self.get(field) else {
             return Ok(None);
@@ -146,7 +146,7 @@ impl JsonFields {
     /// A finite number.
     ///
     /// # Errors
-    /// When the field is present and something else.
+    /// Returns an error if the field is present and something else.
     pub fn optional_float(&self, field: &str) -> Result<Option<f64>, CheckpointError> {
         let Some(value) = self.get(field) else {
             return Ok(None);
@@ -157,7 +157,7 @@ impl JsonFields {
     /// True or false; `default` when absent or null.
     ///
     /// # Errors
-    /// When the field is present and something else.
+    /// Returns an error if the field is present and something else.
     pub fn flag(&self, field: &str, default: bool) -> Result<bool, CheckpointError> {
         match self.get(field) {
             None => Ok(default),
@@ -168,7 +168,7 @@ impl JsonFields {
     /// A string.
     ///
     /// # Errors
-    /// When the field is present and something else.
+    /// Returns an error if the field is present and something else.
     pub fn optional_text(&self, field: &str) -> Result<Option<&str>, CheckpointError> {
         match self.get(field) {
             None => Ok(None),
@@ -179,7 +179,7 @@ impl JsonFields {
     /// A list of whole numbers, negative ones included.
     ///
     /// # Errors
-    /// When the field is missing or something else.
+    /// Returns an error if the field is missing or something else.
     pub fn integers(&self, field: &str) -> Result<Vec<i64>, CheckpointError> {
         let wrong = || self.wrong(field, "a list of whole numbers");
         let list = self.get(field).and_then(Value::as_array).ok_or_else(wrong)?;
@@ -189,7 +189,7 @@ impl JsonFields {
     /// A list of finite numbers.
     ///
     /// # Errors
-    /// When the field is missing or something else.
+    /// Returns an error if the field is missing or something else.
     pub fn numbers(&self, field: &str) -> Result<Vec<f64>, CheckpointError> {
         let wrong = || self.wrong(field, "a list of numbers");
         let list = self.get(field).and_then(Value::as_array).ok_or_else(wrong)?;
@@ -200,7 +200,7 @@ impl JsonFields {
     /// An object inside this one, with the same file in its errors.
     ///
     /// # Errors
-    /// When the field is present and not an object.
+    /// Returns an error if the field is present and not an object.
     pub fn object(&self, field: &str) -> Result<Option<Self>, CheckpointError> {
         match self.get(field) {
             None => Ok(None),

@@ -14,7 +14,7 @@ use crate::numbers::fnv;
 /// the names that were used, so that the caller can refuse what has no place.
 ///
 /// # Errors
-/// When a tensor is missing (the first one is named, the others counted), or has another shape or an unknown dtype.
+/// Returns an error if a tensor is missing (the first one is named, the others counted), or has another shape or an unknown dtype.
 pub fn load_module<M: Module>(
     module: M,
     weights: &Weights,

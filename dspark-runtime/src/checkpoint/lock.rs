@@ -52,10 +52,10 @@ impl FolderLock {
         }
     }
 
-    /// Locks the folder above `path`, or the one above that, if it is a folder that processes lock.
+    /// Locks the parent folder of `path`, or its parent, if it is a folder that processes lock.
     ///
     /// # Errors
-    /// As [`acquire`](Self::acquire).
+    /// See [`acquire`](Self::acquire).
     pub fn around(path: &Path) -> Result<Option<Self>, CheckpointError> {
         let whole = std::path::absolute(behind_links(path)).map_err(CheckpointError::io(path))?;
         let above: Vec<PathBuf> = whole.ancestors().take(3).map(Path::to_owned).collect();

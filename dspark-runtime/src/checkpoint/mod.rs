@@ -1,8 +1,8 @@
 //! Files that hold models: Hugging Face folders, and GGUF files.
 //!
-//! Everything read here may come from anywhere, so parsing is bounded and strict: a header that lies, a tensor of
-//! another shape or a configuration field that this project does not compute is an error that names the file, what was
-//! expected and what was found. Everything written here appears whole or not at all.
+//! All files are untrusted, so parsing is bounded and strict. A false header, a tensor of another shape or an
+//! unsupported configuration field is an error that names the file, the expected and the found value. Everything is
+//! written atomically.
 
 mod atomic;
 mod directory;

@@ -1,15 +1,15 @@
-//! From what a user calls a model to a folder or a file.
+//! Resolves model names of users to a folder or a file.
 
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
 use super::gguf::is_gguf;
 
-/// A folder in Hugging Face layout or a GGUF file: the one named, or, with the `hub` feature, the local copy of a Hugging
-/// Face model (`owner/name`), downloaded when it is not there yet. The path goes through [`expand_home`].
+/// Returns a folder in Hugging Face layout or a GGUF file: the given path or, with the `hub` feature, the local copy of
+/// a Hugging Face model (`owner/name`), which is downloaded if necessary. The path is passed through [`expand_home`].
 ///
 /// # Errors
-/// When there is no such folder or file, or the download failed.
+/// Returns an error if there is no such folder or file, or the download failed.
 pub fn resolve_model(name: &str) -> Result<PathBuf, CheckpointError> {
     let path = expand_home(Path::new(name));
     if path.is_dir() || (is_gguf(&path) && path.is_file()) {
@@ -37,7 +37,7 @@ pub fn resolve_model(name: &str) -> Result<PathBuf, CheckpointError> {
 /// Checks that a draft is named by its folder.
 ///
 /// # Errors
-/// When the path names a GGUF file, another file, or nothing.
+/// Returns an error if the path names a GGUF file, another file, or nothing.
 pub fn check_draft_folder(path: &Path) -> Result<(), CheckpointError> {
     if path.is_dir() {
         return Ok(());
@@ -65,8 +65,8 @@ fn not_a_folder(path: PathBuf) -> CheckpointError {
     CheckpointError::Invalid { path, reason }
 }
 
-/// `~` and `~/...` with the home directory in place of the tilde; everything else as it is, and so is a tilde on a machine
-/// that names no home directory.
+/// Replaces the tilde of `~` and `~/...` with the home directory. Other paths are unchanged, and so is a tilde if there
+/// is no home directory.
 pub fn expand_home(path: &Path) -> PathBuf {
     match (path.strip_prefix("~"), std::env::home_dir()) {
         (Ok(rest), Some(home)) => home.join(rest),

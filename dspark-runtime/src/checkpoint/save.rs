@@ -102,7 +102,7 @@ impl WeightsToSave {
     /// Writes the file into a folder that is not visible yet (see [`super::AtomicDirectory`]).
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn write(&self, path: &Path, dtype: WeightDtype) -> Result<(), CheckpointError> {
         let tensors = self.tensors.iter().map(|(name, numbers)| (name.as_str(), Entry::Tensor(numbers, dtype)));
         let integers = self.integers.iter().map(|(name, values)| {
@@ -122,7 +122,7 @@ impl WeightsToSave {
     }
 }
 
-/// What the file's writer is given.
+/// An entry of the file's writer.
 enum Entry<'a> {
     /// Read and encoded when its turn comes.
     Tensor(&'a Numbers, WeightDtype),

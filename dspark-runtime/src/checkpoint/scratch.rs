@@ -1,5 +1,5 @@
-//! Hidden names under which files and folders are prepared. Each writer has a name of its own and holds a lock on it, so that
-//! another writer can tell what a process is still writing from what a killed process left.
+//! Hidden names for files and folders in preparation. Each writer uses a separate name and holds a lock on it, so
+//! another writer can distinguish files in progress from those that a killed process left.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile, TempDir};
 
-/// End of the names of what is being written.
+/// Suffix of the names of files in progress.
 const WRITING: &str = "partial";
 /// End of the names of folders that have just been replaced.
 pub(super) const REPLACED: &str = "replaced";
@@ -16,14 +16,14 @@ const RANDOM: usize = 6;
 /// Longest part of the final name that a hidden name repeats.
 const LONGEST_NAME: usize = 100;
 
-/// The hidden names beside one file or folder.
+/// The hidden names for one file or folder.
 pub(super) struct Scratch {
     folder: PathBuf,
     prefix: String,
 }
 
 impl Scratch {
-    /// The names beside `destination`. Removes what killed processes left under them.
+    /// Returns the names for `destination`. Removes files that killed processes left under them.
     pub(super) fn beside(destination: &Path) -> io::Result<Self> {
         let name = destination.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy().into_owned();
         let name: String = name.chars().take(LONGEST_NAME).collect();
@@ -91,7 +91,7 @@ impl Scratch {
     }
 }
 
-/// Locks what was just made under `path`. False when another writer took it for left over in between.
+/// Locks a new file under `path`. Returns false if another writer removed it as a leftover in the meantime.
 fn is_ours(file: &File, path: &Path) -> bool {
     match file.try_lock() {
         Ok(()) => path.exists(),

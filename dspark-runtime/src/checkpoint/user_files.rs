@@ -1,6 +1,6 @@
 //! Opening files that a user names: regular files alone, read within bounds.
 //!
-//! A pipe may never say anything and a device may never end, so both are refused before they are opened.
+//! A pipe may block forever and a device may never end, so both are refused before they are opened.
 
 use std::fs::{self, File, FileType};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek};
@@ -18,7 +18,7 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs";
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// When the file cannot be opened; `InvalidInput` when the path leads to a folder, a pipe or a device; `InvalidData` when
+/// Returns an error if the file cannot be opened; `InvalidInput` when the path leads to a folder, a pipe or a device; `InvalidData` when
 /// the file is a Git LFS pointer.
 pub fn open_file(path: &Path) -> io::Result<File> {
     let kind = fs::metadata(path)?.file_type();
@@ -38,10 +38,10 @@ pub fn open_file(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Reads a whole regular file of at most `most` bytes.
+/// Reads a regular file of up to `most` bytes.
 ///
 /// # Errors
-/// As [`open_file`]; `InvalidData` when the file is larger.
+/// See [`open_file`]; `InvalidData` if the file is larger.
 pub fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open_file(path)?.take(most + 1).read_to_end(&mut bytes)?;
@@ -51,15 +51,15 @@ pub fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a whole text file of at most `most` bytes.
+/// Reads a text file of up to `most` bytes.
 ///
 /// # Errors
-/// As [`read_file`]; `InvalidData` when the file is not UTF-8.
+/// See [`read_file`]; `InvalidData` if the file is not UTF-8.
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     String::from_utf8(read_file(path, most)?).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
 }
 
-/// The lines of a file that are not blank, each with its 1-based number, without a byte order mark and of at most
+/// The lines of a file that are not blank, each with its 1-based number, without a byte order mark and of up to
 /// [`LONGEST_LINE`] bytes. Ends after the first error.
 #[derive(Debug)]
 pub struct Lines {
@@ -72,7 +72,7 @@ impl Lines {
     /// Returns the lines of a regular file.
     ///
     /// # Errors
-    /// As [`open_file`].
+    /// See [`open_file`].
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Self::of(open_file(path)?))
     }
@@ -129,7 +129,7 @@ fn too_large(reason: &str) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, reason.to_owned())
 }
 
-/// The kind of what is no regular file, for messages.
+/// Returns the kind of a file that is not regular, for messages.
 fn noun(kind: FileType) -> &'static str {
     #[cfg(unix)]
     {

@@ -24,7 +24,7 @@ const CONVERT_CHUNK: usize = 1 << 16;
 /// The number type that a loaded model's matrices are kept in. Norms and biases are f32 always, activations too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum WeightPrecision {
-    /// f32, whatever the file holds: what training needs.
+    /// f32, whatever the file contains; required for training.
     #[default]
     F32,
     /// bf16 where the file holds bf16: half the memory, and half of what a decoding step reads, with the same results on
@@ -41,8 +41,8 @@ impl fmt::Display for WeightPrecision {
     }
 }
 
-/// The weight files of one folder, or one GGUF file, memory-mapped; tensors are converted as they are asked for, so that a model's weights
-/// are never resident twice.
+/// The weight files of one folder, or one GGUF file, memory-mapped. Tensors are converted on access, so a model's
+/// weights are never resident twice.
 #[derive(Debug)]
 pub struct Weights {
     folder: PathBuf,
@@ -62,7 +62,7 @@ pub(super) struct Entry {
     pub paired_heads: Option<usize>,
 }
 
-/// What a tensor's numbers are kept as.
+/// The number format of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
     /// A type of safetensors, where it is none of those that GGUF has too.
@@ -96,7 +96,7 @@ impl Weights {
     /// names and the order of rows that they have in the former.
     ///
     /// # Errors
-    /// When there are none, a shard is missing, a header does not fit its file, or a GGUF file holds something else than a
+    /// Returns an error if there are none, a shard is missing, a header does not fit its file, or a GGUF file holds something else than a
     /// target.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
         if is_gguf(folder) {
@@ -181,8 +181,8 @@ impl Weights {
         Ok(())
     }
 
-    /// The same files, tensors whose names begin with the first prefix having the second one there, and without those that
-    /// begin with any of `dropped`.
+    /// Returns the files with tensors renamed from the first prefix to the second, and without those that begin with
+    /// any of `dropped`.
     #[must_use]
     pub fn renamed(mut self, (from, to): (&str, &str), dropped: &[&str]) -> Self {
         let kept = |name: &String| !dropped.iter().any(|prefix| name.starts_with(prefix));
@@ -222,8 +222,8 @@ impl Weights {
         self.tensors.get(name).map(|entry| entry.encoding.to_string())
     }
 
-    /// The error for tensors that a model needs and that are not here; `name` is the first of them. It is told as the file
-    /// would have it.
+    /// Returns the error for missing tensors that a model needs; `name` is the first of them. The error uses the file's
+    /// names.
     pub fn missing(&self, name: &str, others: usize) -> CheckpointError {
         CheckpointError::MissingTensor { path: self.folder.clone(), name: self.name_in_file(name), others }
     }
@@ -264,7 +264,7 @@ impl Weights {
     /// The values of one tensor as f32, row-major.
     ///
     /// # Errors
-    /// When the tensor is missing, has another shape than `expected`, or is not a number type that is read here.
+    /// Returns an error if the tensor is missing, has another shape than `expected`, or is not a number type that is read here.
     pub fn values(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, CheckpointError> {
         let (encoding, bytes) = self.bytes_of(name, expected)?;
         let bytes = bytes.as_ref();
@@ -291,7 +291,7 @@ impl Weights {
     /// The values of a tensor of whole numbers, row-major.
     ///
     /// # Errors
-    /// When the tensor is missing, has another shape than `expected`, or is not I64.
+    /// Returns an error if the tensor is missing, has another shape than `expected`, or is not I64.
     pub fn integers(&self, name: &str, expected: &[usize]) -> Result<Vec<i64>, CheckpointError> {
         match self.bytes_of(name, expected)? {
             (Encoding::Other(Dtype::I64), bytes) => {
@@ -308,7 +308,7 @@ impl Weights {
     /// One tensor on a device: matrices with the asked precision, everything else as f32.
     ///
     /// # Errors
-    /// As [`values`](Self::values).
+    /// See [`values`](Self::values).
     pub fn tensor<const D: usize>(
         &self,
         name: &str,

@@ -138,12 +138,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     bench.report(&runs, &probes)
 }
 
-/// Seconds of passes for one client, timed beside the runs: a machine whose speed changes by the second changes it for both.
+/// Seconds of passes for one client, timed next to the runs: changes of the machine's speed then affect both.
 #[derive(Debug, Default)]
 struct Probes {
-    /// Of one token more each.
+    /// Times with one more token each.
     verify: Vec<Vec<f64>>,
-    /// Of one slot more each.
+    /// Times with one more slot each.
     draft: Vec<Vec<f64>>,
 }
 
@@ -308,7 +308,8 @@ impl Bench<'_> {
         write_file(path, text.as_bytes()).with_context(|| format!("{}", path.display()))
     }
 
-    /// From the rounds of the longest fixed mode at the lowest concurrency, and the passes timed beside them.
+    /// Computes the ceiling from the rounds of the longest fixed mode at the lowest concurrency, and the passes timed
+    /// next to them.
     fn ceiling(&self, runs: &[Run], probes: &Probes) -> Option<Ceiling> {
         let lowest = runs.iter().map(|run| run.concurrency).min()?;
         let fixed = |run: &&Run| {

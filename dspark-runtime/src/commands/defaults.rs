@@ -23,7 +23,7 @@ enum Source {
     None,
 }
 
-/// The settings of a request that says nothing.
+/// The defaults of a request.
 #[derive(Debug, PartialEq)]
 pub(super) struct Defaults {
     pub sampling: Sampling,
@@ -32,10 +32,11 @@ pub(super) struct Defaults {
 }
 
 impl DefaultsArguments {
-    /// Returns the defaults for a target: those of the model, else `own`. Prints on standard error what the model says.
+    /// Returns the defaults for a target: those of the model, else `own`. Prints the model's settings on standard
+    /// error.
     ///
     /// # Errors
-    /// When the target's file cannot be read, or a value in it cannot be.
+    /// Returns an error if the target's file cannot be read, or a value in it cannot be.
     pub(super) fn read(&self, target: &str, own: Sampling) -> Result<Defaults> {
         if self.generation_config == Source::None {
             return Ok(Defaults { sampling: own, max_new_tokens: None });
@@ -64,7 +65,7 @@ impl DefaultsArguments {
     }
 }
 
-/// Lists the settings that are there.
+/// Lists the settings that are present.
 fn listed(said: &GenerationDefaults) -> String {
     let number = |name: &str, value: Option<f64>| value.map(|value| format!("{name} {value}"));
     let count = |name: &str, value: Option<usize>| value.map(|value| format!("{name} {value}"));

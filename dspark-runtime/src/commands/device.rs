@@ -58,7 +58,7 @@ impl fmt::Display for Size {
 }
 
 impl Size {
-    /// What is timed where no sizes are given.
+    /// Returns the sizes that are timed by default.
     fn usual(device: DeviceChoice) -> Vec<Self> {
         match device {
             DeviceChoice::Cuda(_) => vec![Self([4096; 3]), Self([3584, 2560, 151_936])],

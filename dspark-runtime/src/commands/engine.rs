@@ -1,4 +1,4 @@
-//! What the verbs that run an engine are told about it, and its start.
+//! Arguments of the verbs that run an engine, and its start.
 
 use anyhow::Result;
 use clap::Args;
@@ -43,7 +43,7 @@ pub(super) struct Running {
     pub tokenizer: Tokenizer,
     /// The target's own name: that of its folder.
     pub name: String,
-    /// The settings of a request that says nothing.
+    /// The defaults of a request.
     pub defaults: Defaults,
     /// The draft's configuration, if there is a draft.
     pub draft: Option<DraftConfig>,
@@ -54,7 +54,7 @@ impl EngineArguments {
     /// default where the target has none.
     ///
     /// # Errors
-    /// When something cannot be loaded, or the settings leave no room for a request.
+    /// Returns an error if something cannot be loaded, or the settings leave no room for a request.
     pub(super) fn start(&self, sampling: Sampling) -> Result<Running> {
         let defaults = self.defaults.read(&self.models.target, sampling)?;
         let models = self.models.open()?;
@@ -92,7 +92,7 @@ fn described(mode: Mode) -> String {
         Mode::Fixed(_) => "every step drafts and verifies that many tokens",
         Mode::Threshold(_) => "every step drafts and verifies up to the first token of a lower confidence",
         Mode::Scheduled => {
-            "drafts as much as pays by confidences and measured step costs, and nothing while it does not pay"
+            "confidences and measured step times decide how much is drafted; nothing while drafting is slower"
         }
     };
     format!("{mode} ({effect})")

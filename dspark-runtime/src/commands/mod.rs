@@ -86,7 +86,7 @@ impl Cli {
     /// Runs the verb.
     ///
     /// # Errors
-    /// Whatever went wrong, with the chain of causes.
+    /// Returns the error with its chain of causes.
     pub fn run(self) -> Result<()> {
         match self.verb {
             Verb::Generate(arguments) => generate::run(&arguments),
@@ -120,7 +120,7 @@ pub fn machine_failed(cause: &(dyn std::error::Error + 'static)) -> bool {
     cause.downcast_ref::<std::io::Error>().is_some_and(|error| !input.contains(&error.kind()))
 }
 
-/// An error with its causes in one line; a cause that its effect quotes is not said twice.
+/// Formats an error with its causes in one line; a cause that is already quoted is not repeated.
 pub fn message(error: &anyhow::Error) -> String {
     error.chain().fold(String::new(), |message, cause| {
         let text = cause.to_string();

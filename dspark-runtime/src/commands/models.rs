@@ -53,7 +53,7 @@ pub struct LoadedModels<'a> {
     pub target: Target,
     /// The target's tokeniser.
     pub tokenizer: Tokenizer,
-    /// The draft, proposing with the heads asked for.
+    /// The draft, with the selected heads for proposals.
     pub draft: Option<Draft>,
 }
 
@@ -125,7 +125,7 @@ impl ModelArguments {
     /// Loads the tokeniser, the target and the draft.
     ///
     /// # Errors
-    /// When one of them cannot be loaded, or the draft does not fit the target.
+    /// Returns an error if one of them cannot be loaded, or the draft does not fit the target.
     pub fn open(&self) -> Result<LoadedModels<'_>> {
         let device = self.device.open()?;
         let folder = resolve_model(&self.target)?;
@@ -140,10 +140,10 @@ impl ModelArguments {
     }
 }
 
-/// Reads the tokeniser of a model, and prints on standard error what its files say and is not followed.
+/// Reads the tokeniser of a model, and prints contradictions between its files on standard error.
 ///
 /// # Errors
-/// As [`Tokenizer::of_model`].
+/// See [`Tokenizer::of_model`].
 pub fn read_tokenizer(model: &Path) -> Result<Tokenizer, TextError> {
     let tokenizer = Tokenizer::of_model(model)?;
     for contradiction in tokenizer.contradictions() {

@@ -1,4 +1,4 @@
-//! What the verbs of both binaries share: printing, and arguments that go to the chat template.
+//! Shared parts of the verbs of both binaries: printing, and arguments for the chat template.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -11,10 +11,10 @@ use crate::device::DeviceChoice;
 use crate::model::DraftConfig;
 use crate::text::RENDERED;
 
-/// Prints a line on standard output. When nobody reads it any more (`| head`), the process ends quietly.
+/// Prints a line on standard output. If the reader has closed it (`| head`), the process ends quietly.
 ///
 /// # Errors
-/// When standard output cannot be written for another reason.
+/// Returns an error if standard output cannot be written for another reason.
 pub fn print(line: impl Display) -> io::Result<()> {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
@@ -26,7 +26,7 @@ pub fn print(line: impl Display) -> io::Result<()> {
 /// `True`, `False` and `None` as what they are.
 ///
 /// # Errors
-/// When there is no `=`, or the name is one that templates get otherwise.
+/// Returns an error if there is no `=`, or the name is one that templates get otherwise.
 pub fn template_arguments(pairs: &[String]) -> Result<Map<String, Value>> {
     let pair = |pair: &String| {
         let (name, value) =
@@ -60,7 +60,7 @@ pub fn warn_of_other_template_arguments(draft: &DraftConfig, given: &Map<String,
 /// A number of at least 0, for `--temperature`.
 ///
 /// # Errors
-/// What was expected, in words.
+/// Returns a description of the expected value.
 pub fn temperature(text: &str) -> Result<f64, String> {
     text.parse()
         .ok()
@@ -71,7 +71,7 @@ pub fn temperature(text: &str) -> Result<f64, String> {
 /// A number from 0 to 1, for `--confidence-threshold`.
 ///
 /// # Errors
-/// What was expected, in words.
+/// Returns a description of the expected value.
 pub fn share(text: &str) -> Result<f64, String> {
     text.parse()
         .ok()
@@ -82,7 +82,7 @@ pub fn share(text: &str) -> Result<f64, String> {
 /// A count of at least 1.
 ///
 /// # Errors
-/// What was expected, in words.
+/// Returns a description of the expected value.
 pub fn count(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|value| *value > 0).ok_or_else(|| "expected a whole number >= 1".into())
 }
@@ -90,7 +90,7 @@ pub fn count(text: &str) -> Result<usize, String> {
 /// A count from 1 to `LARGEST`, for what takes memory or time in proportion.
 ///
 /// # Errors
-/// What was expected, in words.
+/// Returns a description of the expected value.
 pub fn count_to<const LARGEST: usize>(text: &str) -> Result<usize, String> {
     count(text)
         .ok()
@@ -113,7 +113,7 @@ pub fn default_precision(device: DeviceChoice) -> WeightPrecision {
 /// `f32` or `stored`, for `--weights`.
 ///
 /// # Errors
-/// What was expected, in words.
+/// Returns a description of the expected value.
 pub fn weight_precision(text: &str) -> Result<WeightPrecision, String> {
     match text {
         "f32" => Ok(WeightPrecision::F32),

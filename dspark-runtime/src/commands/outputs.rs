@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::checkpoint::behind_links;
 
-/// Names that files of a model have, beside weights and templates.
+/// File names of a model other than weights and templates.
 const MODEL_FILES: [&str; 6] = [
     "config.json",
     "generation_config.json",

@@ -1,4 +1,4 @@
-//! From what a user writes to the text of a prompt.
+//! Turns the user's input into the text of a prompt.
 
 use std::io::Read;
 
@@ -10,7 +10,7 @@ use crate::text::{ChatTemplate, Tokenizer};
 /// Reads all of standard input as a prompt.
 ///
 /// # Errors
-/// When standard input cannot be read, is not UTF-8, or has more than [`LARGEST_TEXT`] bytes.
+/// Returns an error if standard input cannot be read, is not UTF-8, or has more than [`LARGEST_TEXT`] bytes.
 pub(super) fn standard_input() -> Result<String> {
     let mut text = String::new();
     let mut input = std::io::stdin().take(LARGEST_TEXT + 1);
@@ -21,8 +21,8 @@ pub(super) fn standard_input() -> Result<String> {
     Ok(typed(&text).to_owned())
 }
 
-/// Returns what was read from standard input without a byte order mark at its start and without one line end, of either
-/// kind, at its end: both are the file's, not the author's.
+/// Returns the text of standard input without a byte order mark at its start and without one line break, of either
+/// kind, at its end: both belong to the file, not to the author's text.
 pub(super) fn typed(text: &str) -> &str {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     text.strip_suffix("\r\n").or_else(|| text.strip_suffix(['\n', '\r'])).unwrap_or(text)
@@ -31,7 +31,7 @@ pub(super) fn typed(text: &str) -> &str {
 /// Returns the chat template of the target called `name`.
 ///
 /// # Errors
-/// When it has none; `instead` says what to do then.
+/// Returns an error if it has none; `instead` describes the alternative.
 pub(super) fn chat_template<'a>(tokenizer: &'a Tokenizer, name: &str, instead: &str) -> Result<&'a ChatTemplate> {
     tokenizer.chat_template().with_context(|| format!("{name} has no chat template: {instead}"))
 }

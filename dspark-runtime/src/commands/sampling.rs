@@ -1,4 +1,4 @@
-//! How tokens are chosen, on the command line.
+//! Command-line arguments of sampling.
 
 use clap::Args;
 

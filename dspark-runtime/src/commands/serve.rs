@@ -22,7 +22,7 @@ use crate::server::{PROMPT_THREADS, Server, ServerConfig, ServerError};
 /// Largest size of an API key's file, bytes.
 const LONGEST_KEY: u64 = 4096;
 
-/// Where the API key may be when no file is given.
+/// Environment variable of the API key if no file is given.
 const KEY_VARIABLE: &str = "DSPARK_API_KEY";
 
 /// Arguments of `dspark serve`.
@@ -162,7 +162,7 @@ fn seconds(text: &str) -> Result<u64, String> {
     text.parse().ok().filter(|seconds| (1..=MOST).contains(seconds)).ok_or_else(expected)
 }
 
-/// From the file, else from the environment.
+/// Reads the key from the file, else from the environment.
 fn api_key(file: Option<&Path>) -> Result<Option<String>> {
     let (key, source) = match file {
         Some(file) => {
@@ -197,7 +197,7 @@ fn start_log(format: LogFormat) {
     }
 }
 
-/// Ready at the first SIGINT or SIGTERM; from then on the second ends the process.
+/// Completes at the first SIGINT or SIGTERM; after that, the second ends the process.
 #[cfg(unix)]
 fn signals() -> io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
@@ -215,7 +215,7 @@ fn signals() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Ready at the first Ctrl-C; from then on the second ends the process.
+/// Completes at the first Ctrl-C; after that, the second ends the process.
 #[cfg(not(unix))]
 fn signals() -> io::Result<impl Future<Output = ()>> {
     Ok(async {

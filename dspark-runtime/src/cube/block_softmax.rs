@@ -14,7 +14,7 @@ use cubecl::prelude::*;
 use super::reduce::{LOWEST, largest_of, sum_of};
 use super::{element, empty_like, units};
 
-/// Units per row at most: rows are as long as contexts.
+/// Maximum number of units per row: rows are as long as contexts.
 const UNITS: usize = 128;
 
 /// Scores `[c, p, r, t]` and `[c, p, r, b]` -> weights of the same shapes, and the logarithm of what the exponentiated scores

@@ -14,7 +14,7 @@ use cubecl::prelude::*;
 use super::reduce::{LOWEST, largest_of, sum_of};
 use super::{SeenKeys, element, empty_like, units};
 
-/// Units per row and head at most: keys of a tile.
+/// Maximum number of units per row and head: keys of a tile.
 const UNITS: usize = 128;
 
 #[cube(launch)]

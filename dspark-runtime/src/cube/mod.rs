@@ -1,11 +1,11 @@
-//! Kernels for devices with a memory of their own, written in CubeCL: what is between matrix products in training, and
-//! attention of few rows to a cache in decoding.
+//! Kernels for devices with their own memory, written in CubeCL: the operations between matrix products in training,
+//! and attention of few rows to a cache in decoding.
 //!
 //! Large products stay the backend's, which knows the device's matrix units; a chain of tensor operations between two of them
 //! would go through memory once per link, and a kernel here goes once or twice. Each computes what tensor operations or loops
 //! over this machine's memory compute elsewhere, and is tested against them on CubeCL's CPU runtime (feature `cubecl-cpu`).
 //!
-//! All numbers are `f32` inside, whatever the tensors hold.
+//! All numbers are `f32` internally, whatever the tensors contain.
 
 mod block_softmax;
 mod cache_attention;
@@ -22,7 +22,7 @@ use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::ops::numeric::empty_device_dtype;
 use burn_cubecl::tensor::CubeTensor;
 
-/// What a backend computes with these kernels.
+/// The operations that a backend computes with these kernels.
 #[backend_extension(Cube, Fusion)]
 pub(crate) trait CubeKernels: Backend {
     #[fusion(meta = |context, block, _seen, _scale| (context.clone(), block.clone(), per_row(context)))]
@@ -148,8 +148,8 @@ pub fn block_softmax(scores: [Tensor<4>; 2], seen_p2: Tensor<2, Int>, scale: f32
     ([context, block].map(Tensor::from_dispatch), Tensor::from_dispatch(log_sums))
 }
 
-/// The same weights anew, and the slopes of the scores: `weight * (product - mean) * scale`, where `products` are of gradients
-/// with values, and log sums and means `[c, p, r, 1]`, f32.
+/// Returns the recomputed weights, and the slopes of the scores: `weight * (product - mean) * scale`, where `products`
+/// are of gradients with values, and log sums and means are `[c, p, r, 1]`, f32.
 pub fn block_slopes(
     scores: [Tensor<4>; 2],
     products: [Tensor<4>; 2],
@@ -181,16 +181,16 @@ pub fn block_slopes(
 pub struct SeenKeys {
     /// One past the last key that the first row sees.
     pub end: usize,
-    /// How many more each row sees than the one before it: 1 if causal, else 0.
+    /// Number of additional keys that each row sees compared with the preceding one: 1 if causal, else 0.
     pub step: usize,
-    /// Keys that a row sees at most.
+    /// Maximum number of keys that a row sees.
     pub window: Option<usize>,
 }
 
 /// Attention of rows to the keys of a cache, read where they lie: `queries [n, h, w]` -> `[n, h * w]`.
 ///
-/// `buffer [m, c, capacity, w]` holds keys and values as the two `matrices`. A row's result depends on the keys that it sees
-/// alone, not on the rows beside it.
+/// `buffer [m, c, capacity, w]` holds keys and values as the two `matrices`. A row's result depends only on the keys
+/// that it sees, not on the other rows.
 pub fn cache_attention(
     queries_nhw: Tensor<3>,
     buffer_mctw: Tensor<4>,
@@ -211,7 +211,7 @@ pub struct VocabularyRows {
     pub teacher_tv: Tensor<2>,
     /// Row of the teacher's logits for each row.
     pub teacher_rows_m: Tensor<1, Int>,
-    /// The true token of each row as the draft counts them; negative: none of its own.
+    /// The true token of each row in the draft's vocabulary; negative if the draft does not have it.
     pub labels_m: Tensor<1, Int>,
     /// Factors of cross-entropy, cross-entropy against the teacher and L1, `[m, 3]`; without them there is no gradient.
     pub factors_m3: Option<Tensor<2>>,
@@ -241,13 +241,13 @@ impl VocabularyRows {
     }
 }
 
-/// What there is of a row of scores once per row.
+/// Describes a tensor with one number per row of scores.
 fn per_row(scores: &TensorSpec) -> TensorSpec {
     let [c, p, r, _] = scores.shape.dims::<4>();
     TensorSpec::new(Shape::new([c, p, r, 1]), DType::F32)
 }
 
-/// A tensor on the device of another one; what is in it means nothing yet.
+/// Returns an uninitialised tensor on the device of another one.
 fn empty_like(other: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
     empty_device_dtype(other.client.clone(), other.device.clone(), shape, dtype)
 }
@@ -256,7 +256,8 @@ fn element(dtype: DType) -> ElemType {
     burn::backend::cubecl::dtype_to_storage_type(dtype)
 }
 
-/// Units of a cube, a power of two. A processor runs each of them in a thread of its own, which waits for the others awake.
+/// Returns the units of a cube, a power of two. A CPU runs each of them in a separate thread, which busy-waits for the
+/// others.
 fn units(client: &Client, most: usize) -> usize {
     let hardware = &client.properties().hardware;
     let most = most.min(hardware.max_cube_dim.0 as usize).min(hardware.max_units_per_cube as usize);

@@ -1,4 +1,4 @@
-//! What the units of a cube bring together: a tree in shared memory.
+//! Reductions over the units of a cube: a tree in shared memory.
 
 use burn_cubecl::cubecl;
 use cubecl::prelude::*;

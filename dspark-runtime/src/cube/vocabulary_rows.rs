@@ -1,7 +1,7 @@
 //! Losses of rows of logits against the teacher's, and their gradient: two readings of each row, and one more with a gradient,
 //! where tensor operations would take some fifteen and keep several tensors of rows x vocabulary.
 //!
-//! What is computed is in `deepspec::objective::vocabulary`.
+//! The computation is described in `deepspec::objective::vocabulary`.
 //!
 //! Legend: `m` rows, `u` tokens of the draft's vocabulary, `v` of the teacher's, `t` teacher rows.
 
@@ -14,7 +14,7 @@ use cubecl::prelude::*;
 use super::reduce::{LOWEST, largest_of, sign, sum_of};
 use super::{empty_like, units};
 
-/// Units per row at most: rows are as long as vocabularies.
+/// Maximum number of units per row: rows are as long as vocabularies.
 const UNITS: usize = 256;
 
 /// Logarithm of what the exponentiated numbers of a row add up to.

@@ -17,13 +17,13 @@ const PERIOD: usize = 1024;
 /// Rows and columns of a product that are compared with the host's.
 const CORNER: [usize; 2] = [4, 16];
 
-/// Products per timed run, at most.
+/// Maximum number of products per timed run.
 const MOST: usize = 200;
 
-/// A result on a device beside the host's.
+/// A comparison of a device's result with the host's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Check {
-    /// What was computed.
+    /// Name of the computation.
     pub name: &'static str,
     /// Largest difference, as a share of the largest number in the host's result.
     pub difference: f64,
@@ -31,10 +31,10 @@ pub struct Check {
     pub allowed: f64,
 }
 
-/// How a [`Check`] came out.
+/// The outcome of a [`Check`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// As exact as its number type.
+    /// As exact as its number type allows.
     Right,
     /// Within what TF32 leaves of an f32 product.
     Inexact,
@@ -44,10 +44,10 @@ pub enum Verdict {
 
 impl Check {
     const F32: f64 = 1e-5;
-    /// Of TF32 too, which keeps two bits more.
+    /// Also the bound for TF32, which keeps two bits more.
     const BF16: f64 = 1e-2;
 
-    /// Compares the difference with what is allowed.
+    /// Compares the difference with the tolerance.
     pub fn verdict(&self) -> Verdict {
         match self.difference {
             difference if difference <= self.allowed => Verdict::Right,
@@ -57,7 +57,7 @@ impl Check {
     }
 }
 
-/// Of f32 and bf16, the number types that the device has.
+/// Returns those of f32 and bf16 that the device supports.
 pub fn number_types(device: &Device) -> impl Iterator<Item = (&'static str, DType)> {
     let types = [("f32", DType::F32), ("bf16", DType::BF16)];
     types.into_iter().filter(|(_, dtype)| device.supports_dtype(*dtype))

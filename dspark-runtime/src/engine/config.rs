@@ -1,4 +1,4 @@
-//! What an engine may use and how it drafts.
+//! Resource limits of an engine and its drafting mode.
 
 use std::time::Duration;
 
@@ -11,21 +11,21 @@ pub struct EngineConfig {
     pub max_running: usize,
     /// Requests that may wait.
     pub max_waiting: usize,
-    /// Tokens that the caches of all requests may hold together.
+    /// Capacity of the KV cache in tokens, shared by all requests.
     pub cache_tokens: usize,
-    /// Prompt tokens that go through the target in one step, at most, while answers are being decoded beside them.
+    /// Maximum number of prompt tokens that go through the target in one step while other answers are being decoded.
     pub prefill_rows: usize,
     /// A request that takes longer fails.
     pub request_timeout: Option<Duration>,
-    /// How much of a drafted block is verified.
+    /// How much of each drafted block is verified.
     pub mode: Mode,
-    /// How long steps take; [`Mode::Scheduled`] needs it.
+    /// Step times of this machine; required by [`Mode::Scheduled`].
     pub curve: Option<SpsTable>,
     /// Calibrates the draft's confidences.
     pub calibration: Option<StsTable>,
-    /// Whether tokens are drawn and judged on the device that computes, and their logits stay there: those of greedy requests,
-    /// and of requests without seed and filters. The others' logits, and those that are asked for, come to the host.
-    /// `None`: where the device has a memory of its own.
+    /// Whether tokens of greedy requests, and of requests without seed and filters, are sampled and judged on the
+    /// compute device, where their logits stay. Logits of other requests, and logits that a request asks for, are
+    /// copied to the host. `None` chooses the device if it has its own memory.
     pub sampling_on_device: Option<bool>,
 }
 

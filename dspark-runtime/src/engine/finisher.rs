@@ -1,7 +1,7 @@
-//! The text side of answers: from committed tokens to events, on a thread of its own, while the next step computes.
+//! The text side of answers: turns committed tokens into events, on a separate thread, while the next step computes.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
@@ -10,7 +10,7 @@ use super::request::{Delta, EVENTS_AHEAD, Event, Failure, FinishReason, Finished
 use super::stop_strings::StopStrings;
 use crate::text::{Detokenizer, TextError, Tokenizer};
 
-/// What the step loop says about a request.
+/// A message from the step loop about a request.
 #[derive(Debug)]
 pub(super) enum Output {
     /// It was taken.
@@ -24,13 +24,13 @@ pub(super) enum Output {
     },
     /// Tokens were committed.
     Tokens(Tokens),
-    /// It was given up.
+    /// The request failed.
     Fail { id: u64, failure: Failure },
-    /// It was cancelled: nobody listens.
+    /// The request was cancelled because its client disconnected.
     Forget { id: u64 },
 }
 
-/// What one step committed for one request.
+/// The tokens that one step committed for one request.
 #[derive(Debug)]
 pub(super) struct Tokens {
     pub id: u64,
@@ -39,7 +39,7 @@ pub(super) struct Tokens {
     /// A round with a draft.
     pub round: bool,
     pub cached_prompt: usize,
-    /// When these were the last; the flag says whether the last token is a stop token.
+    /// Present if these are the last tokens; the flag says whether the last token is a stop token.
     pub end: Option<(FinishReason, bool)>,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Tokens {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stopped {
     pub id: u64,
-    /// True if it is complete: it ended on a stop string. Otherwise it was given up.
+    /// True if the answer is complete because it ended on a stop string; false if the request failed.
     pub complete: bool,
 }
 
@@ -61,8 +61,8 @@ struct Text {
     first: Option<Duration>,
 }
 
-/// Runs until the step loop is gone.
-pub(super) fn run(tokenizer: &Tokenizer, outputs: &Receiver<Output>, stopped: &mpsc::Sender<Stopped>) {
+/// Runs until the step loop is gone. `tell_loop` tells the step loop of answers that ended without it.
+pub(super) fn run(tokenizer: &Tokenizer, outputs: &Receiver<Output>, mut tell_loop: impl FnMut(Stopped)) {
     let mut texts: HashMap<u64, Text> = HashMap::new();
     for output in outputs {
         match output {
@@ -70,7 +70,7 @@ pub(super) fn run(tokenizer: &Tokenizer, outputs: &Receiver<Output>, stopped: &m
                 let detokenizer = match Detokenizer::new(tokenizer, &prompt, true) {
                     Ok(detokenizer) => detokenizer,
                     Err(error) => {
-                        let _ = stopped.send(Stopped { id, complete: false });
+                        tell_loop(Stopped { id, complete: false });
                         let _ = events.try_send(Event::Failed(Failure::Internal(error.to_string())));
                         continue;
                     }
@@ -88,13 +88,13 @@ pub(super) fn run(tokenizer: &Tokenizer, outputs: &Receiver<Output>, stopped: &m
             }
             Output::Tokens(tokens) => {
                 let id = tokens.id;
-                // An answer that ended on a stop string may get tokens until the step loop hears of it.
+                // An answer that ended on a stop string can receive tokens until the step loop is informed.
                 let Some(text) = texts.get_mut(&id) else { continue };
                 let Some(last) = text.add(tokens) else { continue };
-                // The step loop hears of it before the client does: a client that has the whole answer and goes away did not
-                // cancel it. Without a step loop there is nothing left to stop.
+                // The step loop is informed before the client: a client that has the whole answer and disconnects did
+                // not cancel it. Without a step loop there is nothing to stop.
                 if let Some(complete) = last.unknown_to_the_loop {
-                    let _ = stopped.send(Stopped { id, complete });
+                    tell_loop(Stopped { id, complete });
                 }
                 text.tell(last.event);
                 texts.remove(&id);
@@ -203,7 +203,6 @@ mod tests {
             |tokens: &[&str]| -> Vec<u32> { tokens.iter().map(|token| tokenizer.token_id(token).unwrap()).collect() };
         let (sender, mut events) = mpsc::channel(EVENTS_AHEAD);
         let (outputs, inbox) = channel();
-        let (stopped, _stops) = channel();
         let stop_strings = stop_strings.iter().map(|stop| (*stop).to_owned()).collect();
         let submitted = Instant::now();
         let prompt = ids(prompt);
@@ -217,7 +216,7 @@ mod tests {
             outputs.send(Output::Tokens(tokens)).unwrap();
         }
         drop(outputs);
-        run(&tokenizer, &inbox, &stopped);
+        run(&tokenizer, &inbox, |_| {});
         let mut text = String::new();
         loop {
             match events.blocking_recv() {

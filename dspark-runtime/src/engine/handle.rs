@@ -1,4 +1,4 @@
-//! How the rest of the program talks to the engine's thread.
+//! The interface between the engine's thread and the rest of the program.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
@@ -10,12 +10,12 @@ use tokio::sync::{mpsc, watch};
 use super::metrics::Metrics;
 use super::request::{Answer, EVENTS_AHEAD, Event, Refusal, Request};
 
-/// What cannot be asked of this engine.
+/// Limits on the requests of an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// The target's vocabulary size.
     pub vocab_size: usize,
-    /// Tokens of prompt and answer together, at most.
+    /// Maximum number of tokens of prompt and answer together.
     pub context_length: usize,
     /// Requests that may wait.
     pub queue: usize,
@@ -36,19 +36,54 @@ pub(super) struct Submission {
 #[derive(Debug)]
 pub(super) enum Command {
     Submit(Submission),
-    /// Finish what was taken, until the instant; then fail what is left.
+    /// Finish accepted requests until the instant, then fail the rest.
     ShutDown(Instant),
 }
 
-/// A way into a running engine; clones lead to the same one. The engine ends when it was told to shut down or the last
-/// handle is gone.
+/// A handle to a running engine; clones refer to the same engine. The engine ends when it is shut down or when the last
+/// handle is dropped.
+///
+/// ```
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use dspark_runtime::device::DeviceChoice;
+/// use dspark_runtime::engine::{Engine, EngineConfig, Event, Request, Sampling};
+/// use dspark_runtime::model::Target;
+/// use dspark_runtime::schedule::Mode;
+/// use dspark_runtime::text::Tokenizer;
+///
+/// let folder = Path::new("checkpoints/quickstart-target");
+/// let target = Target::load(folder, &DeviceChoice::Cpu.open()?)?;
+/// let tokenizer = Tokenizer::of_model(folder)?;
+/// let request = Request {
+///     prompt: tokenizer.encode("What is 347 + 86?", false)?,
+///     max_new_tokens: 8,
+///     sampling: Sampling::GREEDY,
+///     stop_token_ids: Vec::new(),
+///     stop_strings: Vec::new(),
+///     include_stop_string: false,
+///     logprobs: None,
+/// };
+/// let config = EngineConfig { mode: Mode::Off, ..EngineConfig::default() };
+/// let (_engine, handle) = Engine::start(target, None, tokenizer, config)?;
+/// let mut answer = handle.submit(request)?;
+/// let mut tokens = 0;
+/// while let Some(event) = answer.wait() {
+///     if let Event::Delta(delta) = event {
+///         tokens += delta.tokens.len();
+///     }
+/// }
+/// assert_eq!(tokens, 8);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
     pub(super) commands: Sender<Command>,
     pub(super) shared: Arc<Shared>,
 }
 
-/// What both sides see.
+/// State shared by both sides.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub limits: Limits,
@@ -62,7 +97,7 @@ pub(super) struct Shared {
 }
 
 impl EngineHandle {
-    /// What cannot be asked.
+    /// Returns the limits on requests.
     pub fn limits(&self) -> Limits {
         self.shared.limits
     }
@@ -70,7 +105,7 @@ impl EngineHandle {
     /// Hands a request in.
     ///
     /// # Errors
-    /// At once, when the request cannot be answered or must not wait.
+    /// Returns an error immediately if the request cannot be answered or must not wait.
     pub fn submit(&self, request: Request) -> Result<Answer, Refusal> {
         self.check(&request)?;
         if !self.takes_requests() {
@@ -84,11 +119,11 @@ impl EngineHandle {
         self.enqueue(request)
     }
 
-    /// Hands in a request that takes the place of one whose answer has just ended: it belongs to what was begun. It waits
-    /// however many others wait, also while the engine finishes before it shuts down.
+    /// Submits a request that replaces one whose answer has just ended, as part of the same work. It waits even if the
+    /// queue is full, and also while the engine finishes before shutting down.
     ///
     /// # Errors
-    /// At once, when the request cannot be answered or the engine has ended.
+    /// Returns an error immediately if the request cannot be answered or the engine has ended.
     pub fn submit_next(&self, request: Request) -> Result<Answer, Refusal> {
         self.check(&request)?;
         self.shared.waiting.fetch_add(1, Ordering::AcqRel);
@@ -107,13 +142,14 @@ impl EngineHandle {
         Ok(Answer { id, events: receiver })
     }
 
-    /// Ready when the engine has ended: it was told to shut down, or it failed.
+    /// Completes when the engine has ended because it was shut down or because it failed.
     pub async fn ended(&self) {
         // The sender is in this handle, too.
         let _ = self.shared.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
-    /// Whether requests are taken: `false` once the engine was told to shut down, or has ended for any other reason.
+    /// Returns whether the engine accepts requests: `false` once it was told to shut down, or has ended for any other
+    /// reason.
     pub fn takes_requests(&self) -> bool {
         !self.shared.shutting_down.load(Ordering::Acquire)
     }
@@ -123,7 +159,7 @@ impl EngineHandle {
         self.shared.metrics.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
-    /// Takes no more requests. Those already taken go on for at most `grace`; what is left then fails.
+    /// Stops accepting requests. Accepted requests continue for at most `grace`; the rest then fails.
     pub fn shut_down(&self, grace: Duration) {
         self.shared.shutting_down.store(true, Ordering::Release);
         // Without a receiver the engine has ended already.

@@ -1,8 +1,8 @@
-//! Which sequence holds how much of the cache, and what finished sequences leave for later ones.
+//! Accounting of the KV cache: the share of every sequence, and caches of finished sequences kept for reuse.
 //!
-//! Memory is counted in tokens that a cache has room for, in pages, so that what is counted is what is allocated. Features
-//! that wait for a draft's context count as the tokens whose keys and values would take as much; nobody is preempted for
-//! their sake, but what finished sequences left makes way for them.
+//! Memory is counted in tokens of cache capacity, in whole pages, so the count matches the allocation. Features that
+//! wait for a draft's context count as the number of tokens whose keys and values take the same memory. They never
+//! cause a preemption, but caches of finished sequences are dropped to make room for them.
 
 #[cfg(test)]
 mod tests;
@@ -20,18 +20,18 @@ const ANSWER: usize = 256;
 /// A shared beginning shorter than this is not worth keeping track of.
 const SHORTEST_PREFIX: usize = 16;
 
-/// The state of one sequence, and the memory that it counts for.
+/// The state of one sequence and the memory it accounts for.
 #[derive(Debug)]
 pub struct SequenceCache {
-    /// What was computed of the sequence.
+    /// The computed state of the sequence.
     pub state: SequenceState,
     /// Tokens that there is room for, as counted.
     room: usize,
-    /// What the waiting features count for, tokens, as of the last step.
+    /// The size of the waiting features in tokens, as of the last step.
     waiting_tokens: usize,
 }
 
-/// A finished sequence whose cache may serve another.
+/// A finished sequence whose cache can be reused.
 #[derive(Debug)]
 struct Kept {
     ids: Vec<u32>,
@@ -45,7 +45,7 @@ pub struct CacheMemory {
     capacity: usize,
     /// Tokens that caches in use have room for.
     in_use: usize,
-    /// What the features that wait in them count for.
+    /// The size of all waiting features in tokens.
     waiting: usize,
     /// The memory of one token's features in that of its keys and values.
     feature_share: f64,
@@ -53,7 +53,7 @@ pub struct CacheMemory {
     kept: Vec<Kept>,
     /// Rows that a drafted block takes beyond its sequence, for as long as it is drafted.
     block: usize,
-    /// Tokens behind a token that its row of the draft's context depends on.
+    /// Number of following tokens that a token's row of the draft's context depends on.
     lookahead: usize,
 }
 
@@ -88,9 +88,9 @@ impl CacheMemory {
         (capacity / PAGE * PAGE).saturating_sub(block + 1)
     }
 
-    /// A cache for a sequence of these tokens that has room for all of them, with the longest beginning that an earlier
-    /// sequence left behind; `None` when there is no memory for it even without what finished sequences left. The sequence
-    /// ends at `limit` tokens.
+    /// Returns a cache for a sequence of these tokens, with capacity for all of them and with the longest prefix that
+    /// an earlier sequence left. Returns `None` if there is not enough memory even after dropping the caches of
+    /// finished sequences. The sequence ends at `limit` tokens.
     pub fn admit(&mut self, ids: &[u32], limit: usize, rounds: Rounds<'_>) -> Option<SequenceCache> {
         let needed = self.pages(ids.len());
         if self.in_use + needed > self.capacity {
@@ -98,8 +98,8 @@ impl CacheMemory {
         }
         let generous = self.generous(ids.len(), limit);
         let room = if self.leaves_half(self.in_use + generous) { generous } else { needed };
-        // The last token's logits are wanted, so it always goes through the target. What a draft's rows depend on has to be
-        // the same, too, and the newest row has to be made anew.
+        // The last token's logits are needed, so it always goes through the target. Everything that a draft's rows
+        // depend on must be equal too, and the newest row must be recomputed.
         let longest = self
             .kept
             .iter()
@@ -117,7 +117,7 @@ impl CacheMemory {
         };
         let goes_on = length + 1 >= self.kept[index].ids.len();
         if !goes_on && self.held() + room <= self.capacity {
-            // Another sequence may go on from the whole of it.
+            // Another sequence can continue from all of it.
             let kept = self.kept.remove(index);
             let state = kept.cache.state.copy_prefix(length, room);
             let mut copy = SequenceCache { state, room, waiting_tokens: 0 };
@@ -128,7 +128,7 @@ impl CacheMemory {
         }
         let Kept { mut cache, .. } = self.kept.remove(index);
         cache.state.truncate(length);
-        // Its buffers may be larger than needed: they stay where that takes memory from nobody who is being answered.
+        // Its buffers may be larger than needed. They are kept as long as no running sequence needs the memory.
         let stays = cache.room >= needed && self.in_use + cache.room <= self.capacity;
         let room = if stays { cache.room } else { room };
         self.evict_for(room);
@@ -141,8 +141,8 @@ impl CacheMemory {
         Some(cache)
     }
 
-    /// The buffers of the oldest finished sequence that are about as large, where one has to go anyway: pages that are there
-    /// need not be cleared again.
+    /// Returns the buffers of the oldest finished sequence of about the same size, if one must be dropped anyway: its
+    /// pages need not be cleared again.
     fn reuse(&mut self, room: usize) -> Option<SequenceCache> {
         if self.held() + room <= self.capacity {
             return None;
@@ -157,8 +157,8 @@ impl CacheMemory {
         Some(cache)
     }
 
-    /// Room for `length` tokens, to be asked for before every step; `false` when there is no memory. The sequence ends at
-    /// `limit` tokens.
+    /// Reserves capacity for `length` tokens; must be called before every step. Returns `false` if there is no memory.
+    /// The sequence ends at `limit` tokens.
     pub fn grow(&mut self, cache: &mut SequenceCache, length: usize, limit: usize) -> bool {
         self.count_waiting(cache);
         let needed = self.pages(length);
@@ -184,7 +184,8 @@ impl CacheMemory {
         self.waiting -= cache.waiting_tokens;
     }
 
-    /// Takes a cache back that holds the keys of the first tokens of `ids`, for a later sequence that begins alike.
+    /// Takes back a cache that holds the keys of the first tokens of `ids`, for reuse by a later sequence with the same
+    /// prefix.
     pub fn keep(&mut self, mut ids: Vec<u32>, mut cache: SequenceCache) {
         self.in_use -= cache.room;
         self.waiting -= cache.waiting_tokens;
@@ -226,8 +227,8 @@ impl CacheMemory {
         self.pages((2 * length).max(length + ANSWER).min(limit).max(length))
     }
 
-    /// Whether others could still begin beside so much in use. What finished sequences left makes way for room that is not
-    /// needed yet; sequences that run or wait do not.
+    /// Returns whether other sequences could still start with this much memory in use. Caches of finished sequences are
+    /// dropped for room that is not needed yet; sequences that run or wait are not.
     fn leaves_half(&self, in_use: usize) -> bool {
         in_use <= self.capacity / 2
     }

@@ -1,11 +1,11 @@
-//! What the engine counts.
+//! Counters of the engine.
 
 use std::time::{Duration, Instant};
 
 use crate::schedule::Switch;
 use crate::speculate::accepted_length;
 
-/// Where a step's time goes.
+/// The phases of a step's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     /// The draft's passes, contexts included.
@@ -19,10 +19,10 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// All of them.
+    /// All phases.
     pub const ALL: [Self; 4] = [Self::Draft, Self::Verify, Self::Judge, Self::Host];
 
-    /// In lower case.
+    /// Returns the name in lower case.
     pub fn name(self) -> &'static str {
         match self {
             Self::Draft => "draft",
@@ -40,7 +40,8 @@ pub struct Metrics {
     pub waiting: usize,
     /// Requests being answered.
     pub running: usize,
-    /// Tokens in the cache, those kept for later requests included, and what features that wait for the draft take, in tokens.
+    /// Tokens in the cache, including those kept for later requests, plus the size of the features that wait for the
+    /// draft, in tokens.
     pub cached_tokens: usize,
     /// Capacity of the cache in tokens.
     pub cache_capacity: usize,
@@ -50,13 +51,13 @@ pub struct Metrics {
     pub phases: [Duration; 4],
     /// Requests answered whole.
     pub finished: u64,
-    /// Requests whose receiver went away.
+    /// Requests whose client disconnected.
     pub cancelled: u64,
-    /// Requests given up.
+    /// Requests that failed.
     pub failed: u64,
-    /// Times that a running request was put back into the queue for want of cache.
+    /// Number of times a running request was preempted because the cache was full.
     pub preempted: u64,
-    /// Tokens of prompts that went through the target.
+    /// Prompt tokens computed by the target.
     pub prompt_tokens: u64,
     /// Tokens of prompts that were found in the cache.
     pub cached_prompt_tokens: u64,
@@ -64,7 +65,7 @@ pub struct Metrics {
     pub new_tokens: u64,
     /// Rounds with a draft.
     pub rounds: u64,
-    /// Tokens that those rounds committed, as the accepted length counts them.
+    /// Tokens that those rounds committed, counted as in the accepted length.
     pub round_tokens: u64,
     /// Draft tokens verified.
     pub verified_tokens: u64,
@@ -93,7 +94,8 @@ impl Metrics {
         time
     }
 
-    /// How long the last of `waiting` requests will probably wait: at the pace of the answers so far, at least a second.
+    /// Returns an estimate of the wait of the last of `waiting` requests, based on the pace of the answers so far; at
+    /// least one second.
     pub fn expected_wait(&self, waiting: usize) -> Duration {
         let per_answer = if self.finished > 0 { self.busy.as_secs_f64() / self.finished as f64 } else { 1.0 };
         Duration::from_secs_f64((per_answer * waiting as f64).clamp(1.0, 600.0))

@@ -1,14 +1,14 @@
-//! Many requests at once: who runs, one ragged pass per step, memory, and events for whoever waits for an answer.
+//! Continuous batching: which sequences run, one ragged pass per step, memory, and the events of every answer.
 //!
-//! Two threads. The step loop ([`step_loop`], [`step`]) has the models: every step is a round
-//! ([`Rounds`](crate::speculate::Rounds)) of all running sequences, with parts of new prompts beside it. What it drafts and verifies is
-//! up to the [`schedule`](crate::schedule). The finisher
-//! turns ids into text, looks for stop strings and hands events out while the next step computes; an answer that ended on
-//! a stop string leaves the loop one step later, and what that step added is dropped.
+//! There are two threads. The step loop ([`step_loop`], [`step`]) owns the models: every step is a round
+//! ([`Rounds`](crate::speculate::Rounds)) of all running sequences, together with parts of new prompts. The
+//! [`schedule`](crate::schedule) decides how much it drafts and verifies. The finisher turns ids into text, looks for
+//! stop strings and sends events while the next step computes. An answer that ended on a stop string leaves the loop
+//! one step later, and the tokens of that step are dropped.
 //!
-//! Memory is a number of tokens ([`memory`]): a finished sequence leaves its cache for later ones that begin alike, the
-//! oldest goes first when room is needed, and when there is still none, the sequence that came last goes back into the queue
-//! and is computed again later, with the same text.
+//! Memory is a number of tokens ([`memory`]). A finished sequence leaves its cache for later ones with the same prefix.
+//! When room is needed, the oldest of these caches is dropped first. If that is not enough, the sequence that started
+//! last returns to the queue and is computed again later, with the same text.
 
 mod config;
 mod finisher;

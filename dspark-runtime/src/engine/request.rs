@@ -1,4 +1,4 @@
-//! What goes into the engine and what comes out of it.
+//! Requests to the engine and its responses.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::sync::mpsc::Receiver;
 
 use crate::speculate::{Filters, NotFinite, Randomness, Sampler, accepted_length};
 
-/// Events of one answer that may wait for whoever reads it. An answer that is further ahead is given up.
+/// Maximum number of unread events of one answer. A request with more unread events fails.
 pub const EVENTS_AHEAD: usize = 8192;
 
 /// One answer to be generated.
@@ -16,23 +16,23 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// Limit of new tokens, at least one; the target's context length is a limit too.
     pub max_new_tokens: usize,
-    /// How tokens are chosen.
+    /// Sampling settings.
     pub sampling: Sampling,
-    /// Tokens that end the answer; they are part of it, but not of its text unless `include_stop_string` says so.
+    /// Tokens that end the answer. They are part of its tokens, but of its text only if `include_stop_string` is set.
     pub stop_token_ids: Vec<u32>,
     /// Texts that end the answer: the first to be complete. None is empty. Nothing after it is part of the answer's text.
     pub stop_strings: Vec<String>,
     /// True if the stop string, or the text of the stop token unless it is special, is part of the answer's text.
     pub include_stop_string: bool,
-    /// Log-probabilities of the chosen tokens, and of this many most likely ones beside them. They are those of the
-    /// target before temperature and filters.
+    /// Number of most likely tokens to return with log-probabilities, in addition to those of the chosen tokens. They
+    /// are taken from the target's distribution before temperature and filters.
     pub logprobs: Option<usize>,
 }
 
-/// How tokens are chosen. The filters narrow the distribution in the order top-k, top-p, min-p, after the temperature.
+/// Sampling settings. After the temperature, the filters narrow the distribution in the order top-k, top-p, min-p.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// At least 0; 0 is greedy.
+    /// The temperature, at least 0; 0 is greedy.
     pub temperature: f64,
     /// Keep the most likely tokens up to this share of the probability, in `(0, 1]`; 1 keeps all.
     pub top_p: f64,
@@ -40,8 +40,8 @@ pub struct Sampling {
     pub top_k: usize,
     /// Keep tokens at least this fraction as likely as the most likely one, in `[0, 1)`; 0 keeps all.
     pub min_p: f64,
-    /// With a seed the text is a function of prompt, settings and seed alone: neither the draft nor the load nor the
-    /// schedule changes it.
+    /// With a seed, the text is a function of prompt, settings and seed alone; draft, load and schedule do not affect
+    /// it.
     pub seed: Option<u64>,
 }
 
@@ -70,14 +70,14 @@ impl Sampling {
         within("min_p", "a number of at least 0 and below 1", min_p, (0.0..1.0).contains(&min_p))
     }
 
-    /// Returns a sampler with these settings; without a seed it draws from a stream of its own.
+    /// Returns a sampler with these settings; without a seed it draws from a private stream.
     pub fn sampler(&self) -> Sampler {
         let filters = Filters { top_k: self.top_k, top_p: self.top_p, min_p: self.min_p };
         Sampler::new(self.temperature, filters, Randomness::of_request(self.seed))
     }
 }
 
-/// What happens to a request, in order: any number of [`Delta`](Self::Delta)s, then one of the others.
+/// The events of a request, in order: any number of [`Delta`](Self::Delta)s, then one of the others.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A step committed tokens.
@@ -88,7 +88,7 @@ pub enum Event {
     Failed(Failure),
 }
 
-/// What one step added to an answer.
+/// The tokens and text that one step added to an answer.
 #[derive(Clone, Debug, Default)]
 pub struct Delta {
     /// Text that is final now: never half a character, never part of what might become a stop string.
@@ -108,20 +108,20 @@ pub struct TokenOutput {
     pub id: u32,
     /// True if the draft proposed it.
     pub drafted: bool,
-    /// When asked for.
+    /// Log-probabilities, if requested.
     pub logprobs: Option<Logprobs>,
 }
 
 /// Natural logarithms of the target's probabilities at temperature 1.
 #[derive(Clone, Debug)]
 pub struct Logprobs {
-    /// Of the chosen token.
+    /// Log-probability of the chosen token.
     pub chosen: f32,
-    /// Of the most likely tokens, best first.
+    /// The most likely tokens with their log-probabilities, best first.
     pub top: Vec<(u32, f32)>,
 }
 
-/// Why an answer ended.
+/// Reasons that an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
     /// A stop token or a stop string.
@@ -133,28 +133,28 @@ pub enum FinishReason {
 /// A complete answer's numbers.
 #[derive(Clone, Debug)]
 pub struct Finished {
-    /// Why it ended.
+    /// The reason that it ended.
     pub reason: FinishReason,
     /// Tokens counted.
     pub usage: Usage,
-    /// From submission to the first token.
+    /// Time from submission to the first token.
     pub time_to_first_token: Duration,
-    /// From submission to the last token.
+    /// Time from submission to the last token.
     pub time: Duration,
 }
 
 /// Tokens counted over a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Of the prompt.
+    /// Number of tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Of those, taken from the cache of an earlier request.
+    /// Number of those that were taken from the cache of an earlier request.
     pub cached_prompt_tokens: usize,
-    /// Of the answer, the stop token included.
+    /// Number of tokens of the answer, including the stop token.
     pub new_tokens: usize,
     /// Rounds with a draft.
     pub rounds: usize,
-    /// Tokens of the answer that those rounds committed.
+    /// Number of tokens of the answer that those rounds committed.
     pub round_tokens: usize,
     /// Draft tokens that the target verified.
     pub verified_tokens: usize,
@@ -182,10 +182,10 @@ impl std::ops::AddAssign for Usage {
     }
 }
 
-/// Why the engine did not take a request.
+/// Reasons that the engine rejects a request.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Refusal {
-    /// As many requests wait as may wait.
+    /// The queue is full.
     #[error("the queue is full ({waiting} requests are waiting); try again in {retry_after:?}")]
     QueueFull {
         /// Requests in the queue.
@@ -193,7 +193,7 @@ pub enum Refusal {
         /// An estimate of when a place will be free.
         retry_after: Duration,
     },
-    /// The prompt leaves no room for an answer.
+    /// The prompt leaves no room for an answer in the context.
     #[error("the prompt has {tokens} tokens; expected at most {limit}")]
     PromptTooLong {
         /// Tokens of the prompt.
@@ -204,11 +204,11 @@ pub enum Refusal {
     /// A field cannot be.
     #[error("{field}: expected {expected}, found {found}")]
     Invalid {
-        /// Which one.
+        /// The name of the field.
         field: &'static str,
-        /// What it must be.
+        /// The expected value.
         expected: String,
-        /// What it is.
+        /// The value found.
         found: String,
     },
     /// The engine takes no more requests.
@@ -216,7 +216,7 @@ pub enum Refusal {
     ShuttingDown,
 }
 
-/// Why the engine gave a request up.
+/// Reasons that a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// The engine was shut down before the answer was complete.
@@ -236,8 +236,8 @@ pub enum Failure {
     Internal(String),
 }
 
-/// The answer to a request as it comes. Dropping it cancels the request, which frees its place within one step. It has to be read
-/// as it comes: at most [`EVENTS_AHEAD`] events wait.
+/// The answer to a request, as a stream of events. Dropping it cancels the request, which frees its resources within
+/// one step. Events must be read as they arrive: at most [`EVENTS_AHEAD`] are buffered.
 #[derive(Debug)]
 pub struct Answer {
     /// A number that no other request of this engine has.
@@ -251,7 +251,8 @@ impl Answer {
         self.events.recv().await
     }
 
-    /// The next event, waiting for it; `None` after the last. Not for tasks of an async runtime.
+    /// Waits for the next event and returns it; `None` after the last one. Must not be called from a task of an async
+    /// runtime.
     pub fn wait(&mut self) -> Option<Event> {
         self.events.blocking_recv()
     }

@@ -10,14 +10,14 @@ use super::request::Event;
 use crate::schedule::Candidate;
 use crate::speculate::{Lane, Sampler};
 
-/// What the step loop knows of a request.
+/// The step loop's state of a request.
 #[derive(Debug)]
 pub(super) struct Sequence {
     pub id: u64,
     /// The prompt, then the answer so far.
     pub ids: Vec<u32>,
     pub prompt: usize,
-    /// Tokens of prompt and answer together, at most.
+    /// Maximum number of tokens of prompt and answer together.
     pub limit: usize,
     pub stop_token_ids: Vec<u32>,
     pub logprobs: Option<usize>,
@@ -25,7 +25,7 @@ pub(super) struct Sequence {
     /// Absent while it waits.
     pub cache: Option<SequenceCache>,
     pub submitted: Instant,
-    /// Closed when nobody waits for the answer any more.
+    /// Channel of the answer's events; closed when its client has disconnected.
     pub events: Sender<Event>,
     /// Prompt tokens found in the cache at the first admission.
     pub cached_prompt: usize,
@@ -52,17 +52,17 @@ impl Sequence {
         }
     }
 
-    /// Returns how many tokens the target's cache holds.
+    /// Returns the number of tokens in the target's cache.
     pub fn cached(&self) -> usize {
         self.cache.as_ref().map_or(0, |cache| cache.state.target.len())
     }
 
-    /// Returns how many tokens have to go through the target before the next can be sampled, at least one.
+    /// Returns the number of tokens that must go through the target before the next one can be sampled; at least one.
     pub fn pending(&self) -> usize {
         self.ids.len() - self.cached()
     }
 
-    /// Returns whether only the last committed token has to go through the target.
+    /// Returns whether only the last committed token must go through the target.
     pub fn is_decoding(&self) -> bool {
         self.pending() == 1
     }

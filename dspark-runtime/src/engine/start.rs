@@ -24,39 +24,41 @@ use crate::text::Tokenizer;
 /// Clients that the running requests are enough for when each asks for its share.
 const SHARES: usize = 4;
 
-/// A running engine. It ends when it was told to shut down, or when all handles are gone and all answers complete.
+/// A running engine. It ends when it is shut down, or when all handles are dropped and all answers are complete.
+///
+/// [`EngineHandle`] has an example.
 #[derive(Debug)]
 pub struct Engine {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Why an engine cannot start.
+/// Reasons that an engine cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The cache could not hold a single short answer.
+    /// The cache is too small for a single short answer.
     #[error("cache_tokens: expected at least {least}, found {found}")]
     CacheTooSmall {
-        /// What one short answer takes.
+        /// Number of tokens that one short answer needs.
         least: usize,
-        /// What was given.
+        /// The configured number.
         found: usize,
     },
     /// A limit is zero.
     #[error("{field}: expected at least 1, found 0")]
     Zero {
-        /// Which.
+        /// The name of the field.
         field: &'static str,
     },
-    /// The scheduled mode was asked for without a speed curve.
+    /// The scheduled mode needs a speed table, and none was given.
     #[error("mode `scheduled` needs a speed table: measure one with `dspark profile`, or choose another mode")]
     NoCurve,
-    /// A confidence threshold was asked for, and the draft predicts no confidences.
+    /// The mode has a confidence threshold, but the draft has no confidence head.
     #[error(
         "mode `{mode}` needs a confidence head, but the draft has none: choose another mode, or use a draft trained with \
          `model.enable_confidence_head = true`"
     )]
     NoConfidenceHead {
-        /// The mode asked for.
+        /// The requested mode.
         mode: Mode,
     },
     /// The machine has no thread to spare.
@@ -68,7 +70,7 @@ impl Engine {
     /// Checks that a draft has what a mode looks at.
     ///
     /// # Errors
-    /// When the mode is a confidence threshold and the draft has no confidence head.
+    /// Returns an error if the mode is a confidence threshold and the draft has no confidence head.
     pub fn check_mode(mode: Mode, draft: Option<&Draft>) -> Result<(), EngineError> {
         match (mode, draft) {
             (Mode::Threshold(_), Some(draft)) if !draft.config().has_confidence_head() => {
@@ -81,7 +83,7 @@ impl Engine {
     /// Starts the two threads.
     ///
     /// # Errors
-    /// When the settings leave no room for any request.
+    /// Returns an error if the settings leave no room for any request.
     pub fn start(
         target: Target,
         draft: Option<Draft>,
@@ -125,7 +127,7 @@ impl Engine {
         });
         let sampling_on_device = config.sampling_on_device.unwrap_or_else(|| *target.device() != Device::flex());
         if sampling_on_device {
-            // What a device draws must not be what it drew when another engine was started.
+            // A device must not repeat the random numbers of an earlier engine.
             #[expect(clippy::disallowed_methods, reason = "this noise is to be another one every time")]
             target.device().seed(rand::rng().next_u64());
         }
@@ -150,18 +152,21 @@ impl Engine {
             step_loop.run();
         };
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        // On a worker of a thread pool: parallel operations then start without handing over to another thread. The pool is
-        // its own, because the loop occupies the worker while it waits, too.
+        // Run on a worker of a thread pool: parallel operations then start without handing over to another thread. The
+        // pool is private because the loop also occupies the worker while it waits.
         let pool = rayon::ThreadPoolBuilder::new().thread_name(|index| format!("engine-{index}")).build();
         let pool = pool.map_err(std::io::Error::other)?;
         let steps = named("engine").spawn(move || pool.install(step_loop))?;
-        let texts = named("finisher").spawn(move || finisher::run(&tokenizer, &output_receiver, &stopped))?;
+        let texts = named("finisher").spawn(move || {
+            // Without a step loop there is nothing left to stop.
+            finisher::run(&tokenizer, &output_receiver, |answer| _ = stopped.send(answer));
+        })?;
         Ok((Self { threads: vec![steps, texts] }, EngineHandle { commands, shared }))
     }
 
     /// Waits until both threads have ended, and returns whether neither failed.
     pub fn join(self) -> bool {
-        // A panic was printed by the thread itself. Each is waited for, also behind one that failed.
+        // The thread itself printed the panic. Wait for each thread, even after one has failed.
         self.threads.into_iter().filter_map(|thread| thread.join().err()).count() == 0
     }
 }

@@ -1,4 +1,4 @@
-//! One step: a round of all running sequences, with parts of new prompts beside it.
+//! One step: a round of all running sequences, together with parts of new prompts.
 
 use std::time::Instant;
 
@@ -70,7 +70,8 @@ impl StepLoop<'_> {
         (own.collect(), failed)
     }
 
-    /// Makes sure that every running sequence can take one more block, or lets it wait again: the latest goes first.
+    /// Makes sure that every running sequence has room for one more block, or preempts sequences, starting with the
+    /// latest.
     fn make_room(&mut self) {
         let mut index = 0;
         while index < self.running.len() {
@@ -85,7 +86,7 @@ impl StepLoop<'_> {
         }
     }
 
-    /// Counts what was committed and hands it out; sequences that ended leave.
+    /// Counts and sends the committed tokens; removes sequences that ended.
     fn hand_out(&mut self, cached: &[usize], parts: &[Part], outcomes: Vec<Option<Outcome>>, verified: &Verified) {
         let drafts = self.policy.drafts().to_vec();
         let tokens: Vec<Vec<TokenOutput>> = self

@@ -27,17 +27,17 @@ pub(super) struct StepLoop<'a> {
     pub shared: Arc<Shared>,
     pub memory: CacheMemory,
     pub policy: Policy,
-    /// In the order of their turn; preempted ones go to the front.
+    /// Waiting sequences in the order of their turn; preempted ones go to the front.
     pub waiting: VecDeque<Sequence>,
-    /// In the order of admission.
+    /// Running sequences in the order of admission.
     pub running: Vec<Sequence>,
     pub metrics: Metrics,
-    /// When to fail what is left.
+    /// The instant at which to fail the remaining requests.
     pub deadline: Option<Instant>,
 }
 
 impl Drop for StepLoop<'_> {
-    /// However the loop ended, a defect included, nothing more is taken.
+    /// However the loop ended, even by a bug, no more requests are accepted.
     fn drop(&mut self) {
         self.shared.shutting_down.store(true, Ordering::Release);
         self.shared.ended.send_replace(true);
@@ -45,7 +45,7 @@ impl Drop for StepLoop<'_> {
 }
 
 impl StepLoop<'_> {
-    /// Until told to shut down, or nobody is left who could submit anything.
+    /// Runs until the engine is shut down, or no handle is left that could submit a request.
     pub fn run(mut self) {
         loop {
             let idle = self.waiting.is_empty() && self.running.is_empty();
@@ -65,7 +65,7 @@ impl StepLoop<'_> {
                     Ok(command) => self.obey(command),
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => {
-                        // Whoever still waits for an answer gets it.
+                        // Clients that still wait for an answer get an error.
                         self.deadline.get_or_insert_with(|| Instant::now() + Duration::from_secs(3600));
                         break;
                     }
@@ -109,7 +109,7 @@ impl StepLoop<'_> {
         self.waiting.push_back(Sequence::new(submission, self.shared.limits.context_length));
     }
 
-    /// Sequences that ended on a stop string, whose client left, or whose time is up.
+    /// Removes sequences that ended on a stop string, whose client disconnected, or whose time limit passed.
     fn remove_the_ended(&mut self) {
         while let Ok(Stopped { id, complete }) = self.stopped.try_recv() {
             let running = self.running.iter().position(|sequence| sequence.id == id);
@@ -174,7 +174,7 @@ impl StepLoop<'_> {
         }
     }
 
-    /// The latest of the running goes back into the queue; its tokens stay, its cache goes.
+    /// Returns the latest running sequence to the queue. Its tokens are kept and its cache is dropped.
     pub(super) fn preempt(&mut self, index: usize) {
         let mut sequence = self.running.remove(index);
         self.give_back(&mut sequence);
@@ -182,7 +182,7 @@ impl StepLoop<'_> {
         self.waiting.push_front(sequence);
     }
 
-    /// The cache of a complete answer stays for others.
+    /// Completes an answer and keeps its cache for reuse.
     pub(super) fn finish(&mut self, mut sequence: Sequence) {
         self.metrics.finished += 1;
         self.policy.answered(sequence.ids.len() - sequence.prompt);
@@ -190,7 +190,7 @@ impl StepLoop<'_> {
         self.memory.keep(sequence.ids, cache);
     }
 
-    /// Frees what a sequence holds.
+    /// Frees the memory of a sequence.
     fn give_back(&mut self, sequence: &mut Sequence) {
         if !sequence.admitted_before {
             self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
@@ -222,7 +222,8 @@ impl StepLoop<'_> {
     /// Tells the finisher.
     ///
     /// # Panics
-    /// When the finisher has ended, which it only does before this loop by a defect: nobody would get an answer any more.
+    /// Returns an error if the finisher has ended, which happens before this loop only through a bug: no client would
+    /// receive an answer any more.
     pub(super) fn tell(&self, output: Output) {
         assert!(self.outputs.send(output).is_ok(), "the detokenisation thread has ended");
     }

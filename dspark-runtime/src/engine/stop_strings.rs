@@ -11,13 +11,14 @@ pub(super) struct StopStrings {
 }
 
 impl StopStrings {
-    /// Watches for these texts, none of which is empty.
+    /// Returns a watcher for these texts, none of which may be empty.
     pub fn new(stops: Vec<String>, included: bool) -> Self {
         Self { stops: stops.into_iter().map(Matcher::new).collect(), included, held: String::new() }
     }
 
-    /// Takes the next piece of text and appends to `out` what is certain to be in the answer. Returns whether a stop string
-    /// was completed: the text before it is then complete. Of several that are completed by one byte the longest counts.
+    /// Takes the next piece of text and appends to `out` the part that is certain to belong to the answer. Returns
+    /// whether a stop string was completed: the text before it is then complete. If one byte completes several stop
+    /// strings, the longest counts.
     pub fn push(&mut self, piece: &str, out: &mut String) -> bool {
         for (at, byte) in piece.bytes().enumerate() {
             let completed = self.stops.iter_mut().filter_map(|stop| stop.push(byte)).max();
@@ -35,7 +36,7 @@ impl StopStrings {
         false
     }
 
-    /// No more text comes: what was held back belongs to the answer.
+    /// Ends the text: everything that was held back belongs to the answer.
     pub fn flush(&mut self, out: &mut String) {
         out.push_str(&std::mem::take(&mut self.held));
     }
@@ -45,7 +46,7 @@ impl StopStrings {
 #[derive(Clone, Debug)]
 struct Matcher {
     stop: Vec<u8>,
-    /// For each number of matched bytes, how many are still matched when the next one differs.
+    /// For each number of matched bytes, the number that still matches when the next byte differs.
     shorter: Vec<usize>,
     /// Number of bytes of the stop string that the text ends with.
     matched: usize,
@@ -129,7 +130,7 @@ mod tests {
         }
     }
 
-    /// A prefix that is compared anew with every byte would take hours.
+    /// Comparing a prefix from scratch with every byte would take hours.
     #[test]
     fn long_stop_strings_take_time_in_proportion_to_the_text() {
         let stops: Vec<String> = (0..16).map(|end| "y".repeat(1 << 20) + &end.to_string()).collect();
@@ -150,7 +151,7 @@ mod tests {
             cuts in prop::collection::vec(0_usize..30, 0..5),
         ) {
             let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
-            // The first end of any of them, and of those that end there the longest.
+            // The first end of any of them and, among those that end there, the longest.
             let ends = stops.iter().filter_map(|stop| Some((text.find(stop)? + stop.len(), stop.len())));
             let expected = match ends.min_by_key(|&(end, length)| (end, std::cmp::Reverse(length))) {
                 Some((end, length)) => (text[..end - length].to_owned(), true),

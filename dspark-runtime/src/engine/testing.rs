@@ -22,7 +22,7 @@ pub(crate) struct Taken {
     events: Sender<Event>,
 }
 
-/// A handle whose requests come out at the other end.
+/// Returns a handle whose requests arrive at the other end.
 pub(crate) fn scripted(limits: Limits) -> (EngineHandle, ScriptedEngine) {
     let (sender, commands) = channel();
     let shared = Arc::new(Shared {
@@ -42,7 +42,7 @@ impl ScriptedEngine {
         self.shared.waiting.load(Ordering::Acquire)
     }
 
-    /// Admits the next request, waiting for it; `None` when the engine is to shut down or nobody can ask any more.
+    /// Admits the next request, waiting for it; `None` when the engine is to shut down or all handles are dropped.
     pub fn take(&self) -> Option<Taken> {
         match self.commands.recv() {
             Ok(Command::Submit(submission)) => {
@@ -55,7 +55,7 @@ impl ScriptedEngine {
 }
 
 impl Drop for ScriptedEngine {
-    /// Fails like an engine: takes no further request, and drops those that were taken.
+    /// Fails like an engine: accepts no further request, and drops those that it has.
     fn drop(&mut self) {
         self.shared.shutting_down.store(true, Ordering::Release);
         self.shared.ended.send_replace(true);
@@ -68,7 +68,7 @@ impl Taken {
         let _ = self.events.try_send(event);
     }
 
-    /// Ready when the answer was dropped.
+    /// Completes when the answer was dropped.
     pub async fn cancelled(&self) {
         self.events.closed().await;
     }

@@ -34,12 +34,12 @@ pub enum Keys<'a> {
     Cache {
         /// All of them.
         buffer_mctw: &'a Tensor<4>,
-        /// Which one has the keys.
+        /// Index of the keys.
         keys: usize,
-        /// Which one has the values.
+        /// Index of the values.
         values: usize,
     },
-    /// As they were computed, `[n, c, w]`.
+    /// As computed, `[n, c, w]`.
     Rows {
         /// The keys.
         keys_ncw: &'a Tensor<3>,

@@ -1,8 +1,8 @@
 //! Keeping the pool's threads awake between the many small products of a pass.
 //!
-//! A pass over one token is some hundred products of some ten microseconds. A worker of the pool that finds nothing to do
-//! goes to sleep within that time, and waking it costs as much as the product does. So a pass asks every worker to go on
-//! looking for work for a little while after each piece of it.
+//! A pass over one token consists of about a hundred products of about ten microseconds each. A pool worker without
+//! work goes to sleep within that time, and waking it costs as much as the product. A pass therefore asks every worker
+//! to keep looking for work for a short time after each piece.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -11,8 +11,8 @@ use burn::tensor::Tensor;
 
 use super::on_cpu;
 
-/// How long a worker looks for work before it may sleep: longer than what lies between two products of a pass, shorter than
-/// anyone would notice.
+/// Time that a worker looks for work before it may sleep: longer than the gap between two products of a pass, but too
+/// short to notice.
 const PATIENCE: Duration = Duration::from_micros(300);
 
 /// Looks at the queues between two looks at the clock.

@@ -1,8 +1,8 @@
 //! Attention of drafted blocks to their contexts and themselves, and its gradients, on the CPU.
 //!
-//! Some neighbouring blocks form a tile: the scores of one head's queries in it to all that they see are in memory at once,
-//! and no others. For the gradients the weights are computed anew from the scores and what the forward pass says they add up
-//! to. Tiles are put together in the same order whatever the number of threads.
+//! Some neighbouring blocks form a tile: only the scores of one head's queries of the tile are in memory at a time. For
+//! the gradients, the weights are recomputed from the scores and the sums that the forward pass stored. Tiles are
+//! combined in the same order for every number of threads.
 //!
 //! Legend: `a` blocks, `k` slots of a block that ask, `b` those asked, `n = a * k`, `s` context tokens, `h` query heads, `c` key
 //! and value heads, `g = h / c`, `w` head width; in a tile: `r` rows (slot by slot, `g` heads each), `t` context tokens, `z = t + b`
@@ -19,12 +19,12 @@ use super::{from_host, on_cpu, simd, slice};
 /// Rows of a tile, if its blocks have as few: keys and values are read once per tile.
 const TILE: usize = 96;
 
-/// For the gradients of keys and values every task has sums of its own; there are at least so many tasks.
+/// Minimum number of tasks. For the gradients of keys and values every task has separate sums.
 const TASKS: usize = 16;
 
-/// Attention of blocks: `inputs` are queries `[n, h, w]`, keys and values of the context `[s, c, w]`, and those of the blocks
-/// `[a * b, c, w]`; block `i` sees the context tokens `seen[i]`. Weighted values `[n, h * w]`, and the logarithms of what the
-/// exponentiated scores add up to, `[n, h]`. `None` when the tensors are not plain ones on the CPU.
+/// Attention of blocks: `inputs` are queries `[n, h, w]`, keys and values of the context `[s, c, w]`, and those of the
+/// blocks `[a * b, c, w]`; block `i` sees the context tokens `seen[i]`. Returns the weighted values `[n, h * w]`, and
+/// the logarithms of the sums of exponentiated scores, `[n, h]`; `None` if the tensors are not plain ones on the CPU.
 pub fn attend_blocks(inputs: &[Tensor<3>; 5], seen: &[Range<usize>]) -> Option<(Tensor<2>, Tensor<2>)> {
     let [n, h, w] = inputs[0].dims();
     let (attended, log_sums) = on_host(inputs, seen, |blocks| blocks.attend())?;
@@ -65,7 +65,7 @@ fn on_host<T>(inputs: &[Tensor<3>; 5], seen: &[Range<usize>], run: impl FnOnce(&
     }))
 }
 
-/// What is attended to, and by what, row-major.
+/// The inputs of block attention, row-major.
 #[derive(Clone, Copy, Debug)]
 struct Blocks<'a> {
     /// `[n, h, w]`
@@ -103,10 +103,10 @@ struct Tile {
     context: Range<usize>,
 }
 
-/// A tile's rows: queries, or what is like them.
+/// A tile's rows: queries, or rows of the same shape.
 struct TileRows(Vec<f32>);
 
-/// What the tiles of a task add to.
+/// The sums that the tiles of a task accumulate.
 struct Sums {
     tiles: Vec<Tile>,
     /// `[r, w]` of each tile, one after the other.
@@ -195,8 +195,8 @@ impl Blocks<'_> {
         tile.blocks.len() * self.asking() * (h / c)
     }
 
-    /// Tiles, task by task: the tasks of a head are consecutive blocks each. A tile has blocks of one sample, since those of
-    /// another see other tokens.
+    /// Returns the tiles by task: the tasks of a head are consecutive blocks each. A tile has blocks of one sample
+    /// only, since other samples see other tokens.
     fn tiles(&self) -> Vec<Vec<Tile>> {
         let [h, c, _] = self.heads;
         let blocks = (TILE / (self.asking() * (h / c)).max(1)).max(1);

@@ -15,8 +15,8 @@ use super::{from_host, on_cpu, slice, widened};
 /// Rows are padded with zeros to a multiple of this, the widest vector of bytes.
 pub(super) const WIDTH: usize = 64;
 
-/// A weight `[o, k]` as whole numbers from -127 to 127 and one scale per row: a quarter of the memory of f32, and so of the
-/// time that a few rows take. Copies share the numbers.
+/// A weight `[o, k]` as whole numbers from -127 to 127 with one scale per row: a quarter of the memory of f32, and so
+/// of the time for a few rows. Copies share the numbers.
 #[derive(Clone, Debug)]
 pub struct Int8Matrix {
     /// `[o, k]`, `k` padded
@@ -30,7 +30,7 @@ pub struct Int8Matrix {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct RowFacts {
-    /// What a step of the row's numbers stands for.
+    /// Value of one step of the row's numbers.
     scale: f32,
     /// The sum of the row's numbers.
     sum: i32,
@@ -59,8 +59,8 @@ impl Int8Matrix {
         Some(Self { values: values.into(), rows: rows.into(), width, k })
     }
 
-    /// `[n, k] -> [n, o]`. `None` for rows that are not plain ones on the CPU. Where the machine has integer dot products,
-    /// the rows are rounded like those of the weight.
+    /// Computes `[n, k] -> [n, o]`. Returns `None` for rows that are not plain ones on the CPU. If the machine has
+    /// integer dot products, the rows are quantised like those of the weight.
     pub fn linear(&self, x_nk: &Tensor<2>) -> Option<Tensor<2>> {
         let x = on_cpu(x_nk)?;
         let y = self.products(slice(&x));
@@ -118,7 +118,7 @@ impl Int8Matrix {
     }
 }
 
-/// What one of 127 steps up to the largest value stands for; 1 for zeros.
+/// Returns the value of one of 127 steps up to the largest value; 1 for zeros.
 fn step(values: &[f32]) -> f32 {
     let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
     if largest > 0.0 { largest / 127.0 } else { 1.0 }

@@ -27,8 +27,8 @@ pub fn linear(x_nk: Tensor<2>, weight_ok: Tensor<2>) -> Tensor<2> {
     y_no
 }
 
-/// The same rows times several weights of one number type: what [`linear`] gives for each, with the threads meeting once
-/// instead of once per weight.
+/// Multiplies the same rows with several weights of one number type. The results equal those of [`linear`] for each,
+/// but threads synchronise once instead of once per weight.
 pub fn linears<const M: usize>(x_nk: Tensor<2>, weights_ok: [Tensor<2>; M]) -> [Tensor<2>; M] {
     if let Some(x) = on_cpu(&x_nk)
         && let Some(y) = products_of::<f32, M>(slice(&x), &weights_ok, DType::F32)

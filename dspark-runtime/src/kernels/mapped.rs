@@ -1,9 +1,9 @@
-//! Large buffers in pages of their own.
+//! Large buffers in dedicated memory pages.
 //!
-//! What is large and lives for seconds leaves holes in an allocator that also serves the many short-lived tensors of a step,
-//! and a process then grows although what it holds does not. Pages asked of the system for one buffer go back whole. They are
-//! huge pages where the system has them: attention reads all of a cache in every step, and with small ones it waits for the
-//! page tables.
+//! Large buffers that live for seconds fragment an allocator that also serves the many short-lived tensors of a step,
+//! and the process then grows although its live data does not. Pages mapped for one buffer are returned as a whole.
+//! They are huge pages if the system supports them: attention reads all of a cache in every step, and small pages cause
+//! waits for the page tables.
 
 use std::mem::MaybeUninit;
 
@@ -15,7 +15,7 @@ use memmap2::MmapMut;
 
 use super::on_cpu;
 
-/// The size of a huge page, and of the smallest buffer that gets pages of its own.
+/// The size of a huge page, and of the smallest buffer that gets dedicated pages.
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Zeros (f32) for a large buffer that lives long; on other devices than the CPU a tensor like any other.
@@ -36,7 +36,7 @@ pub fn mapped_zeros<const D: usize>(shape: [usize; D], device: &Device) -> Tenso
 /// Anonymous memory that begins with a huge page.
 struct Pages {
     map: MmapMut,
-    /// Of the first huge page in the map.
+    /// Offset of the first huge page in the map.
     first: usize,
     length: usize,
 }
@@ -53,7 +53,7 @@ impl Pages {
 }
 
 impl AllocationController for Pages {
-    /// What a copy of the buffer needs: that of a number.
+    /// Returns the alignment of a copy of the buffer: that of a number.
     fn alloc_align(&self) -> usize {
         align_of::<f32>()
     }

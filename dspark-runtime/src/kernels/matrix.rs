@@ -55,18 +55,18 @@ pub fn round_to_bf16(values: &mut [f32]) {
     values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
 }
 
-/// A matrix: element `[i][j]` lies at `i * row + j * column` of the values.
+/// A matrix: element `[i][j]` is at `i * row + j * column` of the values.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
-    /// Where it lies.
+    /// The values.
     pub values: &'a [f32],
-    /// How many rows it has.
+    /// Number of rows.
     pub rows: usize,
-    /// How many columns.
+    /// Number of columns.
     pub columns: usize,
-    /// How far a row's first number is behind that of the row before.
+    /// Distance between the first numbers of consecutive rows.
     pub row: usize,
-    /// How far the numbers of a row are apart.
+    /// Distance between consecutive numbers of a row.
     pub column: usize,
 }
 
@@ -94,7 +94,7 @@ fn end(rows: usize, columns: usize, row: usize, column: usize) -> usize {
 /// `out = left * right`, or `out += left * right`, into rows of `out` that begin `stride` apart.
 ///
 /// # Panics
-/// When the matrices do not fit each other or what they lie in.
+/// Panics if the matrices do not fit each other or what they lie in.
 pub fn multiply(out: &mut [f32], stride: usize, left: Matrix<'_>, right: Matrix<'_>, add: bool) {
     let (m, n, k) = (left.rows, right.columns, left.columns);
     assert_eq!(k, right.rows, "matrices that do not fit");

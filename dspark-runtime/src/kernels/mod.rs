@@ -38,8 +38,8 @@ use pulp::bytemuck::Pod;
 
 use crate::tensors::ints;
 
-/// The values of a tensor that lies in this machine's memory as plain f32, row-major; `None` on other devices, under
-/// autodiff, or for other number types.
+/// Returns the values of a tensor in host memory as plain f32, row-major; `None` on other devices, under autodiff, or
+/// for other number types.
 fn on_cpu<const D: usize>(x: &Tensor<D>) -> Option<FlexTensor> {
     on_cpu_as(x, DType::F32)
 }
@@ -73,7 +73,7 @@ pub fn instruction_sets() -> Vec<(&'static str, bool)> {
     return Vec::new();
 }
 
-/// Parts of a matrix's rows, none of them empty, each with memory of its own: views would keep the whole matrix.
+/// Copies parts of a matrix's rows, none of them empty, into separate memory: views would keep the whole matrix alive.
 ///
 /// `[n, d]` -> `[m, d]` for each range of `m` rows
 pub fn copied_rows(x_nd: &Tensor<2>, parts: &[Range<usize>]) -> Vec<Tensor<2>> {

@@ -25,15 +25,15 @@ pub struct RowBuffer {
 }
 
 impl RowBuffer {
-    /// How many rows it holds.
+    /// Returns the number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Adds these rows of `x_nd` behind the others.
+    /// Appends these rows of `x_nd`.
     ///
     /// # Panics
-    /// When they are of another width or device than the rows before.
+    /// Panics if they are of another width or device than the rows before.
     pub fn push(&mut self, x_nd: &Tensor<2>, rows: Range<usize>) {
         let [_, d] = x_nd.dims();
         assert!(self.rows == 0 || self.width == d, "rows of width {d} behind rows of width {}", self.width);
@@ -69,7 +69,7 @@ impl RowBuffer {
         }
     }
 
-    /// Forgets all rows behind the first `count`.
+    /// Removes all rows after the first `count`.
     pub fn truncate(&mut self, count: usize) {
         if count < self.rows {
             self.values.truncate(count * self.width);

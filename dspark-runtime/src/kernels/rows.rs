@@ -15,7 +15,8 @@ use crate::gradient::with_gradient;
 /// Values below this are done by one thread.
 const PARALLEL_VALUES: usize = 1 << 15;
 
-/// `work` on pieces of whole rows of `width` values, each with the number of its first row; by all threads where it pays.
+/// Calls `work` on chunks of whole rows of `width` values, each with the number of its first row; uses all threads if
+/// that pays.
 pub(super) fn by_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
     let rows = out.len() / width.max(1);
     let threads = rayon::current_num_threads();
@@ -26,7 +27,8 @@ pub(super) fn by_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [
     out.par_chunks_mut(share * width).enumerate().for_each(|(index, piece)| work(index * share, piece));
 }
 
-/// What `f` makes of rows in f32, in their own number type: norms, rotations and gates lose too much in 16 bits.
+/// Applies `f` to rows in f32 and converts the result to their number type: norms, rotary embeddings and gates lose too
+/// much precision in 16 bits.
 fn widely<const D: usize, const N: usize>(
     rows: [Tensor<D>; N],
     f: impl FnOnce([Tensor<D>; N]) -> Tensor<D>,
@@ -37,7 +39,7 @@ fn widely<const D: usize, const N: usize>(
 
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last axis, in f32 inside.
 ///
-/// Of tracked tensors in this machine's memory it is one step of the graph, as are [`rotate`] and [`swiglu`].
+/// For tracked tensors in host memory it is one step of the graph, like [`rotate`] and [`swiglu`].
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight_d: Tensor<1>, eps: f64) -> Tensor<D> {
     let shape = x.dims();
     let width = shape[D - 1];
@@ -244,7 +246,8 @@ mod tests {
         close(soft_cap(gate.clone(), 4.0), soft_cap(gate.autodiff(), 4.0).inner());
     }
 
-    /// Of tensors `[n, d]`, by the rule and by autodiff of the composed form; `n` is more than a chunk of rows.
+    /// Compares gradients for tensors `[n, d]` by the rule and by autodiff of the composed form; `n` is more than a
+    /// chunk of rows.
     #[test]
     fn gradients_are_those_of_the_composed_forms() {
         let device = Device::flex();

@@ -12,7 +12,7 @@ use super::{from_host, on_cpu, simd, slice};
 /// on the number of threads.
 const CHUNK: usize = 128;
 
-/// Of `x / sqrt(mean(x^2) + eps) * weight`: with respect to `x [n, d]` and the weight, `[1, d]`.
+/// Returns the gradients of `x / sqrt(mean(x^2) + eps) * weight` with respect to `x [n, d]` and the weight, `[1, d]`.
 pub(super) fn rms_norm_gradients(
     x_nd: &Tensor<2>,
     weight_d: &Tensor<1>,
@@ -65,7 +65,7 @@ fn norm_row_gradients(dx: &mut [f32], x: &[f32], weight: &[f32], eps: f64, d_wei
     }
 }
 
-/// Of `silu(gate) * up`: with respect to both, `[n, f]`.
+/// Returns the gradients of `silu(gate) * up` with respect to both, `[n, f]`.
 pub(super) fn swiglu_gradients([gate_nf, up_nf]: &[Tensor<2>; 2], gradient_nf: &Tensor<2>) -> [Tensor<2>; 2] {
     let [n, f] = gate_nf.dims();
     let [gate, up, gradient] = [on_cpu(gate_nf), on_cpu(up_nf), on_cpu(gradient_nf)].map(on_host);

@@ -5,11 +5,11 @@ use std::ops::Range;
 use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
-/// Rows of `x` handled together, at most. With four or five rows of the matrix beside them, the sums stay in registers while
-/// each vector that is loaded is used four times.
+/// Maximum number of rows of `x` handled together. With four or five rows of the matrix, the sums stay in registers
+/// while each loaded vector is used four times.
 const BLOCK: usize = 4;
 
-/// Rows of `x` for which the matrix is read once: few enough to stay in the second cache beside it.
+/// Rows of `x` for which the matrix is read once: few enough to fit into the second-level cache with it.
 const TILE: usize = 64;
 
 /// Bytes of a cache line: a vector that crosses one costs two loads.
@@ -20,7 +20,7 @@ pub trait Weight: Copy + Send + Sync {
     /// Whether it is narrower than f32: then widening takes so long that the hardware alone does not fetch far enough ahead.
     const NARROW: bool;
 
-    /// The same number.
+    /// Returns the number in f32.
     fn widen(self) -> f32;
 
     /// The vector of weights that begins at `from`.
@@ -65,7 +65,7 @@ impl Weight for bf16 {
     }
 }
 
-/// The same numbers in f32.
+/// Converts the numbers to f32.
 pub fn widen<W: Weight>(narrow: &[W], wide: &mut [f32]) {
     vectorized(
         #[inline(always)]
@@ -147,7 +147,7 @@ struct DotRows<'a, 'b, W> {
     out: &'a mut [&'b mut [f32]],
 }
 
-/// Rows of the matrix: the first, and how far each of the others is behind the one before.
+/// Rows of the matrix: the first, and the distance between consecutive rows.
 #[derive(Clone, Copy)]
 struct Columns {
     row: usize,

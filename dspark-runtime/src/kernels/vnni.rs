@@ -11,7 +11,7 @@ use super::simd::prefetch;
 const X_ROWS: usize = 4;
 const W_ROWS: usize = 5;
 
-/// Whether the machine has what is used here.
+/// Returns whether the machine has the instructions used here.
 pub fn available() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni")
 }

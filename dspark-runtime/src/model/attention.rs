@@ -33,7 +33,7 @@ pub struct SelfAttention {
     /// Gemma 4's: values are normed, without a weight.
     value_norm: bool,
     eps: f64,
-    /// What queries are multiplied by, because scores are scaled by `w^(-1/2)` everywhere: `w^(1/2)` where a family does not
+    /// Factor of the queries, because scores are scaled by `w^(-1/2)` everywhere: `w^(1/2)` for families that do not
     /// scale them.
     query_factor: f64,
 }
@@ -162,7 +162,8 @@ pub(super) fn attend_sequence(queries_nhw: Tensor<3>, new: KeysValues, window: O
     attend_in_parts(queries_nhw, [keys_ncw, values_ncw].map(|x| x.swap_dims(0, 1)), true, window, SCORES)
 }
 
-/// Attention of the last rows of a sequence in tensor operations, of as many rows at a time as have so many scores.
+/// Attention of the last rows of a sequence in tensor operations, split so that each part has a bounded number of
+/// scores.
 ///
 /// `queries [n, h, w]`, `keys, values [c, t, w]` -> `[n, h * w]`. Row `i` is that of key `t - n + i`: it sees the keys up to its
 /// own, at most `window` of them, if `causal`, else all.
@@ -212,14 +213,14 @@ pub(crate) fn attend_composed(
     attended.reshape([c, g, n, w]).permute([2, 0, 1, 3]).reshape([n, h * w])
 }
 
-/// The keys that the token at a position sees: those before it and its own, at most `window`.
+/// Returns the keys that the token at a position sees: the preceding ones and its own, at most `window`.
 pub(super) fn seen_keys(position: usize, window: Option<usize>) -> Range<usize> {
     let end = position + 1;
     window.map_or(0, |window| end.saturating_sub(window))..end
 }
 
-/// The causal mask of `n` rows that continue `past` keys and see at most `window` of them, `[n, past + n]`, true where a row
-/// must not look. One row that sees all needs none.
+/// Returns the causal mask of `n` rows after `past` keys, limited to `window` keys, `[n, past + n]`; true marks masked
+/// entries. A single row that sees all keys needs no mask.
 pub(crate) fn causal_mask(n: usize, past: usize, window: Option<usize>, device: &Device) -> Option<Tensor<2, Bool>> {
     if n == 1 && window.is_none_or(|window| window > past) {
         return None;

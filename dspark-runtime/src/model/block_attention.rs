@@ -1,12 +1,13 @@
 //! Attention when a draft is trained: slots of blocks to the context before their anchors and to their own block.
 //!
-//! One operation with a derivative of its own. Only some blocks' scores are in memory at a time, on the way back too, where
-//! they are computed anew from what the forward pass says their exponentials add up to (Dao et al., 2022). On the CPU that is
-//! [`kernels::attend_blocks`]; elsewhere products are the device's, and what is between them is in kernels of ours
-//! (`crate::cube`) or, without those, composed of tensor operations.
+//! Attention with a hand-written derivative. Only the scores of some blocks are in memory at a time. The backward pass
+//! recomputes them from the sums of exponentials that the forward pass stored (Dao et al., 2022). On the CPU it runs in
+//! [`kernels::attend_blocks`]. Elsewhere the device computes the products, and the steps in between run in our own
+//! kernels (`crate::cube`) or, without those, as tensor operations.
 //!
-//! Legend: `a` blocks, `k` slots of a block that ask, `b` those asked, `n = a * k`, `s` context tokens of all samples, `h` query
-//! heads, `c` key and value heads, `g = h / c`, `w` head width; of some blocks at a time: `p` blocks, `t` context tokens.
+//! Legend: `a` blocks, `k` query slots of a block, `b` key slots, `n = a * k`, `s` context tokens of all samples, `h`
+//! query heads, `c` key and value heads, `g = h / c`, `w` head width; of some blocks at a time: `p` blocks, `t` context
+//! tokens.
 
 #[cfg(feature = "cube")]
 mod cube;
@@ -56,7 +57,7 @@ pub fn attend_blocks(
     })
 }
 
-/// Which context tokens of `within` the blocks do *not* see, `[a, t]`.
+/// Returns which context tokens of `within` the blocks do *not* see, `[a, t]`.
 pub fn unseen_context(seen: &[Range<usize>], within: &Range<usize>, device: &Device) -> Tensor<2, Bool> {
     let row = |seen: &Range<usize>| {
         let seen = seen.clone();
@@ -66,7 +67,7 @@ pub fn unseen_context(seen: &[Range<usize>], within: &Range<usize>, device: &Dev
     Tensor::from_data(TensorData::new(mask, [seen.len(), within.len()]), device)
 }
 
-/// What is attended to and by what, without autodiff.
+/// The inputs of block attention, without autodiff.
 struct BlockAttention {
     /// Queries `[n, h, w]`, keys and values of the context `[s, c, w]` and of the blocks `[a * b, c, w]`.
     inputs: [Tensor<3>; 5],
@@ -111,7 +112,7 @@ impl BlockAttention {
     ) -> [Tensor<3>; 5] {
         let [_, h, w] = self.inputs[0].dims();
         let [n, _] = gradient_nq.dims();
-        // What a row's weights have as their mean gradient.
+        // The mean gradient of a row's weights.
         let means_nh = gradient_nq.clone().cast(DType::F32) * attended_nq.cast(DType::F32);
         let means_nh = means_nh.reshape([n, h, w]).sum_dim(2);
         let means_nh = means_nh.reshape([n, h]);
@@ -144,12 +145,12 @@ impl BlockAttention {
         [h / c, n / a, rows / a, c]
     }
 
-    /// As many neighbouring blocks at a time as their scores have room for.
+    /// Splits the blocks into runs of neighbours whose scores fit into the memory limit.
     fn parts(&self) -> Vec<Part> {
         let [g, k, b, c] = self.sizes();
         let mut parts: Vec<Part> = Vec::new();
         for (index, seen) in self.seen.iter().enumerate() {
-            // A block that sees none has one as well, which it does not see.
+            // A block that sees no context token gets one too, which is masked.
             let seen = seen.start..seen.end.max(seen.start + 1);
             if let Some(last) = parts.last_mut() {
                 let context = last.context.start.min(seen.start)..last.context.end.max(seen.end);
@@ -227,7 +228,7 @@ impl BlockAttention {
         context + block.reshape([c, p * rows, w])
     }
 
-    /// Numbers beside each other, `[c, p, g * k, t + b]`, taken apart and in the type of what they are multiplied with.
+    /// Splits concatenated numbers, `[c, p, g * k, t + b]`, and converts them to the type of the other factor.
     fn apart(&self, weights: Tensor<4>) -> [Tensor<4>; 2] {
         let [_, _, b, _] = self.sizes();
         let [_, _, _, z] = weights.dims();
@@ -241,7 +242,7 @@ impl BlockAttention {
         self.by_head(part, self.inputs[0].clone().narrow(0, rows.start, rows.len()))
     }
 
-    /// What scores are multiplied by.
+    /// Returns the factor of the scores.
     fn scale(&self) -> f64 {
         let [_, _, w] = self.inputs[0].dims();
         (w as f64).powf(-0.5)
@@ -295,9 +296,9 @@ impl BlockAttention {
         (d_queries, [d_keys, d_values], [d_own_keys, d_own_values])
     }
 
-    /// What the values are weighed with, computed anew, and the derivatives of the loss with respect to the products of queries
-    /// and keys: `[c, p, g * k, t]` and `[c, p, g * k, b]` each. `numbers` are the logarithms of the forward pass's sums and the
-    /// weights' mean gradients.
+    /// Returns the recomputed attention weights and the derivatives of the loss with respect to the products of queries
+    /// and keys: `[c, p, g * k, t]` and `[c, p, g * k, b]` each. `numbers` are the logarithms of the forward pass's
+    /// sums and the weights' mean gradients.
     fn weights_and_slopes(
         &self,
         part: &Part,

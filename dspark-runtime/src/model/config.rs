@@ -25,7 +25,7 @@ pub enum Family {
     Qwen2,
     /// Qwen3: RMS norms on the heads of q and k.
     Qwen3,
-    /// Qwen3 with mixtures of experts in the place of MLPs.
+    /// Qwen3 with mixtures of experts instead of MLPs.
     Qwen3Moe,
     /// The text part of Gemma 4: layers of two kinds, some of which see a window of keys.
     Gemma4,
@@ -63,10 +63,10 @@ impl fmt::Display for Family {
     }
 }
 
-/// How rotary frequencies are stretched for long contexts.
+/// Scaling of rotary frequencies for long contexts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// As trained.
+    /// No scaling.
     None,
     /// All positions divided by a factor.
     Linear {
@@ -86,12 +86,12 @@ pub enum RopeScaling {
     },
     /// Gemma 4's: the first pairs of a head turn as they would without it, the others not at all.
     Proportional {
-        /// Pairs that turn, at most half the head's width.
+        /// Number of rotated pairs, at most half the head's width.
         pairs: usize,
     },
 }
 
-/// What the gate of an MLP goes through.
+/// Activation of the MLP's gate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Activation {
     /// `x * sigmoid(x)`
@@ -128,11 +128,11 @@ pub struct LayerConfig {
     pub rope_theta: f64,
     /// Context stretching.
     pub rope_scaling: RopeScaling,
-    /// What the MLP's gate goes through.
+    /// Activation of the MLP's gate.
     pub activation: Activation,
-    /// What Gemma 4 adds; `None`: nothing of it.
+    /// Gemma 4's additions; `None` for other families.
     pub gemma: Option<GemmaLayer>,
-    /// Experts in the place of the MLP.
+    /// Experts that replace the MLP.
     pub experts: Option<ExpertsConfig>,
 }
 
@@ -141,21 +141,21 @@ pub struct LayerConfig {
 pub struct ExpertsConfig {
     /// Experts.
     pub count: usize,
-    /// Experts that each token takes, at most all.
+    /// Number of experts per token, at most all of them.
     pub per_token: usize,
     /// Width inside each.
     pub width: usize,
-    /// Whether the weights of those that are taken add up to 1.
+    /// Whether the weights of the chosen experts are normalised to sum to 1.
     pub normalize: bool,
 }
 
-/// What Gemma 4's layers have that others lack: norms behind attention and MLP, a factor on the layer's output, values that
-/// are normed, and scores that are not scaled.
+/// Features of Gemma 4's layers: norms after attention and MLP, a factor on the layer's output, normalised values, and
+/// unscaled scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GemmaLayer {
     /// Keys that a token sees, its own included; `None`: all before it.
     pub window: Option<usize>,
-    /// Whether values are what keys are before norm and rotation: there is no projection for values.
+    /// Whether values are the keys before norm and rotation, without a projection for values.
     pub values_are_keys: bool,
 }
 
@@ -176,8 +176,8 @@ impl LayerConfig {
     }
 }
 
-/// A target's configuration. [`fields`](Self::fields) keeps the file as it was read (of a GGUF file, what a `config.json`
-/// would say), because a draft's configuration repeats it.
+/// A target's configuration. [`fields`](Self::fields) keeps the file as it was read (for a GGUF file, the equivalent of
+/// a `config.json`), because a draft's configuration repeats it.
 #[derive(Clone, Debug)]
 pub struct TargetConfig {
     /// The decoder family.
@@ -186,11 +186,11 @@ pub struct TargetConfig {
     pub layer: LayerConfig,
     /// Sizes of each layer, from the first to the last.
     pub layers: Vec<LayerConfig>,
-    /// What embedded tokens are multiplied by; 1 in most families.
+    /// Factor of embedded tokens; 1 in most families.
     pub embedding_scale: f64,
     /// The logits are `c * tanh(x / c)` of the output head's products `x`; `None`: these themselves.
     pub logit_softcap: Option<f64>,
-    /// Whether the weight files hold more than a language model, its tensors under a name of their own.
+    /// Whether the weight files contain more than a language model, with its tensors under a prefix.
     pub(super) multimodal: bool,
     /// Rows of the embedding, `v`.
     pub vocab_size: usize,
@@ -200,7 +200,7 @@ pub struct TargetConfig {
     pub max_position_embeddings: usize,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
-    /// Fields of the file that this project does not know and that say something.
+    /// Unknown fields of the file with a value that is not empty.
     pub unknown_fields: Vec<String>,
     /// The file.
     pub fields: JsonFields,
@@ -210,7 +210,7 @@ impl TargetConfig {
     /// Reads `config.json` of a target folder, or the metadata of a GGUF file.
     ///
     /// # Errors
-    /// When the file is missing or asks for anything that this project does not compute; the field or key is named.
+    /// Returns an error if the file is missing or asks for anything that this project does not compute; the field or key is named.
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
         if is_gguf(folder) {
             return Self::from_fields(config_fields(&GgufFile::open(folder)?)?);
@@ -220,7 +220,7 @@ impl TargetConfig {
         Ok(config)
     }
 
-    /// Returns a warning about fields that are not known here; `None` where there are none.
+    /// Returns a warning about unknown fields; `None` if there are none.
     pub fn warning(&self) -> Option<String> {
         if self.unknown_fields.is_empty() {
             return None;
@@ -234,11 +234,11 @@ impl TargetConfig {
         ))
     }
 
-    /// Opens the weights of this target, in which its tensors have the names that the family's text models give them,
-    /// whatever else the files hold.
+    /// Opens the weights of this target. Its tensors have the names of the family's text models, whatever else the
+    /// files contain.
     ///
     /// # Errors
-    /// As [`Weights::open`].
+    /// See [`Weights::open`].
     pub fn open_weights(&self, folder: &Path) -> Result<Weights, CheckpointError> {
         let weights = Weights::open(folder)?;
         Ok(if self.multimodal { weights.renamed(gemma4::TEXT_PREFIX, &gemma4::OTHER_PARTS) } else { weights })
@@ -247,7 +247,7 @@ impl TargetConfig {
     /// Reads a configuration that is already in memory.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// See [`read`](Self::read).
     pub fn from_fields(fields: JsonFields) -> Result<Self, CheckpointError> {
         if let Some(text) = gemma4::text_fields(&fields)? {
             return Ok(Self { multimodal: true, ..Self::from_fields(text)? });
@@ -292,17 +292,17 @@ fn layer_configs(fields: &JsonFields, family: Family, count: usize) -> Result<Ve
     }
 }
 
-/// What embedded tokens are multiplied by; drafts share it with their targets.
+/// Returns the factor of embedded tokens; drafts share it with their targets.
 pub(super) fn embedding_scale(fields: &JsonFields, family: Family) -> Result<f64, CheckpointError> {
     Ok(if family == Family::Gemma4 { (fields.size("hidden_size", 1)? as f64).sqrt() } else { 1.0 })
 }
 
-/// Layers; bounded, because a module of that many is made before any weight file is looked at.
+/// Reads the number of layers. It is bounded, because that many modules are created before any weight file is read.
 pub(super) fn layer_count(fields: &JsonFields) -> Result<usize, CheckpointError> {
     bounded(fields, "num_hidden_layers", MOST_LAYERS)
 }
 
-/// A number of at least 1 and at most `most`.
+/// Reads a number from 1 to `most`.
 pub(super) fn bounded(fields: &JsonFields, field: &str, most: usize) -> Result<usize, CheckpointError> {
     let count = fields.size(field, 1)?;
     if count > most { Err(fields.wrong(field, format!("at most {most}"))) } else { Ok(count) }
@@ -322,7 +322,7 @@ fn family(fields: &JsonFields) -> Result<Family, CheckpointError> {
     })
 }
 
-/// The sizes of a layer; shared with drafts, whose files repeat the target's fields.
+/// Reads the sizes of a layer; shared with drafts, whose files repeat the target's fields.
 pub(super) fn layer_config(fields: &JsonFields, family: Family) -> Result<LayerConfig, CheckpointError> {
     let hidden_size = fields.size("hidden_size", 1)?;
     let num_attention_heads = fields.size("num_attention_heads", 1)?;

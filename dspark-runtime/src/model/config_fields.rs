@@ -1,11 +1,11 @@
-//! Which fields of a `config.json` are computed, which say nothing about what is computed, and which are refused.
+//! Classification of the fields of a `config.json`: supported, without effect on the computation, or refused.
 //!
 //! A field is one of these:
 //!
 //! * read: [`of_layers`], and what a family or a drafter adds;
-//! * without effect on what is computed ([`has_no_effect`]): metadata of `transformers`, of tools and of training, token
-//!   ids, defaults of sampling, dropout, and names that begin with `_`;
-//! * neutral: null, false or empty, or the value that says what is computed anyway;
+//! * without effect on the computation ([`has_no_effect`]): metadata of `transformers`, of tools and of training, token
+//!   ids, sampling defaults, dropout, and names that begin with `_`;
+//! * neutral: null, false or empty, or the value that describes the supported computation;
 //! * known not to be computed here ([`refuse_not_computed`]): an error that names the field;
 //! * unknown ([`unknown`]): an error for a draft, a warning for a target.
 
@@ -41,7 +41,7 @@ const OF_OTHERS: [&str; 4] = ["hidden_act", "mlp_bias", "rope_theta", "rope_scal
 /// Fields of windows in Qwen's families, read by [`refuse_windows`].
 const OF_WINDOWS: [&str; 3] = ["use_sliding_window", "sliding_window", "max_window_layers"];
 
-/// Fields of Gemma 4. Those of experts and of per-layer inputs mean nothing while these are off.
+/// Fields of Gemma 4. Those of experts and of per-layer inputs have no effect while these are off.
 const OF_GEMMA4: [&str; 16] = [
     "sliding_window",
     "hidden_activation",
@@ -58,11 +58,11 @@ const OF_GEMMA4: [&str; 16] = [
     "num_experts",
     "top_k_experts",
     "use_bidirectional_attention",
-    // What `layer_types` follows from.
+    // The field that determines `layer_types`.
     "sliding_window_pattern",
 ];
 
-/// Fields that change nothing of what is computed, whatever their value.
+/// Fields that do not affect the computation, whatever their value.
 const WITHOUT_EFFECT: [&str; 76] = [
     // Files and programs.
     "dtype",
@@ -149,7 +149,7 @@ const WITHOUT_EFFECT: [&str; 76] = [
     "speculators_version",
 ];
 
-/// Endings of names that change nothing in decoding.
+/// Suffixes of names that do not affect decoding.
 const ENDINGS_WITHOUT_EFFECT: [&str; 6] =
     ["_token_id", "_token_ids", "_token_index", "_dropout", "_pdrop", "_dropout_prob"];
 
@@ -163,7 +163,7 @@ const POSITIONS: &str = "another position encoding";
 const SINKS: &str = "attention sinks";
 const OTHER_ATTENTION: &str = "another kind of attention";
 
-/// Fields that change what is computed, the number that changes nothing beside null and false, and what others ask for.
+/// Fields that change the computation, the neutral number in addition to null and false, and the unsupported feature.
 const NOT_COMPUTED: [(&str, Option<f64>, &str); 64] = [
     ("use_swa", None, WINDOWS),
     ("sliding_window_non_causal", None, WINDOWS),
@@ -231,14 +231,14 @@ const NOT_COMPUTED: [(&str, Option<f64>, &str); 64] = [
     ("pruned_heads", None, "pruned heads"),
 ];
 
-/// Fields under which weights say that they are quantised.
+/// Fields that mark quantised weights.
 const QUANTISATION: [&str; 4] = ["quantization_config", "compression_config", "quantization", "quant_method"];
 
-/// Why a draft with an unknown field is refused, and what to do.
+/// The reason that a draft with an unknown field is refused, and the next step.
 pub(super) const UNKNOWN_IN_DRAFT: &str =
     "this field is unknown; remove it from the file if it does not change the draft's computation";
 
-/// Returns whether a value stands for nothing.
+/// Returns whether a value is empty, null or false.
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -249,7 +249,7 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// Returns whether a field changes nothing of what is computed, whatever its value.
+/// Returns whether a field does not affect the computation, whatever its value.
 pub(super) fn has_no_effect(name: &str) -> bool {
     name.starts_with('_')
         || WITHOUT_EFFECT.contains(&name)
@@ -266,7 +266,7 @@ pub(super) fn of_layers(name: &str, family: Family) -> bool {
     own || OF_LAYERS.contains(&name)
 }
 
-/// Fields that are neither read, as `read` says, nor known to change nothing, and whose values are not neutral.
+/// Returns fields that are not read (according to `read`), not known to have no effect, and not neutral.
 pub(super) fn unknown(fields: &JsonFields, read: impl Fn(&str) -> bool) -> Vec<&str> {
     let known = |name: &str| read(name) || has_no_effect(name) || not_computed(name).is_some();
     let odd = fields.as_map().iter().filter(|(name, value)| !is_empty(value) && !known(name));
@@ -280,8 +280,8 @@ fn not_computed(name: &str) -> Option<(Option<f64>, &'static str)> {
     NOT_COMPUTED.iter().find(|(known, ..)| *known == name).map(|(_, neutral, what)| (*neutral, *what))
 }
 
-/// Refuses what layers of a family might have and this project does not compute. Names for which `read` holds are left to
-/// who reads them.
+/// Refuses unsupported features of a family's layers. Fields for which `read` returns true are left to the code that
+/// reads them.
 pub(super) fn refuse_not_computed(
     fields: &JsonFields,
     family: Family,
@@ -338,7 +338,7 @@ pub(super) fn refuse_windows(fields: &JsonFields, layers: usize) -> Result<(), C
     Ok(())
 }
 
-/// Refuses weights that are quantised, by whichever name a configuration calls it.
+/// Refuses quantised weights, under any of the fields that configurations use.
 pub(super) fn refuse_quantised(fields: &JsonFields) -> Result<(), CheckpointError> {
     let Some(name) = QUANTISATION.into_iter().find(|name| fields.get(name).is_some_and(|value| !is_empty(value)))
     else {
@@ -349,7 +349,7 @@ pub(super) fn refuse_quantised(fields: &JsonFields) -> Result<(), CheckpointErro
     Err(fields.not_computed(name, "nothing", quantised(method.or_else(|| value?.as_str()))))
 }
 
-/// Refuses a model folder whose weights NVIDIA's tools quantised, which say so in a file of their own.
+/// Refuses a model folder whose weights NVIDIA's tools quantised, as recorded in a separate file.
 pub(super) fn refuse_quantised_folder(folder: &Path) -> Result<(), CheckpointError> {
     let path = folder.join("hf_quant_config.json");
     if !path.is_file() {

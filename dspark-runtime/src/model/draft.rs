@@ -1,5 +1,5 @@
-//! The draft: a small decoder that goes on from features of the target. This file holds what all drafts share; the passes over
-//! contexts and blocks are those of a [`Drafter`](super::Drafter).
+//! The draft model: a small decoder that takes features of the target. This file contains the parts that all drafts
+//! share; a [`Drafter`](super::Drafter) defines the passes over contexts and blocks.
 //!
 //! Legend: `n` block rows, `s` context rows, `f = m * d` width of the target's features, `d` hidden size, `k` block size,
 //! `a` anchors, `v` vocabulary.
@@ -44,18 +44,31 @@ pub struct DraftParameters {
     pub confidence_head: Option<ConfidenceHead>,
 }
 
-/// A draft model: its own parameters, and the target's embedding and output head, which stay frozen.
+/// A draft model: its own parameters, and the frozen embedding and output head of the target.
+///
+/// ```no_run
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use dspark_runtime::device::DeviceChoice;
+/// use dspark_runtime::model::{Draft, Target};
+///
+/// let target = Target::load(Path::new("checkpoints/quickstart-target"), &DeviceChoice::Cpu.open()?)?;
+/// let draft = Draft::load(Path::new("runs/quickstart/draft"), &target)?;
+/// println!("drafts {} tokens per round", draft.config().block_size);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Draft {
     config: DraftConfig,
-    /// What training changes.
+    /// The trained parameters.
     pub parameters: DraftParameters,
     pub(super) embed_tokens: Embedding,
     pub(super) lm_head: Linear,
     /// The tokens that rows of the head and of `W2` belong to, where these are not all.
     pub(super) vocabulary: Option<Arc<DraftVocabulary>>,
     pub(super) rotary: Rotary,
-    /// What proposals use in the place of the output head and `W2`, if anything.
+    /// Int8 copies that proposals use instead of the output head and `W2`, if any.
     pub(super) int8: Option<Int8Heads>,
 }
 
@@ -68,7 +81,7 @@ pub struct DraftSample<'a> {
     pub anchors: &'a [usize],
 }
 
-/// The context tokens that the blocks see, counted over all samples: those before `anchor - before`.
+/// Returns the context tokens that the blocks see, counted over all samples: those before `anchor - before`.
 pub(super) fn seen_contexts(samples: &[DraftSample<'_>], before: usize) -> Vec<Range<usize>> {
     let mut first = 0;
     let mut seen = Vec::new();
@@ -83,12 +96,13 @@ pub(super) fn seen_contexts(samples: &[DraftSample<'_>], before: usize) -> Vec<R
 #[derive(Debug)]
 pub struct DraftContext {
     pub(super) cache: KvCache,
-    /// The context feature of the newest token, `[1, d]`, if the drafter goes on from it. Lost when the context is cut.
+    /// The context feature of the newest token, `[1, d]`, if the drafter continues from it. Lost when the context is
+    /// truncated.
     pub(super) newest: Option<Tensor<2>>,
 }
 
 impl DraftContext {
-    /// Tokens whose features were added.
+    /// Returns the number of tokens whose features were added.
     pub fn len(&self) -> usize {
         self.cache.len()
     }
@@ -98,7 +112,7 @@ impl DraftContext {
         self.cache.is_empty()
     }
 
-    /// Takes over `length` tokens whose keys and values are zeros, for timing.
+    /// Adds `length` tokens with zero keys and values, for timing.
     pub fn fill_with_zeros(&mut self, length: usize) {
         self.cache.fill_with_zeros(length);
     }
@@ -111,12 +125,12 @@ impl DraftContext {
         self.cache.truncate(length);
     }
 
-    /// Makes room for exactly `capacity` tokens, at least those it holds.
+    /// Sets the capacity to exactly `capacity` tokens, which must not be less than the cached tokens.
     pub fn resize(&mut self, capacity: usize) {
         self.cache.resize(capacity);
     }
 
-    /// A context of its own with the first `length` tokens of this one and room for `capacity`.
+    /// Returns a separate context with the first `length` tokens of this one and room for `capacity`.
     #[must_use]
     pub fn copy_prefix(&self, length: usize, capacity: usize) -> Self {
         let newest = self.newest.clone().filter(|_| length >= self.cache.len());
@@ -124,7 +138,8 @@ impl DraftContext {
     }
 }
 
-/// Makes room for new rows behind each context, whose number stands beside it. Returns the rows' positions.
+/// Reserves new rows at the end of each context; each context is paired with its number of rows. Returns the rows'
+/// positions.
 pub(super) fn reserve_rows(contexts: &mut [(&mut DraftContext, usize)]) -> Vec<usize> {
     let mut positions = Vec::new();
     for (context, count) in contexts.iter_mut() {
@@ -135,7 +150,7 @@ pub(super) fn reserve_rows(contexts: &mut [(&mut DraftContext, usize)]) -> Vec<u
     positions
 }
 
-/// Writes the new rows of one layer behind each context. [`KvCache::advance`] makes them part of it.
+/// Writes the new rows of one layer at the end of each context. [`KvCache::advance`] makes them part of it.
 pub(super) fn write_rows(contexts: &mut [(&mut DraftContext, usize)], layer: usize, new: &KeysValues) {
     let mut first = 0;
     for (context, count) in contexts.iter_mut() {
@@ -145,8 +160,8 @@ pub(super) fn write_rows(contexts: &mut [(&mut DraftContext, usize)], layer: usi
 }
 
 impl Draft {
-    /// A fresh draft for a target: layers drawn from a seed, spread as its configuration says, and the target's embedding
-    /// and head.
+    /// Returns a new draft for a target: layers initialised from a seed with the spread of its configuration, and the
+    /// target's embedding and head.
     pub fn new(config: DraftConfig, target: &Target, seed: u64) -> Self {
         let blank = DraftParameters::new(&config, target.device());
         let parameters = with_stable_ids(Normals::new(seed).matrices(blank, config.initializer_range));
@@ -172,7 +187,7 @@ impl Draft {
         }
     }
 
-    /// The same draft with rows of its output head and of `W2` for these tokens alone. It has all rows so far.
+    /// Returns the draft with rows of its output head and of `W2` for these tokens only. It must have all rows so far.
     #[must_use]
     pub fn with_vocabulary(mut self, vocabulary: DraftVocabulary) -> Self {
         let rows = |weight: &Param<Tensor<2>>| Param::initialized(weight.id, vocabulary.rows(weight.val()));
@@ -186,7 +201,7 @@ impl Draft {
         self
     }
 
-    /// The same draft with other settings of its kind: see [`DraftConfig::with_kind`].
+    /// Returns the draft with other settings of its kind: see [`DraftConfig::with_kind`].
     #[must_use]
     pub fn with_kind(self, kind: DraftKind) -> Self {
         Self { config: self.config.with_kind(kind), ..self }
@@ -235,7 +250,7 @@ impl Draft {
         self.lm_head.weight.val().device()
     }
 
-    /// The same draft with other parameters, those of an optimiser step for example.
+    /// Returns the draft with other parameters, for example those after an optimiser step.
     pub fn with_parameters(&self, parameters: DraftParameters) -> Self {
         Self { parameters, int8: None, ..self.clone() }
     }
@@ -258,17 +273,19 @@ impl Draft {
         }
     }
 
-    /// The training forward over several samples at once: the features of all their tokens, one sample after the other,
-    /// `[s, f]` -> hidden states of all block slots after the final norm, `[a * k, d]` over all samples. Slots behind the end
-    /// of a sample have values that mean nothing.
+    /// The training forward pass over several samples: the features of all their tokens, one sample after the other,
+    /// `[s, f]` -> hidden states of all block slots after the final norm, `[a * k, d]` over all samples. Slots beyond
+    /// the end of a sample have undefined values.
     ///
-    /// Each sample has at least one anchor, the first of them at least the drafter's [`lookahead`](super::Drafter::lookahead).
+    /// Each sample must have at least one anchor, the first at least at the drafter's
+    /// [`lookahead`](super::Drafter::lookahead).
     pub fn forward_blocks(&self, features_sf: Tensor<2>, samples: &[DraftSample<'_>]) -> Tensor<2> {
         self.forward_blocks_observed(features_sf, samples, |_, _| ())
     }
 
-    /// As [`forward_blocks`](Self::forward_blocks). `observe` gets each output before the final norm: of a pass over whole blocks
-    /// those of the layers, `[a * k, d]`; of an autoregressive drafter those of the slots, `[a, d]`.
+    /// Runs [`forward_blocks`](Self::forward_blocks) and passes each output before the final norm to `observe`. For a
+    /// pass over whole blocks these are the outputs of the layers, `[a * k, d]`; for an autoregressive drafter those of
+    /// the slots, `[a, d]`.
     pub fn forward_blocks_observed(
         &self,
         features_sf: Tensor<2>,
@@ -284,14 +301,14 @@ impl Draft {
         DraftContext { cache: KvCache::new(&self.config.layer, layers, capacity, &self.device()), newest: None }
     }
 
-    /// Adds the target's features of newly committed tokens, `[n, f]`, behind the context. `following` are the tokens that
-    /// follow each of them in the sequence, `n` in all.
+    /// Appends the target's features of newly committed tokens, `[n, f]`, to the context. `following` are the `n`
+    /// tokens that follow each of them in the sequence.
     pub fn extend_context(&self, context: &mut DraftContext, features_nf: Tensor<2>, following: &[u32]) {
         let [n, _] = features_nf.dims();
         self.extend_contexts(&mut [(context, n)], features_nf, following);
     }
 
-    /// The same for several sequences: `n` rows in all, as many per context as stand beside it, at least one.
+    /// Extends several contexts: `n` rows in total, at least one per context, with the number paired with each context.
     pub fn extend_contexts(
         &self,
         contexts: &mut [(&mut DraftContext, usize)],
@@ -301,11 +318,12 @@ impl Draft {
         self.config.drafter().extend_contexts(self, contexts, features_nf, following);
     }
 
-    /// Begins a block of up to `slots` tokens, at least one and at most the block size, behind the context of each sequence.
-    /// The anchor of each is the token that follows its context. The contexts are as they were when the blocks are dropped.
+    /// Starts a block of up to `slots` tokens, at least one and at most the block size, after the context of each
+    /// sequence. The anchor of each is the token that follows its context. The contexts are unchanged when the blocks
+    /// are dropped.
     ///
     /// # Panics
-    /// When the drafter goes on from the newest feature, and a context was cut and not extended since.
+    /// Panics if the drafter continues from the newest feature, and a context was truncated and not extended since.
     pub fn begin<'a>(
         &'a self,
         contexts: Vec<&'a mut DraftContext>,
@@ -315,8 +333,8 @@ impl Draft {
         self.config.drafter().begin(self, contexts, anchors, slots)
     }
 
-    /// `lm_head(hidden)`, capped where the target's logits are, `[n, d] -> [n, u]`. `u` are the tokens that the draft can
-    /// propose: here and below `v`, unless it has a vocabulary of its own.
+    /// Returns `lm_head(hidden)`, capped if the target's logits are, `[n, d] -> [n, u]`. `u` are the tokens that the
+    /// draft can propose: here and below `v`, unless it has a reduced vocabulary.
     pub fn base_logits(&self, hidden_nd: Tensor<2>) -> Tensor<2> {
         self.capped(kernels::linear(hidden_nd, self.head_weight()))
     }
@@ -341,13 +359,13 @@ impl Draft {
         self.markov_factors_of(ints(ids, &head.markov_w1.weight.val().device()))
     }
 
-    /// The same of tokens that are on the draft's device, `[n] -> [n, r]`
+    /// Returns the Markov factors of tokens on the draft's device, `[n] -> [n, r]`
     pub(super) fn markov_factors_of(&self, previous_n: Tensor<1, Int>) -> Option<Tensor<2>> {
         Some(self.parameters.markov_head.as_ref()?.factors(previous_n))
     }
 
-    /// What `W2` of the Markov head is applied to for one slot of each block: hidden states `[n, d]` and the factors `[n, r]`
-    /// of the tokens before -> `[n, r]`; `None` without a Markov head. See [`MarkovHead::step`].
+    /// Returns the input of `W2` of the Markov head for one slot of each block: hidden states `[n, d]` and the factors
+    /// `[n, r]` of the preceding tokens -> `[n, r]`; `None` without a Markov head. See [`MarkovHead::step`].
     pub fn markov_step(
         &self,
         hidden_nd: &Tensor<2>,
@@ -365,7 +383,7 @@ impl Draft {
 }
 
 impl DraftParameters {
-    /// Blank parameters, to be read or drawn; nothing is allocated before the first use.
+    /// Returns uninitialised parameters, to be read or drawn; nothing is allocated before the first use.
     pub fn new(config: &DraftConfig, device: &Device) -> Self {
         config.drafter().parameters(config, device)
     }

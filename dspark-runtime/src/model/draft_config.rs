@@ -24,23 +24,23 @@ const MOST_SLOTS: usize = 1024;
 
 /// Fields of every kind of draft.
 const OF_DRAFTS: [&str; 3] = ["target_layer_ids", "num_target_layers", "draft_vocab_size"];
-/// Fields that say how a draft was trained and decide nothing of what it proposes.
+/// Fields that describe the training of a draft and do not affect its proposals.
 pub const TRAINING_FIELDS: [&str; 2] = ["num_anchors", "step_loss_decay"];
 
 /// The field for the variables of the chat template that a draft's conversations were rendered with. Other programs do not
 /// read it.
 pub(super) const TEMPLATE_ARGUMENTS: &str = "trained_chat_template_kwargs";
 
-/// What a draft is, and which target it was made for.
+/// The configuration of a draft and of the target that it was trained for.
 #[derive(Clone, Debug)]
 pub struct DraftConfig {
-    /// How it drafts, with the settings of that kind alone.
+    /// The draft architecture with its own settings.
     pub kind: DraftKind,
     /// Sizes of each draft layer.
     pub layer: LayerConfig,
-    /// What embedded tokens are multiplied by, as in the target.
+    /// Factor of embedded tokens, as in the target.
     pub embedding_scale: f64,
-    /// How the target caps its logits; see [`TargetConfig::logit_softcap`].
+    /// Cap of the target's logits; see [`TargetConfig::logit_softcap`].
     pub logit_softcap: Option<f64>,
     /// Rows of the target's embedding, `v`.
     pub vocab_size: usize,
@@ -50,7 +50,7 @@ pub struct DraftConfig {
     pub num_hidden_layers: usize,
     /// Drafted tokens per round, `k`.
     pub block_size: usize,
-    /// Target layers whose outputs make the context feature, strictly increasing.
+    /// Target layers whose outputs form the context feature, strictly increasing.
     pub target_layer_ids: Vec<LayerId>,
     /// Decoder layers of the target.
     pub num_target_layers: usize,
@@ -60,7 +60,7 @@ pub struct DraftConfig {
     fields: JsonFields,
 }
 
-/// What a recipe decides about a draft; everything else follows from the target.
+/// The settings of a draft that a recipe chooses; everything else follows from the target.
 #[derive(Clone, Debug)]
 pub struct DraftShape {
     /// Drafted tokens per round.
@@ -69,18 +69,18 @@ pub struct DraftShape {
     pub num_draft_layers: usize,
     /// Captured target layers.
     pub target_layer_ids: Vec<LayerId>,
-    /// How it drafts, with the settings of that kind alone.
+    /// The draft architecture with its own settings.
     pub kind: DraftKind,
 }
 
 impl DraftConfig {
     /// The configuration of a draft for a target.
     ///
-    /// Every family but Gemma 4, whose drafts have its full layers, gets Qwen3's layer (q/k norm). Only a Qwen3 target hands on
-    /// its attention bias, because the engines know no other draft layer.
+    /// Every family gets Qwen3's layer (with q/k norm), except Gemma 4, whose drafts have its full-attention layers.
+    /// Only a Qwen3 target passes on its attention bias, because other engines support no other draft layer.
     ///
     /// # Errors
-    /// When the layer ids do not fit the target (see [`check_layer_ids`]), or the drafter refuses a field, which is named.
+    /// Returns an error if the layer ids do not fit the target (see [`check_layer_ids`]), or the drafter refuses a field, which is named.
     pub fn for_target(target: &TargetConfig, shape: &DraftShape) -> Result<Self, CheckpointError> {
         let (drafter, layers) = (shape.kind.drafter(), shape.num_draft_layers);
         let mut fields = target.fields.as_map().clone();
@@ -92,15 +92,15 @@ impl DraftConfig {
         }
         let gemma = target.family == Family::Gemma4;
         let family = if gemma { Family::Gemma4 } else { Family::Qwen3 };
-        // What says nothing about the target says nothing about its draft.
+        // Fields without effect on the target have none on its draft.
         fields.retain(|name, _| of_layers(name, family) || has_no_effect(name));
         if gemma {
-            // What the reference tells about the model that was wrapped.
+            // Fields that DeepSpec writes about a wrapped model.
             fields.insert("target_model_type".into(), json!("gemma4"));
             fields.insert("target_text_model_type".into(), json!(Family::Gemma4.model_type()));
         } else if !matches!(target.family, Family::Qwen3 | Family::Qwen3Moe) {
             fields.insert("attention_bias".into(), json!(false));
-            // Of Qwen2: its window fields mean nothing while windows are off.
+            // Qwen2's window fields have no effect while windows are off.
             fields.insert("use_sliding_window".into(), json!(false));
             fields.insert("sliding_window".into(), Value::Null);
         }
@@ -132,15 +132,16 @@ impl DraftConfig {
     /// Reads `config.json` of a draft folder, in this project's layout or that of the `speculators` package.
     ///
     /// # Errors
-    /// When a field is missing or asks for something that is not supported; it is named.
+    /// Returns an error if a field is missing or asks for something that is not supported; it is named.
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
         Self::read_layouts(folder, None)
     }
 
-    /// The same where the target is known: drafts of the `speculators` package do not say how many layers it has.
+    /// Reads a configuration for a known target: drafts of the `speculators` package do not record its number of
+    /// layers.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// See [`read`](Self::read).
     pub fn read_for(folder: &Path, target: &TargetConfig) -> Result<Self, CheckpointError> {
         Self::read_layouts(folder, Some(target.num_hidden_layers))
     }
@@ -153,10 +154,10 @@ impl DraftConfig {
         Ok(config)
     }
 
-    /// The fields of a `config.json` in this project's layout, whichever it is in.
+    /// Returns the fields of a `config.json` in this project's layout, converting other layouts.
     ///
     /// # Errors
-    /// When the other layout holds what this project has no words for.
+    /// Returns an error if the other layout has settings that this project does not support.
     pub fn native_fields(fields: JsonFields, target_layers: Option<usize>) -> Result<JsonFields, CheckpointError> {
         if is_speculators(&fields) { from_speculators(&fields, target_layers) } else { Ok(fields) }
     }
@@ -236,7 +237,7 @@ impl DraftConfig {
         Ok(())
     }
 
-    /// What computes such drafts.
+    /// Returns the implementation of such drafts.
     pub fn drafter(&self) -> &dyn Drafter {
         self.kind.drafter()
     }
@@ -257,7 +258,7 @@ impl DraftConfig {
         }
     }
 
-    /// The same draft with other settings of its kind, which must ask for the same parameters.
+    /// Returns the draft's configuration with other settings of its kind, which must need the same parameters.
     #[must_use]
     pub fn with_kind(mut self, kind: DraftKind) -> Self {
         self.fields = self.fields.with(kind.drafter().fields(self.block_size));
@@ -276,7 +277,7 @@ impl DraftConfig {
         self
     }
 
-    /// The same draft, able to propose `size` tokens.
+    /// Returns the configuration of a draft that can propose `size` tokens.
     #[must_use]
     pub fn with_draft_vocabulary(mut self, size: usize) -> Self {
         self.fields = self.fields.with(json!({"draft_vocab_size": size}));
@@ -307,15 +308,15 @@ impl DraftConfig {
     }
 }
 
-/// Refuses every field that would change what the draft computes and is not computed, and every unknown one that says
-/// anything.
+/// Refuses every field that would change the draft's computation and is not supported, and every unknown one that is
+/// not empty.
 fn refuse_fields(fields: &JsonFields, drafter: &dyn Drafter, family: Family) -> Result<(), CheckpointError> {
     let own = |name: &str| OF_DRAFTS.contains(&name) || drafter.own_fields().contains(&name);
     let read = |name: &str| of_layers(name, family) || own(name);
     refuse_not_computed(fields, family, read)?;
     if family != Family::Gemma4 {
         refuse_windows(fields, layer_count(fields)?)?;
-        // Where nothing says that layers see everything, some programs take the window for theirs.
+        // If no field says that layers use full attention, some programs apply the window.
         let silent = fields.get("use_sliding_window").is_none() && fields.get("layer_types").is_none();
         if silent && fields.get("sliding_window").is_some() {
             let reason = "sliding-window attention is not supported in drafts; set `use_sliding_window` to false if \
@@ -350,7 +351,7 @@ fn draft_layer(fields: &JsonFields, family: Family) -> Result<LayerConfig, Check
 /// before the final norm, other engines after it.
 ///
 /// # Errors
-/// What is expected, in words.
+/// Returns the expected value in words as the error.
 pub fn check_layer_ids(ids: &[LayerId], num_target_layers: usize) -> Result<(), String> {
     let increasing = ids.windows(2).all(|pair| pair[0] < pair[1]);
     let last = num_target_layers as i64 - 1;

@@ -12,9 +12,9 @@ use crate::checkpoint::{CheckpointError, WeightPrecision, Weights, WeightsToSave
 use crate::numbers::fnv;
 
 impl Draft {
-    /// Returns a digest of what the draft proposes with: its parameters as bf16 rounds them, its vocabulary, and the fields of
-    /// its configuration that decide how a block is drafted. Copies of a draft have one digest, whatever their layout and
-    /// their number type.
+    /// Returns a digest of everything that affects the draft's proposals: its parameters rounded to bf16, its
+    /// vocabulary, and the configuration fields that determine drafting. Copies of a draft have the same digest in
+    /// every layout and number type.
     pub fn digest(&self) -> String {
         digest(self.config(), &self.parameters, self.vocabulary())
     }
@@ -22,7 +22,7 @@ impl Draft {
     /// Returns the [digest](Self::digest) of the draft in a folder. Its target is not needed.
     ///
     /// # Errors
-    /// When the weights cannot be read or do not fit the configuration.
+    /// Returns an error if the weights cannot be read or do not fit the configuration.
     pub fn digest_of(folder: &Path, config: &DraftConfig) -> Result<String, CheckpointError> {
         let weights = Weights::open(folder)?;
         let device = Device::flex();

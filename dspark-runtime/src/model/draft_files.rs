@@ -19,29 +19,29 @@ use crate::tensors::host;
 /// Names of the two tables that a draft takes over from its target.
 const SHARED: [&str; 2] = ["embed_tokens.weight", "lm_head.weight"];
 
-/// Where a draft with a vocabulary of its own says which tokens it has, and what other programs write beside it, which says
-/// the same once more and is not read.
+/// Tensors that list the tokens of a draft with a reduced vocabulary. The second one, written for other programs,
+/// repeats the first and is not read.
 pub const VOCABULARY_TENSORS: [&str; 2] = ["d2t", "t2d"];
 
-/// What drafts of the `speculators` package may hold of their target; not read.
+/// Tensors of the target that drafts of the `speculators` package can contain; not read.
 pub const VERIFIER_TENSORS: [&str; 2] = ["verifier_norm.weight", "verifier_lm_head.weight"];
 
 impl Draft {
     /// Loads a draft folder for a target, its own weights in f32.
     ///
     /// # Errors
-    /// As [`load_with`](Self::load_with).
+    /// See [`load_with`](Self::load_with).
     pub fn load(folder: &Path, target: &Target) -> Result<Self, CheckpointError> {
         Self::load_with(folder, WeightPrecision::F32, target)
     }
 
     /// Loads a draft folder for a target, its own matrices in the given precision.
     ///
-    /// Embedding and head are the target's, whether or not the file repeats them; a file that holds other ones keeps
-    /// its own.
+    /// Embedding and head are the target's, whether or not the file repeats them. If a file contains different ones,
+    /// the draft uses those.
     ///
     /// # Errors
-    /// When the draft was made for another target, or its weights do not fit its configuration.
+    /// Returns an error if the draft was made for another target, or its weights do not fit its configuration.
     pub fn load_with(folder: &Path, precision: WeightPrecision, target: &Target) -> Result<Self, CheckpointError> {
         let config = DraftConfig::read_for(folder, target.config())?;
         config.check_target(folder, target.config())?;
@@ -77,7 +77,7 @@ impl Draft {
     /// The tokens that the draft in a folder can propose; `None`: all of its target's.
     ///
     /// # Errors
-    /// When the file does not say which, or says something that cannot be.
+    /// Returns an error if the file does not list the tokens, or lists invalid ones.
     pub fn read_vocabulary(folder: &Path, config: &DraftConfig) -> Result<Option<DraftVocabulary>, CheckpointError> {
         read_vocabulary(&Weights::open(folder)?, config)
     }
@@ -86,7 +86,7 @@ impl Draft {
     /// target.
     ///
     /// # Errors
-    /// When the folder cannot be written, or a parameter is not finite.
+    /// Returns an error if the folder cannot be written, or a parameter is not finite.
     pub fn save(&self, folder: &Path, dtype: WeightDtype, with_embeddings: bool) -> Result<(), CheckpointError> {
         let directory = AtomicDirectory::begin(folder)?;
         self.write_into(directory.path(), dtype, with_embeddings)?;
@@ -96,7 +96,7 @@ impl Draft {
     /// Writes `config.json` and `model.safetensors` into a folder that is not visible yet.
     ///
     /// # Errors
-    /// As [`save`](Self::save).
+    /// See [`save`](Self::save).
     pub fn write_into(
         &self,
         folder: &Path,
@@ -106,10 +106,11 @@ impl Draft {
         self.write_files(folder, dtype, with_embeddings, None)
     }
 
-    /// The same as the `speculators` package has it.
+    /// Writes the draft in the layout of the `speculators` package.
     ///
     /// # Errors
-    /// As [`save`](Self::save), and for drafts that the package has no model of, such as those of Gemma 4's layers.
+    /// Returns the errors of [`save`](Self::save), and an error for drafts that the package does not support, such as
+    /// those with Gemma 4 layers.
     pub fn write_speculators_into(
         &self,
         folder: &Path,
@@ -159,15 +160,15 @@ impl Draft {
     }
 }
 
-/// Returns whether a file of a draft's folder, named by its path in it, holds part of the draft: its configuration, its weights or the
-/// index of their shards.
+/// Returns whether a file of a draft's folder, given by its relative path, is part of the draft: its configuration, its
+/// weights or the index of their shards.
 pub fn is_draft_file(path: &Path) -> bool {
     let name = path.to_str().unwrap_or_default();
     let weights = name.starts_with("model") && name.ends_with(".safetensors") && path.components().count() == 1;
     weights || matches!(name, "config.json" | "model.safetensors.index.json")
 }
 
-/// Refuses weights that are NaN or infinite: a draft of such weights would propose nothing, without an error.
+/// Refuses weights that are NaN or infinite: a draft with such weights would propose nothing useful, without an error.
 fn check_finite(weights: &Weights, names: &BTreeSet<String>) -> Result<(), CheckpointError> {
     for name in names {
         let shape = weights.shape(name).unwrap_or_default().to_vec();
@@ -190,8 +191,8 @@ fn read_vocabulary(weights: &Weights, config: &DraftConfig) -> Result<Option<Dra
     DraftVocabulary::from_offsets(&path, &offsets, config.vocab_size).map(Some)
 }
 
-/// The target's table, unless the draft's file holds another one. Published drafts repeat the target's in bf16, so each
-/// value may be off by bf16's rounding.
+/// Returns the target's table, unless the draft's file contains a different one. Published drafts repeat the target's
+/// table in bf16, so each value may differ by bf16 rounding.
 fn shared_table(
     weights: &Weights,
     name: &str,

@@ -1,8 +1,8 @@
 //! The tokens that a draft can propose, where these are not all of the target's.
 //!
-//! One drafted token through a head of the whole vocabulary reads more memory than all draft layers; most texts use a small
-//! part of it. A draft may have rows for that part alone: what it cannot propose it gives probability 0, and the acceptance
-//! test, which divides by exactly what was sampled from, stays lossless.
+//! One drafted token through a head of the whole vocabulary reads more memory than all draft layers, while most texts
+//! use a small part of it. A draft can have rows for that part only. Other tokens get probability 0. The acceptance
+//! test divides by exactly the distribution that was sampled from, so the output stays lossless.
 //!
 //! Legend: `v` the target's vocabulary, `u` the draft's, `c` any number of columns.
 
@@ -31,10 +31,10 @@ impl DraftVocabulary {
         Self { ids, full: counts.len() }
     }
 
-    /// From the offsets that files hold: token `i` of the draft is token `i + offsets[i]` of the target.
+    /// Builds the vocabulary from the offsets in files: token `i` of the draft is token `i + offsets[i]` of the target.
     ///
     /// # Errors
-    /// When tokens are outside the vocabulary or do not increase; `path` is named.
+    /// Returns an error if tokens are outside the vocabulary or do not increase; `path` is named.
     pub fn from_offsets(path: &Path, offsets: &[i64], full: usize) -> Result<Self, CheckpointError> {
         let id = |(index, offset): (usize, &i64)| {
             let id = i64::try_from(index).ok()?.checked_add(*offset)?;
@@ -50,7 +50,7 @@ impl DraftVocabulary {
         }
     }
 
-    /// What files hold: see [`from_offsets`](Self::from_offsets).
+    /// Returns the offsets written to files: see [`from_offsets`](Self::from_offsets).
     pub fn offsets(&self) -> Vec<i64> {
         self.ids.iter().enumerate().map(|(index, &id)| i64::from(id) - index as i64).collect()
     }

@@ -1,8 +1,9 @@
-//! Ways of drafting, behind one interface.
+//! The draft architectures, with a common interface.
 //!
-//! Every [`Draft`] has a configuration, parameters, two frozen tables and files. Its [`Drafter`] decides how contexts and blocks
-//! go through them. A way of drafting is a variant of [`DraftKind`], whose settings implement [`Drafter`]. Other code that differs
-//! between drafters matches on [`DraftKind`] without a wildcard, so that the compiler names it when a variant is added.
+//! Every [`Draft`] has a configuration, parameters, two frozen tables and files. Its [`Drafter`] defines how contexts
+//! and blocks are computed. An architecture is a variant of [`DraftKind`], whose settings implement [`Drafter`]. Other
+//! code that differs between drafters matches on [`DraftKind`] without a wildcard, so the compiler reports it when a
+//! variant is added.
 //!
 //! Legend: `a` anchors, `k` block size, `s` context rows, `n` rows, `f` width of the target's features, `d` hidden size, `u`
 //! tokens that the draft can propose, `g` sequences still going.
@@ -18,7 +19,7 @@ use super::eagle3::Eagle3Config;
 use crate::checkpoint::{CheckpointError, JsonFields};
 use crate::tensors::ints;
 
-/// The families whose layers drafts have.
+/// The families whose layers drafts can have.
 const LAYER_FAMILIES: [Family; 2] = [Family::Qwen3, Family::Gemma4];
 
 /// A way of drafting, with the settings that it alone has.
@@ -26,7 +27,7 @@ const LAYER_FAMILIES: [Family; 2] = [Family::Qwen3, Family::Gemma4];
 pub enum DraftKind {
     /// Blocks in one pass, with a Markov and a confidence head or without (DFlash).
     DSpark(DSparkConfig),
-    /// One layer that goes on from features, slot by slot.
+    /// One layer that takes features and drafts slot by slot.
     Eagle3(Eagle3Config),
 }
 
@@ -44,7 +45,7 @@ impl DraftKind {
         Self::all().find(|(known, ..)| *known == name).map(|(_, kind, family)| (kind, family))
     }
 
-    /// What computes such drafts.
+    /// Returns the implementation of such drafts.
     pub fn drafter(&self) -> &dyn Drafter {
         match self {
             Self::DSpark(own) => own,
@@ -53,7 +54,7 @@ impl DraftKind {
     }
 }
 
-/// A way of drafting, implemented by its settings: how they are read and written, and what is computed with them.
+/// A draft architecture, implemented by its settings: reading and writing them, and the computation.
 pub trait Drafter {
     /// The name of such a draft, for reports.
     fn name(&self) -> &'static str;
@@ -62,13 +63,13 @@ pub trait Drafter {
     /// Qwen3.
     fn architecture(&self, family: Family) -> &'static str;
 
-    /// The field of configurations, and key of recipes, that holds the block size.
+    /// Returns the configuration field and recipe key of the block size.
     fn block_size_field(&self) -> &'static str;
 
     /// Reads the settings of this kind from a configuration; `vocab_size` is the target's.
     ///
     /// # Errors
-    /// When a field is missing or asks for something that is not supported; it is named.
+    /// Returns an error if a field is missing or asks for something that is not supported; it is named.
     fn read(&self, fields: &JsonFields, vocab_size: usize) -> Result<DraftKind, CheckpointError>;
 
     /// The fields of a configuration that such drafts alone have, in either layout.
@@ -77,17 +78,18 @@ pub trait Drafter {
     /// The settings and the block size as fields of a configuration, an object.
     fn fields(&self, block_size: usize) -> Value;
 
-    /// Blank parameters, to be read or drawn; nothing is allocated before the first use.
+    /// Returns uninitialised parameters, to be read or drawn; nothing is allocated before the first use.
     fn parameters(&self, config: &DraftConfig, device: &Device) -> DraftParameters;
 
-    /// Number of following tokens that a token's row of the context depends on. A sequence that is drafted for has at least
-    /// that many tokens.
+    /// Returns the number of following tokens that a token's row of the context depends on. A sequence must have at
+    /// least that many tokens to be drafted for.
     fn lookahead(&self) -> usize;
 
     /// Returns whether the layers run once per slot and read the token that the slot before drafted.
     fn is_autoregressive(&self) -> bool;
 
-    /// Returns whether a block goes on behind a drafted stop token: a pass over the whole block has computed the slots anyway.
+    /// Returns whether a block continues after a drafted stop token, because a pass over the whole block has computed
+    /// the slots anyway.
     fn drafts_past_stop_tokens(&self) -> bool {
         !self.is_autoregressive()
     }
@@ -120,15 +122,15 @@ pub trait Drafter {
     ) -> Box<dyn Drafting + 'a>;
 }
 
-/// The blocks of some sequences while they are drafted, slot by slot. All sequences go on at first. For each slot first
-/// [`confidences`](Self::confidences) is asked for, then, to draft it, [`logits`](Self::logits).
+/// The blocks of some sequences while they are drafted, slot by slot. All sequences are active at first. For each slot,
+/// [`confidences`](Self::confidences) is called first, then [`logits`](Self::logits) to draft it.
 pub trait Drafting {
-    /// Confidence logits of the next slot of the sequences that go on, `[g]`, given the token before the slot of each; `None`
-    /// without a confidence head.
+    /// Returns the confidence logits of the next slot of the active sequences, `[g]`, given the token before the slot
+    /// of each; `None` without a confidence head.
     fn confidences(&mut self, previous: &[u32]) -> Option<Vec<f32>>;
 
-    /// Goes on with some of the sequences alone, `kept` being increasing indices among those that went on so far. Logits of
-    /// the slot as proposals compute them, `u` numbers per kept sequence; they may be changed.
+    /// Restricts the active sequences to `kept`, increasing indices into the previously active ones. Returns the logits
+    /// of the slot as proposals compute them, `u` numbers per kept sequence; the caller may modify them.
     fn logits(&mut self, kept: &[usize]) -> Vec<&mut [f32]>;
 
     /// All slots at once, instead of asking slot by slot: `choose` takes the tokens of a slot from its logits, `[b, u] -> [b]`,
@@ -142,20 +144,21 @@ pub trait Drafting {
         None
     }
 
-    /// Hidden states of all slots so far, `[n, d]`: of a single sequence those of its slots in order.
+    /// Returns the hidden states of all slots so far, `[n, d]`: for a single sequence, in the order of its slots.
     fn hidden(&self) -> Tensor<2>;
 }
 
-/// Blocks whose tokens were taken on the device.
+/// Blocks whose tokens were sampled on the device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlocksAtOnce {
-    /// Tokens of the target, a block behind the other, as many each as were begun.
+    /// Token ids in the target's vocabulary, block after block, as many each as requested.
     pub tokens: Vec<u32>,
-    /// Confidence logits of these slots and of the one behind them, where the block has one; `None` without a confidence head.
+    /// Confidence logits of these slots, and of the following one if the block has it; `None` without a confidence
+    /// head.
     pub confidences: Option<Vec<f32>>,
 }
 
-/// Some of `n` rows, without copying when they are all of them.
+/// Selects some of `n` rows; does not copy if all are selected.
 pub(super) fn rows(x_nd: Tensor<2>, which: &[usize], n: usize) -> Tensor<2> {
     if which.len() == n {
         return x_nd;

@@ -1,5 +1,5 @@
-//! The DSpark drafter (paper, section 3), and DFlash, which is the same without heads: one parallel pass over the block, whose
-//! slots attend to features of the target, then left to right through the Markov head.
+//! The DSpark drafter (DSpark paper, section 3), and DFlash, which is the same without heads: one parallel pass over
+//! the block, whose slots attend to features of the target, followed by the Markov head from left to right.
 //!
 //! Legend: `a` anchors, `b` sequences, `g` sequences still going, `k` block size, `d` hidden size, `r` Markov rank, `u` tokens
 //! that the draft can propose.
@@ -22,7 +22,7 @@ use crate::tensors::{host, ints};
 /// Settings of DSpark drafts alone.
 #[derive(Clone, Debug, Default)]
 pub struct DSparkConfig {
-    /// The token that stands in for positions still to be drafted.
+    /// The placeholder token of positions that are not drafted yet.
     pub mask_token_id: u32,
     /// Trained blocks per sequence; not used in decoding.
     pub num_anchors: usize,
@@ -32,7 +32,7 @@ pub struct DSparkConfig {
     pub markov_head_type: MarkovHeadType,
     /// Whether there is a confidence head.
     pub enable_confidence_head: bool,
-    /// Whether the confidence head sees the Markov factors of the token before.
+    /// Whether the confidence head reads the Markov factors of the preceding token.
     pub confidence_head_with_markov: bool,
 }
 
@@ -108,7 +108,7 @@ impl Drafter for DSparkConfig {
             "enable_confidence_head": self.enable_confidence_head,
             "sample_from_anchor": true,
         });
-        // The reference says nothing of heads that are not there.
+        // DeepSpec writes no settings for absent heads.
         if self.markov_rank > 0 {
             fields["markov_head_type"] = json!(self.markov_head_type.name());
         }
@@ -167,7 +167,7 @@ impl Drafter for DSparkConfig {
         }
         for (index, layer) in draft.parameters.layers.iter().enumerate() {
             x_nd = layer.forward(x_nd, |attention, normed_nd| {
-                // The context goes through the layer's key and value projections, but not through its input norm.
+                // The context passes through the layer's key and value projections, but not through its input norm.
                 let context = attention.keys_values(context_sd.clone(), &context_rotation);
                 let (queries_nhw, block) = attention.project(normed_nd, &block_rotation);
                 attention.output(attend_blocks(queries_nhw, &context, &block, &seen))
@@ -204,7 +204,8 @@ impl Drafter for DSparkConfig {
         let hidden_nd = self.forward_contexts(draft, &mut contexts, anchors);
         let [_, d] = hidden_nd.dims();
         let hidden_bkd = hidden_nd.reshape([b, k, d]);
-        // Later slots shape earlier ones inside the block, but only those that will be drafted go through the output head.
+        // Later slots influence earlier ones in the block, but only slots that will be drafted pass through the output
+        // head.
         let base_nu = draft.proposal_logits(hidden_bkd.clone().narrow(1, 0, slots).reshape([b * slots, d]));
         let [_, u] = base_nu.dims();
         Box::new(DSparkDrafting {
@@ -237,8 +238,8 @@ impl DSparkConfig {
         draft.embedded(anchor_ids.iter().flat_map(slots).collect())
     }
 
-    /// One parallel pass over the blocks of `b` sequences, each at its own anchor, whose position is the context's length:
-    /// hidden states of all slots after the final norm, `[b * k, d]`. The contexts stay as they were.
+    /// One parallel pass over the blocks of `b` sequences, each at its own anchor, whose position is the context's
+    /// length. Returns the hidden states of all slots after the final norm, `[b * k, d]`. The contexts are not changed.
     fn forward_contexts(&self, draft: &Draft, contexts: &mut [&mut DraftContext], anchors: &[u32]) -> Tensor<2> {
         let k = draft.config().block_size;
         let mut positions = Vec::with_capacity(contexts.len() * k);
@@ -265,7 +266,7 @@ impl DSparkConfig {
     }
 }
 
-/// Blocks behind their parallel pass.
+/// Blocks after their parallel pass.
 struct DSparkDrafting<'a> {
     draft: &'a Draft,
     hidden_bkd: Tensor<3>,
@@ -274,7 +275,7 @@ struct DSparkDrafting<'a> {
     slots: usize,
     slot: usize,
     going: Vec<usize>,
-    /// Of the sequences still going.
+    /// State of the active sequences.
     state: MarkovState,
     /// Hidden states `[g, d]` and Markov factors `[g, r]` of the slot.
     inputs: Option<(Tensor<2>, Option<Tensor<2>>)>,
@@ -284,7 +285,7 @@ struct DSparkDrafting<'a> {
 enum Base {
     /// Wherever the draft computes.
     Computed(Box<Tensor<2>>),
-    /// In this machine's memory.
+    /// In host memory.
     Host(Vec<f32>),
 }
 

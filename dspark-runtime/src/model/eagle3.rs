@@ -1,10 +1,10 @@
-//! The Eagle3 drafter (Li et al., 2025): one decoder layer that goes on from the target's features, token by token.
+//! The Eagle3 drafter (Li et al., 2025): one decoder layer that continues from the target's features, token by token.
 //!
-//! Row `i` of its context has the feature of token `i`, and beside it the embedding of token `i + 1`. What the layer makes of a
-//! row predicts token `i + 2`, and stands in the place of a feature in the next row, whose token was drafted. So the block of
-//! an anchor `p` begins with row `p - 1`: slot `j` stands at position `p - 1 + j` and sees the rows of features before `p - 1`
-//! and the slots of its own block up to itself. That is how training unrolls it too (test-time training), at many anchors at
-//! once.
+//! Row `i` of its context has the feature of token `i` and the embedding of token `i + 1`. The layer's output for a row
+//! predicts token `i + 2`, and replaces the feature in the next row, whose token was drafted. The block of an anchor
+//! `p` therefore begins with row `p - 1`. Slot `j` has position `p - 1 + j` and sees the rows of features before
+//! `p - 1` and the slots of its own block up to itself. Training unrolls it in the same way (test-time training), at
+//! many anchors at once.
 //!
 //! Legend: `s` tokens of all samples, `a` anchors, `k` block size, `j` slots so far, `n` rows, `f` width of the target's
 //! features, `d` hidden size, `c` key and value heads, `w` head width, `g` sequences still going, `u` tokens that the draft can
@@ -110,7 +110,7 @@ impl Drafter for Eagle3Config {
         };
         let layer = only_layer(draft);
         let hidden_sd = draft.context_feature(features_sf);
-        // Nothing sees the row of a sample's last token, nor a slot that lies behind it.
+        // No row sees the row of a sample's last token, or a slot after it.
         let token = |sample: &DraftSample<'_>, position: usize| sample.ids.get(position).copied().unwrap_or(0);
         let following: Vec<u32> =
             samples.iter().flat_map(|sample| (1..=sample.ids.len()).map(|next| token(sample, next))).collect();
@@ -162,7 +162,7 @@ impl Drafter for Eagle3Config {
         let layer = only_layer(draft);
         let input_ne = layer.input_beside(hidden_nd.clone(), draft.embedded(signed(following)));
         write_rows(contexts, 0, &layer.self_attn.keys_values(input_ne, &rotation));
-        // Only the last rows will be asked for more than keys and values.
+        // Only the last rows need more than keys and values.
         let mut ends = Vec::with_capacity(contexts.len());
         let mut first = 0;
         for (context, count) in contexts.iter_mut() {
@@ -202,20 +202,20 @@ impl Drafter for Eagle3Config {
     }
 }
 
-/// Blocks while they are drafted: their slots lie behind the contexts' own rows.
+/// Blocks while they are drafted: their slots follow the contexts' own rows.
 struct Eagle3Drafting<'a> {
     draft: &'a Draft,
     contexts: Vec<&'a mut DraftContext>,
     /// Rows of the contexts themselves.
     lengths: Vec<usize>,
     going: Vec<usize>,
-    /// What stands in the place of features in the next slot.
+    /// The replacement for features in the next slot.
     hidden_gd: Tensor<2>,
     /// The tokens before the next slot, of the sequences still going.
     previous: Vec<u32>,
-    /// What each slot so far left.
+    /// The output of each slot so far.
     hidden: Vec<Tensor<2>>,
-    /// Of the slot, `[g, u]`.
+    /// Logits of the slot, `[g, u]`.
     logits: Vec<f32>,
 }
 

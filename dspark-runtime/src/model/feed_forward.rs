@@ -1,4 +1,4 @@
-//! What stands behind attention in a decoder layer: one gated MLP, or a mixture of many of which each token takes a few.
+//! The feed-forward part of a decoder layer: one gated MLP, or a mixture of experts.
 //!
 //! Legend: `n` rows (tokens), `d` hidden size, `f` width inside an MLP, `e` experts, `m` rows of one expert.
 
@@ -40,8 +40,8 @@ impl Mlp {
     }
 }
 
-/// A mixture of experts (Qwen3-MoE): `sum over the chosen of p_i MLP_i(x)`, the choice and `p` being the largest of
-/// `softmax(gate x)`. For inference: nothing is learned of the choice.
+/// A mixture of experts (Qwen3-MoE): `sum over the chosen of p_i MLP_i(x)`, where the choice and `p` are the largest of
+/// `softmax(gate x)`. For inference only: the choice is not trained.
 #[derive(Module, Debug)]
 pub struct Experts {
     /// `[e, d]`
@@ -61,8 +61,8 @@ impl Experts {
         }
     }
 
-    /// Each expert takes its rows together. A row's experts add to it in their order, so that its result does not depend on
-    /// the rows that go through with it.
+    /// Each expert processes its rows together. The outputs for a row are added in the order of its experts, so its
+    /// result does not depend on the other rows of the pass.
     fn forward(&self, x_nd: Tensor<2>) -> Tensor<2> {
         let (device, mut out_nd) = (x_nd.device(), x_nd.zeros_like());
         let scores_ne = self.gate.forward(x_nd.clone());
@@ -104,13 +104,14 @@ fn chosen(scores: &[f32], count: usize, normalize: bool) -> Vec<(usize, f32)> {
     order
 }
 
-/// Either of the two. On disk both are called `mlp`, so it adds nothing to the paths of parameters, as a derived enum would.
+/// One of the two kinds. Both are called `mlp` in files, so this enum adds nothing to the paths of parameters, unlike a
+/// derived one.
 #[expect(clippy::large_enum_variant, reason = "one per layer, beside weights of megabytes")]
 #[derive(Clone, Debug)]
 pub enum FeedForward {
     /// One for all tokens.
     Dense(Mlp),
-    /// Many, of which each token takes a few.
+    /// A mixture of which each token uses a few experts.
     Experts(Experts),
 }
 

@@ -1,8 +1,8 @@
 //! The configuration of Gemma 4's text part.
 //!
-//! Its layers are of two kinds, which `layer_types` lists: in a sliding layer a token sees a window of keys; a full layer sees
-//! all, has heads of another width, and may take its values from its keys. Published models are wrapped: `text_config` is
-//! what this project reads of them, since their other parts see and hear.
+//! Its layers are of two kinds, listed in `layer_types`. In a sliding layer a token sees a window of keys. A full layer
+//! sees all keys, has heads of another width, and can reuse its keys as values. Published models are multimodal: this
+//! project reads the text model in `text_config` only.
 
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ const WRAPPERS: [(&str, &str, &str); 2] = [
     ("Gemma4UnifiedForConditionalGeneration", "gemma4_unified", "gemma4_unified_text"),
 ];
 
-/// Where wrapped weight files keep the text model, and where this project has it.
+/// Prefix of the text model in multimodal weight files, and its prefix in this project.
 pub(super) const TEXT_PREFIX: (&str, &str) = ("model.language_model.", "model.");
 
 /// The beginnings of the names of what sees and hears.
@@ -26,7 +26,8 @@ pub(super) const OTHER_PARTS: [&str; 4] =
 const SLIDING: &str = "sliding_attention";
 const FULL: &str = "full_attention";
 
-/// The fields of the text model that a configuration wraps, as those of a text model of its own; `None` when it wraps none.
+/// Returns the fields of the text model of a multimodal configuration, as those of a plain text model; `None` if it has
+/// none.
 pub(super) fn text_fields(fields: &JsonFields) -> Result<Option<JsonFields>, CheckpointError> {
     let architecture = fields.get("architectures").and_then(Value::as_array).and_then(|list| list.first());
     let architecture = architecture.and_then(Value::as_str);
@@ -50,13 +51,13 @@ pub(super) fn text_fields(fields: &JsonFields) -> Result<Option<JsonFields>, Che
         own.insert("tie_word_embeddings".into(), tied.clone());
     }
     if text_type == "gemma4_unified_text" {
-        // Unified models have no per-layer inputs and no field that says so.
+        // Unified models have no per-layer inputs and no field for them.
         own.entry("hidden_size_per_layer_input").or_insert(json!(0));
     }
     Ok(Some(JsonFields::new(fields.path(), own)))
 }
 
-/// What caps the logits, if anything.
+/// Reads the cap of the logits, if there is one.
 pub(super) fn logit_softcap(fields: &JsonFields, family: Family) -> Result<Option<f64>, CheckpointError> {
     const FIELD: &str = "final_logit_softcapping";
     if family != Family::Gemma4 {
@@ -76,7 +77,7 @@ pub(super) fn layer_configs(fields: &JsonFields, count: usize) -> Result<Vec<Lay
     let types = types.filter(|types| types.len() == count && types.last().is_some_and(|last| last == FULL));
     let types = types.ok_or_else(|| fields.wrong("layer_types", expected()))?;
     let full = full_layer(fields)?;
-    // A draft has no sliding layers, and may leave out what these need.
+    // A draft has no sliding layers, and may omit the fields that these need.
     let sliding = if types.iter().any(|kind| kind == SLIDING) { Some(sliding_layer(fields)?) } else { None };
     let layer = |kind: &Value| match (kind.as_str(), &sliding) {
         (Some(FULL), _) => Ok(full.clone()),
@@ -171,7 +172,7 @@ fn rope(fields: &JsonFields, layers: &str, expected: &str) -> Result<JsonFields,
 /// Settings that would change the result and are not computed here.
 fn refuse_unsupported(fields: &JsonFields) -> Result<(), CheckpointError> {
     const ACTIVATION: &str = "gelu_pytorch_tanh";
-    // A field that is left out would mean that there are such inputs.
+    // A missing field would mean that per-layer inputs exist.
     if fields.size("hidden_size_per_layer_input", 0)? != 0 {
         return Err(fields.wrong("hidden_size_per_layer_input", "0 (per-layer inputs are not supported)"));
     }
@@ -186,7 +187,7 @@ fn refuse_unsupported(fields: &JsonFields) -> Result<(), CheckpointError> {
     if fields.optional_text("hidden_activation")?.unwrap_or(ACTIVATION) != ACTIVATION {
         return Err(fields.wrong("hidden_activation", format!("\"{ACTIVATION}\"")));
     }
-    // Tokens of pictures may look ahead; there are none in a text.
+    // Image tokens may attend ahead; text has none.
     if !matches!(fields.optional_text("use_bidirectional_attention")?, None | Some("vision")) {
         return Err(fields.wrong("use_bidirectional_attention", "null or \"vision\""));
     }
@@ -250,7 +251,7 @@ pub(super) mod tests {
         assert_eq!(config.fields.get("architectures"), Some(&json!(["Gemma4ForCausalLM"])));
         assert!(config.fields.get("vision_config").is_none());
 
-        // A unified model has no per-layer inputs, whether or not its file says so; the other kind must say so.
+        // A unified model has no per-layer inputs, with or without a field; other models must have the field.
         inner.as_object_mut().unwrap().remove("hidden_size_per_layer_input");
         let error = read(wrap("Gemma4ForConditionalGeneration", inner.clone())).unwrap_err().to_string();
         assert!(error.contains("`hidden_size_per_layer_input`"), "{error}");

@@ -9,7 +9,7 @@ use super::heads::MarkovHeadType;
 use crate::checkpoint::gguf::{BlockType, GgufFile, GgufValue};
 use crate::checkpoint::{CheckpointError, JsonFields};
 
-/// Keys of an architecture that are read, or that say nothing about what is computed here.
+/// Keys of an architecture that are read, or that have no effect here.
 const KNOWN: [&str; 24] = [
     "block_count",
     "context_length",
@@ -37,14 +37,14 @@ const KNOWN: [&str; 24] = [
     "tensor_data_layout",
 ];
 
-/// The families whose GGUF files are read and written.
+/// The families whose GGUF files can be read and written.
 const GGUF_FAMILIES: [Family; 3] = [Family::Llama, Family::Qwen2, Family::Qwen3];
 
 /// A GGUF file's metadata as the fields of the `config.json` that describes the same model.
 ///
 /// # Errors
-/// When the architecture is none of this project's, a key is missing, or one asks for something that is not computed here;
-/// it is named.
+/// Returns an error that names the key if the architecture is unknown, a key is missing, or a key asks for an
+/// unsupported computation.
 pub(super) fn config_fields(file: &GgufFile) -> Result<JsonFields, CheckpointError> {
     const ARCHITECTURE: &str = "general.architecture";
     let name = file.text(ARCHITECTURE)?;
@@ -98,7 +98,7 @@ pub(super) fn config_fields(file: &GgufFile) -> Result<JsonFields, CheckpointErr
     let epsilon = keys.float("attention.layer_norm_rms_epsilon")?;
     set("rms_norm_eps", json!(epsilon.ok_or_else(|| keys.absent("attention.layer_norm_rms_epsilon"))?));
     set("hidden_act", json!("silu"));
-    // Biases have no keys: they are there or not.
+    // Biases have no keys; they are present if their tensors are.
     if family != Family::Qwen2 {
         set("attention_bias", json!(file.tensor("blk.0.attn_q.bias").is_some()));
     }
@@ -155,7 +155,7 @@ impl Keys<'_> {
         number.map(Some).ok_or_else(|| self.wrong(key, "the same whole number >= 1 for every layer"))
     }
 
-    /// What positions are divided by, if by anything.
+    /// Returns the divisor of positions, if there is one.
     fn scaling_factor(&self) -> Result<Option<f64>, CheckpointError> {
         match self.file.text(&self.full("rope.scaling.type"))? {
             Some("none") => return Ok(None),
@@ -165,7 +165,7 @@ impl Keys<'_> {
         let key =
             if self.float("rope.scaling.factor")?.is_some() { "rope.scaling.factor" } else { "rope.scale_linear" };
         match self.float(key)? {
-            // 0 stands for "not set".
+            // 0 means "not set".
             None | Some(0.0 | 1.0) => Ok(None),
             Some(factor) if factor > 0.0 => Ok(Some(factor)),
             Some(_) => Err(self.wrong(key, "a number > 0")),
@@ -196,10 +196,10 @@ impl Keys<'_> {
     }
 }
 
-/// A target's configuration as metadata; `name` is told to users.
+/// Returns a target's configuration as metadata; `name` is shown to users.
 ///
 /// # Errors
-/// When the target has something that GGUF has no key for.
+/// Returns an error if the target has something that GGUF has no key for.
 pub(super) fn target_metadata(
     config: &TargetConfig,
     name: &str,
@@ -218,11 +218,11 @@ pub(super) fn target_metadata(
     Ok(metadata)
 }
 
-/// A draft's configuration as metadata of llama.cpp's `dflash`, which is a DSpark draft when it has a Markov head, and behind
-/// it the metadata of its tokeniser.
+/// Returns a draft's configuration as metadata of llama.cpp's `dflash`, which is a DSpark draft if it has a Markov
+/// head, followed by the metadata of its tokeniser.
 ///
 /// # Errors
-/// When the draft has something that llama.cpp does not compute.
+/// Returns an error if the draft has something that llama.cpp does not compute.
 pub(super) fn draft_metadata(
     config: &DraftConfig,
     name: &str,
@@ -294,7 +294,7 @@ fn general(architecture: &str, name: &str, block_type: BlockType) -> Vec<(String
     metadata
 }
 
-/// What target and draft have in common; `sizes` are layers and context length.
+/// Returns the metadata common to target and draft; `sizes` are layers and context length.
 fn layer_metadata(
     architecture: &str,
     layer: &LayerConfig,

@@ -15,7 +15,8 @@ use crate::checkpoint::{CheckpointError, Weights, WeightsToSave};
 /// the tokeniser's metadata (see [`Tokenizer::gguf_metadata`](crate::text::Tokenizer::gguf_metadata)).
 ///
 /// # Errors
-/// When the target cannot be read, has something that GGUF cannot say, or the file cannot be written.
+/// Returns an error if the target cannot be read, has a feature that GGUF cannot represent, or the file cannot be
+/// written.
 pub fn write_target_gguf(
     target: &Path,
     tokenizer: &[(String, GgufValue)],
@@ -45,7 +46,7 @@ pub fn write_target_gguf(
     writer.write(out)
 }
 
-/// The heads of a tensor whose rows the architecture wants in pairs.
+/// Returns the heads of a tensor whose rows the architecture stores in pairs.
 fn paired_heads(config: &TargetConfig, name: &str) -> Option<usize> {
     let part = name.rsplit('.').nth(1).filter(|_| config.family == Family::Llama);
     match part {
@@ -56,12 +57,12 @@ fn paired_heads(config: &TargetConfig, name: &str) -> Option<usize> {
 }
 
 impl Draft {
-    /// Writes the draft as a GGUF file for llama.cpp, whole or not at all, with both embedding and head or with neither: of a
-    /// file that has the embedding alone, llama.cpp takes that as the head too. `name` is told to users, `tokenizer` is the
+    /// Writes the draft as a GGUF file for llama.cpp atomically, with both embedding and head or with neither: if a
+    /// file has the embedding only, llama.cpp uses it as the head too. `name` is shown to users, `tokenizer` is the
     /// metadata of the target's tokeniser.
     ///
     /// # Errors
-    /// When llama.cpp would not compute this draft, a parameter is not finite, or the file cannot be written.
+    /// Returns an error if llama.cpp would not compute this draft, a parameter is not finite, or the file cannot be written.
     pub fn write_gguf(
         &self,
         name: &str,
@@ -86,7 +87,7 @@ impl Draft {
     }
 }
 
-/// What a model is called: the folder's or file's own name.
+/// Returns the name of a model: the name of its folder or file.
 fn model_name(path: &Path) -> String {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     path.file_stem().map_or_else(|| "target".to_owned(), |name| name.to_string_lossy().into_owned())

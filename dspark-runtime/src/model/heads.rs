@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::layers::{Embedding, Linear};
 use crate::tensors::ints;
 
-/// A bias on the logits that depends on the tokens before: `W2 u` (paper, eq. 4 and 5), where `u` comes of the factors
-/// `f = W1[x]` of the token before, and for some kinds of the slot's hidden state `h` too.
+/// A bias on the logits that depends on the preceding tokens: `W2 u` (DSpark paper, eq. 4 and 5). `u` is computed from
+/// the factors `f = W1[x]` of the preceding token and, for some kinds, also from the slot's hidden state `h`.
 ///
 /// * vanilla: `u = f`
 /// * gated: `u = sigmoid(G [h; f]) * f`
@@ -37,7 +37,7 @@ pub enum MarkovHeadType {
     /// Looks at the token before alone.
     #[default]
     Vanilla,
-    /// Lets the hidden state say how much of the bias counts.
+    /// A gate from the hidden state scales the bias.
     Gated,
     /// Remembers all tokens of the block.
     Rnn,
@@ -47,7 +47,7 @@ impl MarkovHeadType {
     /// All kinds.
     pub const ALL: [Self; 3] = [Self::Vanilla, Self::Gated, Self::Rnn];
 
-    /// As configurations name it.
+    /// Returns the name in configurations.
     pub fn name(self) -> &'static str {
         match self {
             Self::Vanilla => "vanilla",
@@ -57,7 +57,8 @@ impl MarkovHeadType {
     }
 }
 
-/// What a Markov head carries from slot to slot, `[n, r]`; nothing at a block's beginning, and for heads without memory.
+/// The state that a Markov head passes from slot to slot, `[n, r]`; empty at a block's beginning, and for heads without
+/// memory.
 #[derive(Clone, Debug, Default)]
 pub struct MarkovState(Option<Tensor<2>>);
 
@@ -70,7 +71,7 @@ impl MarkovState {
 }
 
 impl MarkovHead {
-    /// Blank, as [`Linear::new`], for the target's `v` tokens, of which `u` can be proposed.
+    /// Returns an uninitialised head, like [`Linear::new`], for the target's `v` tokens, of which `u` can be proposed.
     pub fn new(kind: MarkovHeadType, [v, u]: [usize; 2], d: usize, r: usize, device: &Device) -> Self {
         Self {
             markov_w1: Embedding::new(v, r, device),
@@ -85,8 +86,8 @@ impl MarkovHead {
         self.markov_w1.forward(previous_n)
     }
 
-    /// What `W2` is applied to, for one slot of each of `n` blocks: hidden states `[n, d]`, factors `[n, r]`, and the state
-    /// that the slot before left -> `[n, r]`
+    /// Returns the input of `W2` for one slot of each of `n` blocks: hidden states `[n, d]`, factors `[n, r]`, and the
+    /// state of the preceding slot -> `[n, r]`
     pub fn step(&self, hidden_nd: &Tensor<2>, factors_nr: Tensor<2>, state: &mut MarkovState) -> Tensor<2> {
         if let Some(gate) = &self.gate_proj {
             let gates_nr = gate.forward(Tensor::cat(vec![hidden_nd.clone(), factors_nr.clone()], 1));
@@ -102,8 +103,8 @@ impl MarkovHead {
         part(2).tanh()
     }
 
-    /// The same for whole blocks, when training: rows are the first slots of each block, block after block, as many as
-    /// `lengths` says. `[n, d], [n, r] -> [n, r]`
+    /// Computes whole blocks, for training: rows are the first slots of each block, block after block, as many as in
+    /// `lengths`. `[n, d], [n, r] -> [n, r]`
     pub fn blocks(&self, hidden_nd: &Tensor<2>, factors_nr: Tensor<2>, lengths: &[usize]) -> Tensor<2> {
         if self.joint_proj.is_none() {
             return self.step(hidden_nd, factors_nr, &mut MarkovState::default());
@@ -119,7 +120,8 @@ impl MarkovHead {
             .collect();
         let mut going: Vec<usize> = (0..lengths.len()).collect();
         let mut state = MarkovState::default();
-        // Slot by slot, since each needs the state of the one before; where every row went, to put them back.
+        // Runs slot by slot, since each needs the state of the preceding one; records the original place of every row
+        // to restore the order.
         let (mut outputs, mut place) = (Vec::new(), vec![0; lengths.iter().sum()]);
         let mut done = 0;
         for slot in 0..lengths.iter().copied().max().unwrap_or(0) {
@@ -157,7 +159,7 @@ impl ConfidenceHead {
         Self { proj: Linear::new(width, 1, true, device) }
     }
 
-    /// One logit per slot: hidden `[n, d]`, and factors `[n, r]`, which a head of width `d` leaves out -> `[n]`
+    /// Returns one logit per slot: hidden `[n, d]`, and factors `[n, r]`, which a head of width `d` ignores -> `[n]`
     pub fn logits(&self, hidden_nd: Tensor<2>, factors_nr: Option<Tensor<2>>) -> Tensor<1> {
         let ([_, d], [_, width]) = (hidden_nd.dims(), self.proj.weight.dims());
         let input = match factors_nr {
@@ -173,7 +175,7 @@ mod tests {
     use super::*;
     use crate::Normals;
 
-    /// Whole blocks at once give what going through each of them alone, slot by slot, gives.
+    /// Computing whole blocks at once gives the same result as each block alone, slot by slot.
     #[test]
     fn blocks_of_any_lengths_are_their_slots_one_by_one() {
         let device = Device::flex();
@@ -197,7 +199,7 @@ mod tests {
                     row += 1;
                 }
             }
-            // Only the rnn head lets a slot depend on the one before.
+            // Only the rnn head makes a slot depend on the preceding one.
             let mut changed = factors_nr.clone();
             changed = changed.slice_assign(s![0..1, 0..r], Tensor::zeros([1, r], &device));
             let differs: Vec<f32> =

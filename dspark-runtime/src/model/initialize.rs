@@ -1,13 +1,13 @@
-//! How a draft starts: from random numbers, or from its target, its layers being the target's last ones.
+//! Initialisation of a draft: random, or with copies of the target's last layers.
 //!
-//! A draft layer reads the same kind of context as a target layer: keys and values of hidden states. So draft layer `j` of
-//! `n` becomes target layer `N - n + j`, `fc` passes on the captured layer that comes right before the first of them (or the
-//! nearest one below), and the final norm is the target's. What the copies see of the context is then what the originals
-//! see, as far as one hidden state can stand for that of every later layer. What is left to learn is the way from a bare
-//! embedding to where the originals begin.
+//! A draft layer reads the same kind of context as a target layer: keys and values of hidden states. Draft layer `j` of
+//! `n` is therefore initialised from target layer `N - n + j`, `fc` passes on the captured layer directly before the
+//! first of them (or the nearest one below), and the final norm is the target's. The copies then see the same context
+//! as the originals, as far as one hidden state can replace that of every later layer. Training has to learn the step
+//! from a bare embedding to the input of the originals.
 //!
-//! A draft has one norm for the context of all its layers, where the target has one per layer. The weights of norms are
-//! therefore multiplied into the matrices behind them, and the norms start at one.
+//! A draft has one norm for the context of all its layers, but the target has one per layer. The weights of norms are
+//! therefore multiplied into the matrices that follow them, and the norms start at one.
 //!
 //! Draft layers norm their queries and keys. Where the target does not, these norms start at the length that the target's
 //! own queries and keys have on given texts.
@@ -25,25 +25,25 @@ use super::target::{LayerId, Target, TargetSegment};
 use crate::checkpoint::with_stable_ids;
 use crate::tensors::host;
 
-/// The matrices behind the norm before attention.
+/// The matrices after the norm before attention.
 const ATTENTION: (&str, [&str; 3]) =
     ("input_layernorm.weight", ["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"]);
 
-/// The matrices behind the norm before the MLP, which is the first of these that a layer has.
+/// The matrices after the norm before the MLP; the norm is the first of these that a layer has.
 const MLP: ([&str; 2], [&str; 2]) = (
     ["pre_feedforward_layernorm.weight", "post_attention_layernorm.weight"],
     ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
 );
 
 impl Draft {
-    /// The same draft with its parameters taken from the target, a better start than random ones.
+    /// Returns the draft with its parameters initialised from the target, a better start than random ones.
     ///
     /// `texts` are token ids that the target may be asked about, at least one text; they matter only for a target without
     /// q/k norms.
     pub fn initialized_from(&self, target: &Target, texts: &[&[u32]]) -> Self {
         let mut parameters = self.parameters.clone();
         let depth = parameters.layers.len();
-        // Of a target whose layers differ, those of the draft's kind.
+        // If the target's layers differ, those of the draft's kind.
         let alike: Vec<usize> =
             (0..target.layers().len()).filter(|&layer| target.config().layers[layer].window().is_none()).collect();
         let first = alike.len().saturating_sub(depth);
@@ -77,8 +77,8 @@ impl Draft {
     }
 }
 
-/// A layer that computes what another one does, with norms of one. Tensors that the other one lacks, or has in another
-/// shape, stay as they are.
+/// Returns a layer that computes the same as another one, with norms of one. Tensors that the other one lacks, or has
+/// in another shape, are unchanged.
 fn folded_copy(layer: DecoderLayer, from: &DecoderLayer) -> DecoderLayer {
     let mut tensors = Tensors::default();
     from.visit(&mut tensors);
@@ -153,7 +153,7 @@ mod tests {
 
     const IDS: [u32; 9] = [3, 1, 4, 1, 5, 9, 2, 6, 5];
 
-    /// A target whose norms are not at one, and a fresh draft of its last `depth` layers.
+    /// A target whose norms are not one, and a new draft of its last `depth` layers.
     fn models(architecture: &str, depth: usize) -> (Target, Draft) {
         struct Shake(Normals, ChaCha8Rng);
         impl ModuleMapper for Shake {
@@ -246,7 +246,7 @@ mod tests {
             let off: f32 = (copied - expected).abs().max().into_scalar();
             assert!(off < 1e-4 * largest, "off by {off} of {largest}");
         }
-        // The MLP of the last layer, behind its norm.
+        // The MLP of the last layer, after its norm.
         let (copied, original) = (&draft.parameters.layers[1], &target.layers()[3]);
         let x = Normals::new(26).tensor::<2>([5, 32], 3.0, target.device());
         let behind = |layer: &DecoderLayer| {

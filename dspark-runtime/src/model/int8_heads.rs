@@ -1,8 +1,8 @@
 //! The draft's vocabulary-sized products in 8 bits.
 //!
-//! One token through the output head and through `W2` of the Markov head reads more memory than all draft layers, and the
-//! second once per slot. What is proposed may be a little off, as long as the acceptance test divides by what was really
-//! sampled from: then outputs do not change, and acceptance hardly does.
+//! One token through the output head and through `W2` of the Markov head reads more memory than all draft layers, and
+//! `W2` is read once per slot. Proposals may be slightly inexact, as long as the acceptance test divides by the
+//! distribution that was really sampled from. Outputs then do not change, and acceptance hardly does.
 //!
 //! Legend: `n` rows (draft slots), `d` hidden size, `r` Markov rank, `v` vocabulary.
 
@@ -14,7 +14,7 @@ use burn::tensor::Tensor;
 use super::draft::Draft;
 use crate::kernels::Int8Matrix;
 
-/// What proposals compute their vocabulary-sized products with.
+/// The weights of proposals' vocabulary-sized products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum DraftHeads {
     /// 8-bit copies, on devices where that is faster: the CPU.
@@ -58,7 +58,7 @@ pub(super) struct Int8Heads {
 }
 
 impl Draft {
-    /// The same draft, proposing with such heads.
+    /// Returns the draft with these heads for proposals.
     #[must_use]
     pub fn with_heads(mut self, heads: DraftHeads) -> Self {
         self.int8 = match heads {

@@ -10,16 +10,16 @@ use super::config::LayerConfig;
 use crate::cube;
 use crate::kernels::{self, Keys};
 
-/// Rows that go through a cache one by one on a device: of a decoding step, or a block to verify. More are a prompt's, and
-/// products of matrices.
+/// Maximum number of rows that a device appends to a cache one by one, as in a decoding step or a block to verify. More
+/// rows are a prompt's, and use matrix products.
 #[cfg(feature = "cube")]
 const FEW_ROWS: usize = 64;
 
 /// Keys and values of one sequence, for every layer of a model.
 ///
-/// All layers of one shape (in most models: all) lie in one buffer, in pages of its own. Many small ones of all lengths, each
-/// living as long as its sequence, would leave the allocator full of holes; a large one goes back whole. Rows are written in
-/// place, so appending one token costs the same at any length; the buffers double when full.
+/// All layers of one shape (in most models: all) share one buffer, with separate pages. Many small buffers of all
+/// lengths, each living as long as its sequence, would fragment the allocator; a large one is returned as a whole. Rows
+/// are written in place, so appending one token costs the same at any length. The buffers double when full.
 #[derive(Debug)]
 pub struct KvCache {
     /// Per shape, keys and values of its layers in turn, `[2 l, c, capacity, w]`.
@@ -29,11 +29,11 @@ pub struct KvCache {
     capacity: usize,
 }
 
-/// Where a layer's keys and values lie.
+/// The location of a layer's keys and values.
 #[derive(Clone, Copy, Debug)]
 struct Layer {
     buffer: usize,
-    /// Of the keys; the values are behind them.
+    /// Index of the keys; the values follow them.
     index: usize,
     /// Keys that a row sees; `None`: all before it. All are kept, so that a sequence can be cut anywhere.
     window: Option<usize>,
@@ -45,7 +45,7 @@ impl KvCache {
         Self::for_layers(std::iter::repeat_n(config, layers), capacity, device)
     }
 
-    /// The same for layers that differ.
+    /// Returns a cache for layers that differ.
     pub fn for_layers<'a>(
         layers: impl IntoIterator<Item = &'a LayerConfig>,
         capacity: usize,
@@ -75,7 +75,7 @@ impl KvCache {
         self.length
     }
 
-    /// Whether no token was cached yet.
+    /// Returns whether no token is cached.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
@@ -85,7 +85,7 @@ impl KvCache {
         self.capacity
     }
 
-    /// Makes room for exactly `capacity` tokens, at least those it holds.
+    /// Sets the capacity to exactly `capacity` tokens, which must not be less than the cached tokens.
     pub fn resize(&mut self, capacity: usize) {
         let capacity = capacity.max(self.length).max(1);
         if capacity != self.capacity {
@@ -94,7 +94,7 @@ impl KvCache {
         }
     }
 
-    /// A cache of its own with the first `length` tokens of this one and room for `capacity`.
+    /// Returns a separate cache with the first `length` tokens of this one and room for `capacity`.
     #[must_use]
     pub fn copy_prefix(&self, length: usize, capacity: usize) -> Self {
         let length = length.min(self.length);
@@ -114,7 +114,7 @@ impl KvCache {
         self.buffers.iter().map(copy).collect()
     }
 
-    /// Takes over `length` tokens whose keys and values are zeros, for timing passes behind a long sequence.
+    /// Adds `length` tokens with zero keys and values, for timing passes after a long sequence.
     pub fn fill_with_zeros(&mut self, length: usize) {
         self.reserve(length.saturating_sub(self.length));
         self.length = length;
@@ -140,8 +140,8 @@ impl KvCache {
         debug_assert!(self.length <= self.capacity);
     }
 
-    /// Writes the new rows of one layer behind the sequence and attends to all of it, causal rows to the layer's window:
-    /// `[n, h, w] -> [n, h * w]`.
+    /// Appends the new rows of one layer to the sequence and attends to all of it, with causal rows and the layer's
+    /// window: `[n, h, w] -> [n, h * w]`.
     ///
     /// The rows become part of the sequence with [`advance`](Self::advance); without it they are overwritten by the next
     /// call, which is how a draft block is dropped after its round. Room must have been made by
@@ -178,7 +178,7 @@ impl KvCache {
         attend_in_parts(queries_nhw, [index, index + 1].map(rows), causal, window, SCORES)
     }
 
-    /// Writes rows behind the sequence without attending to them.
+    /// Appends rows to the sequence without attending to them.
     pub(super) fn write(&mut self, layer: usize, new: KeysValues) {
         let past = self.length;
         let [n, c, w] = new.keys_ncw.dims();
@@ -218,7 +218,7 @@ mod tests {
                 attend_in_parts(queries.clone(), [keys.clone(), values.clone()], causal, window, scores)
             };
             let whole = attend(n * h * t);
-            // One row at a time, and parts of which the last is smaller.
+            // Test one row at a time, and parts of which the last is smaller.
             for rows in [0, 1, 5, 22] {
                 close(&attend(rows * h * t), &whole, &format!("{rows} rows, causal {causal}, {window:?}"));
             }
@@ -232,7 +232,7 @@ mod tests {
         let (host, cube) = (Device::flex(), Device::cpu());
         let mut normal = normals(22);
         for ([h, c, w], window) in [([4, 2, 6], None), ([3, 1, 33], Some(4)), ([2, 2, 1], None)] {
-            // Two layers, of which the second is looked at; the cache grows on its way.
+            // Two layers, of which the second is checked; the cache grows on the way.
             let mut caches = [&host, &cube].map(|device| {
                 let layers = [Layer { buffer: 0, index: 0, window: None }, Layer { buffer: 0, index: 2, window }];
                 let buffers = vec![kernels::mapped_zeros([4, c, 2, w], device)];

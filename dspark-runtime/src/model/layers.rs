@@ -10,7 +10,8 @@ use super::config::LayerConfig;
 use super::feed_forward::FeedForward;
 use crate::kernels;
 
-/// A matrix to be read from a file or drawn ([`Normals`](crate::Normals)); nothing is allocated before the first use.
+/// Returns a matrix to be read from a file or drawn ([`Normals`](crate::Normals)); nothing is allocated before the
+/// first use.
 fn blank(shape: [usize; 2], device: &Device) -> Param<Tensor<2>> {
     Initializer::Zeros.init(shape, device)
 }
@@ -25,7 +26,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Blank: zeros, to be read or drawn; nothing is allocated before the first use.
+    /// Returns an uninitialised layer: zeros, to be read or drawn; nothing is allocated before the first use.
     pub fn new(d_in: usize, d_out: usize, bias: bool, device: &Device) -> Self {
         let bias = bias.then(|| Initializer::Zeros.init([d_out], device));
         Self { weight: blank([d_out, d_in], device), bias }
@@ -36,7 +37,7 @@ impl Linear {
         self.with_bias(kernels::linear(x_nd, self.weight.val()))
     }
 
-    /// What several layers give for the same rows, `[n, d_in] -> [n, d_out]` each; faster together.
+    /// Applies several layers to the same rows, `[n, d_in] -> [n, d_out]` each; faster than one after the other.
     pub fn forward_all<const M: usize>(layers: [&Self; M], x_nd: Tensor<2>) -> [Tensor<2>; M] {
         let mut products = kernels::linears(x_nd, layers.map(|layer| layer.weight.val())).into_iter();
         layers.map(|layer| layer.with_bias(products.next().unwrap_or_else(|| unreachable!("one product per layer"))))
@@ -86,29 +87,29 @@ impl RmsNorm {
         Self { weight: Initializer::Ones.init([width], device), eps }
     }
 
-    /// Any shape, last axis `d`; the shape stays.
+    /// Accepts any shape with last axis `d`, and preserves it.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         kernels::rms_norm(x, self.weight.val(), self.eps)
     }
 }
 
-/// One decoder layer: attention and MLP, each behind a norm and around a residual. Gemma 4's has norms on both sides of
-/// each, of which the second one has the name that others give to the norm before the MLP.
+/// One decoder layer: attention and MLP, each after a norm and with a residual connection. Gemma 4's layer has norms on
+/// both sides of each; its norm after attention has the name that other families use for the norm before the MLP.
 #[derive(Module, Debug)]
 pub struct DecoderLayer {
-    /// Norm before attention; in a layer that reads embeddings beside its rows, of the embeddings.
+    /// Norm before attention; in a layer that also reads embeddings, the norm of the embeddings.
     pub input_layernorm: RmsNorm,
-    /// Norm of the rows in a layer that reads embeddings beside them (Eagle3); absent in others.
+    /// Norm of the rows in a layer that also reads embeddings (Eagle3); absent in others.
     pub hidden_norm: Option<RmsNorm>,
-    /// Attention; the caller decides what is attended to.
+    /// Attention; the caller decides which keys are attended to.
     pub self_attn: SelfAttention,
-    /// Norm before the MLP; Gemma 4: behind attention.
+    /// Norm before the MLP; for Gemma 4, after attention.
     pub post_attention_layernorm: RmsNorm,
-    /// The gated MLP, or many of them.
+    /// The gated MLP or mixture of experts.
     pub mlp: FeedForward,
     /// Gemma 4's norm before the MLP.
     pub pre_feedforward_layernorm: Option<RmsNorm>,
-    /// Gemma 4's norm behind the MLP.
+    /// Gemma 4's norm after the MLP.
     pub post_feedforward_layernorm: Option<RmsNorm>,
     /// Gemma 4's factor on the output, `[1]`. Nothing trains it.
     pub layer_scalar: Option<Param<Tensor<1>>>,
@@ -131,7 +132,7 @@ impl DecoderLayer {
         }
     }
 
-    /// The same for a layer whose attention reads an embedding beside each row, at twice the width.
+    /// Returns a layer whose attention reads an embedding in addition to each row, at twice the width.
     pub fn beside_embeddings(config: &LayerConfig, device: &Device) -> Self {
         Self {
             hidden_norm: Some(RmsNorm::new(config.hidden_size, config.rms_norm_eps, device)),
@@ -147,8 +148,8 @@ impl DecoderLayer {
         self.behind_attention(x_nd, attended_nd)
     }
 
-    /// The same for a layer that reads embeddings beside its rows: `attend` gets what [`input_beside`](Self::input_beside)
-    /// makes of both.
+    /// Applies a layer that also reads embeddings: `attend` receives the output of [`input_beside`](Self::input_beside)
+    /// for both.
     pub fn forward_beside(
         &self,
         x_nd: Tensor<2>,
@@ -159,8 +160,8 @@ impl DecoderLayer {
         self.behind_attention(x_nd, attended_nd)
     }
 
-    /// What attention reads of rows and the embeddings beside them, `[n, d], [n, d] -> [n, 2d]`: the embeddings first, each
-    /// behind its norm.
+    /// Returns the attention input for rows and their embeddings, `[n, d], [n, d] -> [n, 2d]`: the embeddings first,
+    /// each after its norm.
     pub fn input_beside(&self, x_nd: Tensor<2>, embedded_nd: Tensor<2>) -> Tensor<2> {
         let x_nd = match &self.hidden_norm {
             Some(norm) => norm.forward(x_nd),

@@ -1,8 +1,8 @@
 //! Models: the target and the draft that is distilled from it.
 //!
-//! A module is written once and runs with and without autodiff: the trainer and the decoder use the same code. Activations
-//! are rows of tokens, `[n, d]`: several sequences of different length lie one after the other, and only attention
-//! ([`attention`]) knows where one ends and the next begins. So nothing is ever padded.
+//! A module is written once and runs with and without autodiff: the trainer and the decoder use the same code.
+//! Activations are rows of tokens, `[n, d]`. Sequences of different lengths are concatenated, and only attention
+//! ([`attention`]) knows their boundaries, so nothing is ever padded.
 //!
 //! A module's fields carry the names of the tensors on disk, so that a file can be read next to the code.
 

@@ -1,16 +1,16 @@
-//! How surprised a target is by a text.
+//! Perplexity of a text under a target.
 //!
 //! Legend: `n` rows (tokens), `d` hidden size, `v` vocabulary.
 
 use super::target::{Target, TargetSegment};
 use crate::tensors::host;
 
-/// Rows whose logits are on the host at a time.
+/// Number of rows whose logits are on the host at a time.
 const ROWS: usize = 64;
 
 impl Target {
-    /// Minus the logarithm of the probability of each token after the first, given all before it, in nats; `ids` are one
-    /// text, every one of them below the vocabulary size.
+    /// Returns the negative log-probability of each token after the first, given all preceding ones, in nats; `ids` are
+    /// one text, and all of them must be below the vocabulary size.
     pub fn token_losses(&self, ids: &[u32]) -> Vec<f64> {
         let Some((_, next)) = ids.split_first().filter(|(_, next)| !next.is_empty()) else {
             return Vec::new();

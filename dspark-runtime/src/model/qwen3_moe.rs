@@ -1,13 +1,13 @@
-//! The configuration of Qwen3's mixtures of experts: Qwen3 layers, of which most have many MLPs.
+//! The configuration of Qwen3's mixtures of experts: Qwen3 layers, most of which have many MLPs.
 
 use super::config::{ExpertsConfig, Family, LayerConfig, layer_config};
 use crate::checkpoint::{CheckpointError, JsonFields};
 
-/// More experts than any model has, in a layer and in all of them together: that many modules are made before any weight file
-/// is looked at.
+/// Upper bounds on the experts in a layer and in all layers, larger than in any model: that many modules are created
+/// before any weight file is read.
 const MOST_EXPERTS: [usize; 2] = [4096, 65_536];
 
-/// Fields that only mixtures have; a draft has none of them.
+/// Fields that only mixtures of experts have; a draft has none of them.
 pub(super) const FIELDS: [&str; 9] = [
     "num_experts",
     "num_local_experts",

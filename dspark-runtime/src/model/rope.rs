@@ -43,14 +43,14 @@ impl Rotary {
 /// The rotary frequencies of all layers of a model.
 #[derive(Clone, Debug)]
 pub(super) struct Rotaries {
-    /// Those that differ.
+    /// The distinct rotary embeddings.
     distinct: Vec<Rotary>,
-    /// Which of them each layer has.
+    /// Index of each layer's rotary embedding.
     of_layer: Vec<usize>,
 }
 
 impl Rotaries {
-    /// Those that the layers' configurations ask for.
+    /// Returns the rotary embeddings of the layers' configurations.
     pub fn new(layers: &[LayerConfig]) -> Self {
         let mut distinct = Vec::new();
         let of_layer = layers
@@ -93,7 +93,7 @@ fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
         RopeScaling::Linear { factor } => (f64::from(frequency) / factor) as f32,
         RopeScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_max_position } => {
             let frequency = f64::from(frequency);
-            // How many turns the pair makes over the context of pre-training.
+            // Number of turns of the pair over the pre-training context.
             let turns = original_max_position as f64 * frequency / TAU;
             let kept = (turns - low_frequency_factor) / (high_frequency_factor - low_frequency_factor);
             let kept = kept.clamp(0.0, 1.0);

@@ -10,13 +10,13 @@ const NEW: &str = "rope_parameters";
 const SCALING: &str = "rope_scaling";
 const THETA: &str = "rope_theta";
 
-/// The base of the rotary frequencies where a file names none.
+/// The base of the rotary frequencies if a file has none.
 const DEFAULT_THETA: f64 = 10_000.0;
 
-/// Reads base and stretching from the form that a file has. Of a file with both, the two must say the same.
+/// Reads base and scaling from the form that a file has. If a file has both forms, they must agree.
 ///
 /// # Errors
-/// When a field is not what it should be, asks for a rotation that is not computed, or contradicts another.
+/// Returns an error if a field is not what it should be, asks for a rotation that is not computed, or contradicts another.
 pub(super) fn rope(fields: &JsonFields) -> Result<(f64, RopeScaling), CheckpointError> {
     let stated = |name: &str| Ok(fields.object(name)?.filter(|settings| !settings.as_map().is_empty()));
     let (new, old) = (stated(NEW)?, stated(SCALING)?);
@@ -90,7 +90,7 @@ fn scaling(settings: &JsonFields) -> Result<RopeScaling, CheckpointError> {
         if value.is_null() || known.contains(&name.as_str()) || own.contains(&name.as_str()) {
             continue;
         }
-        // Factors of 1 change nothing.
+        // Factors of 1 have no effect.
         let neutral = ["factor", "partial_rotary_factor", "attention_factor"].contains(&name.as_str());
         if !(neutral && value.as_f64() == Some(1.0)) {
             let expected = if neutral { "1" } else { "nothing" };
@@ -101,7 +101,7 @@ fn scaling(settings: &JsonFields) -> Result<RopeScaling, CheckpointError> {
     Ok(scaling)
 }
 
-/// Fields that say the same in both forms; `None` for rotations that only one has words for.
+/// Returns the fields in both forms; `None` for rotary embeddings that only one form can represent.
 pub(super) fn rope_fields(layer: &LayerConfig) -> Option<Value> {
     let settings = match layer.rope_scaling {
         RopeScaling::None => None,

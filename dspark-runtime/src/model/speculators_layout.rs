@@ -1,5 +1,6 @@
-//! The configuration of a draft as the `speculators` package has it, and vLLM with it: what the draft's layers are lies in
-//! an object of its own, what the drafter adds beside it, and the target is named. Tensors have the same names in both layouts.
+//! The configuration of a draft in the layout of the `speculators` package and vLLM: the settings of the draft's layers
+//! are in a nested object, the drafter's settings are next to it, and the target is named. Tensors have the same names
+//! in both layouts.
 //!
 //! Target layers are counted from the embedding's output there: id `i` is what the first `i` decoder layers make, so it is
 //! one more than in this project's layout (`speculators` 0.9.0, `models/utils.py`; vLLM takes one off again).
@@ -17,7 +18,7 @@ use crate::checkpoint::{CheckpointError, JsonFields};
 /// The version of the package that was read and tried.
 const VERSION: &str = "0.9.0";
 
-/// Field that tells this layout from others.
+/// Field that identifies this layout.
 const KIND: &str = "speculators_model_type";
 
 const LAYERS: &str = "transformer_layer_config";
@@ -25,11 +26,11 @@ const LAYER_IDS: &str = "aux_hidden_state_layer_ids";
 const EAGLE3_LAYER_IDS: &str = "eagle_aux_hidden_state_layer_ids";
 const VOCABULARY: &str = "draft_vocab_size";
 
-/// Ways of computing that the package's Eagle3 drafts may have and this project's do not; vLLM takes the first for granted
-/// where nothing is said.
+/// Settings that the package's Eagle3 drafts can have and this project does not support; vLLM assumes the first if the
+/// field is missing.
 const EAGLE3_OTHERWISE: [&str; 4] = ["norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"];
 
-/// Fields beside the layers that this project reads or that repeat others, whatever the kind.
+/// Fields next to the layers that this project reads or that repeat others, for every kind.
 const BESIDE_LAYERS: [&str; 8] = [
     KIND,
     LAYERS,
@@ -48,13 +49,13 @@ const NOT_OF_LAYERS: [&str; 6] =
 /// The target, as the layout names it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verifier {
-    /// A Hugging Face name or a folder; `None`: whoever loads the draft says.
+    /// A Hugging Face name or a folder; `None` leaves it to the program that loads the draft.
     pub name_or_path: Option<String>,
     /// `architectures` of its `config.json`.
     pub architectures: Vec<String>,
 }
 
-/// Whether a configuration is in this layout.
+/// Returns whether a configuration is in this layout.
 pub fn is_speculators(fields: &JsonFields) -> bool {
     fields.get(KIND).is_some()
 }
@@ -67,7 +68,8 @@ pub fn to_speculators(
 ) -> Option<Map<String, Value>> {
     let value = |name: &str| native.get(name).cloned().unwrap_or(Value::Null);
     let own = || kind.drafter().own_fields().iter().copied().chain([VOCABULARY, TEMPLATE_ARGUMENTS]);
-    // What is said here where the other layout says nothing; the package would take some of it for something else.
+    // Writes explicitly some fields that the other layout omits; the package would assume other values for some of
+    // them.
     let (name, model, ids, said) = match kind {
         DraftKind::DSpark(_) => {
             let said = json!({
@@ -126,11 +128,11 @@ pub fn to_speculators(
     Some(fields)
 }
 
-/// The fields in this project's layout. What is left out is what the package takes it for. `num_target_layers` is no field
-/// of the package: drafts that were not written here lack it, and then `target_layers` is taken where it is known.
+/// Returns the fields in this project's layout. Missing fields get the package's defaults. `num_target_layers` is not a
+/// field of the package: drafts written by other programs lack it, and `target_layers` is used if it is known.
 ///
 /// # Errors
-/// When it is another kind of speculator, its layers are not Qwen3's, or a field is not what it should be.
+/// Returns an error if it is another kind of speculator, its layers are not Qwen3's, or a field is not what it should be.
 pub fn from_speculators(fields: &JsonFields, target_layers: Option<usize>) -> Result<JsonFields, CheckpointError> {
     let kind = fields.optional_text(KIND)?.unwrap_or_default();
     if !matches!(kind, "dspark" | "dflash" | "eagle3") {
@@ -186,7 +188,8 @@ pub fn from_speculators(fields: &JsonFields, target_layers: Option<usize>) -> Re
     Ok(JsonFields::new(fields.path(), native))
 }
 
-/// Refuses what lies beside the layers and changes what a draft computes, or is not known; `read` says what is read.
+/// Refuses fields next to the layers that are unknown or change the draft's computation; `read` returns whether a field
+/// is read.
 fn refuse_beside_layers(
     fields: &JsonFields,
     layers: &JsonFields,
@@ -214,7 +217,7 @@ fn refuse_beside_layers(
     }
 }
 
-/// How many tokens the first way of proposing drafts.
+/// Returns the number of tokens that the first proposal method drafts.
 fn speculative_tokens(fields: &JsonFields) -> Option<Value> {
     let methods = fields.get("speculators_config")?.get("proposal_methods")?;
     methods.as_array()?.first()?.get("speculative_tokens").cloned()
@@ -258,7 +261,7 @@ mod tests {
     fn eagle3_goes_there_and_back_too() {
         let written = rewritten(&eagle3()).unwrap();
         assert_eq!((&written[KIND], &written[EAGLE3_LAYER_IDS]), (&json!("eagle3"), &json!([1, 2, 3, 4, 5])));
-        // vLLM takes what is not said for true.
+        // vLLM assumes true for a missing field.
         assert_eq!(written["norm_before_residual"], json!(false));
         assert_eq!(written["speculators_config"]["proposal_methods"][0]["speculative_tokens"], json!(5));
         assert!(written[LAYERS].get("ttt_length").is_none() && written.get("sample_from_anchor").is_none());
@@ -266,7 +269,7 @@ mod tests {
         for (name, value) in eagle3() {
             assert_eq!(read.get(&name), Some(&value), "{name}");
         }
-        // One that was not written here does not say how far it was unrolled, but how many tokens it proposes.
+        // A draft written by another program does not record how far it was unrolled, but how many tokens it proposes.
         let mut foreign = written;
         foreign.remove("ttt_length");
         let read = from_speculators(&JsonFields::new("config.json", foreign.clone()), None).unwrap();

@@ -21,7 +21,7 @@ use crate::normals::INITIAL_STD;
 use crate::tensors::{host, ints};
 use crate::{Normals, kernels};
 
-/// Which hidden state of the target: the output of decoder layer `0..N`, or -1 for the embedding's output.
+/// A hidden state of the target: the output of decoder layer `0..N`, or -1 for the embedding's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LayerId(pub i64);
 
@@ -47,6 +47,21 @@ struct Decoder {
 }
 
 /// A target model on a device.
+///
+/// ```
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use dspark_runtime::device::DeviceChoice;
+/// use dspark_runtime::model::{Target, TargetSegment};
+///
+/// let target = Target::load(Path::new("checkpoints/quickstart-target"), &DeviceChoice::Cpu.open()?)?;
+/// // Logits after each of three tokens. Without a cache, the tokens are a whole text.
+/// let output = target.forward(&mut [TargetSegment { ids: &[1, 2, 3], cache: None }], &[]);
+/// let logits = target.logits(output.last_hidden_nd);
+/// assert_eq!(logits.dims(), [3, target.config().vocab_size]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Target {
     config: TargetConfig,
@@ -60,14 +75,15 @@ pub struct Target {
 pub struct TargetSegment<'a> {
     /// The new tokens, at least one.
     pub ids: &'a [u32],
-    /// What came before, and where the new keys go. Without one, the segment is a whole sequence of its own.
+    /// The cache of the preceding tokens, to which the new keys are added. Without one, the segment is a whole
+    /// sequence.
     pub cache: Option<&'a mut KvCache>,
 }
 
 /// Hidden states of the rows of all segments, in order.
 #[derive(Debug, Clone)]
 pub struct TargetOutput {
-    /// Outputs of the captured layers side by side, `[n, m * d]`; absent when none was asked for.
+    /// Concatenated outputs of the captured layers, `[n, m * d]`; absent if none was requested.
     pub features_nf: Option<Tensor<2>>,
     /// After the final norm, `[n, d]`.
     pub last_hidden_nd: Tensor<2>,
@@ -77,7 +93,7 @@ impl Target {
     /// Loads a Hugging Face folder or a GGUF file, all weights in f32.
     ///
     /// # Errors
-    /// When the configuration asks for something unsupported, or the weights do not fit it.
+    /// Returns an error if the configuration asks for something unsupported, or the weights do not fit it.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, CheckpointError> {
         Self::load_with(folder, WeightPrecision::F32, device)
     }
@@ -85,7 +101,7 @@ impl Target {
     /// Loads a Hugging Face folder or a GGUF file, its matrices in the given precision.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// See [`load`](Self::load).
     pub fn load_with(folder: &Path, precision: WeightPrecision, device: &Device) -> Result<Self, CheckpointError> {
         let config = TargetConfig::read(folder)?;
         let weights = config.open_weights(folder)?;
@@ -95,7 +111,7 @@ impl Target {
     /// Builds a target from a configuration and weight files, as [`TargetConfig::open_weights`] opens them.
     ///
     /// # Errors
-    /// When a tensor is missing, has another shape, or has no place in the model.
+    /// Returns an error if a tensor is missing, has another shape, or has no place in the model.
     pub fn from_weights(
         config: TargetConfig,
         weights: &Weights,
@@ -249,7 +265,7 @@ impl Target {
         &self.weights
     }
 
-    /// The same target with other weights, on the device that they are on.
+    /// Returns the target with other weights, on the device of these weights.
     pub fn with_parameters(&self, weights: TargetParameters) -> Self {
         let device = weights.model.embed_tokens.weight.val().device();
         Self { config: self.config.clone(), weights, rotaries: self.rotaries.clone(), device }
@@ -258,7 +274,7 @@ impl Target {
     /// Writes `config.json` and `model.safetensors` into a folder that is not visible yet.
     ///
     /// # Errors
-    /// When the folder cannot be written.
+    /// Returns an error if the folder cannot be written.
     pub fn write_into(&self, folder: &Path, dtype: WeightDtype) -> Result<(), CheckpointError> {
         let mut weights = WeightsToSave::new();
         weights.add_module(&self.weights);
@@ -268,7 +284,7 @@ impl Target {
     }
 }
 
-/// Names and shapes of the tensors that a target's files must hold.
+/// Returns the names and shapes of the tensors in a target's files.
 pub fn target_shapes(config: &TargetConfig) -> Vec<(String, Vec<usize>)> {
     parameter_shapes(&TargetParameters::new(config, &Device::flex()))
 }

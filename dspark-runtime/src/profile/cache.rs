@@ -111,7 +111,7 @@ pub fn load_or_measure(
     table
 }
 
-/// Tables of earlier versions do not say what it costs to bring a draft's context up to date.
+/// Tables of earlier versions lack the cost of updating a draft's context.
 fn is_complete(table: &SpsTable) -> bool {
     table.draft().is_none() || table.context_seconds() > 0.0
 }
@@ -119,13 +119,13 @@ fn is_complete(table: &SpsTable) -> bool {
 /// Keeps a table for later runs.
 ///
 /// # Errors
-/// When it cannot be written.
+/// Returns an error if it cannot be written.
 pub fn keep(table: &SpsTable, identity: &Identity, folder: &Path) -> Result<(), CheckpointError> {
     std::fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
     table.write(&folder.join(file_name(identity)))
 }
 
-/// Where tables are kept: `$XDG_CACHE_HOME/dspark/profiles`, or the same under `~/.cache`.
+/// Returns the folder of the cached tables: `$XDG_CACHE_HOME/dspark/profiles`, or the same below `~/.cache`.
 pub fn cache_folder() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let caches = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))?;
@@ -137,7 +137,7 @@ fn file_name(identity: &Identity) -> String {
     format!("{:016x}.json", fnv(format!("{model}|{device}|{dtype}|{threads}|{version}").bytes()))
 }
 
-/// The processor's name where the system tells it.
+/// Returns the name of the processor if the system reports it.
 fn processor() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = |key: &str| {
@@ -177,7 +177,7 @@ mod tests {
         assert!(read.check_identity(&path, &other).unwrap_err().to_string().contains("threads"));
     }
 
-    /// Retrained, renamed and moved models are measured once; whatever changes the work of a pass is measured anew.
+    /// Retrained, renamed and moved models are measured once; any change to the work of a pass is measured again.
     #[test]
     fn models_of_one_shape_have_one_identity() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../checkpoints/quickstart-target");

@@ -14,13 +14,13 @@ use crate::schedule::{DraftCost, PerRequest, RequestCost, SpsTable, StepCost};
 /// The speed must not rise by more than this from one number of tokens to a larger one: then one of the two was disturbed.
 const RISE: f64 = 1.10;
 
-/// Passes of one probe in a round: more where they are short, until they took so many seconds together.
+/// Minimum total seconds of the passes of one probe in a round; short passes are repeated.
 const SHORTEST: f64 = 0.1;
 
-/// But no more than so many.
+/// Maximum number of such repetitions.
 const MOST_PER_ROUND: usize = 4;
 
-/// How often disturbed probes are measured again.
+/// Maximum number of attempts to measure disturbed probes again.
 const ATTEMPTS: usize = 5;
 
 /// Passes of one probe take the same time on a machine that does nothing else. Where the slower ones (the upper quartile) of most
@@ -65,11 +65,11 @@ pub enum Progress {
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct ProfileOptions {
-    /// Tokens of a pass, at most.
+    /// Maximum number of tokens per pass.
     pub max_batch_tokens: usize,
-    /// Requests that draft together, at most.
+    /// Maximum number of requests that draft together.
     pub max_requests: usize,
-    /// Tokens that each sequence has behind it.
+    /// Number of tokens in the context of each sequence.
     pub context: usize,
     /// Rounds, each of which times every probe at least once, after one that is not timed; the median counts.
     pub repeats: usize,
@@ -101,9 +101,9 @@ fn octaves(last: usize) -> Vec<usize> {
 enum Probe {
     /// Tokens of as few sequences as there can be.
     Verify { rows: usize },
-    /// A token of each of so many sequences.
+    /// One token for each of this many sequences.
     Caches { requests: usize },
-    /// So many slots for each of so many sequences.
+    /// This many slots for each of this many sequences.
     Draft { slots: usize, requests: usize },
     /// A context that catches up.
     CatchUp,
@@ -231,7 +231,7 @@ pub fn measure(
     Measured { table: table(&times, options, batch_tokens, requests, draft.map(|_| (drafting, slots))), spread }
 }
 
-/// What the medians say.
+/// Builds the table from the medians.
 fn table(
     times: &Times<'_>,
     options: &ProfileOptions,

@@ -12,16 +12,16 @@ use crate::numbers::median;
 use crate::schedule::Stopping;
 use crate::speculate::{Lane, Rounds, Sampler, SequenceState};
 
-/// Short passes are repeated until they took this many seconds together (or four times as often as asked for).
+/// Short passes are repeated until they took this many seconds in total (or four times as often as requested).
 const SHORTEST: f64 = 0.5;
 
-/// Rows that one sequence has in a pass, at most, without a draft to say how long blocks are.
+/// Maximum rows of one sequence in a pass if there is no draft that defines the block size.
 const ROWS_PER_SEQUENCE: usize = 8;
 
-/// What passes go through.
+/// The state that passes run on.
 pub(super) struct Passes<'a> {
     rounds: Rounds<'a>,
-    /// Tokens that each sequence has behind it.
+    /// Number of tokens in the context of each sequence.
     context: usize,
     states: Vec<SequenceState>,
 }
@@ -46,8 +46,8 @@ impl<'a> Passes<'a> {
         &mut self.states[..sequences]
     }
 
-    /// Seconds of one pass of `rows` tokens of so many sequences through the target, as even as can be, logits of all of them
-    /// included.
+    /// Returns the seconds of one target pass of `rows` tokens, split as evenly as possible over this many sequences,
+    /// including the logits of all of them.
     pub(super) fn verify(&mut self, rows: usize, sequences: usize) -> f64 {
         let (target, context) = (self.rounds.target(), self.context);
         let capture = self.rounds.draft_model().map_or(&[][..], |draft| &draft.config().target_layer_ids);
@@ -71,7 +71,8 @@ impl<'a> Passes<'a> {
         started.elapsed().as_secs_f64()
     }
 
-    /// Seconds of drafting `slots` tokens for each of so many sequences, and of taking one round's features over; 0 without a draft.
+    /// Returns the seconds of drafting `slots` tokens for each of this many sequences, and of adding one round's
+    /// features; 0 without a draft.
     pub(super) fn draft(&mut self, sequences: usize, slots: usize) -> f64 {
         let (rounds, context) = (self.rounds, self.context);
         let Some(draft) = rounds.draft_model() else { return 0.0 };
@@ -126,7 +127,8 @@ pub fn verify_seconds(target: &Target, draft: Option<&Draft>, rows: usize, conte
     timed(repeats, || passes.verify(rows, sequences(rows, draft)))
 }
 
-/// Seconds of drafting `slots` tokens for each of so many sequences, and of taking one round's features over: the median.
+/// Returns the median seconds of drafting `slots` tokens for each of this many sequences, and of adding one round's
+/// features.
 pub fn draft_seconds(
     target: &Target,
     draft: &Draft,
@@ -139,7 +141,7 @@ pub fn draft_seconds(
     timed(repeats, || passes.draft(sequences, slots))
 }
 
-/// Sequences that so many tokens of a pass belong to.
+/// Returns the number of sequences that this many tokens of a pass belong to.
 pub(super) fn sequences(rows: usize, draft: Option<&Draft>) -> usize {
     rows.div_ceil(draft.map_or(ROWS_PER_SEQUENCE, |draft| draft.config().block_size + 1))
 }

@@ -1,21 +1,21 @@
 //! The asynchronous form (paper, section 5.2): how much to verify comes from two steps ago, what to verify from now.
 //!
-//! While the device computes a step, the host knows the confidences of the steps before it. So the number of draft tokens
-//! of step `t` is searched on the confidences of step `t - 2`, without early stop, since nothing of step `t` can leak
-//! into it; step `t` then verifies its own most likely tokens, that many.
+//! While the device computes a step, the host has the confidences of earlier steps only. The number of draft tokens of
+//! step `t` is therefore searched on the confidences of step `t - 2`, without early stop, because nothing of step `t`
+//! can leak into it. Step `t` then verifies that number of its own most likely tokens.
 
 use super::confidences::Confidences;
 use super::prefix::{PrefixScheduler, SpeedCurve};
 
-/// The steps whose confidences are kept: of any two, one is at least two steps old when the next comes.
+/// Number of steps whose confidences are kept: of any two, one is at least two steps old at the next step.
 const KEPT: usize = 2;
 
 /// Prefix lengths by the confidences of two steps earlier, for a changing set of requests.
 ///
-/// Where requests have come and gone in between, each request that was there counts with its own old survival, and each
-/// new one with the mean of the old ones. The number is counted in draft tokens, and the present number of requests is
-/// what the speed curve sees. Steps that nobody drafted for are told by [`pass`](Self::pass): the confidences before them
-/// then simply are older. It allocates nothing once it has grown.
+/// If requests started or ended in between, each remaining request counts with its own old survival, and each new one
+/// with the mean of the old ones. The number is counted in draft tokens, and the speed curve uses the current number of
+/// requests. [`pass`](Self::pass) reports steps without drafting; the earlier confidences are then simply older.
+/// Nothing is allocated once the buffers have grown.
 #[derive(Clone, Debug, Default)]
 pub struct Asynchronous {
     scheduler: PrefixScheduler,
@@ -30,15 +30,15 @@ pub struct Asynchronous {
 
 #[derive(Clone, Debug, Default)]
 struct Snapshot {
-    /// When it was taken; `None` before the first.
+    /// The step at which it was recorded; `None` before the first.
     step: Option<u64>,
     requests: Vec<u64>,
     confidences: Confidences,
 }
 
 impl Asynchronous {
-    /// The number of draft tokens that the present step may verify, from what is at least two steps old; `None` while
-    /// nothing is. It may be asked for before the step's own confidences are known.
+    /// Returns the number of draft tokens that the current step may verify, computed from a step at least two steps
+    /// old; `None` if there is none yet. It can be called before the step's own confidences are known.
     ///
     /// `requests` are numbers that a request keeps as long as it lives and no other one gets.
     pub fn capacity(&mut self, requests: &[u64], curve: &impl SpeedCurve, batch_limit: usize) -> Option<usize> {
@@ -58,7 +58,7 @@ impl Asynchronous {
         Some(self.scheduler.search(&self.carried, curve, batch_limit, &mut self.unused).admitted)
     }
 
-    /// Writes one length per request and remembers the confidences. While nothing is two steps old, Algorithm 1 decides.
+    /// Writes one length per request and stores the confidences. Until a step is two steps old, Algorithm 1 decides.
     pub fn step(
         &mut self,
         requests: &[u64],
@@ -84,7 +84,7 @@ impl Asynchronous {
         self.step += 1;
     }
 
-    /// A step that nobody drafted for.
+    /// Records a step without drafting.
     pub fn pass(&mut self) {
         self.step += 1;
     }

@@ -1,38 +1,38 @@
-//! Whether drafting pays at all.
+//! The guard that decides whether to draft at all.
 //!
-//! An account of what drafting gains over plain decoding. A round with drafts that commits more than plain rounds would
-//! have in the same time pays in, one that commits less draws out; the account holds a stake at first and never more than
-//! a reserve. When it is empty, rounds decode plainly. How many depends on what was lost, so that the loss stays a small
-//! share of all rounds; then drafting is tried again, with a smaller stake, and each time it fails again the wait doubles.
-//! A full account shows that drafting pays, and forgets the failures.
+//! It keeps an account of the gain of drafting over plain decoding. A round with drafts adds to the account if it
+//! commits more tokens than plain rounds in the same time, and draws on it otherwise. The account starts with a stake
+//! and is capped at a reserve. When it is empty, rounds decode plainly. The number of plain rounds depends on the loss,
+//! which keeps the loss a small share of all rounds. Drafting is then tried again with a smaller stake, and the wait
+//! doubles with each further failure. A full account shows that drafting pays, and clears the failures.
 //!
-//! What counts is what rounds really committed, not what confidences promised: a head that was never calibrated may
-//! promise anything. Chance plays a smaller part in a round of many requests (its share falls with the root of their
-//! number), so their gains count for that much more and a useless draft is found out in one round.
+//! The account uses the tokens that rounds really committed, not the confidences: a head that was never calibrated can
+//! predict anything. Chance matters less in a round of many requests (its share falls with the square root of their
+//! number), so their gains are weighted accordingly and a useless draft is detected in one round.
 //!
-//! One account for the whole engine, not one per request: the draft runs once over all requests and its weights are read
-//! once, so leaving out one request saves little; a retry answers for all requests, and new ones need not find out on their
-//! own what is known. What drafting costs falls with the load, though, so an account that was emptied at a high load is
-//! given another chance when the price has fallen by a third.
+//! The whole engine has one account, not one per request. The draft runs once over all requests and its weights are
+//! read once, so excluding one request saves little. A retry tests the draft for all requests, and new ones need not
+//! repeat the test. The relative cost of drafting falls with the load, however, so an account that was emptied at a
+//! high load gets another chance when the price has fallen by a third.
 //!
-//! What else a try costs, contexts that have to catch up before they can be drafted behind, says nothing about whether
-//! drafting pays and leaves the account alone; it was lost all the same, and the wait is for it too.
+//! Other costs of a retry, such as updating contexts before drafting, do not show whether drafting pays and do not
+//! change the account. The time is lost all the same, so the wait accounts for it.
 //!
-//! It is asked before a block is drafted and told about rounds that are over, so nothing that is decided on is ever looked
-//! at.
+//! The guard is asked before a block is drafted and informed about finished rounds, so its decisions never depend on
+//! the tokens that they concern.
 
 /// The numbers of a [`BreakEven`] guard.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BreakEvenSettings {
-    /// What the first try may lose, in plain steps of one request.
+    /// Maximum loss of the first try, in plain steps of one request.
     pub stake: f64,
-    /// What a later try may lose.
+    /// Maximum loss of a later try.
     pub retry_stake: f64,
-    /// The most that gains are remembered for: what is lost before a change for the worse is noticed.
+    /// Cap on remembered gains: the loss before a change for the worse is detected.
     pub reserve: f64,
     /// Plain rounds before the first retry, for each plain step that was lost.
     pub patience: f64,
-    /// Plain rounds before a retry, at most.
+    /// Maximum number of plain rounds before a retry.
     pub longest_wait: f64,
 }
 
@@ -42,7 +42,7 @@ impl Default for BreakEvenSettings {
     }
 }
 
-/// A retry that does not wait needs a price at most this share of the lowest that was too high.
+/// A retry without a wait needs a price of at most this share of the lowest price that was too high.
 const CHEAPER: f64 = 2.0 / 3.0;
 
 /// Says before every round whether to draft.
@@ -54,7 +54,7 @@ pub struct BreakEven {
     lost: f64,
     /// Plain rounds left; 0 while drafting.
     waiting: u32,
-    /// How much longer the next wait is for the failures so far.
+    /// Factor of the next wait for the failures so far.
     delay: f64,
     /// The lowest price at which drafting failed since it last paid.
     too_high: f64,
@@ -75,8 +75,8 @@ impl BreakEven {
         }
     }
 
-    /// Whether the next round drafts. `price` is what a drafted round costs more than a plain one at the present load,
-    /// in plain steps; at an infinite one nothing is tried.
+    /// Returns whether the next round drafts. `price` is the extra cost of a drafted round over a plain one at the
+    /// current load, in plain steps; at an infinite price nothing is tried.
     pub fn drafts(&mut self, price: f64) -> bool {
         self.price = price;
         // A table may promise that drafting is free, or better; when it failed all the same, no price is lower.
@@ -87,10 +87,10 @@ impl BreakEven {
         self.waiting == 0 && price.is_finite()
     }
 
-    /// A round of so many requests with drafts is over: what it gained over plain rounds in the same time, in plain steps,
-    /// negative when it lost. `NaN` counts as nothing.
+    /// Records a finished round of this many requests with drafts. `gain` is its gain over plain rounds in the same
+    /// time, in plain steps, and is negative for a loss. `NaN` counts as 0.
     pub fn drafted(&mut self, requests: usize, gain: f64) {
-        // A round whose drafts came before the account was emptied changes nothing any more.
+        // A round whose drafts were made before the account was emptied has no effect any more.
         if self.waiting > 0 || gain.is_nan() {
             return;
         }
@@ -146,7 +146,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs so many rounds at one price; which of them drafted, and what all of them gained.
+    /// Runs this many rounds at one price; returns which of them drafted, and their total gain.
     fn run(guard: &mut BreakEven, rounds: usize, price: f64, mut gain: impl FnMut() -> f64) -> (Vec<usize>, f64) {
         let (mut drafted, mut gained) = (Vec::new(), 0.0);
         for round in 0..rounds {
@@ -211,7 +211,7 @@ mod tests {
         };
         assert_eq!(run(&mut guard, 300, 0.5, useful).0.len(), 300);
         assert_eq!(run(&mut guard, 20, 0.5, || -0.5).0.len(), 13);
-        // 6.5 steps were lost; 7 rounds of the wait are over. Then it pays again, and from then on it drafts.
+        // 6.5 steps were lost; 7 rounds of the wait are over. Drafting then pays again, and continues from there.
         let (drafted, _) = run(&mut guard, 600, 0.5, || 0.5);
         assert_eq!(drafted, (409..600).collect::<Vec<_>>());
     }
@@ -236,7 +236,7 @@ mod tests {
     }
 
     proptest! {
-        /// However rounds turn out, the loss against plain decoding stays within the stakes and a round beyond each.
+        /// For any outcomes of rounds, the loss against plain decoding stays within the stakes plus one round each.
         #[test]
         fn the_loss_is_bounded(gains in prop::collection::vec(-1.0..1.0_f64, 2000), bad in 0.0..1.0_f64) {
             let settings = BreakEvenSettings::default();

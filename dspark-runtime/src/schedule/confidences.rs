@@ -1,8 +1,8 @@
 //! The confidences of one step, and the survival that follows from them.
 
-/// Calibrated confidences of the drafted blocks of all requests of a step, one row per request; rows may differ in length,
-/// and a request that drafted nothing has an empty one. Cleared and filled again every step, it allocates nothing once it
-/// has grown.
+/// Calibrated confidences of the drafted blocks of all requests of a step, one row per request. Rows may differ in
+/// length, and a request that drafted nothing has an empty one. The buffers are refilled every step and do not allocate
+/// once they have grown.
 ///
 /// Confidence `c_j` is the chance that position `j` is accepted given that all before it were; survival `a_j` is the
 /// product of `c_1` to `c_j`, so it never rises along a row.
@@ -10,7 +10,7 @@
 pub struct Confidences {
     confidence: Vec<f64>,
     survival: Vec<f64>,
-    /// Where each row ends.
+    /// The end of each row.
     ends: Vec<usize>,
 }
 
@@ -29,7 +29,7 @@ impl Confidences {
         self.ends.clone_from(&other.ends);
     }
 
-    /// Adds the row of the next request. What is not a number counts as 0, what is outside of 0 to 1 as the nearer end.
+    /// Adds the row of the next request. NaN counts as 0, and values outside of 0 to 1 are clamped.
     pub fn push(&mut self, confidences: impl IntoIterator<Item = f64>) {
         let mut survival = 1.0;
         for confidence in confidences {

@@ -1,4 +1,4 @@
-//! What steps cost, as it was measured: the target's part by its tokens and requests, and the draft's.
+//! Measured costs of steps: the target's part by tokens and requests, and the draft's part.
 
 use serde_json::Value;
 
@@ -7,16 +7,16 @@ use crate::checkpoint::{CheckpointError, JsonFields};
 /// The target's part of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StepCost {
-    /// Steps per second measured at some numbers of tokens. Between them the speed is that of the probe below, as other
-    /// programs read such tables, so that a cliff stays one; below the first it is that of the first. Where the part of
-    /// requests was measured too, seconds lie on a straight line between two probes: a step down to the probe below would
+    /// Steps per second measured at some numbers of tokens. Between two probes, the speed is that of the lower probe,
+    /// as other programs read such tables, so cliffs are preserved. Below the first probe, it is that of the first. If
+    /// the part of requests was measured too, seconds are interpolated linearly between two probes: a constant would
     /// make the tokens in between look free.
     Probes {
         /// Strictly increasing, at least 1.
         batch_tokens: Vec<usize>,
         /// One per probe, above 0.
         steps_per_second: Vec<f64>,
-        /// The part of a step's seconds that comes with its requests, whatever they verify, when that was measured. Other
+        /// The part of a step's seconds that depends on its requests and not on the verified tokens, if measured. Other
         /// programs do not read it.
         per_request: Option<PerRequest>,
     },
@@ -24,12 +24,12 @@ pub enum StepCost {
     Additive(AdditiveCost),
 }
 
-/// What comes with requests: each has a cache of its own to be read.
+/// The cost of requests: each has its own cache to read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PerRequest {
-    /// How many requests the tokens of each probe belonged to.
+    /// Number of requests that the tokens of each probe belonged to.
     pub sample_requests: Vec<usize>,
-    /// Seconds of a step by its requests, beyond those of one request with as many tokens.
+    /// Seconds of a step by number of requests, beyond those of one request with the same tokens.
     pub cost: RequestCost,
 }
 
@@ -57,14 +57,14 @@ pub struct RequestCost {
     pub seconds: Vec<f64>,
 }
 
-/// Seconds of drafting by the requests that draft and by the slots that each of them drafts, linear between the probes.
+/// Seconds of drafting by number of drafting requests and slots per request, linear between the probes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DraftCost {
     /// Numbers of requests, strictly increasing.
     pub requests: Vec<usize>,
     /// Numbers of slots, strictly increasing.
     pub slots: Vec<usize>,
-    /// For each number of slots, seconds by requests, at least 0.
+    /// For each number of slots, seconds by number of requests, at least 0.
     pub seconds: Vec<Vec<f64>>,
     /// Seconds that a context takes to take in a token when it catches up with many; 0 when that was not measured.
     pub context_seconds: f64,
@@ -79,7 +79,7 @@ impl StepCost {
         probes.last().copied().unwrap_or(1)
     }
 
-    /// Seconds that come with the requests, whatever they verify.
+    /// Returns the seconds that depend on the requests and not on the verified tokens.
     pub(super) fn request_seconds(&self, requests: usize) -> f64 {
         match self {
             Self::Probes { per_request: None, .. } => 0.0,
@@ -111,20 +111,20 @@ impl StepCost {
 }
 
 impl RequestCost {
-    /// Seconds at so many requests.
+    /// Returns the seconds for this many requests.
     pub fn at(&self, requests: usize) -> f64 {
         linear(&self.requests, &self.seconds, requests).max(0.0)
     }
 }
 
 impl DraftCost {
-    /// Seconds of drafting so many slots for each of so many requests.
+    /// Returns the seconds of drafting this many slots for each of this many requests.
     pub fn at(&self, requests: usize, slots: usize) -> f64 {
         let seconds = |probe: usize| linear(&self.requests, &self.seconds[probe], requests);
         linear_by(&self.slots, seconds, slots).max(0.0)
     }
 
-    /// `None` when the table says nothing of drafting.
+    /// Returns `None` if the table has no drafting costs.
     pub(super) fn from_fields(fields: &JsonFields) -> Result<Option<Self>, CheckpointError> {
         if ["draft_requests", "draft_slots", "draft_seconds"].iter().all(|name| fields.get(name).is_none()) {
             return Ok(None);
@@ -168,7 +168,7 @@ impl AdditiveCost {
     }
 }
 
-/// Whole numbers of at least 1, each above the one before, at least one.
+/// Reads strictly increasing whole numbers of at least 1, at least one of them.
 pub(super) fn increasing(fields: &JsonFields, field: &str) -> Result<Vec<usize>, CheckpointError> {
     let wrong = || fields.wrong(field, "strictly increasing whole numbers >= 1, at least one");
     let numbers = fields.integers(field)?;
@@ -202,7 +202,7 @@ pub(super) fn not_negative(fields: &JsonFields, field: &str, count: usize) -> Re
     if good { Ok(numbers) } else { Err(fields.wrong(field, expected())) }
 }
 
-/// Seconds by requests under two names; `None` when neither is there.
+/// Reads seconds by requests from two fields; `None` if neither exists.
 pub(super) fn request_cost(
     fields: &JsonFields,
     probes: &str,
@@ -220,7 +220,7 @@ fn linear(probes: &[usize], seconds: &[f64], at: usize) -> f64 {
     linear_by(probes, |probe| seconds[probe], at)
 }
 
-/// The same where seconds are computed, by the index of the probe.
+/// Interpolates like `linear`, with seconds computed from the index of the probe.
 fn linear_by(probes: &[usize], seconds: impl Fn(usize) -> f64, at: usize) -> f64 {
     let above = probes.partition_point(|probe| *probe <= at);
     if above == 0 || probes.len() == 1 {

@@ -1,22 +1,22 @@
-//! What drafted tokens have been worth so far.
+//! The value of drafted tokens so far.
 //!
-//! The guard finds out by losing time that a draft does not pay. Where what was accepted before already says that it cannot
-//! (at a higher load, say, where verifying costs more), there is nothing to find out.
+//! The guard loses time to find out that a draft does not pay. If earlier acceptance already shows that it cannot (for
+//! example at a higher load, where verification costs more), the try is unnecessary.
 
 /// The least weight of a new outcome in the running means.
 const NEW: f64 = 1.0 / 32.0;
 
-/// The share of what is missing to certain acceptance that is forgotten in a plain round: texts change, and a draft that
-/// was of no use deserves another look now and then.
+/// Share of the distance to certain acceptance that is forgotten per plain round: texts change, and a useless draft is
+/// tried again occasionally.
 const FORGOTTEN: f64 = 1.0 / 4096.0;
 
-/// So much more than what outcomes promise is believed possible, however many there are.
+/// Optimism added to the measured acceptance, regardless of the number of outcomes.
 const OPTIMISM: f64 = 0.05;
 
-/// What is believed possible beyond that falls with the root of their number, as the error of a mean does.
+/// Further optimism, which falls with the square root of the number of outcomes, like the error of a mean.
 const UNCERTAINTY: f64 = 0.45;
 
-/// What calibration saw counts as so many outcomes.
+/// Number of outcomes that the calibration counts as.
 const CALIBRATED: u32 = 32;
 
 /// Per position, how often a verified token was accepted when all before it were.
@@ -27,7 +27,7 @@ pub struct Experience {
 
 #[derive(Clone, Copy, Debug)]
 struct Position {
-    /// As if one token had been accepted before all others.
+    /// Starts as if one token had been accepted before all others.
     acceptance: f64,
     outcomes: u32,
 }
@@ -39,12 +39,12 @@ impl Experience {
         Self { positions: acceptance.iter().map(position).collect() }
     }
 
-    /// Whether it has seen anything.
+    /// Returns whether it has no outcomes.
     pub fn is_empty(&self) -> bool {
         self.positions.is_empty()
     }
 
-    /// A round of one request is over: so many drafted tokens were verified, and so many of them accepted.
+    /// Records a finished round of one request with this many verified and accepted draft tokens.
     pub fn judged(&mut self, verified: usize, accepted: usize) {
         let untried = Position { acceptance: 1.0, outcomes: 0 };
         for index in 0..verified.min(accepted + 1) {
@@ -65,13 +65,14 @@ impl Experience {
         }
     }
 
-    /// Tokens that a round with so many drafted ones commits per request, the target's own included: what can be hoped for.
-    /// A position that was never verified is taken to be like the one before it; at first everything is accepted.
+    /// Returns an optimistic estimate of the tokens that a round with this many draft tokens commits per request,
+    /// including the target's own. A position that was never verified is assumed to be like the preceding one; at first
+    /// all tokens count as accepted.
     pub fn tokens(&self, length: usize) -> f64 {
         (self.mean_tokens(length) * self.optimism()).min(1.0 + length as f64)
     }
 
-    /// The same, expected instead of hoped for.
+    /// Returns the expected value instead of the optimistic estimate.
     pub fn mean_tokens(&self, length: usize) -> f64 {
         let mut last = 1.0;
         let mut survival = 1.0;
@@ -98,7 +99,7 @@ mod tests {
     fn everything_is_hoped_for_until_something_is_known() {
         let mut experience = Experience::default();
         assert_eq!(experience.tokens(7), 8.0);
-        // Two of four first tokens, none of two second ones.
+        // Two of four first tokens are accepted, and none of two second ones.
         for (verified, accepted) in [(2, 1), (1, 0), (1, 0), (3, 1)] {
             experience.judged(verified, accepted);
         }

@@ -1,9 +1,10 @@
-//! Which requests join a step that drafts: those for which bringing the draft's context up to date will pay.
+//! The choice of requests that join a step that drafts: those for which updating the draft's context is expected to
+//! pay.
 
 use std::time::Duration;
 
-/// A request whose context has to catch up drafts where so many times the time that takes will be won by its end, as far as is
-/// known: what would hardly pay is not worth the risk.
+/// A request whose context must catch up drafts only if the expected gain until its end is this many times the cost:
+/// small gains are not worth the risk.
 const WON_BACK: f64 = 2.0;
 
 /// Tokens that an answer is taken to have before any was seen.
@@ -20,7 +21,7 @@ const NEW_TIME: f64 = 0.25;
 pub struct Candidate {
     /// A number that the request keeps as long as it lives and that no other request gets.
     pub request: u64,
-    /// Whether its next token is the one after the last committed: a prompt that is not complete cannot be drafted for.
+    /// Whether its next token follows the last committed one: an incomplete prompt cannot be drafted for.
     pub decoding: bool,
     /// Tokens that its draft's context lacks.
     pub waiting: usize,
@@ -28,7 +29,7 @@ pub struct Candidate {
     pub remaining: usize,
 }
 
-/// What catching up costs, and how long answers are.
+/// The cost of catching up, and the length of answers.
 #[derive(Clone, Debug)]
 pub(super) struct Joining {
     /// Seconds that a context takes to take in a token; 0 before that was measured.
@@ -37,7 +38,7 @@ pub(super) struct Joining {
     answer: f64,
 }
 
-/// What a step with drafts wins over a plain one, as far as is known.
+/// The expected gain of a step with drafts over a plain one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Won {
     /// Seconds per request and round.
@@ -64,7 +65,7 @@ impl Joining {
         self.answer += NEW_ANSWER * (tokens as f64 - self.answer);
     }
 
-    /// Notes how long contexts took to take in a number of tokens.
+    /// Records the time that contexts took to process a number of tokens.
     pub fn caught_up(&mut self, tokens: usize, time: Duration) {
         if tokens > 0 {
             let seconds = time.as_secs_f64() / tokens as f64;

@@ -1,36 +1,38 @@
-//! The scheduler: who runs, how much of a drafted block the target verifies, and when nothing is drafted (paper, section
-//! 3.2). Plain numbers in and out; the engine and the simulator run the same code.
+//! The scheduler decides which requests run, how much of a drafted block the target verifies, and when nothing is
+//! drafted (DSpark paper, section 3.2). Its inputs and outputs are plain numbers; the engine and the simulator run the
+//! same code.
 //!
-//! **Who runs.** Requests are admitted in the order of their arrival, as long as there is cache memory and a place, and the
-//! latest gives way when memory runs out (`engine::step`). Every admitted request takes part in every step: a decoding one with its
-//! last token and what it drafted, the others with parts of their prompts ([`prompt_rows`]), so that a long prompt does not
-//! hold up those that are being answered.
+//! **Which requests run.** Requests are admitted in the order of arrival, as long as there is cache memory and a free
+//! slot. The latest is preempted when memory runs out (`engine::step`). Every admitted request takes part in every
+//! step: a decoding one with its last token and its drafted tokens, the others with parts of their prompts
+//! ([`prompt_rows`]), so a long prompt does not delay running answers.
 //!
-//! **When nothing is drafted.** A [`Policy`] decides for each step whether it drafts, in one of four [`Mode`]s. `off` never
-//! drafts; `fixed:N` and `threshold:P` always do. `scheduled` drafts while that pays: the [`BreakEven`] guard keeps account of
-//! what drafting gained over plain steps that were timed here and now, falls back to plain decoding when the account is empty, and
-//! tries again later; nothing is tried of which the [`Experience`] with the draft says that it cannot pay. A request whose draft lacks a
-//! long context joins only where catching up will be won back before its answer ends.
+//! **When nothing is drafted.** A [`Policy`] decides for each step whether it drafts, in one of four [`Mode`]s. `off`
+//! never drafts; `fixed:N` and `threshold:P` always do. `scheduled` drafts while that pays: the [`BreakEven`] guard
+//! keeps an account of the gain of drafting over plain steps timed on this machine under the current load, falls back
+//! to plain decoding when the account is empty, and tries again later. It skips tries that cannot pay according to the
+//! [`Experience`] with the draft. A request whose draft has a long context to catch up with joins only if the time is
+//! expected to be won back before its answer ends.
 //!
-//! **How much is verified.** Each drafting request has a block and its calibrated confidences ([`Confidences`], [`StsTable`]); a
-//! measured table ([`SpsTable`]) says how long a step takes by the tokens in it. Of all drafted tokens, the likeliest to survive are
-//! verified first, as many as raise the expected tokens per second (Algorithm 1, [`PrefixScheduler`]). Their number comes
-//! from the confidences of two steps earlier ([`Asynchronous`]), and a block is drafted only as far as its tokens may be
-//! verified ([`Stopping`]).
+//! **How much is verified.** Each drafting request has a block and its calibrated confidences ([`Confidences`],
+//! [`StsTable`]). A measured table ([`SpsTable`]) gives the time of a step by its number of tokens. Of all drafted
+//! tokens, the most likely to survive are verified first, as many as increase the expected tokens per second (Algorithm
+//! 1, [`PrefixScheduler`]). Their number comes from the confidences of two steps earlier ([`Asynchronous`]), and a
+//! block is drafted only as far as its tokens may be verified ([`Stopping`]).
 //!
 //! **What keeps this lossless.** Whether position `j` of a request is verified must not depend on anything sampled at or
 //! after `j`. The confidence of position `j` depends on the tokens before `j` only, so what may be looked at is: the
 //! confidences up to `j` of the same request, and everything about the other requests. The rules here keep to that:
 //!
-//! * [`PrefixScheduler::early_stop`] (Algorithm 1) goes through the candidates in order of survival, which never rises
-//!   along a block, and decides on one after the other; it stops for good at the first that does not pay.
+//! * [`PrefixScheduler::early_stop`] (Algorithm 1) visits the candidates in order of survival, which never rises along
+//!   a block, and decides on them one after the other. It stops at the first that does not pay.
 //! * [`PrefixScheduler::top`] admits a number of candidates that was fixed before this step's tokens were sampled.
 //!   [`Asynchronous`] takes that number from the confidences of two steps earlier.
 //! * A threshold ends a prefix before the first position below it.
-//! * The guard decides before a block is drafted, from rounds that are over; so does experience.
+//! * The guard and the experience decide before a block is drafted, from finished rounds.
 //!
-//! [`PrefixScheduler::search`] looks past a drop and so decides on `j` by what comes after it. On confidences of the present
-//! step it biases the output (paper, appendix A); it is for those of earlier steps alone.
+//! [`PrefixScheduler::search`] looks past a drop, so its decision on `j` depends on later tokens. On confidences of the
+//! current step this biases the output (DSpark paper, appendix A); it is used on those of earlier steps only.
 
 mod asynchronous;
 mod break_even;

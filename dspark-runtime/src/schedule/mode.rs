@@ -1,23 +1,30 @@
-//! How prefix lengths are chosen.
+//! The ways to choose prefix lengths.
 
 use std::fmt;
 use std::str::FromStr;
 
 /// A way to choose prefix lengths, as a person names it: `off`, `fixed:N`, `threshold:P` or `scheduled`.
+///
+/// ```
+/// use dspark_runtime::schedule::Mode;
+///
+/// assert_eq!("fixed:4".parse(), Ok(Mode::Fixed(4)));
+/// assert_eq!(Mode::Scheduled.to_string(), "scheduled");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Default)]
 pub enum Mode {
     /// No drafting.
     Off,
-    /// The first so many drafted tokens of every request, at least one.
+    /// The first N drafted tokens of every request, at least one.
     Fixed(usize),
-    /// Up to the first position whose confidence is below this.
+    /// All tokens before the first position whose confidence is below this.
     Threshold(f64),
-    /// As many as pay on this machine.
+    /// As many tokens as pay on this machine.
     #[default]
     Scheduled,
 }
 
-/// Why a mode cannot be used.
+/// Error of an unknown mode.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "unknown mode `{0}`: expected `off`, `fixed:N` with a whole number N >= 1, `threshold:P` with a number P from 0 to 1, or `scheduled`"

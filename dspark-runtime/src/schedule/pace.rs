@@ -1,4 +1,4 @@
-//! How long plain steps take here and now, against the speed table.
+//! Measured times of plain steps, relative to the speed table.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,10 +11,9 @@ pub(super) const TIMED: u32 = 2;
 /// The weight of a new time in the running mean.
 const NEW: f64 = 0.25;
 
-/// Running means of the time of plain steps, as multiples of what the table says, by like numbers of requests.
+/// Running means of the time of plain steps, as multiples of the table's value, grouped by similar numbers of requests.
 ///
-/// A ratio also holds for a number of requests close by: where requests come and go, hardly two steps have the same number
-/// of them.
+/// A ratio also applies to nearby numbers of requests: while requests start and end, few steps have the same number.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Paces(BTreeMap<u32, Pace>);
 
@@ -40,13 +39,13 @@ impl Paces {
     pub fn note(&mut self, table: &SpsTable, requests: usize, time: Duration) {
         let ratio = time.as_secs_f64() / table.plain_seconds_between(requests);
         let pace = self.0.entry(like_numbers(requests)).or_insert(Pace { mean: ratio, timed: 0 });
-        // What was disturbed once (another program, a page that had to be read) says little about the next step.
+        // A single disturbance (another program, a page fault) says little about the next step.
         pace.mean += NEW * (ratio.min(2.0 * pace.mean) - pace.mean);
         pace.mean = if pace.timed == 1 { pace.mean.min(ratio) } else { pace.mean };
         pace.timed = pace.timed.saturating_add(1);
     }
 
-    /// Returns the seconds of a plain step of so many requests; `None` before one was timed.
+    /// Returns the seconds of a plain step of this many requests; `None` before one was timed.
     pub fn plain_seconds(&self, table: &SpsTable, requests: usize) -> Option<f64> {
         Some(self.0.get(&like_numbers(requests))?.mean * table.plain_seconds_between(requests))
     }

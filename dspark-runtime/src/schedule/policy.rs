@@ -1,9 +1,9 @@
-//! What a step drafts and how much of it is verified: mode, guard, history and speed table together.
+//! The drafting and verification decisions of a step: combines mode, guard, history and speed table.
 //!
-//! The engine and the simulator ask the same questions, in this order. [`Policy::step`]: does this step draft, for which of its
-//! requests, and how far? [`Policy::lengths`]: how much of each block is verified? Then they tell what came of it:
-//! [`judged`](Policy::judged), [`caught_up`](Policy::caught_up), [`drafted`](Policy::drafted) or
-//! [`decoded_plainly`](Policy::decoded_plainly), [`answered`](Policy::answered).
+//! The engine and the simulator call it in this order. [`Policy::step`] decides whether the step drafts, for which of
+//! its requests, and how far. [`Policy::lengths`] decides how much of each block is verified. The results are then
+//! reported with [`judged`](Policy::judged), [`caught_up`](Policy::caught_up), [`drafted`](Policy::drafted) or
+//! [`decoded_plainly`](Policy::decoded_plainly), and [`answered`](Policy::answered).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,20 +20,20 @@ use super::stopping::Stopping;
 use super::sts_table::StsTable;
 use super::switches::{Switch, Switches};
 
-/// A block is drafted on only while its survival is at least this share of the least likely token that was verified in the
-/// step before: what is far below will not be verified in this one either.
+/// A block is drafted further only while its survival is at least this share of the least likely token verified in the
+/// preceding step: tokens far below will not be verified in this step either.
 const MARGIN: f64 = 0.5;
 
-/// After so many steps with drafts one is plain again, so that what drafting is compared with does not grow old.
+/// After this many steps with drafts, one is plain again to refresh the baseline for the comparison.
 const COMPARED_EVERY: u32 = 128;
 
-/// Decides for every step. Nothing here looks at what was sampled at or after the token that it decides on.
+/// Makes the decisions of every step. A decision on a token never depends on that token or later ones.
 ///
-/// In `scheduled` mode a step drafts when its guard ([`BreakEven`]) agrees; the other modes do what they are told.
+/// In `scheduled` mode a step drafts if its guard ([`BreakEven`]) agrees; the other modes are fixed.
 #[derive(Debug)]
 pub struct Policy {
     mode: Mode,
-    /// How long steps take; needed by [`Mode::Scheduled`] alone.
+    /// Step times; needed by [`Mode::Scheduled`] only.
     table: Option<Arc<SpsTable>>,
     calibration: Option<Arc<StsTable>>,
     /// Block size of the draft; 0 without a draft.
@@ -47,12 +47,12 @@ pub struct Policy {
     drafts: Vec<bool>,
     /// The requests that draft in this step.
     requests: Vec<u64>,
-    /// Number of requests that go through this step without drafting.
+    /// Number of requests that take part in this step without drafting.
     beside: usize,
     /// Slots of the last step with drafts.
     slots: usize,
-    /// How many of them were verified at most; where steps before verified more, it falls by one a step. `None` at the
-    /// beginning of a try.
+    /// Maximum number of them that were verified; if earlier steps verified more, it falls by one per step. `None` at
+    /// the beginning of a try.
     longest: Option<usize>,
     /// The lowest survival that was verified in the last step with drafts; 0 where all drafted tokens were.
     marginal: f64,
@@ -68,8 +68,8 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Starts without a past. `block` is the draft's block size, 0 without a draft; without a table, `scheduled` never drafts. Where
-    /// the calibration says how often drafts were accepted, the policy begins with that.
+    /// Returns a policy without history. `block` is the draft's block size, 0 without a draft. Without a table,
+    /// `scheduled` never drafts. If the calibration records acceptance rates, the policy starts from them.
     pub fn new(mode: Mode, table: Option<Arc<SpsTable>>, calibration: Option<Arc<StsTable>>, block: usize) -> Self {
         let context_seconds = table.as_ref().map_or(0.0, |table| table.context_seconds());
         let acceptance = calibration.as_ref().map_or(&[][..], |table| &table.acceptance);
@@ -98,8 +98,9 @@ impl Policy {
         }
     }
 
-    /// Decides how far the next step drafts, and for which of its requests ([`drafts`](Self::drafts)); `None`: it decodes plainly.
-    /// Asked once per step, before anything of it is sampled. `requests` are all that go through the step.
+    /// Decides how far the next step drafts, and for which of its requests ([`drafts`](Self::drafts)); `None` for plain
+    /// decoding. Must be called once per step, before any of its tokens is sampled. `requests` are all requests of the
+    /// step.
     pub fn step(&mut self, requests: &[Candidate]) -> Option<Stopping> {
         self.drafts.clear();
         self.drafts.resize(requests.len(), false);
@@ -122,7 +123,7 @@ impl Policy {
                     self.asynchronous.pass();
                     return None;
                 }
-                // Nothing is left to draft behind the last token that an answer may get.
+                // After the last token that an answer may have, there is nothing to draft.
                 if !requests.iter().any(|request| request.decoding && request.remaining > 1) {
                     return None;
                 }
@@ -147,7 +148,7 @@ impl Policy {
         }
     }
 
-    /// For each request of the last [`step`](Self::step), whether it drafts.
+    /// Returns, for each request of the last [`step`](Self::step), whether it drafts.
     pub fn drafts(&self) -> &[bool] {
         &self.drafts
     }
@@ -189,18 +190,18 @@ impl Policy {
                 marginal = marginal.min(confidences.survival(row)[*length - 1]);
             }
         }
-        // Where everything was verified, more would have been.
+        // If everything was verified, more would have been.
         self.marginal = if turned_down { marginal } else { 0.0 };
         lengths
     }
 
-    /// Tells how many drafted tokens of one request were verified, and how many of them accepted.
+    /// Records the numbers of verified and accepted draft tokens of one request.
     pub fn judged(&mut self, verified: usize, accepted: usize) {
         self.experience.judged(verified, accepted);
         self.switches.judged(verified, accepted);
     }
 
-    /// Tells that a plain step of so many requests is over. Not to be told of steps in which prompts took part.
+    /// Records a finished plain step of this many requests. Must not be called for steps that include prompts.
     pub fn decoded_plainly(&mut self, requests: usize, time: Duration) {
         self.since_plain = 0;
         self.switches.time(time);
@@ -209,16 +210,16 @@ impl Policy {
         }
     }
 
-    /// Tells that a step that drafts had contexts to bring up to date first, with so many tokens, which took so long: to be told
-    /// before [`drafted`](Self::drafted).
+    /// Records that a drafting step first had to update contexts, with this many tokens, and the time it took. Must be
+    /// called before [`drafted`](Self::drafted).
     pub fn caught_up(&mut self, tokens: usize, time: Duration) {
         self.joining.caught_up(tokens, time);
         let plain = self.plain_seconds(self.drafts.len());
         self.guard.prepared(plain.map_or(0.0, |plain| time.as_secs_f64() / plain));
     }
 
-    /// Tells that a step that drafted is over: tokens committed over all its requests, those that did not draft too, and what
-    /// all of it took. Not to be told of steps in which prompts took part.
+    /// Records a finished drafting step: the tokens committed over all its requests, including those that did not
+    /// draft, and its total time. Must not be called for steps that include prompts.
     pub fn drafted(&mut self, committed: usize, time: Duration) {
         self.since_plain += 1;
         self.switches.time(time);
@@ -247,7 +248,7 @@ impl Policy {
         self.switches.take()
     }
 
-    /// Lets those requests draft that are decoding and for which `joins` says so.
+    /// Selects the requests for drafting that are decoding and for which `joins` returns true.
     fn choose(&mut self, requests: &[Candidate], joins: impl Fn(&Candidate) -> bool) {
         self.requests.clear();
         for (request, drafts) in requests.iter().zip(&mut self.drafts) {
@@ -259,8 +260,8 @@ impl Policy {
         self.beside = requests.len() - self.requests.len();
     }
 
-    /// Chooses the requests that draft if any do: those whose contexts are up to date, and those for which catching up will pay.
-    /// While nothing is known of the draft, the one that costs least is enough to learn from.
+    /// Selects the requests that draft if any do: those whose contexts are up to date, and those for which catching up
+    /// will pay. While nothing is known about the draft, the cheapest request is enough to learn from.
     fn join(&mut self, table: &SpsTable, requests: &[Candidate]) {
         let running = requests.len();
         let Some(plain) = self.plain_seconds(running) else { return self.choose(requests, |_| false) };
@@ -276,11 +277,12 @@ impl Policy {
         self.choose(requests, |request| Some(request.request) == one);
     }
 
-    /// Returns how many slots the step drafts: as far as any block was verified in the last steps and one further, and not
-    /// more than may be verified over all requests by confidences that are two steps old. A try begins with what pays best
-    /// if acceptance is as it was; where nothing is known of that, with one slot, the cheapest way to learn something.
+    /// Returns the number of slots that the step drafts: one more than any block verified in the last steps, but no
+    /// more than may be verified over all requests by confidences that are two steps old. A try starts with the best
+    /// length for the acceptance so far. If nothing is known about acceptance, it starts with one slot, the cheapest
+    /// way to learn.
     ///
-    /// What is not drafted cannot be verified, so this must not look at the step's own drafts, and does not.
+    /// Tokens that are not drafted cannot be verified, so this must not and does not depend on the step's own drafts.
     fn slots(&mut self, table: &SpsTable) -> usize {
         let (requests, limit) = (self.requests.len(), table.max_batch_tokens());
         let curve = table.curve_beside(requests, self.slots, self.beside);
@@ -290,17 +292,18 @@ impl Policy {
             None if self.experience.is_empty() => 1,
             None => table.best_length(requests, self.block, limit, &self.experience),
         };
-        // At least one, so that there are new confidences to decide by: a block has one more than it has tokens.
+        // At least one, so that there are new confidences for the next decision: a block has one confidence more than
+        // tokens.
         wanted.clamp(1, self.block.max(1))
     }
 
-    /// Returns what a plain step of so many requests takes here and now; `None` before one was timed.
+    /// Returns the measured time of a plain step of this many requests; `None` before one was timed.
     fn plain_seconds(&self, requests: usize) -> Option<f64> {
         self.paces.plain_seconds(self.table.as_ref()?, requests)
     }
 }
 
-/// Shortens lengths until they add up to `room`, the last positions and among those the last requests first.
+/// Shortens lengths until their sum is `room`: the last positions first, and among those the last requests first.
 fn trim(lengths: &mut [usize], room: usize) {
     let mut total: usize = lengths.iter().sum();
     while total > room {

@@ -1,18 +1,18 @@
 //! Choosing prefixes: Algorithm 1, the search without its early stop, and the best of a fixed number.
 //!
-//! All three go through the same list of candidates: the positions of all requests by falling survival, of equal ones the
-//! earlier position first and then the earlier request. Survival never rises along a block, so any start of that list
-//! is a prefix of every block. Positions with survival 0 are no candidates.
+//! All three use the same list of candidates: the positions of all requests by falling survival; ties are ordered by
+//! position, then by request. Survival never rises along a block, so every start of that list is a prefix of every
+//! block. Positions with survival 0 are not candidates.
 
 use super::confidences::Confidences;
 
-/// How many steps a second the engine makes when so many tokens, anchors included, go through the target in each.
+/// Steps per second of the engine by the number of tokens per step, anchors included.
 pub trait SpeedCurve {
     /// Steps per second at `batch_tokens >= 1`.
     fn steps_per_second(&self, batch_tokens: usize) -> f64;
 
-    /// A number of tokens up to which, from `batch_tokens` on, the speed is known to stay the same. Within it, each more
-    /// token that may be accepted is worth it, and need not be tried on its own.
+    /// Returns a number of tokens up to which, from `batch_tokens` on, the speed is known to be constant. Within this
+    /// range every additional token that may be accepted is worthwhile, and need not be evaluated separately.
     fn constant_until(&self, batch_tokens: usize) -> usize {
         batch_tokens
     }
@@ -24,12 +24,12 @@ impl<F: Fn(usize) -> f64> SpeedCurve for F {
     }
 }
 
-/// What a choice of prefixes amounts to.
+/// The result of a choice of prefixes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Admission {
     /// Draft tokens admitted, over all requests.
     pub admitted: usize,
-    /// Tokens per second expected of it: (requests + sum of admitted survivals) * steps per second.
+    /// Expected tokens per second: (requests + sum of admitted survivals) * steps per second.
     pub theta: f64,
     /// Candidates looked at.
     pub examined: usize,
@@ -38,10 +38,10 @@ pub struct Admission {
 /// Buckets of candidates, by the logarithm of their survival: 64 for each halving, the last for all that is below.
 const BUCKETS: usize = 1024;
 
-/// Bits of a float below those that tell buckets apart: of the 52 of its fraction, 6 remain.
+/// Low bits of a float that are ignored to form buckets: of the 52 fraction bits, 6 remain.
 const BUCKET_SHIFT: u32 = 52 - 6;
 
-/// The three ways to choose prefixes; it holds the room for sorting, so that a step allocates nothing once it has grown.
+/// The three ways to choose prefixes. It owns the sort buffers, so a step does not allocate once they have grown.
 ///
 /// `batch_limit` bounds the tokens of a step, anchors included: `requests + admitted <= max(batch_limit, requests)`.
 /// `lengths` receives one length per request.
@@ -51,7 +51,7 @@ pub struct PrefixScheduler {
     unsorted: Vec<u128>,
     /// The candidates by bucket; a bucket is sorted when it is reached, which few are.
     candidates: Vec<u128>,
-    /// Where each bucket ends.
+    /// The end of each bucket.
     ends: Vec<usize>,
 }
 
@@ -68,9 +68,9 @@ impl PrefixScheduler {
         self.walk(confidences, curve, batch_limit, true, lengths)
     }
 
-    /// The best start of the list wherever it lies, the shortest of equal ones.
+    /// Finds the best start of the list, the shortest one among equals.
     ///
-    /// On the confidences of the step that it decides about, this biases the output: see the module's documentation.
+    /// On the confidences of the step that it decides on, this biases the output: see the module documentation.
     pub fn search(
         &mut self,
         confidences: &Confidences,
@@ -93,7 +93,7 @@ impl PrefixScheduler {
         let admitted = capacity.min(room(confidences, batch_limit)).min(self.candidates.len());
         let bucket = self.ends.partition_point(|end| *end <= admitted);
         if let Some(&end) = self.ends.get(bucket) {
-            // The only bucket of which some are admitted and some are not.
+            // The only bucket that is partly admitted.
             let start = if bucket == 0 { 0 } else { self.ends[bucket - 1] };
             self.candidates[start..end].select_nth_unstable(admitted - start);
         }
@@ -160,7 +160,7 @@ impl PrefixScheduler {
                 self.unsorted.push(key(survival, position, request));
             }
         }
-        // From how many are in each bucket to where it starts; filling it moves that to where it ends.
+        // First the count of each bucket becomes its start; filling moves the start to the end.
         let mut start = 0;
         for end in &mut self.ends {
             start += std::mem::replace(end, start);
@@ -184,7 +184,7 @@ impl PrefixScheduler {
     }
 }
 
-/// Draft tokens that fit beside the anchors.
+/// Returns the number of draft tokens that fit in addition to the anchors.
 fn room(confidences: &Confidences, batch_limit: usize) -> usize {
     batch_limit.saturating_sub(confidences.requests())
 }
@@ -213,7 +213,7 @@ mod tests {
 
     use super::*;
 
-    /// A curve that tells where it is flat.
+    /// A curve that reports its constant ranges.
     struct Stairs(Vec<f64>);
 
     impl SpeedCurve for Stairs {
@@ -239,7 +239,7 @@ mod tests {
         prop::collection::vec(prop::collection::vec(confidence, 0..5), 1..6)
     }
 
-    /// A curve over `1..=40` tokens whose step time rises by any amounts.
+    /// A curve over `1..=40` tokens whose step time rises by arbitrary amounts.
     fn falling() -> impl Strategy<Value = Vec<f64>> {
         prop::collection::vec(0.0..0.5, 40).prop_map(|rises| {
             let mut seconds = 1.0;
@@ -282,7 +282,7 @@ mod tests {
         go(confidences, 0, confidences.requests() as f64, confidences.requests(), curve, limit)
     }
 
-    /// Whether theta along the list of candidates rises to one peak and falls from there.
+    /// Returns whether theta rises to one peak along the list of candidates and falls from there.
     fn is_unimodal(confidences: &Confidences, curve: &[f64], limit: usize) -> bool {
         let mut survivals: Vec<f64> =
             (0..confidences.requests()).flat_map(|request| confidences.survival(request).to_vec()).collect();
@@ -317,7 +317,7 @@ mod tests {
                 prop_assert_eq!(lengths.len(), rows.len());
                 prop_assert_eq!(lengths.iter().sum::<usize>(), admitted);
                 prop_assert!(rows.len() + admitted <= limit.max(rows.len()));
-                // No position outside is likelier than one inside, and none inside is impossible.
+                // No position outside is more likely than one inside, and none inside is impossible.
                 let inside = (0..rows.len()).flat_map(|r| confidences.survival(r)[..lengths[r]].to_vec());
                 let outside = (0..rows.len()).flat_map(|r| confidences.survival(r)[lengths[r]..].to_vec());
                 let least = inside.fold(f64::INFINITY, f64::min);
@@ -355,7 +355,7 @@ mod tests {
             steps in prop::collection::vec((1_usize..40, 0.1..2.0), 200),
             limit in 0_usize..200,
         ) {
-            // Many positions of about the same survival, so that many share a bucket.
+            // Many positions with nearly equal survival, which share a bucket.
             let confidences = confidences(&rows);
             let stairs = Stairs(steps.iter().flat_map(|&(width, speed)| vec![speed; width]).take(200).collect());
             let plain = |batch: usize| stairs.steps_per_second(batch);

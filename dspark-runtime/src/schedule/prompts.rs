@@ -1,11 +1,11 @@
-//! How much of new prompts goes through a step.
+//! The share of new prompts in a step.
 
-/// Rows of prompts in one step when no answer is being decoded beside them.
+/// Maximum prompt tokens in a step in which no answer is being decoded.
 const ALONE: usize = 512;
 
-/// Returns how many pending tokens of each request go through the target in a step: the last token of every decoding request
-/// (its only pending one), and of prompts, first come first served, up to `limit` tokens together. When nothing is decoded
-/// beside them, prompts may take more.
+/// Returns the number of pending tokens of each request that go through the target in a step: the last token of every
+/// decoding request (its only pending one), and prompt tokens, first come first served, up to `limit` tokens in total.
+/// If nothing is being decoded, prompts may use more.
 pub fn prompt_rows(pending: impl Iterator<Item = usize> + Clone, limit: usize) -> impl Iterator<Item = usize> {
     let decoding = pending.clone().any(|pending| pending == 1);
     let mut left = if decoding { limit } else { limit.max(ALONE) };

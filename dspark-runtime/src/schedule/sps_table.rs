@@ -1,4 +1,4 @@
-//! The speed table: how many steps a second at so many tokens, as SGLang reads it, and what drafting costs.
+//! The speed table: steps per second by number of tokens, in SGLang's format, and the cost of drafting.
 
 use std::fmt;
 use std::path::Path;
@@ -13,8 +13,19 @@ use crate::checkpoint::{CheckpointError, JsonFields, write_file};
 /// Tokens up to which seconds are kept one by one.
 const DENSE: usize = 1 << 13;
 
-/// Seconds of a step by the tokens that go through the target in it, of drafting by the requests that draft, and for what
-/// they were measured.
+/// Seconds of a step by the tokens that go through the target, seconds of drafting by number of requests, and the
+/// circumstances of the measurement.
+///
+/// ```no_run
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use dspark_runtime::schedule::SpsTable;
+///
+/// let table = SpsTable::read(Path::new("speed.json"))?;
+/// println!("a step of one request takes {:.1} ms", 1e3 * table.plain_seconds(1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpsTable {
     cost: StepCost,
@@ -25,7 +36,7 @@ pub struct SpsTable {
     seconds: Vec<f64>,
 }
 
-/// What a table was measured for. It fits where all of it is equal.
+/// The circumstances that a table was measured for. It applies only if all of them are equal.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Identity {
     /// Digest of target and draft.
@@ -45,9 +56,9 @@ pub struct Identity {
 pub struct Rise {
     /// The smaller number of tokens.
     pub from: usize,
-    /// The larger one, at which the table says a step is faster.
+    /// The larger one, at which the table has a faster step.
     pub to: usize,
-    /// By which factor.
+    /// The ratio of the speeds.
     pub factor: f64,
 }
 
@@ -65,8 +76,8 @@ impl SpsTable {
     /// A rise in speed from one probe to the next beyond this share is a measuring error.
     pub const LARGEST_RISE: f64 = 0.1;
 
-    /// A table of the target's part, the largest batch (tokens) that it is meant for, and what of the draft and the
-    /// circumstances is known. Probes are as [`StepCost`] and [`DraftCost`] ask for.
+    /// Returns a table of the target's part, the largest batch in tokens that it covers, and the known costs of the
+    /// draft and circumstances. Probes must satisfy the conditions of [`StepCost`] and [`DraftCost`].
     pub fn new(
         cost: StepCost,
         max_batch_tokens: usize,
@@ -77,7 +88,7 @@ impl SpsTable {
         Self { cost, max_batch_tokens, draft, identity, seconds }
     }
 
-    /// The largest batch that the table is meant for, tokens.
+    /// Returns the largest batch that the table covers, in tokens.
     pub fn max_batch_tokens(&self) -> usize {
         self.max_batch_tokens
     }
@@ -92,18 +103,18 @@ impl SpsTable {
         self.draft.as_ref()
     }
 
-    /// What was measured where, when known. Other programs do not read it.
+    /// Returns the circumstances of the measurement, if known. Other programs do not read them.
     pub fn identity(&self) -> Option<&Identity> {
         self.identity.as_ref()
     }
 
-    /// The same table, known to have been measured for this.
+    /// Returns the table with the circumstances of its measurement.
     #[must_use]
     pub fn with_identity(self, identity: Identity) -> Self {
         Self { identity: Some(identity), ..self }
     }
 
-    /// The same table, meant for batches of so many tokens.
+    /// Returns the table for batches of up to this many tokens.
     #[must_use]
     pub fn for_batches_of(self, max_batch_tokens: usize) -> Self {
         Self { max_batch_tokens, ..self }
@@ -112,8 +123,8 @@ impl SpsTable {
     /// Reads a table, in probes or in parts. Fields that are not known here are left alone.
     ///
     /// # Errors
-    /// When a field is missing or of the wrong kind, numbers of tokens do not increase, or a time or speed is not above 0.
-    /// Rises of the speed are no errors: see [`rises`](Self::rises).
+    /// Returns an error if a field is missing or has the wrong type, numbers of tokens do not increase, or a time or
+    /// speed is not above 0. Rises of the speed are not errors: see [`rises`](Self::rises).
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
         let fields = JsonFields::read_table(path, "a speed table, as `dspark profile` writes it")?;
         let cost = if fields.get("bias_seconds").is_some() {
@@ -153,7 +164,7 @@ impl SpsTable {
     /// Writes the table, whole or not at all.
     ///
     /// # Errors
-    /// When the folder cannot be written.
+    /// Returns an error if the folder cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), CheckpointError> {
         let text = serde_json::to_string_pretty(&self.to_json()).unwrap_or_default() + "\n";
         write_file(path, text.as_bytes())
@@ -171,7 +182,7 @@ impl SpsTable {
         pairs.map(rise).filter(|rise| rise.factor > 1.0 + Self::LARGEST_RISE).collect()
     }
 
-    /// Refuses a table that was measured for something else, or says nothing of it.
+    /// Returns an error if the table was measured for something else, or does not record its circumstances.
     ///
     /// # Errors
     /// Names the first field that differs.
@@ -191,7 +202,7 @@ impl SpsTable {
         })
     }
 
-    /// Seconds of a target pass over the tokens of so many requests, anchors included.
+    /// Returns the seconds of a target pass over the tokens of this many requests, anchors included.
     pub fn verify_seconds(&self, requests: usize, batch_tokens: usize) -> f64 {
         self.cost.request_seconds(requests) + self.token_seconds(batch_tokens)
     }
@@ -200,7 +211,7 @@ impl SpsTable {
         self.seconds.get(batch_tokens).copied().unwrap_or_else(|| self.cost.token_seconds(batch_tokens))
     }
 
-    /// Seconds of drafting so many slots for each of so many requests; 0 when that was not measured.
+    /// Returns the seconds of drafting this many slots for each of this many requests; 0 if that was not measured.
     pub fn draft_seconds(&self, requests: usize, slots: usize) -> f64 {
         match &self.draft {
             Some(draft) if requests > 0 && slots > 0 => draft.at(requests, slots),
@@ -213,13 +224,14 @@ impl SpsTable {
         self.draft.as_ref().map_or(0.0, |draft| draft.context_seconds)
     }
 
-    /// Seconds of a step of so many requests that decode plainly.
+    /// Returns the seconds of a plain decoding step of this many requests.
     pub fn plain_seconds(&self, requests: usize) -> f64 {
         self.verify_seconds(requests, requests)
     }
 
-    /// The same on a straight line between two probes instead of the lower one's: how one number of requests compares with
-    /// its neighbours. Not for deciding how much to verify, since it blurs cliffs.
+    /// Interpolates [`plain_seconds`](Self::plain_seconds) linearly between two probes instead of using the lower one,
+    /// to compare neighbouring numbers of requests. Not suitable for deciding how much to verify, because it blurs
+    /// cliffs.
     pub fn plain_seconds_between(&self, requests: usize) -> f64 {
         let StepCost::Probes { batch_tokens, steps_per_second, .. } = &self.cost else {
             return self.plain_seconds(requests);
@@ -233,18 +245,20 @@ impl SpsTable {
         seconds(above - 1) + (seconds(above) - seconds(above - 1)) * (requests as f64 - from) / (to - from)
     }
 
-    /// The speed of a step in which so many requests draft so many slots each, by the tokens that are verified.
+    /// Returns the speed of a step in which this many requests draft this many slots each, by number of verified
+    /// tokens.
     pub fn curve(&self, requests: usize, slots: usize) -> StepCurve<'_> {
         self.curve_beside(requests, slots, 0)
     }
 
-    /// The same where so many requests more go through that step with a token each and do not draft.
+    /// Returns the curve of a step with additional requests that contribute one token each and do not draft.
     pub fn curve_beside(&self, requests: usize, slots: usize, beside: usize) -> StepCurve<'_> {
         let fixed_seconds = self.cost.request_seconds(requests + beside) + self.draft_seconds(requests, slots);
         StepCurve { table: self, fixed_seconds, beside }
     }
 
-    /// What a round with one drafted token per request costs more than a plain one, in plain steps. Infinite where a round of no length would pay, by what can be hoped to be accepted.
+    /// Returns the extra cost of a round with one draft token per request over a plain one, in plain steps. It is
+    /// infinite if no length would pay even with the optimistic acceptance estimate.
     pub fn price(&self, requests: usize, block_size: usize, batch_limit: usize, experience: &Experience) -> f64 {
         let plain = self.plain_seconds(requests);
         let cost = |length: usize| self.round_seconds(requests, length) / plain;
@@ -253,8 +267,8 @@ impl SpsTable {
         if pays { cost(1) - 1.0 } else { f64::INFINITY }
     }
 
-    /// What a round gains over plain ones in the same time, in plain steps, and how many tokens it commits per request: at the
-    /// best length, if acceptance is as it was. Below 0 where no length pays.
+    /// Returns the gain of a round over plain ones in the same time, in plain steps, and the tokens it commits per
+    /// request, at the best length for the acceptance so far. The gain is below 0 if no length pays.
     pub fn gain(
         &self,
         requests: usize,
@@ -270,7 +284,8 @@ impl SpsTable {
         rounds.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((f64::NEG_INFINITY, 1.0))
     }
 
-    /// How many tokens to draft per request, at least one, so that rounds commit most per second if acceptance is as it was.
+    /// Returns the number of tokens to draft per request, at least one, that maximises committed tokens per second for
+    /// the acceptance so far.
     pub fn best_length(
         &self,
         requests: usize,
@@ -282,12 +297,12 @@ impl SpsTable {
         lengths(requests, block_size, batch_limit).max_by(|a, b| speed(*a).total_cmp(&speed(*b))).unwrap_or(1)
     }
 
-    /// A round that drafts and verifies so many tokens per request.
+    /// Returns the seconds of a round that drafts and verifies this many tokens per request.
     fn round_seconds(&self, requests: usize, length: usize) -> f64 {
         1.0 / self.curve(requests, length).steps_per_second(requests * (1 + length))
     }
 
-    /// The table as its file holds it.
+    /// Returns the table in its file format.
     pub fn to_json(&self) -> Map<String, Value> {
         let mut fields = Map::new();
         let mut add = |name: &str, value: Value| fields.insert(name.to_owned(), value);
@@ -325,18 +340,18 @@ impl SpsTable {
     }
 }
 
-/// Drafted tokens per request with which a step stays within its limit.
+/// Returns the numbers of drafted tokens per request for which a step stays within its limit.
 fn lengths(requests: usize, block_size: usize, batch_limit: usize) -> impl Iterator<Item = usize> {
     (1..=block_size).take_while(move |length| requests * (1 + length) <= batch_limit)
 }
 
-/// The speed of one step, drafting included, by the tokens that go through the target in it.
+/// The speed of one step, drafting included, by the number of tokens that go through the target.
 #[derive(Clone, Copy, Debug)]
 pub struct StepCurve<'a> {
     table: &'a SpsTable,
-    /// What does not depend on the tokens.
+    /// Seconds that do not depend on the tokens.
     fixed_seconds: f64,
-    /// Tokens that go through with them.
+    /// Additional tokens in the step.
     beside: usize,
 }
 

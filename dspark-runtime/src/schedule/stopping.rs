@@ -1,11 +1,11 @@
-//! How far a block is drafted.
+//! The condition for ending a drafted block.
 
 use std::sync::Arc;
 
 use super::sts_table::StsTable;
 use crate::numbers::sigmoid;
 
-/// When to stop drafting a block. Whether slot `j` is drafted follows from the tokens before it alone.
+/// The condition for ending a block. Whether slot `j` is drafted depends only on the preceding tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stopping {
     /// Maximum number of slots.
@@ -14,7 +14,7 @@ pub struct Stopping {
     pub confidence: f64,
     /// Stop before the first slot whose survival (the product of the confidences up to it) is below this.
     pub survival: f64,
-    /// What turns the confidence head's logits into confidences; `None`: the sigmoid alone.
+    /// Calibration of the confidence head's logits; `None` uses the plain sigmoid.
     pub calibration: Option<Arc<StsTable>>,
 }
 
@@ -45,7 +45,7 @@ impl Stopping {
         }
     }
 
-    /// Returns whether a slot of this confidence, and of this survival up to it, is drafted.
+    /// Returns whether a slot with this confidence and cumulative survival is drafted.
     pub fn goes_on(&self, confidence: f64, survival: f64) -> bool {
         confidence >= self.confidence && survival >= self.survival
     }

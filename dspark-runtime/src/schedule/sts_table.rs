@@ -8,17 +8,29 @@ use crate::checkpoint::{CheckpointError, JsonFields, write_file};
 use crate::numbers::sigmoid;
 
 /// One temperature per position of the block: confidence `c_j = sigmoid(z_j / T_j)` of the head's logit `z_j`.
+///
+/// ```
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use dspark_runtime::schedule::StsTable;
+///
+/// let table = StsTable::read(Path::new("checkpoints/smollm2-135m-dspark/sts.json"), 7)?;
+/// // A temperature above 1 makes the confidence head less sure.
+/// assert!(table.confidence(0, 2.0) < StsTable::identity(7).confidence(0, 2.0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct StsTable {
     /// `T_j`, all above 0.
     pub temperatures: Vec<f64>,
-    /// What it was fitted on.
+    /// The data that it was fitted on.
     pub dataset: String,
     /// Rounds that it was fitted on.
     pub num_samples: usize,
     /// Expected calibration error of the survival per position with all temperatures at 1; empty when not known.
     pub ece_before: Vec<Option<f64>>,
-    /// The same with these temperatures.
+    /// The calibration errors with these temperatures.
     pub ece_after: Vec<Option<f64>>,
     /// The sampling temperature that it was fitted at, when known. Other programs do not read it.
     pub sampling_temperature: Option<f64>,
@@ -30,7 +42,7 @@ pub struct StsTable {
 }
 
 impl StsTable {
-    /// The name of the table beside a checkpoint's weights. Other engines are given its path.
+    /// File name of the table in the checkpoint folder. Other engines get its path.
     pub const FILE: &str = "sts.json";
 
     /// Confidences as the head gives them.
@@ -50,7 +62,7 @@ impl StsTable {
     /// Checks that the table was fitted for the draft with this digest. A table that names no draft fits every one.
     ///
     /// # Errors
-    /// When the table names another draft.
+    /// Returns an error if the table was fitted for another draft.
     pub fn check_draft(&self, path: &Path, digest: &str) -> Result<(), CheckpointError> {
         match &self.draft {
             Some(fitted) if fitted != digest => Err(CheckpointError::Invalid {
@@ -78,8 +90,8 @@ impl StsTable {
     /// `sts_temperatures` or both; fields that are not known here are left alone.
     ///
     /// # Errors
-    /// When a field is missing or of the wrong kind, a temperature is not above 0, the two spellings differ, or the block
-    /// size is another one.
+    /// Returns an error if a field is missing or has the wrong type, a temperature is not above 0, the two spellings
+    /// differ, or the block size is different.
     pub fn read(path: &Path, block_size: usize) -> Result<Self, CheckpointError> {
         let fields = JsonFields::read_table(path, "a calibration table, as `deepspec calibrate` writes it")?;
         const SPELLINGS: [&str; 2] = ["temperatures", "sts_temperatures"];
@@ -126,7 +138,7 @@ impl StsTable {
     /// Writes the table, whole or not at all.
     ///
     /// # Errors
-    /// When the folder cannot be written.
+    /// Returns an error if the folder cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), CheckpointError> {
         let text = serde_json::to_string_pretty(&self.to_json()).unwrap_or_default() + "\n";
         write_file(path, text.as_bytes())

@@ -1,8 +1,8 @@
 //! The activity of a connection, and its time limits.
 //!
-//! A connection waits for a request until its body is complete, is answered until the reply was handed over, and sends it until
-//! its client's system has taken the last byte. Only waiting ones are idle. A client that takes nothing of what is sent to it
-//! for the time that a request may take to arrive is given up, however long the reply is.
+//! A connection waits for a request until its body is complete, is being answered until the reply was handed over, and
+//! sends the reply until the client's system has received the last byte. Only waiting connections are idle. If a client
+//! reads nothing for as long as a request may take to arrive, its connection is closed, however long the reply is.
 
 use std::io;
 use std::pin::Pin;
@@ -14,29 +14,29 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-/// A client that took nothing for so long may have to make room for another.
+/// A client that read nothing for this long can be disconnected to make room for another.
 const STUCK: Duration = Duration::from_secs(1);
 
 /// Activity of a connection.
 #[derive(Debug)]
 pub(super) struct Activity {
     state: Mutex<State>,
-    /// Told whenever a reply is out.
+    /// Notified whenever a reply is complete.
     freed: Arc<Notify>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct State {
     doing: Doing,
-    /// Since when its client takes nothing of what there is to send.
+    /// The instant since which the client reads nothing of the pending data.
     blocked: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Doing {
-    /// For a request's head.
+    /// Waiting for the head of a request.
     Waiting(Instant),
-    /// For the body behind a head.
+    /// Receiving the body of a request.
     Receiving(Instant),
     Answering,
     /// The reply was handed over and is on its way.
@@ -102,13 +102,13 @@ impl Activity {
         })
     }
 
-    /// Since when its client has taken nothing, if that is longer than a moment.
+    /// Returns the instant since which the client has read nothing, if that is longer than a moment.
     pub fn stuck_since(&self) -> Option<Instant> {
         self.state(|state| state.blocked.filter(|since| since.elapsed() > STUCK))
     }
 
-    /// Returns whether it waited longer than `limit`, or its client took nothing for as long. A body has the same time once more: it is
-    /// refused in words when its time is over.
+    /// Returns whether it waited longer than `limit`, or its client read nothing for as long. A body gets the time
+    /// twice, so that a late one can be refused with an error message.
     pub fn is_overdue(&self, limit: Duration) -> bool {
         self.state(|state| {
             let waited = match state.doing {
@@ -121,7 +121,7 @@ impl Activity {
     }
 }
 
-/// A connection's stream, which tells its activity what the client takes.
+/// A connection's stream, which records what the client reads.
 pub(super) struct Watched {
     pub stream: TcpStream,
     pub activity: Arc<Activity>,
@@ -158,7 +158,7 @@ impl AsyncWrite for Watched {
         self.stream.is_write_vectored()
     }
 
-    /// To be called when nothing is left to be written.
+    /// Must be called when nothing is left to be written.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = ready!(Pin::new(&mut self.stream).poll_flush(context));
         self.activity.flushed();

@@ -1,4 +1,4 @@
-//! The paths of the server and what all of them share.
+//! The routes of the server and their shared state.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,19 +25,19 @@ use super::turns::Turns;
 use crate::engine::EngineHandle;
 use crate::text::Tokenizer;
 
-/// What every request sees.
+/// State shared by all requests.
 pub(super) struct App {
     pub engine: EngineHandle,
     pub tokenizer: Tokenizer,
     pub config: ServerConfig,
     pub traffic: Traffic,
     pub turns: Turns,
-    /// Bytes of a prompt that fits into the model's context; `None` where the tokeniser does not tell.
+    /// Maximum bytes of a prompt that fits into the model's context; `None` if the tokeniser does not provide a bound.
     pub most_prompt_bytes: Option<usize>,
     /// Set once the server was told to stop.
     pub stopping: AtomicBool,
     created: u64,
-    /// Tells the numbers of this process from those of an earlier one.
+    /// Distinguishes the numbers of this process from those of an earlier one.
     prefix: u64,
     numbers: AtomicU64,
 }
@@ -82,7 +82,8 @@ impl App {
     }
 }
 
-/// All paths. Everything but `/health` wants the API key, if there is one, and else a `Host` and an `Origin` that may ask.
+/// Returns all routes. Everything but `/health` requires the API key if there is one, and otherwise an allowed `Host`
+/// and `Origin`.
 pub(super) fn router(app: Arc<App>) -> Router {
     let wants_key = Router::new()
         .route("/v1/chat/completions", post(chat))
@@ -110,7 +111,7 @@ async fn authorise(State(app): State<Arc<App>>, request: Request, next: Next) ->
     let given = request.headers().get(AUTHORIZATION).map(|value| value.as_bytes());
     let given = given.and_then(|value| value.split_at_checked("Bearer ".len()));
     match given {
-        // A comparison that took longer the more of the key is right would give it away.
+        // A comparison whose time depends on the number of correct bytes would leak the key.
         Some((scheme, token))
             if scheme.eq_ignore_ascii_case(b"Bearer ") && bool::from(token.ct_eq(key.as_bytes())) =>
         {

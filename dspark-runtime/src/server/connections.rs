@@ -1,9 +1,9 @@
-//! Accepting connections, and ending those that only take up room.
+//! Accepts connections, and closes those that are idle or blocked.
 //!
-//! A connection either waits for a request to arrive (it is new, or sends nothing, or sends a head or a body byte by byte, or its
-//! last request was answered) or is being answered (`activity`). Waiting ones are closed after a time, and at once, longest wait
-//! first, when a new one needs the place; so are clients that do not take their replies. So clients that say nothing, or do not
-//! listen, cannot keep out one that does.
+//! A connection either waits for a request (it is new, sends nothing, sends a head or a body slowly, or its last
+//! request was answered) or is being answered (`activity`). Waiting connections are closed after a time limit. When a
+//! new connection needs room, they are closed immediately, longest wait first, followed by clients that do not read
+//! their replies. Idle or blocked clients therefore cannot keep active ones out.
 
 use std::collections::HashMap;
 use std::io;
@@ -30,17 +30,17 @@ use super::ServerError;
 use super::activity::{Activity, Watched};
 use super::app::{App, router};
 
-/// How often connections are looked over.
+/// Interval between checks of the connections.
 const LOOK: Duration = Duration::from_secs(1);
-/// Nobody means more, and clocks do not go on forever.
+/// Longer times are not useful, and clocks cannot represent all of them.
 const LONGEST_GRACE: Duration = Duration::from_secs(86_400);
-/// How long the last bytes may take when the server stops.
+/// Time limit for the last bytes when the server stops.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 /// Time limit for sending errors to clients when the engine has ended.
 const LAST_ERRORS: Duration = Duration::from_secs(5);
-/// Bytes that the system keeps of a reply. A client that reads slowly shows by taking parts of it that it still reads.
+/// Bytes of a reply that the system buffers. A slow client is known to be reading because the buffer empties.
 const SEND_BUFFER: u32 = 64 << 10;
-/// Connections that the system holds until they are accepted.
+/// Number of connections that the system queues until they are accepted.
 const BACKLOG: u32 = 1024;
 
 /// Listens on the first of the addresses that can be had.
@@ -60,7 +60,7 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
     // A server that is started again gets its port; elsewhere than on Unix the option lets others take it.
     #[cfg(unix)]
     socket.set_reuseaddr(true)?;
-    // What is accepted inherits it.
+    // Accepted sockets inherit it.
     socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
@@ -76,8 +76,8 @@ struct Connections {
     closing: watch::Sender<bool>,
 }
 
-/// Serves until `stop` is ready; then takes no more requests for answers, gives those under way the grace time, and closes
-/// everything. When the engine ends by itself, what was begun gets its error, and the server ends.
+/// Serves until `stop` is ready. Then it rejects new requests, gives running ones the grace time, and closes
+/// everything. If the engine ends by itself, running requests get its error, and the server ends.
 pub(super) async fn serve(
     listener: TcpListener,
     app: Arc<App>,
@@ -97,7 +97,7 @@ pub(super) async fn serve(
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        // While answers are finished, others are still told why they get none.
+        // While answers are finished, new requests are still rejected with an error.
         if last_moment.is_some_and(|moment| connections.none_is_answering() || Instant::now() >= moment) {
             break;
         }
@@ -118,7 +118,7 @@ pub(super) async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => connections.take(stream),
                 Err(error) => {
-                    // No file descriptors, most likely; those that wait give theirs back.
+                    // Probably out of file descriptors; waiting connections free theirs.
                     tracing::warn!(%error, "cannot accept a connection");
                     connections.make_room();
                     sleep(Duration::from_millis(50)).await;
@@ -158,7 +158,8 @@ impl Connections {
         self.app.traffic.connections.store(self.open.len(), Ordering::Relaxed);
     }
 
-    /// Closes what has waited longest, else the client that has taken nothing for longest; false when there is neither.
+    /// Closes the connection that has waited longest, else the one whose client has read nothing for longest; returns
+    /// false if there is neither.
     fn make_room(&mut self) -> bool {
         let longest = |since: fn(&Activity) -> Option<Instant>| {
             let connections = self.open.iter().filter_map(|(id, (activity, _))| Some((since(activity)?, *id)));

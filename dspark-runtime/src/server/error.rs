@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::engine::{Failure, Refusal};
 use crate::text::TextError;
 
-/// What OpenAI's clients look for before they send a request once more.
+/// The header that OpenAI's clients check before they retry a request.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// An answer that is no answer.
@@ -34,18 +34,18 @@ impl ApiError {
         Self::new(status, "invalid_request_error", code, message)
     }
 
-    /// The same, about one field of the request.
+    /// Attributes the error to a field of the request.
     pub fn about(mut self, param: impl Into<String>) -> Self {
         self.param = Some(param.into());
         self
     }
 
-    /// A request that cannot be understood, whichever field it is about.
+    /// Returns an error for a malformed request, independent of a field.
     pub fn malformed(message: impl Into<String>) -> Self {
         Self::request(StatusCode::BAD_REQUEST, None, message)
     }
 
-    /// A field whose value does not fit.
+    /// Returns an error for an invalid value of a field.
     pub fn invalid(param: impl Into<String>, expected: &str, found: &str) -> Self {
         let param = param.into();
         let message = format!("`{param}`: expected {expected}, found {found}");
@@ -59,14 +59,14 @@ impl ApiError {
         Self::request(StatusCode::BAD_REQUEST, Some("missing_required_parameter"), message).about(param)
     }
 
-    /// A field that this server does nothing with, while leaving it out would change the answer.
+    /// Returns an error for an unsupported field that would change the answer.
     pub fn unsupported(param: impl Into<String>, instead: &str) -> Self {
         let param = param.into();
         let message = format!("`{param}` is not supported here: {instead}");
         Self::request(StatusCode::BAD_REQUEST, Some("unsupported_parameter"), message).about(param)
     }
 
-    /// A field that nothing here reads, and the known one that may have been meant.
+    /// Returns an error for an unknown field, with a suggestion if a known one is similar.
     pub fn unknown_field(param: impl Into<String>, meant: Option<&str>) -> Self {
         let param = param.into();
         let meant = meant.map_or_else(String::new, |meant| format!("; did you mean `{meant}`?"));
@@ -118,7 +118,7 @@ impl ApiError {
         Self { retry_after: Some(Duration::from_secs(1)), ..error }
     }
 
-    /// A prompt of which so many tokens cannot be enough.
+    /// Returns an error for a prompt with too many bytes for the context.
     pub fn prompt_bytes(param: impl Into<String>, bytes: usize, limit: usize, tokens: usize) -> Self {
         let param = param.into();
         let message = format!(
@@ -203,7 +203,7 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        // Asking again for what took too long only makes the queue longer.
+        // Retrying a request that took too long only makes the queue longer.
         if matches!(self.status, StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT) {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }

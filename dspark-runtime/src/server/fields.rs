@@ -1,4 +1,4 @@
-//! Reading the fields of a request: wrong types and fields that nobody reads are refused by name.
+//! Reads the fields of a request. Wrong types and unknown fields are refused by name.
 
 use std::cell::RefCell;
 use std::ops::RangeInclusive;
@@ -44,7 +44,7 @@ impl<'a> Fields<'a> {
         if self.path.is_empty() { field.to_owned() } else { format!("{}.{field}", self.path) }
     }
 
-    /// A field that is there and not null.
+    /// Returns a field that is present and not null.
     pub fn get(&self, field: &'static str) -> Option<&'a Value> {
         self.read.borrow_mut().push(field);
         self.peek(field)
@@ -60,8 +60,8 @@ impl<'a> Fields<'a> {
         self.accepted.borrow_mut().extend(fields);
     }
 
-    /// Refuses what nobody asked for: it would be passed over in silence. To be called when everything was read. A field that
-    /// is null asks for nothing.
+    /// Refuses fields that were not read: they would be ignored silently. Must be called after everything was read. A
+    /// null field counts as absent.
     pub fn refuse_unknown(&self) -> Result<(), ApiError> {
         let (read, accepted) = (self.read.borrow(), self.accepted.borrow());
         let known = |name: &str| read.contains(&name) || accepted.contains(&name);
@@ -75,7 +75,7 @@ impl<'a> Fields<'a> {
         ))
     }
 
-    /// The error for a field whose value does not fit.
+    /// Returns the error for an invalid value of a field.
     pub fn wrong(&self, field: &'static str, expected: &str) -> ApiError {
         match self.get(field) {
             Some(value) => ApiError::invalid(self.name(field), expected, &shown(value)),

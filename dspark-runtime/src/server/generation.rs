@@ -19,12 +19,12 @@ pub(super) struct Generation {
     record: Arc<Record>,
     asked: Asked,
     events: SelectAll<BoxStream<'static, (usize, Option<Event>)>>,
-    /// Choices that the engine was asked for.
+    /// Number of choices that were submitted to the engine.
     begun: usize,
     usage: Vec<Usage>,
 }
 
-/// What happened to one choice.
+/// An update of one choice.
 #[derive(Debug)]
 pub(super) enum Update {
     Delta(Delta),
@@ -32,11 +32,11 @@ pub(super) enum Update {
 }
 
 impl Generation {
-    /// Hands in a request for each of the first choices; the others follow as those end, so that a client with many choices
+    /// Submits a request for each of the first choices. The others follow as those end, so a client with many choices
     /// never has more than its share of the engine.
     ///
     /// # Errors
-    /// When the engine refuses one of them; then none is answered.
+    /// Returns an error if the engine rejects one of them; then none is answered.
     pub fn begin(app: Arc<App>, asked: Asked, record: Arc<Record>, prompt_field: &str) -> Result<Self, ApiError> {
         let answers = asked.prompts.len() * asked.choices;
         let limits = app.engine.limits();
@@ -65,10 +65,10 @@ impl Generation {
         Ok(())
     }
 
-    /// What happens next, and to which choice; `None` after the last one finished.
+    /// Returns the next update and the choice that it belongs to; `None` after the last one finished.
     ///
     /// # Errors
-    /// When a choice failed or the time for the request is over. No more comes after that.
+    /// Returns an error if a choice failed or the time for the request is over. No more comes after that.
     pub async fn next(&mut self) -> Result<Option<(usize, Update)>, ApiError> {
         let update = self.receive().await;
         match &update {

@@ -51,14 +51,14 @@ impl Logprobs {
     /// Follows an answer to `prompt`.
     ///
     /// # Errors
-    /// As [`Tokenizer::decode`].
+    /// See [`Tokenizer::decode`].
     pub fn new(tokenizer: &Tokenizer, prompt: &[TokenId], stop_token_ids: &[TokenId]) -> Result<Self, TextError> {
         let (tokenizer, stop_token_ids) = (tokenizer.clone(), stop_token_ids.to_vec());
         let at_start = Detokenizer::new(&tokenizer, prompt, true)?.at_start();
         Ok(Self { tokenizer, stop_token_ids, offset: 0, at_start, unfinished: Vec::new() })
     }
 
-    /// The entries of further tokens; those without log-probabilities and stop tokens have none.
+    /// Returns the entries of further tokens; tokens without log-probabilities and stop tokens have none.
     pub fn push(&mut self, tokens: &[TokenOutput]) -> Vec<Entry> {
         let mut entries = Vec::new();
         for output in tokens {
@@ -100,7 +100,7 @@ impl Logprobs {
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(super) enum Shown<'a> {
-    /// They were not asked for.
+    /// Log-probabilities were not requested.
     None,
     Chat {
         content: Each<'a>,

@@ -7,9 +7,9 @@ use super::fields::{Fields, shown};
 
 /// Reads a message.
 ///
-/// `developer` is what newer clients call `system`, and templates know only that; several parts of one message become lines. What
-/// was said with tools is history, which the template writes as the model has learnt it; so are a message's name and the
-/// reasoning before it.
+/// `developer` is the name of `system` in newer clients; templates know `system` only. Several parts of one message
+/// become lines. Tool calls and results are history, which the template writes in the model's format; so are a
+/// message's name and reasoning.
 pub(super) fn message(fields: &Fields<'_>) -> Result<Value, ApiError> {
     let role = match fields.text("role")? {
         Some("developer") => "system",
@@ -37,7 +37,7 @@ pub(super) fn message(fields: &Fields<'_>) -> Result<Value, ApiError> {
             let part = |(index, part)| text_part(&Fields::at(format!("{}[{index}]", fields.name("content")), part)?);
             parts.iter().enumerate().map(part).collect::<Result<Vec<_>, _>>()?.join("\n")
         }
-        // An answer of nothing, or of tool calls alone.
+        // An empty answer, or tool calls only.
         None if role == "assistant" => String::new(),
         _ => return Err(fields.wrong("content", "a text or a list of parts")),
     };
@@ -65,13 +65,13 @@ pub(super) fn message(fields: &Fields<'_>) -> Result<Value, ApiError> {
             message[*field] = text.into();
         }
     }
-    // What clients keep beside the messages that they got.
+    // Fields that clients keep with the messages that they received.
     fields.accept(["id", "annotations", "provider_specific_fields", "metadata", "cache_control"]);
     fields.refuse_unknown()?;
     Ok(message)
 }
 
-/// Reads a call of a tool. Templates write its arguments as an object; clients send them as the text that the model said.
+/// Reads a tool call. Templates write its arguments as an object; clients send them as the text of the model.
 fn tool_call(fields: &Fields<'_>) -> Result<Value, ApiError> {
     if !matches!(fields.text("type")?, None | Some("function")) {
         return Err(fields.wrong("type", "\"function\""));

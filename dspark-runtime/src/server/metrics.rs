@@ -11,7 +11,7 @@ use crate::engine::{Metrics, Phase};
 /// Paths that are counted by name.
 const PATHS: [&str; 5] = ["/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics"];
 
-/// What the server itself counts.
+/// Counters of the server itself.
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
     /// Finished requests by path and outcome.

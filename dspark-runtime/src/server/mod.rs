@@ -1,13 +1,14 @@
 //! An HTTP server that speaks the OpenAI API.
 //!
-//! A connection is accepted (`connections`) and watched (`activity`), its request is given an id and accompanied to its last byte
-//! (`record`), the page that asks (`origin`) and the key are looked at and the path chosen (`app`). A body is read, and when it is
-//! its turn (`turns`) checked field by field (`fields`, `parameters`, `unsupported`, `messages`, `prompts`). It becomes requests to the engine, one per choice (`generation`), whose events are written in the shape of the endpoint
-//! (`shape`, `logprobs`), whole or as server-sent events (`respond`). Whatever goes wrong is an `error`; `metrics` are for
-//! Prometheus.
+//! A connection is accepted (`connections`) and watched (`activity`). Its request gets an id and is tracked to its last
+//! byte (`record`), its origin (`origin`) and key are checked, and the route is chosen (`app`). A body is read and,
+//! when it is its turn (`turns`), checked field by field (`fields`, `parameters`, `unsupported`, `messages`,
+//! `prompts`). It becomes requests to the engine, one per choice (`generation`), whose events are written in the format
+//! of the endpoint (`shape`, `logprobs`), as a whole or as server-sent events (`respond`). Failures become an `error`;
+//! `metrics` are for Prometheus.
 //!
-//! A client that goes away takes its connection's task with it, and with the task go the engine's answers: dropped, they
-//! are cancelled. Nothing here knows tensors.
+//! When a client disconnects, its connection's task is dropped, and with it the engine's answers, which cancels them.
+//! This module does not use tensors.
 
 mod activity;
 mod app;
@@ -41,36 +42,35 @@ pub use self::turns::PROMPT_THREADS;
 use crate::engine::{EngineHandle, Sampling};
 use crate::text::{Tokenizer, UserText};
 
-/// What a server may be told.
+/// Settings of a server.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// What clients call the model.
+    /// Model name in the API.
     pub model: String,
-    /// What they have to send as `Authorization: Bearer`; `None` lets anybody in.
+    /// Key that clients must send as `Authorization: Bearer`; `None` accepts all clients.
     pub api_key: Option<String>,
     /// Web pages that may use the server, as `http://host:port`; `*` lets all. With an API key they need the key, too.
     pub allow_origins: Vec<String>,
-    /// Names under which the server may be reached, beside addresses and `localhost`, while there is no API key.
+    /// Host names that are accepted without an API key, in addition to addresses and `localhost`.
     pub allow_hosts: Vec<String>,
     /// True if other machines reach the server. Without an API key it then answers to names without a dot, too, which only
     /// their own network gives out.
     pub network: bool,
-    /// Bytes of a request's body, at most.
+    /// Maximum size of a request body in bytes.
     pub max_body_bytes: usize,
-    /// Open connections, at most.
+    /// Maximum number of open connections.
     pub max_connections: usize,
-    /// Time limit for a request's head, for its body, and for a client that takes nothing of
-    /// a reply.
+    /// Time limit for a request's head, for its body, and for a client that reads nothing of a reply.
     pub idle_timeout: Duration,
-    /// How long a request may take from its arrival to its last token.
+    /// Maximum time of a request from its arrival to its last token.
     pub request_timeout: Duration,
-    /// How long answers may still take when the server is told to stop.
+    /// Time that running answers get when the server is told to stop.
     pub grace: Duration,
     /// The treatment of special tokens in messages.
     pub user_text: UserText,
-    /// Sampling settings where a request gives none.
+    /// Sampling settings of requests that set none.
     pub sampling: Sampling,
-    /// Limit of new tokens where a request gives none; `None` is the context length.
+    /// Limit of new tokens of requests that set none; `None` is the context length.
     pub max_new_tokens: Option<usize>,
 }
 
@@ -94,7 +94,7 @@ impl Default for ServerConfig {
     }
 }
 
-/// Why a server stopped by itself.
+/// Reasons that a server stopped by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServerError {
     /// The engine's thread failed.
@@ -112,7 +112,7 @@ impl Server {
     /// Takes the port; 0 is any that is free.
     ///
     /// # Errors
-    /// When the address cannot be had.
+    /// Returns an error if the address cannot be had.
     pub async fn bind(
         address: impl ToSocketAddrs,
         engine: EngineHandle,
@@ -122,18 +122,18 @@ impl Server {
         Ok(Self { listener: connections::listen(address).await?, app: app::App::new(engine, tokenizer, config) })
     }
 
-    /// Where it listens.
+    /// Returns the address that it listens on.
     ///
     /// # Errors
-    /// When the system does not say.
+    /// Returns an error if the system does not report the address.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Answers until `stop` is ready, then finishes or fails what was begun and shuts the engine down.
+    /// Serves until `stop` is ready, then finishes or fails running requests and shuts the engine down.
     ///
     /// # Errors
-    /// When the engine ends before it was told to: every request was answered with an error by then.
+    /// Returns an error if the engine ends before it was told to; every request has then been answered with an error.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
         connections::serve(self.listener, self.app, stop).await
     }

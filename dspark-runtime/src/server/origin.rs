@@ -1,10 +1,10 @@
-//! Which web pages may ask, and under which names the server is reached.
+//! Checks which web pages may use the server, and which host names it accepts.
 //!
-//! A browser sends requests for every page that it shows, to this machine too. Without an API key nothing else tells those of a
-//! strange page from the user's own, so the server looks at two headers that pages cannot forge. `Origin` names the page:
-//! it has to be the server's own address or one that `--allow-origin` names. `Host` names the server: a page whose name was made
-//! to point to this machine afterwards (DNS rebinding) has its own name there. Programs send no `Origin`, and the address that
-//! they were given as `Host`.
+//! A browser sends requests for every page that it shows, also to this machine. Without an API key, nothing else
+//! distinguishes requests of a foreign page from the user's own, so the server checks two headers that pages cannot
+//! forge. `Origin` names the page: it must be the server's own address or one that `--allow-origin` allows. `Host`
+//! names the server: a page whose name was later made to point to this machine (DNS rebinding) has its own name there.
+//! Programs send no `Origin`, and send the address that they were given as `Host`.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -28,7 +28,8 @@ use super::respond::refuse;
 const ASKS_FOR_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
 const ALLOWS_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
 
-/// Checks `Origin` and `Host`, answers what browsers ask before a request, and tells them who may read the reply.
+/// Checks `Origin` and `Host`, answers preflight requests of browsers, and sets the headers that allow a page to read
+/// the reply.
 pub(super) async fn check_origin(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let headers = request.headers();
     let origin = headers.get(ORIGIN).cloned();
@@ -91,8 +92,8 @@ fn is_own_page(origin: &HeaderValue, hosts: &[String]) -> bool {
     place.is_some_and(|place| hosts.iter().any(|host| host.eq_ignore_ascii_case(place)))
 }
 
-/// Returns whether a name for the server is one that no stranger can make point to it: an address, this machine's name for itself, a
-/// name of the local network for a server that serves it, or one that was allowed.
+/// Returns whether a foreign site cannot make this name point to the server: an address, this machine's name for
+/// itself, a name of the local network if the server listens there, or an allowed name.
 fn is_own_name(config: &ServerConfig, host: &str) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return false };
     let name = authority.host().trim_end_matches('.').to_ascii_lowercase();

@@ -1,4 +1,4 @@
-//! What both endpoints understand beside the prompt.
+//! The parameters that both endpoints accept in addition to the prompt.
 
 use serde_json::Value;
 
@@ -110,7 +110,7 @@ fn include_usage(fields: &Fields<'_>, stream: bool) -> Result<bool, ApiError> {
     Ok(include_usage)
 }
 
-/// Returns the tokens that end an answer: the model's own unless `ignore_eos` says otherwise, and those of the request.
+/// Returns the tokens that end an answer: the model's own unless `ignore_eos` is set, and those of the request.
 fn stop_token_ids(fields: &Fields<'_>, end_of_text: &[TokenId]) -> Result<Vec<TokenId>, ApiError> {
     let mut ids = if fields.flag("ignore_eos")? { Vec::new() } else { end_of_text.to_vec() };
     let own: Option<Vec<TokenId>> = match fields.get("stop_token_ids") {

@@ -9,7 +9,7 @@ use super::messages::message;
 use super::parameters::{Asked, MOST_LOGPROBS};
 use crate::text::{RENDERED, TokenId, UserText};
 
-/// New tokens of `/v1/completions` when the request does not say, unless the server's default is less.
+/// Default limit of new tokens of `/v1/completions`, unless the server's default is less.
 const COMPLETION_TOKENS: usize = 16;
 
 /// Reads a request to `/v1/chat/completions`.
@@ -66,7 +66,7 @@ pub(super) fn completion(fields: &Fields<'_>, app: &App) -> Result<Asked, ApiErr
         asked.request.max_new_tokens = asked.request.max_new_tokens.min(COMPLETION_TOKENS);
     }
     asked.request.logprobs = fields.whole("logprobs", 0..=MOST_LOGPROBS)?;
-    // As a text on its own, with what the tokeniser puts before one.
+    // Encode it as a separate text, with the tokens that the tokeniser adds before one.
     let add_special_tokens = fields.get("add_special_tokens").is_none() || fields.flag("add_special_tokens")?;
     let prompt = fields.get("prompt");
     fields.refuse_unknown()?;
@@ -102,7 +102,7 @@ fn encode(text: &str, add_special_tokens: bool, app: &App, name: &str) -> Result
     app.tokenizer.encode(text, add_special_tokens).map_err(|error| ApiError::text(&error, name))
 }
 
-/// Refuses a text that is too long for the context whatever its tokens are.
+/// Refuses a text that is too long for the context however it is tokenised.
 fn check_bytes(text: &str, app: &App, name: &str) -> Result<(), ApiError> {
     match app.most_prompt_bytes {
         Some(limit) if text.len() > limit => {

@@ -1,4 +1,4 @@
-//! One request from its arrival to its last byte: what is logged and counted about it.
+//! Logging and counting of one request, from its arrival to its last byte.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ use super::app::App;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What a request has come to so far. The engine's side writes, the log reads.
+/// The progress of a request. The engine's side writes it, the log reads it.
 #[derive(Debug)]
 pub(super) struct Record {
     pub arrived: Instant,
@@ -33,7 +33,7 @@ struct Progress {
     answers: Answers,
 }
 
-/// How far the answers are.
+/// The progress of the answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Answers {
     /// The request is not about any, or was refused.
@@ -74,8 +74,8 @@ impl Record {
     }
 }
 
-/// Accompanies a request: gives it an id, follows what its connection is doing, and when its last byte was handed out or the client
-/// went away, counts it and logs one line.
+/// Tracks a request: gives it an id, follows its connection's activity, and counts and logs it when its last byte was
+/// sent or the client disconnected.
 pub(super) async fn accompany(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let record = Record::new(request.extensions().get::<Arc<Activity>>().cloned());
     let id = app.next_request_id();

@@ -1,4 +1,4 @@
-//! From a request's body to its answer, whole or as server-sent events.
+//! Turns a request's body into its answer, as a whole or as server-sent events.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -26,7 +26,7 @@ use super::record::Record;
 use super::shape::{Choice, Endpoint, Shape};
 use crate::engine::FinishReason;
 
-/// How often a silent stream says that it is alive, so that nobody between client and server gives it up.
+/// Interval of keep-alive messages in a silent stream, so that proxies and clients do not close it.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// A body that is too long is read up to this many times the limit before it is refused: a client that is still sending
 /// might not see the refusal.
@@ -97,8 +97,8 @@ async fn read_body(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
     if length > limit { Err(ApiError::body_too_large(limit)) } else { Ok(bytes) }
 }
 
-/// Reads a request on a thread of its own when it is its turn: parsing and tokenising a long prompt takes a while, during which
-/// this thread has others to serve. A client that goes away before its turn takes no thread.
+/// Reads a request on a separate thread when it is its turn: parsing and tokenising a long prompt takes a while, during
+/// which this thread serves others. A client that disconnects before its turn does not occupy a thread.
 async fn understood(app: Arc<App>, endpoint: Endpoint, bytes: Vec<u8>) -> Result<Asked, ApiError> {
     let turn = app.turns.next(bytes.len()).await?;
     let read = tokio::task::spawn_blocking(move || {
@@ -197,7 +197,7 @@ impl Streamed {
                 }
                 self.end();
             }
-            // The status line is out already: the stream itself has to say it.
+            // The status line has been sent, so the error must be part of the stream.
             Err(error) => {
                 self.ready.push_back(error.body().to_string());
                 self.end();

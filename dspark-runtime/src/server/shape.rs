@@ -1,4 +1,4 @@
-//! How the two endpoints write their answers.
+//! The answer formats of the two endpoints.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::logprobs::{Entry, Shown};
 use crate::engine::FinishReason;
 
-/// Which endpoint answers.
+/// The endpoint that answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Endpoint {
     Chat,
@@ -24,7 +24,7 @@ impl Endpoint {
         }
     }
 
-    /// What it calls the prompt.
+    /// Returns its name of the prompt field.
     pub fn prompt_field(self) -> &'static str {
         match self {
             Self::Chat => "messages",
@@ -70,7 +70,7 @@ pub(super) struct Shape {
     id: String,
     created: u64,
     model: String,
-    /// True if log-probabilities were asked for.
+    /// True if log-probabilities were requested.
     logprobs: bool,
 }
 
@@ -124,7 +124,7 @@ impl Shape {
         self.envelope(object, choices)
     }
 
-    /// What a stream begins with for each choice, if anything.
+    /// Returns the first chunk of a stream for each choice, if there is one.
     pub fn opening(&self, index: usize) -> Option<Value> {
         let delta = json!({"role": "assistant", "content": ""});
         let choice = json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});

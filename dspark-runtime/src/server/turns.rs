@@ -13,11 +13,11 @@ const LONG: usize = 64 << 10;
 /// Long bodies that may wait for their turn.
 const MOST_LONG_WAITING: usize = 16;
 
-/// The turns. Who waits for one and goes away leaves the queue; a turn that was taken lasts until it is dropped.
+/// The queue of turns. A client that disconnects while waiting leaves the queue; a turn lasts until it is dropped.
 pub(super) struct Turns {
     threads: Arc<Semaphore>,
     long: Arc<Semaphore>,
-    /// For long bodies: the one that is read and those that wait.
+    /// Permits for large bodies: the one being read and those that wait.
     places: Arc<Semaphore>,
 }
 
@@ -37,10 +37,10 @@ impl Turns {
         }
     }
 
-    /// Waits for a turn to read a body of so many bytes.
+    /// Waits for a turn to read a body of this many bytes.
     ///
     /// # Errors
-    /// When too many long bodies wait already.
+    /// Returns an error if too many long bodies wait already.
     pub async fn next(&self, bytes: usize) -> Result<Turn, ApiError> {
         // These semaphores are never closed.
         let closed = |_| ApiError::internal("the request-reading threads have ended");
@@ -72,7 +72,7 @@ mod tests {
         assert!(turns.next(LONG).now_or_never().is_none());
         drop((first, short));
         assert!(waiting[0].as_mut().now_or_never().unwrap().is_ok());
-        // Those that go away take their places with them.
+        // Cancelled waiters release their permits.
         waiting.truncate(3);
         drop(waiting);
         let again = turns.next(LONG + 1).now_or_never();

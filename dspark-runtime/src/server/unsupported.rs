@@ -1,4 +1,4 @@
-//! Fields that would change the answer if they were obeyed, and fields that change nothing.
+//! Unsupported fields that would change the answer, and fields without effect.
 
 use serde_json::Value;
 
@@ -28,7 +28,7 @@ const WITHOUT_EFFECT: [&str; 16] = [
     "keep_alive",
 ];
 
-/// Refuses, by name, what is not supported here, unless its value asks for what happens anyway.
+/// Refuses unsupported fields by name, unless their value describes the supported behaviour.
 pub(super) fn refuse(fields: &Fields<'_>) -> Result<(), ApiError> {
     let zero: Neutral = |value| value.as_f64() == Some(0.0);
     let one: Neutral = |value| value.as_f64() == Some(1.0);

@@ -22,15 +22,15 @@ pub struct Block {
     pub distributions: Vec<Distribution>,
     /// The distributions, where the device drew the tokens.
     pub on_device: Option<DeviceDistributions>,
-    /// The calibrated probability that the target accepts each token, given that it accepts those before; 1 without a
-    /// confidence head. There is one more than there are tokens where the block has a slot behind them: what is known about
+    /// The calibrated probability that the target accepts each token, given that it accepts the preceding ones; 1
+    /// without a confidence head. If the block has a slot after its tokens, there is one more entry: the prediction for
     /// that slot before it is drafted.
     pub confidences: Vec<f64>,
-    /// The confidence head's logits behind [`confidences`](Self::confidences); empty without a head.
+    /// The confidence head's logits from which [`confidences`](Self::confidences) were computed; empty without a head.
     pub confidence_logits: Vec<f32>,
 }
 
-/// Sees the numbers behind drafted blocks, for traces, replay bundles and tests.
+/// Observes the intermediate numbers of drafted blocks, for traces, replay bundles and tests.
 pub trait DraftObserver {
     /// Receives the logits that the next slot of a lane is sampled from: base logits plus the Markov head's bias, of the tokens
     /// that the draft can propose.
@@ -44,11 +44,11 @@ pub trait DraftObserver {
 impl Rounds<'_> {
     /// Drafts a block for each lane (paper, eq. 4). The contexts must be up to date ([`catch_up`](Self::catch_up)).
     ///
-    /// Slot `j` of a DSpark draft is sampled from `softmax((U_j + W2 u_j) / temperature)`, where `u_j` is `W1[x_{j-1}]` or what other
-    /// Markov heads make of it; `x_{-1}` is the last committed token. Drafters that draft token by token end a block with
-    /// its first stop token.
+    /// Slot `j` of a DSpark draft is sampled from `softmax((U_j + W2 u_j) / temperature)`. `u_j` is `W1[x_{j-1}]`, or
+    /// the output of another kind of Markov head for it; `x_{-1}` is the last committed token. Drafters that draft
+    /// token by token end a block at its first stop token.
     ///
-    /// Blocks whose tokens may be taken on the device go through all slots there, and the device is waited for once.
+    /// Blocks whose tokens may be sampled on the device run through all slots there, with one synchronisation.
     pub fn draft<'l, 's: 'l>(
         &self,
         lanes: impl IntoIterator<Item = &'l mut Lane<'s>>,
@@ -77,7 +77,8 @@ impl Rounds<'_> {
         blocks
     }
 
-    /// Drafts as [`draft`](Self::draft) does, on the host, and shows the numbers behind the blocks.
+    /// Drafts like [`draft`](Self::draft), on the host, and passes the intermediate numbers of the blocks to the
+    /// observer. A block without tokens has no hidden states.
     pub fn draft_observed<'l, 's: 'l>(
         &self,
         lanes: impl IntoIterator<Item = &'l mut Lane<'s>>,
@@ -86,13 +87,16 @@ impl Rounds<'_> {
     ) -> Vec<Block> {
         let mut lanes: Vec<&mut Lane<'_>> = lanes.into_iter().collect();
         match self.draft {
-            Some(draft) => draft_slots(draft, &mut lanes, stopping, Some(observer)),
-            None => vec![Block::default(); lanes.len()],
+            Some(draft) if !lanes.is_empty() && stopping.slots > 0 => {
+                draft_slots(draft, &mut lanes, stopping, Some(observer))
+            }
+            _ => vec![Block::default(); lanes.len()],
         }
     }
 }
 
-/// Drafts all slots before anything of them is known here. Returns `None` where a drafter has no such way.
+/// Drafts all slots on the device without reading intermediate results. Returns `None` for drafters that do not support
+/// it.
 fn draft_at_once(draft: &Draft, lanes: &mut [&mut Lane<'_>], stopping: &Stopping) -> Option<Vec<Block>> {
     let (b, k) = (lanes.len(), draft.config().block_size);
     let slots = stopping.slots.min(k);
@@ -151,7 +155,7 @@ fn draft_slots(
         let logits = drafting.confidences(&previous);
         let mut kept = Vec::with_capacity(going.len());
         for (index, &row) in going.iter().enumerate() {
-            // A slot whose logits are no numbers ends its block.
+            // A slot whose logits are NaN ends its block.
             if blocks[row].tokens.len() < slot {
                 continue;
             }
@@ -185,7 +189,7 @@ fn draft_slots(
             block.distributions.push(distribution);
         });
     }
-    if let Some(observer) = observer {
+    if let (Some(observer), true) = (observer, blocks.iter().any(|block| !block.tokens.is_empty())) {
         observer.hidden(drafting.hidden());
     }
     drop(drafting);
@@ -206,7 +210,7 @@ fn parts<'p>(lanes: &'p mut [&mut Lane<'_>]) -> (Vec<u32>, Vec<&'p mut DraftCont
 }
 
 impl Block {
-    /// Notes what the confidence head says about a slot before it is drafted, and returns the calibrated confidence.
+    /// Records the confidence head's prediction for a slot before it is drafted, and returns the calibrated confidence.
     fn foresee(&mut self, slot: usize, logit: Option<f32>, stopping: &Stopping) -> f64 {
         let confidence = logit.map_or(1.0, |logit| stopping.confidence_of(slot, logit));
         let confidence = if confidence.is_nan() { 0.0 } else { confidence };
@@ -215,7 +219,7 @@ impl Block {
         confidence
     }
 
-    /// Returns how many tokens stand before the first one whose confidence is below `threshold`.
+    /// Returns the number of tokens before the first one whose confidence is below `threshold`.
     pub fn confident_prefix(&self, threshold: f64) -> usize {
         let below = |confidence: &f64| *confidence < threshold;
         self.confidences.iter().position(below).unwrap_or(self.tokens.len()).min(self.tokens.len())
@@ -273,7 +277,7 @@ mod tests {
         context
     }
 
-    /// Blocks of sequences with contexts and samplers of their own, drafted together.
+    /// Drafts blocks of sequences with separate contexts and samplers together.
     fn drafted(
         (target, draft): (&Target, &Draft),
         sequences: Vec<(u32, Sampler)>,
@@ -310,7 +314,7 @@ mod tests {
         Some(Arc::new(StsTable { temperatures: temperatures.to_vec(), ..StsTable::identity(0) }))
     }
 
-    /// The way for devices, computed on the CPU: the same blocks, wherever they stop.
+    /// The path for devices, computed on the CPU, gives the same blocks wherever they stop.
     #[test]
     fn greedy_blocks_at_once_are_those_slot_by_slot() {
         for kind in MarkovHeadType::ALL {
@@ -354,7 +358,7 @@ mod tests {
         }
     }
 
-    /// Sequences stop at different slots; what a head remembers must stay with its sequence.
+    /// Sequences stop at different slots; the state of a head must stay with its sequence.
     #[test]
     fn drafting_together_is_drafting_alone() {
         for kind in MarkovHeadType::ALL {
@@ -378,7 +382,7 @@ mod tests {
                 assert_eq!(block.distributions, alone.distributions, "{}", kind.name());
                 assert_eq!(block.confidences, alone.confidences, "{}", kind.name());
             }
-            // Some stop within their block while others behind them go on for slots.
+            // Some stop within their block while others after them continue for several slots.
             let overtaken = |(index, &length): (usize, &usize)| {
                 length >= 1 && lengths[index..].iter().any(|&other| other >= length + 2)
             };

@@ -1,4 +1,4 @@
-//! Sampling in which the same noise yields the same token, whoever drafts.
+//! Sampling in which the same noise yields the same token for every draft.
 //!
 //! Every position of a seeded request has one exponential variable `E_v` per token, a function of (seed, position, v)
 //! alone. The token sampled from a distribution `p` is the winner of the race `argmax_v p_v / E_v`, which is `v` with

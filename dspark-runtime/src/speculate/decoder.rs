@@ -15,13 +15,13 @@ use super::sampler::Sampler;
 use crate::model::{Draft, Target};
 use crate::schedule::{Candidate, Policy, Stopping};
 
-/// Tokens of a prompt that go through the target together.
+/// Number of prompt tokens that go through the target together.
 const PREFILL_ROWS: usize = 512;
 
 /// Tokens of an answer that the cache has room for from the start.
 const ROOM: usize = 1024;
 
-/// When to stop, and how much of a block to verify.
+/// Stopping conditions, and the confidence threshold of verification.
 #[derive(Clone, Debug)]
 pub struct GenerationOptions {
     /// Maximum number of new tokens; the context length of the target is a limit too.
@@ -67,17 +67,17 @@ pub struct RoundDetail<'a> {
     pub block: &'a Block,
     /// The logits that its tokens were sampled from, per slot.
     pub draft_logits: &'a [Vec<f32>],
-    /// Hidden states of its slots, `[n, d]`: after the final norm (DSpark), before it (Eagle3).
-    pub hidden_nd: &'a Tensor<2>,
-    /// How many of its tokens were verified.
+    /// Hidden states of its slots, `[n, d]`: after the final norm (DSpark), before it (Eagle3). `None` for a block without tokens.
+    pub hidden_nd: Option<&'a Tensor<2>>,
+    /// Number of its tokens that were verified.
     pub verified: usize,
     /// The target's logits after the anchor and each verified token.
     pub target_logits: Vec<&'a [f32]>,
-    /// What the acceptance test divided.
+    /// The target's distributions in the acceptance test.
     pub target_distributions: &'a [Distribution],
     /// The outcome of the acceptance test.
     pub verdict: &'a Verdict,
-    /// How the round counts.
+    /// The counts of the round.
     pub record: RoundRecord,
 }
 
@@ -99,6 +99,31 @@ impl DraftObserver for Seen {
 }
 
 /// Decodes one sequence after the other.
+///
+/// ```
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use dspark_runtime::device::DeviceChoice;
+/// use dspark_runtime::model::Target;
+/// use dspark_runtime::speculate::{Decoder, GenerationOptions, Sampler};
+/// use dspark_runtime::text::Tokenizer;
+///
+/// let folder = Path::new("checkpoints/quickstart-target");
+/// let tokenizer = Tokenizer::of_model(folder)?;
+/// let target = Target::load(folder, &DeviceChoice::Cpu.open()?)?;
+/// let prompt = tokenizer.encode("What is 347 + 86?", false)?;
+/// let options = GenerationOptions {
+///     max_new_tokens: 8,
+///     stop_token_ids: tokenizer.stop_token_ids().to_vec(),
+///     confidence_threshold: 0.0,
+/// };
+/// // `Some(&draft)` decodes in fewer passes of the target; the ids stay the same.
+/// let generation = Decoder::new(&target, None).generate(&prompt, &options, &mut Sampler::greedy())?;
+/// println!("{}", tokenizer.decode_answer(&prompt, &generation.ids)?);
+/// # assert!((1..=8).contains(&generation.ids.len()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Decoder<'a> {
     rounds: Rounds<'a>,
@@ -113,7 +138,7 @@ impl<'a> Decoder<'a> {
     /// Answers a prompt of at least one token, all below the vocabulary size.
     ///
     /// # Errors
-    /// When the target's logits give no distribution.
+    /// Returns an error if the target's logits are not finite.
     pub fn generate(
         &self,
         prompt: &[u32],
@@ -126,7 +151,7 @@ impl<'a> Decoder<'a> {
     /// Answers as [`generate`](Self::generate) does, and hands every round to `observe`.
     ///
     /// # Errors
-    /// As [`generate`](Self::generate).
+    /// See [`generate`](Self::generate).
     pub fn generate_observed(
         &self,
         prompt: &[u32],
@@ -175,7 +200,7 @@ impl<'a> Decoder<'a> {
         let room = limit.min(prompt.len() + ROOM) + block_size + 1;
         let mut state = rounds.new_state(room);
         let mut ids = prompt.to_vec();
-        // What a device draws is not repeatable: only the likeliest tokens are taken there.
+        // Random numbers of a device are not repeatable, so only greedy tokens are taken there.
         let keep_logits = observe.is_some() || !sampler.is_greedy();
         loop {
             let mut lanes = [Lane {
@@ -231,13 +256,13 @@ impl<'a> Decoder<'a> {
             if drafts {
                 generation.rounds.push(outcome.record);
             }
-            if let (Some(observe), Some(hidden_nd)) = (&mut observe, &seen.hidden) {
+            if let (Some(observe), true) = (&mut observe, drafts) {
                 let [part] = &parts;
                 observe(RoundDetail {
                     anchor,
                     block: &part.block,
                     draft_logits: &seen.logits,
-                    hidden_nd,
+                    hidden_nd: seen.hidden.as_ref(),
                     verified: part.verified,
                     target_logits: verified.logits(0),
                     target_distributions: &outcome.target,

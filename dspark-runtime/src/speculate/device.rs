@@ -1,11 +1,12 @@
-//! Drawing and judging tokens where their logits are: a row of logits has hundreds of kilobytes, what comes of it has a few
-//! bytes. For devices with a memory of their own, and sequences that have neither seed nor filters.
+//! Sampling and judging of tokens on the device that holds their logits: a row of logits has hundreds of kilobytes, its
+//! result a few bytes. Used for devices with their own memory, and sequences without seed and filters.
 //!
-//! The device draws a token of a distribution `p` as the winner of the race `argmax_v p_v / E_v` with exponential variables
-//! of its own (see [`super::coupling`], where they come from a seed). So it can be told what to draw next before anything of
-//! it is known on the host. For the acceptance test it hands over what the drafted tokens had in both distributions, and of
-//! every row a token in case the sequence ends there: from the residual of a drafted slot, or from the target itself. The
-//! host draws the numbers that decide.
+//! The device samples a token of a distribution `p` as the winner of the race `argmax_v p_v / E_v`, with exponential
+//! variables from its own generator (see [`super::coupling`], where they come from a seed). The host can therefore
+//! queue the next draw before it has read the previous one. For the acceptance test the device returns the
+//! probabilities of the drafted tokens in both distributions. For every row it also returns a token in case the
+//! sequence ends there: from the residual of a drafted slot, or from the target itself. The host draws the uniform
+//! numbers that decide.
 //!
 //! Legend: `b` sequences, `s` slots, `r` rows of the target, `n` rows of the draft, `v` vocabulary, `u` tokens that the draft
 //! can propose.
@@ -17,12 +18,12 @@ use super::distribution::{NO_RESIDUAL, is_greedy};
 use crate::model::DraftVocabulary;
 use crate::tensors::ints;
 
-/// What the tokens of blocks were drawn from, where the device drew them.
+/// The distributions that tokens of blocks were sampled from on the device.
 #[derive(Clone, Debug)]
 pub struct DeviceDistributions {
-    /// Of all blocks that were drafted together, `[b, s, u]`.
+    /// The distributions of all blocks that were drafted together, `[b, s, u]`.
     blocks_bsu: Tensor<3>,
-    /// Which of them this is.
+    /// The index of this block among them.
     block: usize,
 }
 
@@ -31,23 +32,23 @@ impl DeviceDistributions {
         Self { blocks_bsu, block }
     }
 
-    /// Those of all blocks, `[n, u]`.
+    /// Returns the distributions of all blocks, `[n, u]`.
     pub fn all(&self) -> Tensor<2> {
         let [b, s, u] = self.blocks_bsu.dims();
         self.blocks_bsu.clone().reshape([b * s, u])
     }
 
-    /// Where among [`all`](Self::all) a slot of this block is.
+    /// Returns the row of a slot of this block in [`all`](Self::all).
     pub fn row(&self, slot: usize) -> usize {
         self.block * self.blocks_bsu.dims()[1] + slot
     }
 }
 
-/// Takes one token per sequence and slot: the likeliest at temperature 0, else a draw.
+/// Chooses one token per sequence and slot: the most likely one at temperature 0, else a sample.
 pub(super) struct Chooser {
     /// `1 / temperature`, `[b, 1]`; `None` when all are greedy.
     inverse_b1: Option<Tensor<2>>,
-    /// Which are not greedy.
+    /// Marks the sequences that are not greedy.
     drawn_b: Tensor<1, Bool>,
     distributions: Vec<Tensor<3>>,
 }
@@ -73,7 +74,7 @@ impl Chooser {
         likeliest_b.mask_where(self.drawn_b.clone(), race(distributions_bu))
     }
 
-    /// What was drawn from, `[b, s, u]`; `None` when all are greedy.
+    /// Returns the distributions that were sampled from, `[b, s, u]`; `None` if all sequences are greedy.
     pub fn distributions(self) -> Option<Tensor<3>> {
         (!self.distributions.is_empty()).then(|| Tensor::cat(self.distributions, 1))
     }
@@ -82,18 +83,18 @@ impl Chooser {
 /// A row of the target that a token is wanted from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct JudgedRow {
-    /// Of the sequence, above 0.
+    /// The temperature of the sequence, above 0.
     pub temperature: f64,
     /// The token that was drafted for this place, and where among the draft's rows its distribution is.
     pub drafted: Option<(u32, usize)>,
 }
 
-/// What the device makes of rows, still there.
+/// The device's results for rows, still on the device.
 #[derive(Clone, Debug)]
 pub struct JudgedRows {
-    /// The token to go on with if the sequence's round ends at the row, `[r]`.
+    /// The next token if the sequence's round ends at the row, `[r]`.
     pub next_r: Tensor<1, Int>,
-    /// What the drafted tokens had in the target's distributions and in the draft's, `[2, r]`.
+    /// The probabilities of the drafted tokens in the target's and the draft's distributions, `[2, r]`.
     pub probabilities_2r: Tensor<2>,
 }
 
@@ -113,13 +114,13 @@ pub fn judge_rows(
         return JudgedRows { next_r: race(target_rv), probabilities_2r: Tensor::zeros([2, r], &device) };
     };
     let [n, u] = proposals_nu.dims();
-    // A row of zeros for places that nothing was drafted for: their residual is the target's distribution.
+    // A row of zeros for positions without a drafted token: their residual is the target's distribution.
     let proposals_nu = Tensor::cat(vec![proposals_nu, Tensor::zeros([1, u], &device)], 0);
     let which = rows.iter().map(|row| row.drafted.map_or(n, |(_, proposal)| proposal) as i32).collect();
     let draft_ru = proposals_nu.select(0, ints(which, &device));
     let draft_rv = match vocabulary {
         None => draft_ru,
-        // The same with columns, for tokens that the draft does not have.
+        // Zero columns likewise, for tokens that the draft cannot propose.
         Some(own) => {
             let draft_ru = Tensor::cat(vec![draft_ru, Tensor::zeros([r, 1], &device)], 1);
             let columns = (0..v as u32).map(|id| own.index(id).unwrap_or(u) as i32).collect();
@@ -132,7 +133,7 @@ pub fn judge_rows(
         |distributions_rv: &Tensor<2>| distributions_rv.clone().gather(1, tokens_r1.clone()).reshape([1, r]);
     let probabilities_2r = Tensor::cat(vec![of_token(&target_rv), of_token(&draft_rv)], 0);
     let residual_rv = (target_rv.clone() - draft_rv).clamp_min(0.0);
-    // A draft's distribution that is NaN leaves nothing either: what was drawn from it is rejected.
+    // A draft's distribution that is NaN gives a zero row too: the token sampled from it is rejected.
     let nothing_r1 = residual_rv.clone().sum_dim(1).greater_scalar(NO_RESIDUAL).bool_not();
     let residual_rv = residual_rv.mask_where(nothing_r1.expand([r, v]), target_rv);
     JudgedRows { next_r: race(residual_rv), probabilities_2r }
@@ -186,7 +187,7 @@ mod tests {
         row.expand([count, logits.len()])
     }
 
-    /// Seeds the generator; it is the caller's until the guard goes.
+    /// Seeds the generator, which belongs to the caller until the guard is dropped.
     fn seeded(device: &Device, seed: u64) -> MutexGuard<'static, ()> {
         let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
         #[expect(clippy::disallowed_methods, reason = "this is what the lock is for")]
@@ -267,14 +268,14 @@ mod tests {
                 assert!(statistic(&first, &target) < 20.5, "{first:?}");
                 assert!(statistic(&second, &behind) < 20.5, "{second:?}");
                 assert!((ROUNDS / 4..ROUNDS * 9 / 10).contains(&accepted), "{accepted}");
-                // The test can tell: after a rejection the target's own distribution is the wrong one.
+                // The test can detect it: after a rejection the target's own distribution is the wrong one.
                 let (first, ..) = rounds(&device, temperature, vocabulary, false);
                 assert!(statistic(&first, &target) > 100.0, "{first:?}");
             }
         }
     }
 
-    /// What was drawn from a distribution of NaN is rejected, and the token in its place is the target's.
+    /// A token sampled from a NaN distribution is rejected and replaced by the target's token.
     #[test]
     fn a_draft_of_nan_leaves_the_targets_distribution() {
         let device = Device::flex();

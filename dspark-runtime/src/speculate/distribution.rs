@@ -50,7 +50,7 @@ impl Distribution {
         Self::Dense(probabilities)
     }
 
-    /// Of a draft that cannot propose every token: its distribution over those that it can, as one over all.
+    /// Expands the distribution of a draft with a reduced vocabulary to the whole vocabulary.
     #[must_use]
     pub fn over_all(self, vocabulary: Option<&DraftVocabulary>) -> Self {
         let Some(vocabulary) = vocabulary else { return self };
@@ -95,8 +95,8 @@ impl Distribution {
         last
     }
 
-    /// What to sample from after the draft's token was rejected: `max(self - draft, 0)` normalised (the distribution
-    /// itself where nothing is left).
+    /// Returns the distribution to sample from after the draft's token was rejected: `max(self - draft, 0)`, normalised
+    /// (or the distribution itself if the residual is empty).
     pub fn residual(&self, draft: &Self) -> Self {
         match (self, draft) {
             // A one-hot draft that was rejected has its mass elsewhere.
@@ -113,12 +113,12 @@ impl Distribution {
     }
 }
 
-/// Returns whether a temperature leaves nothing but the likeliest token.
+/// Returns whether the temperature selects the most likely token only.
 pub(super) fn is_greedy(temperature: f64) -> bool {
     temperature < COLDEST
 }
 
-/// Returns whether a row of logits gives a distribution: its largest value is finite, and none is NaN.
+/// Returns whether a row of logits defines a distribution: its largest value is finite, and none is NaN.
 pub(super) fn is_sound(logits: &[f32]) -> bool {
     simd::vectorized(
         #[inline(always)]

@@ -2,14 +2,14 @@
 
 use super::distribution::Distribution;
 
-/// Which tokens may be sampled, applied in this order.
+/// Filters of the tokens that can be sampled, applied in this order.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Filters {
     /// The most likely this many; 0 keeps all.
     pub top_k: usize,
-    /// Of what is left, the fewest most likely ones whose share reaches this, in `(0, 1]`; 1 keeps all.
+    /// Keep the smallest set of most likely tokens whose total share reaches this, in `(0, 1]`; 1 keeps all.
     pub top_p: f64,
-    /// Of what is left, those at least this fraction as likely as the most likely one, in `[0, 1)`; 0 keeps all.
+    /// Keep tokens at least this fraction as likely as the most likely one, in `[0, 1)`; 0 keeps all.
     pub min_p: f64,
 }
 
@@ -31,8 +31,8 @@ impl Distribution {
             |tokens: &[u32]| tokens.iter().map(|&token| f64::from(probabilities[token as usize])).sum::<f64>();
         let whole: f64 = probabilities.iter().map(|&p| f64::from(p)).sum();
         let mut kept: Vec<u32> = Vec::new();
-        // Sorting a whole vocabulary is what costs. The unlikely rest is looked at only when the likely tokens are too few:
-        // fewer than `top_k`, whose sum is what `top_p` is a share of, or less than `top_p` of everything.
+        // Sorting a whole vocabulary is expensive. The unlikely rest is examined only if the likely tokens are too few:
+        // fewer than `top_k`, whose sum `top_p` is a share of, or less than `top_p` of the total.
         let mut floor = largest * 1e-3;
         loop {
             kept.clear();

@@ -4,12 +4,12 @@ use super::sampler::Sampler;
 use crate::kernels::RowBuffer;
 use crate::model::{Draft, DraftContext, KvCache, Target};
 
-/// What was computed of a sequence so far.
+/// The computed state of a sequence.
 #[derive(Debug)]
 pub struct SequenceState {
     /// The target's keys and values.
     pub target: KvCache,
-    /// The draft's context; absent without a draft. It may lag behind the target's cache and never runs ahead of it.
+    /// The draft's context; absent without a draft. It can lag behind the target's cache, but is never ahead of it.
     pub context: Option<DraftContext>,
     /// Features of the tokens that the context lacks.
     pub waiting: RowBuffer,
@@ -42,7 +42,7 @@ impl SequenceState {
         Self { target: self.target.copy_prefix(length, capacity), context, waiting }
     }
 
-    /// Makes room for exactly `capacity` tokens, at least those it holds.
+    /// Sets the capacity to exactly `capacity` tokens, which must not be less than the cached tokens.
     pub fn resize(&mut self, capacity: usize) {
         self.target.resize(capacity);
         if let Some(context) = &mut self.context {
@@ -51,7 +51,7 @@ impl SequenceState {
     }
 }
 
-/// One of the sequences that go through a round together.
+/// One of the sequences that take part in a round.
 #[derive(Debug)]
 pub struct Lane<'a> {
     /// Token ids of the prompt, then of the answer so far.
@@ -62,19 +62,19 @@ pub struct Lane<'a> {
     pub stop_token_ids: &'a [u32],
     /// Draws the tokens.
     pub sampler: &'a mut Sampler,
-    /// What was computed so far.
+    /// The computed state of the sequence.
     pub state: &'a mut SequenceState,
-    /// Whether the caller needs the target's logits: they then come to the host, whoever samples.
+    /// Whether the caller needs the target's logits. They are then copied to the host, wherever tokens are sampled.
     pub keep_logits: bool,
 }
 
 impl Lane<'_> {
-    /// Returns how many tokens have to go through the target before the next one can be sampled, at least one.
+    /// Returns the number of tokens that must go through the target before the next one can be sampled; at least one.
     pub fn pending(&self) -> usize {
         self.ids.len() - self.state.target.len()
     }
 
-    /// Returns whether a block can be drafted: only the last token is pending, and something stands before it.
+    /// Returns whether a block can be drafted: only the last token is pending, and it is not the first of the sequence.
     pub fn is_decoding(&self) -> bool {
         self.pending() == 1 && !self.state.target.is_empty()
     }

@@ -1,13 +1,13 @@
-//! Speculative decoding that leaves the target's distribution as it is.
+//! Speculative decoding that preserves the target's distribution.
 //!
-//! A round ([`Rounds`]) drafts a block from the last committed token, verifies anchor and drafts in one pass of the target,
-//! keeps the longest prefix that survives the acceptance test and adds one token of the target's own. The acceptance test
-//! divides by exactly the [`Distribution`] that the draft token was sampled from. The engine runs rounds of many sequences,
-//! the [`Decoder`] those of one.
+//! A round ([`Rounds`]) drafts a block from the last committed token, verifies anchor and drafts in one pass of the
+//! target, keeps the longest prefix that passes the acceptance test and adds one token of the target. The acceptance
+//! test divides by exactly the [`Distribution`] that the draft token was sampled from. The engine runs rounds of many
+//! sequences, the [`Decoder`] rounds of one.
 //!
-//! **Randomness is an argument** ([`Randomness`]). A seed means noise that depends on seed and position alone: the text is then the
-//! same with and without a draft, alone and under load, whichever command serves it. Without a seed, tokens are drawn by
-//! rejection sampling, which accepts more of a draft.
+//! **Randomness is an argument** ([`Randomness`]). With a seed, the noise depends on seed and position only: the text
+//! is then the same with and without a draft, alone and under load, and with every command. Without a seed, tokens are
+//! drawn by rejection sampling, which accepts more draft tokens.
 //!
 //! **Accepted length** (tau) is [`accepted_length`]: the tokens that rounds committed, divided by the number of rounds. A round
 //! is a step of a sequence for which a block was drafted, whether or not any of it was verified. It commits its accepted draft

@@ -1,20 +1,20 @@
-//! What a round commits: the acceptance test and the counting, on plain numbers.
+//! The result of a round: acceptance test and counting, on plain numbers.
 
 use super::distribution::Distribution;
 use super::uniforms::Uniforms;
 
-/// How the target judged a proposal.
+/// The target's verdict on a proposal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// Draft tokens kept.
     pub accepted: usize,
-    /// The token after them: from the residual after a rejection, else from the target's last row.
+    /// The token after them: sampled from the residual after a rejection, else from the target's last row.
     pub next: u32,
 }
 
-/// The acceptance test (reference.md, section 4): token `x` at slot `j` is kept with probability
-/// `min(1, target_j(x) / draft_j(x))`; after the first rejection the next token comes from the residual of that slot, and
-/// when all are kept from the target's row behind the last.
+/// The acceptance test of speculative sampling: token `x` at slot `j` is kept with probability
+/// `min(1, target_j(x) / draft_j(x))`. After the first rejection, the next token is sampled from the residual of that
+/// slot. If all are kept, it is sampled from the target's row after the last one.
 ///
 /// `target` has one distribution more than there are drafted tokens. Draws one number per drafted token, then one.
 pub fn judge(
@@ -38,19 +38,20 @@ pub fn judge(
     Verdict { accepted, next }
 }
 
-/// With probability `min(1, target / draft)`, of a uniform number.
+/// Returns true with probability `min(1, target / draft)`, given a uniform number.
 fn is_kept(u: f64, target: f64, draft: f64) -> bool {
     u * draft < target
 }
 
-/// What the acceptance test needs of distributions that are elsewhere: an entry per drafted token, and of `next` one more.
+/// The inputs of the acceptance test for distributions on a device: one entry per drafted token, and one more in
+/// `next`.
 #[derive(Clone, Copy, Debug)]
 pub struct JudgedShares<'a> {
     /// The drafted tokens' probabilities in the target's distributions.
     pub target: &'a [f32],
-    /// The same in those that they were drawn from.
+    /// The probabilities of the drafted tokens in the draft's distributions.
     pub draft: &'a [f32],
-    /// A token of each slot's residual, and one of the target's row behind the last.
+    /// A token of each slot's residual, and one of the target's row after the last slot.
     pub next: &'a [u32],
 }
 
@@ -73,7 +74,7 @@ pub fn accepted_length(committed_tokens: u64, rounds: u64) -> Option<f64> {
 /// One round as it is counted. See the module's documentation for the definition of the accepted length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoundRecord {
-    /// Draft tokens that were verified; those behind an accepted stop token do not count.
+    /// Number of verified draft tokens; those after an accepted stop token do not count.
     pub proposed: usize,
     /// Draft tokens kept.
     pub accepted: usize,

@@ -5,11 +5,11 @@
 //! 3. [`Rounds::verify`] sends each lane's pending tokens, and as much of its block as the caller chose, through the target in
 //!    one ragged pass.
 //! 4. [`Rounds::judge`] keeps a prefix of each block and draws one token more.
-//! 5. [`Rounds::commit`] takes the tokens over into the lanes and forgets what was computed of rejected ones.
+//! 5. [`Rounds::commit`] adds the tokens to the lanes and discards the state computed for rejected ones.
 //!
-//! A lane without a block decodes plainly; a lane whose prompt is not complete sends a part of it and is not judged. What to
-//! draft and how much to verify is up to the caller, who must not look at a token to decide whether it is verified
-//! ([`schedule`](crate::schedule) says why).
+//! A lane without a block decodes plainly. A lane whose prompt is incomplete sends a part of it and is not judged. The
+//! caller decides what to draft and how much to verify, and must not use a token to decide whether it is verified
+//! ([`schedule`](crate::schedule) explains why).
 //!
 //! Legend: `n` rows of the pass, `f` width of the target's features, `m` rows that tokens are taken from, `v` vocabulary.
 
@@ -25,7 +25,7 @@ use super::scores::{RowScores, Scores, Wanted};
 use crate::model::{Draft, DraftContext, LayerId, Target, TargetSegment};
 use crate::tensors::ints;
 
-/// A target, and the draft that speaks ahead of it.
+/// A target and an optional draft.
 #[derive(Clone, Copy, Debug)]
 pub struct Rounds<'a> {
     pub(super) target: &'a Target,
@@ -33,14 +33,14 @@ pub struct Rounds<'a> {
     pub(super) on_device: bool,
 }
 
-/// What a lane sends through the target in a round.
+/// The part of a lane that goes through the target in a round.
 #[derive(Clone, Debug, Default)]
 pub struct Part {
     /// Number of pending tokens: all of them, or the next part of a prompt.
     pub pending: usize,
     /// The block that was drafted for the lane.
     pub block: Block,
-    /// Number of the block's tokens to verify; only where all pending tokens go through too.
+    /// Number of tokens of the block to verify; nonzero only if all pending tokens go through too.
     pub verified: usize,
 }
 
@@ -67,8 +67,8 @@ impl Verified {
         self.wanted.iter().map(Wanted::rows).sum()
     }
 
-    /// Returns the target's logits of the rows that a lane's tokens are taken from, `[v]` each; none where they did not come to
-    /// the host.
+    /// Returns the target's logits of the rows that a lane's tokens are sampled from, `[v]` each; empty if they were
+    /// not copied to the host.
     pub fn logits(&self, lane: usize) -> Vec<&[f32]> {
         match self.scores.deal(&self.wanted, self.v).get(lane) {
             Some((RowScores::Logits(logits), _)) => logits.chunks(self.v).collect(),
@@ -77,27 +77,27 @@ impl Verified {
     }
 }
 
-/// What a round decided for a lane.
+/// The result of a round for a lane.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// How the target judged the block.
+    /// The target's verdict on the block.
     pub verdict: Verdict,
-    /// How the round counts.
+    /// The counts of the round.
     pub record: RoundRecord,
     /// Tokens to commit.
     pub tokens: Vec<u32>,
-    /// The target's distributions that the block was judged by, one more than there are verified tokens; none where the device
-    /// judged.
+    /// The target's distributions that judged the block, one more than the number of verified tokens; empty if the
+    /// device judged.
     pub target: Vec<Distribution>,
 }
 
-/// What a round decided for a lane: nothing while its prompt is not complete, and an error where the target gives no
-/// distribution for its next token.
+/// The result of a round for a lane: `None` while its prompt is incomplete, and an error if the target's logits for its
+/// next token are not finite.
 pub type Judged = Option<Result<Outcome, NotFinite>>;
 
 impl<'a> Rounds<'a> {
-    /// Rounds of a target with a draft or alone. Where the device has a memory of its own, tokens are drawn and judged there as far
-    /// as a lane's sampler allows.
+    /// Returns rounds of a target with or without a draft. On a device with its own memory, tokens are sampled and
+    /// judged there as far as a lane's sampler allows.
     pub fn new(target: &'a Target, draft: Option<&'a Draft>) -> Self {
         Self { target, draft, on_device: *target.device() != Device::flex() }
     }
@@ -123,7 +123,7 @@ impl<'a> Rounds<'a> {
         SequenceState::new(self.target, self.draft, capacity)
     }
 
-    /// Takes the features that wait into the lanes' contexts, and returns how many tokens those were.
+    /// Adds the waiting features to the lanes' contexts and returns the number of tokens added.
     pub fn catch_up<'l, 's: 'l>(&self, lanes: impl IntoIterator<Item = &'l mut Lane<'s>>) -> usize {
         let Some(draft) = self.draft else { return 0 };
         let mut contexts: Vec<(&mut DraftContext, usize)> = Vec::new();
@@ -177,15 +177,15 @@ impl<'a> Rounds<'a> {
                 true => output.last_hidden_nd,
                 false => output.last_hidden_nd.select(0, ints(judged, self.target.device())),
             };
-            // Blocks whose tokens were drawn on the device were drafted together.
+            // Blocks whose tokens were sampled on the device were drafted together.
             let drawn = parts.iter().find_map(|part| part.block.on_device.as_ref()).map(DeviceDistributions::all);
             Scores::read(self.target, hidden_md, &wanted, (drawn, self.draft.and_then(Draft::vocabulary)))
         };
         Verified { features_nf: output.features_nf, scores, wanted, v }
     }
 
-    /// Judges the blocks and draws the token behind each; `None` for a lane whose prompt is not complete, an error for one whose
-    /// next token the target gives no distribution for.
+    /// Judges the blocks and samples the token after each. The result is `None` for a lane whose prompt is incomplete,
+    /// and an error for one whose next token has logits that are not finite.
     pub fn judge(&self, lanes: &mut [Lane<'_>], parts: &[Part], verified: &Verified) -> Vec<Judged> {
         let scores = verified.scores.deal(&verified.wanted, verified.v);
         let work: Vec<_> = lanes.iter_mut().zip(parts).zip(scores).zip(&verified.wanted).collect();
@@ -218,7 +218,7 @@ impl<'a> Rounds<'a> {
         self.draft.map_or(&[], |draft| &draft.config().target_layer_ids)
     }
 
-    /// Returns what a lane needs to know about its last rows; about none while its prompt is not complete.
+    /// Returns the information that a lane needs about its last rows; none while its prompt is incomplete.
     fn wanted(&self, lane: &Lane<'_>, part: &Part) -> Wanted {
         let (sampler, drafted) = (&lane.sampler, part.drafted());
         let rows = if part.pending == lane.pending() { drafted.len() + 1 } else { 0 };
@@ -263,7 +263,7 @@ fn judge_lane(
             sampler.judge_shares(&JudgedShares { next: &shares.next[..=judged.len()], ..shares })
         }
         RowScores::Logits(_) | RowScores::Likeliest(_) => {
-            // Stands for the row without distribution; what is taken from it is not used.
+            // Placeholder for the row without a distribution; tokens taken from it are not used.
             target.resize(judged.len() + 1, Distribution::OneHot(0));
             sampler.judge(judged, &part.block.distributions, &target, position)
         }

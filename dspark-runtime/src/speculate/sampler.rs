@@ -1,4 +1,4 @@
-//! How one sequence draws its tokens, with a draft or without.
+//! Sampling of one sequence's tokens, with or without a draft.
 
 use std::collections::VecDeque;
 
@@ -10,7 +10,7 @@ use super::filters::Filters;
 use super::round::{JudgedShares, Verdict, judge};
 use super::uniforms::{SeededUniforms, Uniforms};
 
-/// Where the randomness of a sequence comes from.
+/// The source of a sequence's randomness.
 #[derive(Debug)]
 pub enum Randomness {
     /// Noise keyed by seed and position: the text does not depend on the draft ([`judge_coupled`]).
@@ -20,7 +20,8 @@ pub enum Randomness {
 }
 
 impl Randomness {
-    /// What a request's seed means: coupled noise with a seed, rejection sampling from a stream of its own without.
+    /// Returns the randomness of a request: coupled noise with a seed, rejection sampling from a private stream without
+    /// one.
     pub fn of_request(seed: Option<u64>) -> Self {
         match seed {
             Some(seed) => Self::Coupled(seed),
@@ -50,7 +51,7 @@ impl Sampler {
         Self::new(0.0, Filters::NONE, Randomness::Coupled(0))
     }
 
-    /// Rejection sampling without filters, from a stream of its own that the next run repeats.
+    /// Returns rejection sampling without filters, from a private stream that the next run repeats.
     pub fn repeatable(temperature: f64, seed: u64, stream: u64) -> Self {
         Self::new(temperature, Filters::NONE, Randomness::stream(SeededUniforms::new(seed, stream)))
     }
@@ -65,12 +66,13 @@ impl Sampler {
         is_sound(logits).then(|| Distribution::from_logits(logits, self.temperature).filtered(&self.filters))
     }
 
-    /// Returns whether it takes the likeliest token, whatever the numbers are.
+    /// Returns whether it always takes the most likely token.
     pub fn is_greedy(&self) -> bool {
         is_greedy(self.temperature)
     }
 
-    /// Returns whether nothing but the logits decides what it draws from, and no seed what it draws: so whoever has the logits may.
+    /// Returns whether sampling depends on the logits only, without filters or a seed, so it can run on the device that
+    /// holds the logits.
     pub fn draws_anywhere(&self) -> bool {
         let random = matches!(self.randomness, Randomness::Stream(_)) && self.filters == Filters::NONE;
         self.is_greedy() || random
@@ -124,7 +126,7 @@ impl Sampler {
     /// The acceptance test for tokens that were drawn and judged elsewhere.
     ///
     /// # Panics
-    /// When the randomness is coupled: such tokens are drawn here.
+    /// Panics if the randomness is coupled, because such tokens are sampled on the host.
     pub fn judge_shares(&mut self, shares: &JudgedShares<'_>) -> Verdict {
         match &mut self.randomness {
             Randomness::Stream(stream) => shares.judge(stream.as_mut()),

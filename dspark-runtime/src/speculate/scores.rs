@@ -1,4 +1,4 @@
-//! What the target says about the rows that tokens are taken from.
+//! The target's results for the rows that tokens are sampled from.
 //!
 //! Legend: `m` such rows, `r` of them, `d` hidden size, `n` rows of the draft, `v` vocabulary, `u` tokens that the draft can
 //! propose.
@@ -10,14 +10,14 @@ use super::round::JudgedShares;
 use crate::model::{DraftVocabulary, Target};
 use crate::tensors::ints;
 
-/// What a sequence needs to know about its rows.
+/// The information that a sequence needs about its rows.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Wanted {
-    /// All logits of so many rows: hundreds of kilobytes each, to be brought here from a device.
+    /// All logits of this many rows: hundreds of kilobytes each, copied from the device.
     Logits(usize),
-    /// The likeliest token of so many rows.
+    /// The most likely token of this many rows.
     Likeliest(usize),
-    /// What the acceptance test needs, prepared on the device.
+    /// The inputs of the acceptance test, prepared on the device.
     Judged(Vec<JudgedRow>),
 }
 
@@ -33,19 +33,19 @@ impl Wanted {
 /// The draft's distributions on the device, `[n, u]`, and its vocabulary.
 pub(super) type Proposals<'a> = (Option<Tensor<2>>, Option<&'a DraftVocabulary>);
 
-/// What was read, each kind in the order of the sequences.
+/// The results read from the device, each kind in the order of the sequences.
 #[derive(Debug, Default)]
 pub(super) struct Scores {
     logits: Vec<f32>,
     likeliest: Vec<u32>,
     next: Vec<u32>,
-    /// Of the target, then of the draft.
+    /// Probabilities in the target's distribution, then in the draft's.
     shares: Vec<f32>,
-    /// For each row, whether it gives a distribution; empty unless a device looked at the rows.
+    /// For each row, whether it defines a distribution; empty unless a device checked the rows.
     sound: Vec<bool>,
 }
 
-/// Of the rows of one sequence.
+/// The results for the rows of one sequence.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum RowScores<'a> {
     /// `v` numbers per row.

@@ -1,4 +1,4 @@
-//! Where random numbers come from, so that a recorded decoding run can be replayed.
+//! Sources of random numbers, so that a recorded decoding run can be replayed.
 
 use std::fmt;
 

@@ -1,8 +1,8 @@
 //! Chat templates: Jinja programs that write a conversation as the text a target was trained on.
 //!
-//! Rendering is that of the `transformers` package: block tags take their line with them (`trim_blocks`,
-//! `lstrip_blocks`), nothing is escaped, undefined variables are empty, Python's string and dictionary
-//! methods exist, and so do `raise_exception`, `strftime_now`, `break`, `continue` and `{% generation %}`.
+//! Rendering follows the `transformers` package: block tags remove their line break (`trim_blocks`, `lstrip_blocks`),
+//! nothing is escaped, and undefined variables are empty. Python's string and dictionary methods, `raise_exception`,
+//! `strftime_now`, `break`, `continue` and `{% generation %}` are available.
 
 use std::borrow::Cow;
 
@@ -14,12 +14,12 @@ use super::template_program::{Conversation, Program};
 
 /// A compiled chat template together with the special tokens it may name.
 ///
-/// A template is a program that comes with a downloaded model, so it runs within limits. In the binaries, which call
-/// [`template_process`](super::template_process), and in a program that does so too, a template is compiled and rendered
-/// in processes of their own: at most 5 s and 512 MiB of memory for each rendering, whatever the template does (on Unix).
-/// Everywhere else a template runs in the calling thread. Then the number of its instructions, the depth of its recursion
-/// and the length of its text are bounded, but not the memory and time of a single instruction: do not load templates
-/// that you do not trust.
+/// A template is a program that comes with a downloaded model, so it runs within limits. In programs that call
+/// [`template_process`](super::template_process), such as the two binaries, a template is compiled and rendered in
+/// separate processes: at most 5 s and 512 MiB of memory for each rendering, whatever the template does (on Unix).
+/// Everywhere else a template runs in the calling thread. The number of its instructions, the depth of its recursion
+/// and the length of its text are then bounded, but not the memory and time of a single instruction: do not load
+/// templates that you do not trust.
 pub struct ChatTemplate {
     name: String,
     source: String,
@@ -36,8 +36,8 @@ enum Runs {
 pub const RENDERED: [&str; 2] = ["messages", "add_generation_prompt"];
 
 impl ChatTemplate {
-    /// Compiles `source`. `name` says where it comes from and appears in errors; `special_tokens` are the
-    /// variables `bos_token`, `eos_token` and so on of the tokeniser.
+    /// Compiles `source`. `name` is its origin and appears in errors; `special_tokens` are the variables `bos_token`,
+    /// `eos_token` and so on of the tokeniser.
     ///
     /// # Errors
     /// [`TextError::Template`] with the line if the template is not valid Jinja, [`TextError::TemplateLimit`] if compiling
@@ -58,7 +58,7 @@ impl ChatTemplate {
         Ok(Self { name, source, runs })
     }
 
-    /// Where the template comes from: a file, and the field in it.
+    /// Returns the origin of the template: a file, and the field in it.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -68,7 +68,7 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// Writes `messages` (objects with `role`, `content` and whatever else the template reads) as text.
+    /// Renders `messages` (objects with `role`, `content` and any other field that the template reads) as text.
     ///
     /// `arguments` are further variables, such as `enable_thinking` or `tools`; they win over the special
     /// tokens of the same name. With `add_generation_prompt` the text ends where the assistant is to begin.

@@ -1,10 +1,10 @@
-//! From token ids to text while they arrive.
+//! Incremental detokenisation.
 //!
-//! A token is not a piece of text: a character may need several, and the text of a token can depend on its neighbours
-//! (a leading space, bytes that only together are UTF-8). [`Detokenizer`] decodes a short window of recent tokens again
-//! with every new one and returns the text that no later token can change. The window begins with the last tokens of
-//! the prompt, because an answer continues its prompt: prompt and answer decoded together are the prompt's text followed
-//! by the pieces, wherever a later token does not change the text of the prompt.
+//! A token is not a piece of text: a character may need several tokens, and the text of a token can depend on its
+//! neighbours (a leading space, or bytes that form UTF-8 only together). With every new token, [`Detokenizer`] decodes
+//! a short window of recent tokens again and returns the text that no later token can change. The window starts with
+//! the last tokens of the prompt, because an answer continues its prompt. The prompt's text followed by the pieces
+//! equals prompt and answer decoded together, unless a later token changes the text of the prompt.
 
 use super::{TextError, TokenId, Tokenizer};
 
@@ -29,7 +29,7 @@ impl Detokenizer {
     /// Returns a stream that continues `prompt`, which may be empty.
     ///
     /// # Errors
-    /// As [`Tokenizer::decode`].
+    /// See [`Tokenizer::decode`].
     pub fn new(tokenizer: &Tokenizer, prompt: &[TokenId], skip_special_tokens: bool) -> Result<Self, TextError> {
         let (window, waiting, known) = (Vec::new(), 0, String::new());
         let mut detokenizer = Self { tokenizer: tokenizer.clone(), skip_special_tokens, window, waiting, known };
@@ -57,7 +57,7 @@ impl Detokenizer {
     /// Takes the next id and returns the text that has become final, if any.
     ///
     /// # Errors
-    /// As [`Tokenizer::decode`].
+    /// See [`Tokenizer::decode`].
     pub fn push(&mut self, id: TokenId) -> Result<Option<String>, TextError> {
         if !self.has_text(id) {
             return Ok(None);
@@ -83,7 +83,7 @@ impl Detokenizer {
     /// Returns the text that was held back. To be called once, when no more ids come.
     ///
     /// # Errors
-    /// As [`Tokenizer::decode`].
+    /// See [`Tokenizer::decode`].
     pub fn flush(&mut self) -> Result<Option<String>, TextError> {
         let text = self.tokenizer.decode(&self.window, self.skip_special_tokens)?;
         self.advance(&text)
@@ -92,7 +92,7 @@ impl Detokenizer {
     /// Returns the text that `ids` would add, the names of special tokens included.
     ///
     /// # Errors
-    /// As [`Tokenizer::decode`].
+    /// See [`Tokenizer::decode`].
     pub fn preview(&self, ids: &[TokenId]) -> Result<String, TextError> {
         let mut aside = Self { skip_special_tokens: false, ..self.clone() };
         aside.rest(ids)
@@ -169,7 +169,7 @@ impl Tokenizer {
     /// and answer decoded together are the prompt's text followed by it.
     ///
     /// # Errors
-    /// As [`decode`](Self::decode).
+    /// See [`decode`](Self::decode).
     pub fn decode_answer(&self, prompt: &[TokenId], answer: &[TokenId]) -> Result<String, TextError> {
         let answer = match answer {
             [rest @ .., last] if self.stop_token_ids().contains(last) => rest,

@@ -1,4 +1,4 @@
-//! What can go wrong between text and token ids.
+//! Errors between text and token ids.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ pub enum TextError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// A file of the model directory is not JSON.
@@ -21,7 +21,7 @@ pub enum TextError {
     Json {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The position and the cause.
         source: serde_json::Error,
     },
     /// A field of a configuration file has a value of the wrong kind.
@@ -31,9 +31,9 @@ pub enum TextError {
         path: PathBuf,
         /// The field, with its parents.
         field: String,
-        /// What is understood there.
+        /// The supported values.
         expected: &'static str,
-        /// What stands there, shortened.
+        /// The value found, shortened.
         found: String,
     },
     /// `tokenizer.json` does not describe a tokeniser that can be built.
@@ -41,18 +41,18 @@ pub enum TextError {
     Tokenizer {
         /// The file.
         path: PathBuf,
-        /// What the tokeniser library says.
+        /// The message of the tokeniser library.
         message: String,
     },
     /// Metadata of a GGUF file does not describe a tokeniser that can be built.
     #[error(transparent)]
     Gguf(#[from] CheckpointError),
-    /// A tokeniser has something that GGUF metadata cannot say.
+    /// A tokeniser has a feature that GGUF metadata cannot represent.
     #[error("the tokeniser in {path} cannot be written to GGUF: {reason}")]
     NotForGguf {
         /// The directory or file that the tokeniser was read from.
         path: PathBuf,
-        /// What it has.
+        /// The feature.
         reason: String,
     },
     /// A text could not be cut into tokens.
@@ -62,7 +62,7 @@ pub enum TextError {
         path: PathBuf,
         /// The beginning of the text.
         text: String,
-        /// What the tokeniser library says.
+        /// The message of the tokeniser library.
         message: String,
     },
     /// Token ids could not be turned back into text.
@@ -70,9 +70,9 @@ pub enum TextError {
     Decode {
         /// The file that the tokeniser was read from.
         path: PathBuf,
-        /// How many ids there were.
+        /// Number of ids.
         count: usize,
-        /// What the tokeniser library says.
+        /// The message of the tokeniser library.
         message: String,
     },
     /// A chat template does not compile, or refused the conversation.
@@ -82,7 +82,7 @@ pub enum TextError {
         name: String,
         /// The line of the template, counted from 1; 0 if none is known.
         line: usize,
-        /// What is wrong.
+        /// The problem.
         message: String,
     },
     /// A chat template was stopped because it went beyond a limit.
@@ -101,7 +101,7 @@ pub enum TextError {
     TemplateProcess {
         /// The file and field the template comes from.
         name: String,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// Messages cannot be encoded without special tokens.

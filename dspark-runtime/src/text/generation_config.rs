@@ -79,7 +79,7 @@ impl GenerationConfig {
     /// Reads the file of a model directory. A GGUF file has none.
     ///
     /// # Errors
-    /// When the file cannot be read or is not a JSON object.
+    /// Returns an error if the file cannot be read or is not a JSON object.
     pub fn of_model(model: &Path) -> Result<Self, TextError> {
         if model.is_file() {
             return Ok(Self::default());

@@ -11,8 +11,8 @@ use super::{TextError, TokenId, Tokenizer};
 use crate::checkpoint::gguf::GgufValue;
 
 impl Tokenizer {
-    /// The metadata that describes this tokeniser in a GGUF file, for an embedding of `rows` rows: llama.cpp counts the
-    /// vocabulary by the tokens, so rows that no token uses get names of their own.
+    /// Returns the metadata that describes this tokeniser in a GGUF file, for an embedding of `rows` rows. llama.cpp
+    /// derives the vocabulary size from the tokens, so unused rows get placeholder names.
     ///
     /// # Errors
     /// [`TextError::NotForGguf`] when it is no byte-level BPE, cuts texts in a way that has no name in GGUF, has more
@@ -83,7 +83,7 @@ impl Tokenizer {
         Ok(metadata)
     }
 
-    /// Whether a plain text gets a begin-of-sequence token before it, and an end-of-sequence token behind it.
+    /// Returns whether a begin-of-sequence token is added before a plain text, and an end-of-sequence token after it.
     fn surroundings(&self) -> Result<(bool, bool), TextError> {
         let around = self.encode("", true)?;
         let (bos, eos) = (self.bos_token_id(), self.eos_token_id());
@@ -102,7 +102,7 @@ impl Tokenizer {
     }
 }
 
-/// Why this is no byte-level BPE of the plain kind, if it is none.
+/// Returns the reason that this is not a plain byte-level BPE, if there is one.
 fn not_byte_level(json: &Value) -> Option<String> {
     let model = &json["model"];
     let kind = model["type"].as_str().unwrap_or("unknown");

@@ -109,7 +109,7 @@ pub(super) fn read(path: &Path) -> Result<Tokenizer, TextError> {
     Tokenizer::from_parts(path, tokenizer.to_string().as_bytes(), config, stop)
 }
 
-/// The token behind `tokenizer.ggml.<part>_token_id`.
+/// Returns the token of `tokenizer.ggml.<part>_token_id`.
 fn token_id(file: &GgufFile, part: &str, tokens: usize) -> Result<Option<TokenId>, TextError> {
     let key = format!("tokenizer.ggml.{part}_token_id");
     let id = file.size(&key, 0)?;
@@ -119,7 +119,7 @@ fn token_id(file: &GgufFile, part: &str, tokens: usize) -> Result<Option<TokenId
     Ok(id.map(|id| id as TokenId))
 }
 
-/// What chat templates call special tokens.
+/// The special tokens of chat templates.
 struct SpecialTokens {
     texts: Map<String, Value>,
     ids: Vec<(&'static str, TokenId)>,
@@ -136,7 +136,7 @@ fn special_tokens(file: &GgufFile, tokens: &[String]) -> Result<SpecialTokens, T
     Ok(special)
 }
 
-/// What goes before and after a plain text.
+/// Returns the tokens added before and after a plain text.
 fn surroundings(file: &GgufFile, special: &SpecialTokens) -> Result<Value, TextError> {
     let mut described = Map::new();
     let mut piece = |key: &str, name: &str| -> Result<Option<Value>, TextError> {

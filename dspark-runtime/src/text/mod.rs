@@ -1,9 +1,9 @@
 //! Text and token ids: the tokeniser, the chat template that turns a conversation into text, and the
 //! incremental way back from ids to text.
 //!
-//! A request enters here as messages. [`ChatTemplate::render`] writes them as the one string the target
-//! was trained on, [`Tokenizer::encode`] cuts it into ids ([`ChatTemplate::prompt`] does both), and once ids come back a [`Detokenizer`] gives
-//! out the text that no later id can change. Everything is read from a Hugging Face model directory
+//! A request enters as messages. [`ChatTemplate::render`] writes them as the one string that the target was trained on.
+//! [`Tokenizer::encode`] turns it into ids ([`ChatTemplate::prompt`] does both). For the ids of the answer, a
+//! [`Detokenizer`] returns the text that no later id can change. Everything is read from a Hugging Face model directory
 //! or from a GGUF file, and a tokeniser can be written as GGUF metadata.
 //!
 //! Nothing here knows tensors, models or sampling.

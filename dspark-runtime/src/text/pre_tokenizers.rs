@@ -1,4 +1,4 @@
-//! How GGUF's names of pre-tokenisers cut a text before merges are looked for, as `tokenizer.json` says it.
+//! The rules of GGUF's named pre-tokenisers, in the form of `tokenizer.json`.
 
 use serde_json::{Value, json};
 
@@ -9,13 +9,13 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// A way of cutting, with the names it has; the first is the one that is written.
+/// A set of rules with its names; the first name is used for writing.
 struct Kind {
     names: &'static [&'static str],
     rules: fn() -> Rules,
 }
 
-/// What is known.
+/// The known pre-tokenisers.
 const KNOWN: [Kind; 4] = [
     Kind { names: &["gpt-2"], rules: gpt2 },
     Kind { names: &["smollm"], rules: smollm },
@@ -40,8 +40,8 @@ pub(super) fn names() -> String {
     KNOWN.iter().flat_map(|kind| kind.names.iter().copied()).collect::<Vec<_>>().join(", ")
 }
 
-/// The name of a tokeniser's own rules. A normaliser that composes characters has no name of its own: llama.cpp leaves
-/// texts as they are, and so do Qwen's own files where texts are composed already.
+/// Returns the name of a tokeniser's rules. A normaliser that composes characters has no separate name: llama.cpp does
+/// not normalise texts, and neither do Qwen's own files for composed texts.
 pub(super) fn name_of(rules: &Rules) -> Option<&'static str> {
     let own = simplified(rules);
     KNOWN.iter().find(|kind| simplified(&(kind.rules)()) == own).and_then(|kind| kind.names.first().copied())
@@ -87,7 +87,7 @@ fn qwen2() -> Rules {
     Rules { normalizer: json!({"type": "NFC"}), pre_tokenizer: sequence(&[split(QWEN2), byte_level(false)]) }
 }
 
-/// Not GPT-2's, whatever the name may suggest: punctuation comes apart first, and numbers into threes.
+/// Not GPT-2's rules, despite the name: punctuation is split off first, and numbers are split into groups of three.
 fn llama_cpp_default() -> Rules {
     let stages = [r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"].map(split);
     let stages: Vec<Value> = stages.into_iter().chain([byte_level(false)]).collect();

@@ -1,5 +1,5 @@
-//! What chat templates expect of Python: its values, its string methods, and the functions that the
-//! `transformers` package gives to Jinja. `tojson` has a file of its own.
+//! The Python features that chat templates use: values, string methods, and the functions that the `transformers`
+//! package adds to Jinja. `tojson` has a separate file.
 
 use jiff::ZonedDateTime;
 use jiff::fmt::strtime::{BrokenDownTime, Config, PosixCustom};
@@ -27,7 +27,7 @@ pub(super) fn to_template_value(json: &serde_json::Value) -> Value {
     }
 }
 
-/// How `{{ value }}` is printed. The engine prints as Python does, but for very small and very large floats.
+/// Prints a value for `{{ value }}`. The engine prints like Python, except for very small and very large floats.
 pub(super) fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     if value.is_number() && !value.is_integer() {
         return out.write_str(&python_float(f64::try_from(value.clone())?)).map_err(Error::from);
@@ -35,7 +35,7 @@ pub(super) fn print(out: &mut Output, state: &mut State, value: &Value) -> Resul
     escape_formatter(out, state, value)
 }
 
-/// `value is sequence`: whatever has a length and can be indexed, strings and dictionaries included.
+/// Implements `value is sequence`: true for everything with a length and an index, including strings and dictionaries.
 pub(super) fn is_sequence(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
 }
@@ -45,8 +45,7 @@ pub(super) fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
 }
 
-/// Python methods that templates call and the engine does not have: first the ones below, then those of
-/// minijinja's own collection.
+/// Calls Python methods that the engine lacks: first the ones below, then those of minijinja's own collection.
 pub(super) fn call_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
         match method {
@@ -95,8 +94,8 @@ pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
     strftime(format, &ZonedDateTime::now())
 }
 
-/// `datetime.strftime` of Python in the C locale. Directives for time zones and fractions of a second are errors: a
-/// `datetime.now()` has no zone, and Python writes fractions in a form of its own.
+/// Implements Python's `datetime.strftime` in the C locale. Directives for time zones and fractions of a second are
+/// errors: a `datetime.now()` has no zone, and Python has its own format for fractions.
 fn strftime(format: &str, now: &ZonedDateTime) -> Result<String, Error> {
     let config = Config::new().custom(PosixCustom::new());
     let mut time = BrokenDownTime::from(now.datetime());

@@ -10,8 +10,9 @@ use super::{TextError, TokenId};
 
 const FIELD: &str = "eos_token_id";
 
-/// Reads `eos_token_id` of `generation_config.json` and of `config.json`, in this order and without repetitions: models name
-/// the end of a turn in one of them and the end of a text in the other. `is_token` says which ids the tokeniser has.
+/// Reads `eos_token_id` of `generation_config.json` and of `config.json`, in this order and without duplicates: models
+/// name the end of a turn in one of them and the end of a text in the other. `is_token` returns whether the tokeniser
+/// has an id.
 ///
 /// # Errors
 /// [`TextError::Field`] when a field is no token id, or one that neither the tokeniser nor the embedding has.

@@ -24,12 +24,12 @@ pub(super) struct Found {
     pub(super) source: String,
 }
 
-/// Finds the chat template of `directory`, in the order of the `transformers` package: a file of its own, that of a
-/// processor, the field of `tokenizer_config.json`, whose path and fields are given. Appends a
-/// sentence to `contradictions` for each other template that is not used.
+/// Finds the chat template of `directory`, in the order of the `transformers` package: a separate file, that of a
+/// processor, the field of `tokenizer_config.json`, whose path and fields are given. Appends a sentence to
+/// `contradictions` for each different template that is not used.
 ///
 /// # Errors
-/// When a file cannot be read, or a field holds no template.
+/// Returns an error if a file cannot be read, or a field holds no template.
 pub(super) fn find(
     directory: &Path,
     config: (&Path, &Map<String, Value>),

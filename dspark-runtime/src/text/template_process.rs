@@ -1,10 +1,10 @@
-//! Chat templates in processes of their own.
+//! Rendering of chat templates in separate processes.
 //!
-//! What one instruction of a template takes cannot be bounded from within a process: a string that doubles forty times, a
-//! list nested so deep that dropping it overflows the stack, a filter that takes hours. So the executable starts itself
-//! once more as a renderer, a process with little memory that answers one question after the other over its standard
-//! input and output, in MessagePack, which keeps every float as it is. When it takes too long, it is killed; when it
-//! dies, the template was at fault. The next rendering starts another one.
+//! The cost of a single instruction of a template cannot be bounded within a process: a string that doubles forty
+//! times, a list nested so deep that dropping it overflows the stack, a filter that takes hours. The executable
+//! therefore starts itself again as a renderer, a process with a memory limit. It answers one request after the other
+//! over its standard input and output, in MessagePack, which preserves every float. A renderer that takes too long is
+//! killed; if it dies, the template was at fault. The next rendering starts a new one.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,8 +25,8 @@ const RENDER: &str = "--internal-render-chat-templates";
 /// The executable that renders, once one is known.
 static EXECUTABLE: OnceLock<Box<Path>> = OnceLock::new();
 
-/// Lets chat templates run in processes of their own, started from the executable that calls this. To be called first in
-/// `main`. Returns an exit code if this process itself was started to render; `main` then ends with it.
+/// Runs chat templates in separate processes, started from the executable that calls this. Must be called first in
+/// `main`. Returns an exit code if this process itself was started to render; `main` must then exit with it.
 ///
 /// ```no_run
 /// fn main() -> std::process::ExitCode {
@@ -56,13 +56,13 @@ pub fn template_process() -> Option<ExitCode> {
     None
 }
 
-/// Lets chat templates that are loaded from now on run in processes of `executable`, whose `main` has to call
-/// [`template_process`]. For programs that cannot call it in a `main` of their own. Only the first call counts.
+/// Runs chat templates that are loaded from now on in processes of `executable`, whose `main` must call
+/// [`template_process`]. For programs that cannot call it in their own `main`. Only the first call has an effect.
 pub fn render_templates_with(executable: &Path) {
     EXECUTABLE.get_or_init(|| executable.into());
 }
 
-/// Where no process can be given a limit of memory, templates run in the calling thread.
+/// On systems without memory limits for processes, templates run in the calling thread.
 #[cfg(not(unix))]
 pub(super) struct Renderers(std::convert::Infallible);
 

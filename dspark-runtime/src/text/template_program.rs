@@ -1,8 +1,8 @@
 //! A compiled chat template, and the limits within which it runs.
 //!
-//! A template comes with a downloaded model and is a program: it can loop for ever and write without end. The number of
-//! instructions, the depth of recursion and the length of the text are bounded here. The memory and time that one
-//! instruction takes are not: for these, `template_process` runs a template in a process of its own.
+//! A template comes with a downloaded model and is a program: it can loop forever and write without end. The number of
+//! instructions, the depth of recursion and the length of the text are bounded here. The memory and time of a single
+//! instruction are not: for these, `template_process` runs a template in a separate process.
 
 use std::borrow::Cow;
 use std::io;
@@ -31,12 +31,12 @@ pub(super) struct Conversation<'a> {
     pub(super) add_generation_prompt: bool,
 }
 
-/// Why a template gives no text.
+/// Reasons that a template gives no text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum TemplateFault {
     /// It does not compile, fails, or refuses the conversation.
     Refused { line: usize, message: String },
-    /// It was stopped. The text says what it did, as the predicate of a sentence.
+    /// It was stopped. The text describes why, as the predicate of a sentence.
     Limit(String),
 }
 
@@ -170,10 +170,10 @@ fn variables(values: &Map<String, serde_json::Value>) -> Vec<(String, Value)> {
     values.iter().map(|(name, value)| (name.clone(), python::to_template_value(value))).collect()
 }
 
-/// The source as the engine takes it. As in Jinja every line of a template ends with a line feed, whatever the
-/// file has. `{% generation %}` blocks, which mark the assistant's text and print nothing themselves, become
-/// `{% with %}` blocks: like them a scope of their own, and known to the engine. Line numbers and whitespace
-/// control stay as they are.
+/// Returns the source as the engine expects it. As in Jinja, every line of a template ends with a line feed, whatever
+/// the file has. `{% generation %}` blocks, which mark the assistant's text and print nothing themselves, become
+/// `{% with %}` blocks, which also open a scope and are known to the engine. Line numbers and whitespace control are
+/// preserved.
 fn prepared(source: &str) -> String {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());

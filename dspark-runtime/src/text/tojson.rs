@@ -7,7 +7,7 @@ use minijinja::{Error, ErrorKind};
 
 use super::python::raise_exception;
 
-/// Levels of lists and objects. Python gives up at about a thousand.
+/// Maximum nesting of lists and objects. Python's limit is about a thousand.
 const MAX_DEPTH: usize = 500;
 
 /// `value | tojson(ensure_ascii, indent, separators, sort_keys)` as Python's `json.dumps` writes it: no

@@ -1,4 +1,4 @@
-//! What a single token stands for.
+//! Bytes and text of single tokens.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;

@@ -17,6 +17,18 @@ use crate::checkpoint::{LARGEST_TEXT, read_file};
 use crate::panics;
 
 /// Cuts text into token ids and puts ids together to text again. Cloning is cheap.
+///
+/// ```
+/// # std::env::set_current_dir("..")?;
+/// use std::path::Path;
+///
+/// use dspark_runtime::text::Tokenizer;
+///
+/// let tokenizer = Tokenizer::of_model(Path::new("checkpoints/quickstart-target"))?;
+/// let ids = tokenizer.encode("What is 347 + 86?", false)?;
+/// assert_eq!(tokenizer.decode(&ids, false)?, "What is 347 + 86?");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<Inner>,
@@ -28,16 +40,17 @@ struct Inner {
     config: TokenizerConfig,
     stop_token_ids: Vec<TokenId>,
     has_byte_fallback: bool,
-    /// Made when it is first asked for.
+    /// Created on first use.
     plain: OnceLock<Result<PlainText, String>>,
 }
 
 impl Tokenizer {
-    /// The tokeniser that comes with a model: of a Hugging Face directory, or of a GGUF file. Where a file's own metadata
-    /// holds none that can be built, that of a `tokenizer.json` beside it.
+    /// Loads the tokeniser that comes with a model: from a Hugging Face directory, or from a GGUF file. If the file's
+    /// own metadata has no supported tokeniser, a `tokenizer.json` next to it is used.
     ///
     /// # Errors
-    /// As [`from_directory`](Self::from_directory); of a GGUF file, the key whose value is not supported.
+    /// Returns the errors of [`from_directory`](Self::from_directory); for a GGUF file, an error that names the key
+    /// with an unsupported value.
     pub fn of_model(model: &Path) -> Result<Self, TextError> {
         if !is_gguf(model) {
             return Self::from_directory(model);
@@ -89,7 +102,7 @@ impl Tokenizer {
     /// A tokeniser of the parts that another source than a directory gives; `json` is what a `tokenizer.json` would hold.
     ///
     /// # Errors
-    /// When the parts of `json` do not fit each other.
+    /// Returns an error if the parts of `json` do not fit each other.
     pub(super) fn from_parts(
         source: &Path,
         json: &[u8],
@@ -131,7 +144,7 @@ impl Tokenizer {
     /// parts of one character all have that character's bytes; tokens that were added have none.
     ///
     /// # Errors
-    /// As [`encode`](Self::encode).
+    /// See [`encode`](Self::encode).
     pub fn encode_with_offsets(
         &self,
         text: &str,
@@ -233,7 +246,7 @@ impl Tokenizer {
         &self.inner.stop_token_ids
     }
 
-    /// Returns what files of the model say and is not followed, because others say otherwise, a sentence each.
+    /// Returns contradictions between files of the model, one sentence for each setting that is not used.
     pub fn contradictions(&self) -> Vec<String> {
         self.inner.config.contradictions(self)
     }
@@ -265,12 +278,12 @@ impl Tokenizer {
         self.inner.has_byte_fallback && self.token(id).is_some_and(|token| fallback_byte(&token).is_some())
     }
 
-    /// Returns whether this token was added to the vocabulary: it is written as it is read, in no alphabet of its own.
+    /// Returns whether this token was added to the vocabulary: its text is stored literally, without a byte alphabet.
     pub(super) fn is_added(&self, id: TokenId) -> bool {
         self.inner.tokenizer.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
     }
 
-    /// What a `tokenizer.json` of it would hold.
+    /// Returns the tokeniser in the format of `tokenizer.json`.
     pub(super) fn to_json(&self) -> serde_json::Value {
         serde_json::to_value(&self.inner.tokenizer).unwrap_or_default()
     }

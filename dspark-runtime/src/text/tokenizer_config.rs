@@ -36,7 +36,7 @@ impl TokenizerConfig {
         Ok(config)
     }
 
-    /// What another source than files in a directory says; `path` is that source.
+    /// Creates the configuration from another source than files in a directory; `path` is that source.
     pub(super) fn new(
         path: PathBuf,
         special_tokens: Map<String, Value>,
@@ -99,7 +99,7 @@ impl TokenizerConfig {
         Ok(())
     }
 
-    /// Returns what the files say and is not followed, because other files or the tokeniser itself say otherwise.
+    /// Returns contradictions: settings of files that are not used because other files or the tokeniser itself differ.
     pub(super) fn contradictions(&self, tokenizer: &Tokenizer) -> Vec<String> {
         let path = self.path.display();
         let mut said = self.contradictions.clone();
@@ -146,7 +146,7 @@ pub(super) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, Tex
     serde_json::from_slice(&bytes).map(Some).map_err(|source| TextError::Json { path: path.to_owned(), source })
 }
 
-/// Returns the error that `field` of `path` is not what was expected.
+/// Returns the error for an unexpected value of `field` in `path`.
 pub(super) fn wrong_field(path: &Path, field: &str, expected: &'static str, found: &Value) -> TextError {
     TextError::Field { path: path.to_owned(), field: field.to_owned(), expected, found: shortened(found) }
 }

@@ -1,9 +1,10 @@
 //! Prompts in which special tokens come from the chat template alone.
 //!
-//! A rendered conversation is one text, in which the special tokens of the template and those that a user wrote look alike.
-//! To tell them apart, the conversation is rendered a second time with marks beside what a user wrote. The special tokens
-//! without a mark are the template's. They are renamed in the text, and a tokeniser that knows special tokens only by their
-//! new names encodes it. Marks and names are drawn at random for each tokeniser, so nobody can write them.
+//! A rendered conversation is one text, in which the special tokens of the template and those written by a user look
+//! alike. To distinguish them, the conversation is rendered a second time with marks next to the users' text. The
+//! special tokens without a mark belong to the template. They are renamed in the text, and a tokeniser that knows
+//! special tokens by their new names only encodes it. Marks and names are random for each tokeniser, so nobody can
+//! write them.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -17,7 +18,7 @@ use crate::panics;
 /// The treatment of special tokens, such as `<|im_end|>`, in messages and template arguments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UserText {
-    /// They are special tokens wherever they stand, as in the `transformers` package.
+    /// Special tokens in messages are encoded as such everywhere, like in the `transformers` package.
     #[default]
     WithSpecialTokens,
     /// Their characters are encoded like any other text. Special tokens are those that the tokeniser marks as special.
@@ -28,8 +29,8 @@ impl ChatTemplate {
     /// Returns the token ids of a prompt: the messages, and the beginning of the assistant's answer.
     ///
     /// # Errors
-    /// As [`render`](Self::render) and [`Tokenizer::encode`]. [`TextError::PlainUserText`] if the special tokens of the
-    /// template and of the messages cannot be told apart.
+    /// Returns the errors of [`render`](Self::render) and [`Tokenizer::encode`], and [`TextError::PlainUserText`] if
+    /// the special tokens of the template and of the messages cannot be distinguished.
     pub fn prompt(
         &self,
         tokenizer: &Tokenizer,
@@ -103,7 +104,8 @@ impl ChatTemplate {
     }
 }
 
-/// A message with a mark behind every letter of its texts; `is_text` says whether `value` is one. Names and roles stay.
+/// Returns a message with a mark after every letter of its texts; `is_text` tells whether `value` is one. Names and
+/// roles are unchanged.
 fn letters_apart(value: &Value, is_text: bool) -> Value {
     const TEXTS: [&str; 3] = ["content", "text", "reasoning_content"];
     match value {
@@ -119,7 +121,7 @@ fn letters_apart(value: &Value, is_text: bool) -> Value {
     }
 }
 
-/// Stands behind letters. It is no part of a special token.
+/// The mark after letters. It is not part of any special token.
 const APART: char = '\u{e003}';
 
 /// Place of the mark of a special token in a message. Templates look for special tokens in messages, cut messages at them
@@ -134,7 +136,7 @@ enum Side {
 /// Encoder of texts in which special tokens have other names.
 pub(super) struct PlainText {
     tokenizer: tokenizers::Tokenizer,
-    /// From the ids of this tokeniser's added tokens to those that they stand for.
+    /// Maps the ids of this tokeniser's added tokens to the original ids.
     ids: HashMap<TokenId, TokenId>,
     /// The added tokens, the longest first, and whether each is special.
     added: Vec<(String, bool)>,
@@ -142,9 +144,9 @@ pub(super) struct PlainText {
     first_bytes: HashSet<u8>,
     /// Ids that no text of a user may get.
     forbidden: HashSet<TokenId>,
-    /// Stands beside or in a special token of a message.
+    /// The mark next to or in a special token of a message.
     user: String,
-    /// Stands where a message and what the template writes beside it could become a special token together.
+    /// The mark where a message and the template's adjacent text could together form a special token.
     edge: String,
     /// Goes before the names of special tokens.
     name: String,
@@ -329,7 +331,7 @@ impl Marker<'_> {
     }
 }
 
-/// Characters for private use that nobody can guess.
+/// Returns random characters from the private use area.
 fn nonce() -> String {
     let bits = RandomState::new().hash_one(0_u8);
     let character = |part: u32| char::from_u32(0xf_0000 + (bits >> (16 * part) & 0xffff).min(0xfffd) as u32);

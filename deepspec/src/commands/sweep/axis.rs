@@ -75,7 +75,7 @@ pub fn grid(axes: &[Axis]) -> Vec<Vec<(String, String)>> {
     })
 }
 
-/// A name for files that tells the settings.
+/// Returns a file name that contains the settings.
 pub fn file_name(start: &str, settings: &[(String, String)]) -> String {
     let safe = |text: &str| -> String {
         let keep = |letter: char| if letter.is_ascii_alphanumeric() || ".-_".contains(letter) { letter } else { '_' };

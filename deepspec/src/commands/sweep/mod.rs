@@ -1,4 +1,5 @@
-//! `deepspec sweep`: recipes over a grid of settings, each point a run of its own, compared in one table and in pictures.
+//! `deepspec sweep`: runs recipes over a grid of settings, each point as a separate run, and compares them in a table
+//! and plots.
 
 mod axis;
 mod report;
@@ -52,11 +53,11 @@ struct Planned {
     recipe: PathBuf,
     settings: Vec<(String, String)>,
     folder: PathBuf,
-    /// The name of its evaluation, among those of the same training.
+    /// The name of its evaluation, which distinguishes evaluations of the same training.
     evaluation: String,
 }
 
-/// Runs every point, or goes on where an earlier sweep stopped, and writes `sweep.json` and the pictures.
+/// Runs every point, or resumes an earlier sweep, and writes `sweep.json` and the plots.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let (folder, points) = plan(arguments)?;
     watch().context("watching for signals")?;

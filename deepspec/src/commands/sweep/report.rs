@@ -1,4 +1,4 @@
-//! What a sweep found: a table, `sweep.json`, and pictures in the manner of the paper's figures 3 to 5.
+//! The results of a sweep: a table, `sweep.json`, and plots like figures 3 to 5 of the DSpark paper.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub struct Point {
     pub name: String,
     /// The recipe's file.
     pub recipe: String,
-    /// What was varied.
+    /// The varied settings.
     pub settings: BTreeMap<String, String>,
     /// The folder of its run.
     pub folder: String,
@@ -61,18 +61,19 @@ impl Point {
     }
 }
 
-/// Rounds below which a share is not drawn: one of two accepted says nothing.
+/// Minimum number of rounds for a share to be plotted: one of two accepted is not meaningful.
 const ENOUGH: f64 = 20.0;
 
-/// Conditional acceptance of the slots before which at least [`ENOUGH`] of so many rounds had accepted everything.
+/// Returns the conditional acceptance of the slots before which at least [`ENOUGH`] of this many rounds had accepted
+/// everything.
 fn of_many_rounds(conditional: &[Option<f64>], survival: &[Option<f64>], rounds: u64) -> Vec<Option<f64>> {
     let before = std::iter::once(Some(1.0)).chain(survival.iter().copied());
     let enough = |share: Option<f64>| share.is_some_and(|share| share * rounds as f64 >= ENOUGH);
     conditional.iter().zip(before).map(|(own, before)| own.filter(|_| enough(before))).collect()
 }
 
-/// The mean over the tasks of conditional acceptance, slot by slot: `(slot from 1, share)`. It ends where the first task has
-/// nothing to say: a mean of those that get further would rise for no other reason.
+/// Returns the mean conditional acceptance over the tasks, slot by slot: `(slot from 1, share)`. It ends at the first
+/// slot without data for some task: a mean over fewer tasks is not comparable.
 fn along_the_block(tasks: &[&[Option<f64>]]) -> Vec<(f64, f64)> {
     let at = |slot: usize| -> Option<f64> {
         let shares: Option<Vec<f64>> = tasks.iter().map(|shares| shares.get(slot).copied().flatten()).collect();
@@ -139,7 +140,7 @@ impl SweepReport {
     /// rounds got, accepted length and share of kept tokens against the first varied setting that is a number.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// Returns an error if a file cannot be written.
     pub fn draw(&self, axes: &[Axis], folder: &Path) -> Result<Vec<PathBuf>> {
         let path = folder.join("conditional_acceptance.svg");
         Chart {

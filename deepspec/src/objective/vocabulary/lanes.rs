@@ -16,7 +16,7 @@ const TOKENS: usize = 64;
 
 type Lanes = [f32; LANES];
 
-/// Of each lane the largest value, and what `e^(value - maximum)` adds up to.
+/// The maximum of each lane, and the sum of `e^(value - maximum)`.
 #[derive(Clone, Debug)]
 pub(super) struct Softmax {
     pub maximum: Vec<f32>,
@@ -24,7 +24,7 @@ pub(super) struct Softmax {
 }
 
 impl Softmax {
-    /// Of some tokens.
+    /// Computes them for some tokens.
     pub fn of(values: &[f32], lanes: usize) -> Self {
         let mut of = Self { maximum: vec![f32::MIN; lanes], sum: vec![0.0; lanes] };
         simd::vectorized(
@@ -64,7 +64,7 @@ impl Softmax {
         *maximum = larger;
     }
 
-    /// Of all parts together.
+    /// Combines all parts.
     pub fn all(parts: Vec<Self>) -> Self {
         let mut maximum = parts[0].maximum.clone();
         for part in &parts {
@@ -103,7 +103,7 @@ pub(super) struct Teacher<'a> {
     pub values: &'a [f32],
     /// `z`
     pub lanes: usize,
-    /// Of each of the draft's lanes the teacher's, `[l]`.
+    /// The index of the teacher's lane for each of the draft's lanes, `[l]`.
     pub local: &'a [usize],
     /// The teacher's ids of the draft's tokens, where these are not all.
     pub ids: Option<&'a [u32]>,
@@ -119,7 +119,7 @@ impl Teacher<'_> {
     }
 }
 
-/// How draft and teacher differ, in each lane.
+/// Differences between draft and teacher in each lane.
 #[derive(Clone, Debug)]
 pub(super) struct Differences {
     /// The teacher's mean of `logit - maximum`.
@@ -128,7 +128,7 @@ pub(super) struct Differences {
     l1: Vec<f32>,
     /// `sum p sign(p - q)`
     mean_sign: Vec<f32>,
-    /// What the teacher gives to the draft's tokens.
+    /// The teacher's probability of the draft's tokens.
     mass: Vec<f32>,
 }
 
@@ -207,7 +207,7 @@ impl Differences {
     }
 }
 
-/// What the gradient of each lane takes; lanes beyond the rows have none.
+/// Factors of each lane's gradient; lanes beyond the rows have none.
 #[derive(Clone, Debug)]
 pub(super) struct Factors {
     pub cross_entropy: Vec<f32>,

@@ -1,4 +1,4 @@
-//! The vocabulary loss's rows on devices with a memory of their own.
+//! The vocabulary loss on devices with their own memory.
 //!
 //! Legend: as in [`super`].
 
@@ -11,7 +11,8 @@ use dspark_runtime::tensors::{host, ints};
 use super::{RowTerms, VocabularyRows, VocabularyWeights};
 
 impl VocabularyRows {
-    /// The same on devices with their own memory: in a kernel, or composed of tensor operations where there is none.
+    /// Computes the losses on devices with their own memory: in a kernel or, without one, composed of tensor
+    /// operations.
     pub(super) fn on_device(
         &self,
         logits_mv: Tensor<2>,

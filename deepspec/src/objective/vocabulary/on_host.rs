@@ -1,8 +1,8 @@
 //! The vocabulary loss in this machine's memory.
 //!
-//! The rows of a chunk are lanes: logits lie token by token, `[u, l]`, so a token's logits of all rows are vectors, and both
-//! heads are multiplied as they lie. Tokens are dealt out in parts; what parts add up is put together in their order, whatever the
-//! number of threads.
+//! The rows of a chunk are lanes. Logits are stored token by token, `[u, l]`, so a token's logits of all rows are
+//! vectors, and both heads are multiplied in their storage order. Tokens are divided into parts. Sums of parts are
+//! combined in order, for every number of threads.
 //!
 //! Legend: as in [`super`]; `l` lanes, `m` filled up to whole vectors with rows of zeros; `z` lanes of the teacher's rows; `k` width
 //! of a row.
@@ -16,16 +16,16 @@ use rayon::prelude::*;
 use super::lanes::{Differences, Factors, LANES, Softmax, Teacher};
 use super::{Gradients, RowTerms, VocabularyRows, VocabularyWeights};
 
-/// Parts that the tokens are dealt out in, at most. Each has its own sums for the gradient of a chunk's rows.
+/// Maximum number of parts of the tokens. Each has separate sums for the gradient of a chunk's rows.
 pub const VOCABULARY_PARTS: usize = 16;
 
-/// Tokens of a part, at least: rows are laid out anew for each product.
+/// Minimum number of tokens per part: rows are packed again for each product.
 const LEAST_PART: usize = 256;
 
 /// Rows of a matrix that is kept in bf16, widened at a time.
 const WIDENED: usize = 512;
 
-/// What is multiplied.
+/// The factors of the products.
 pub(super) struct OnHost<'a> {
     rows: &'a VocabularyRows,
     hidden: HostMatrix,
@@ -36,7 +36,7 @@ pub(super) struct OnHost<'a> {
     teacher_head: HostMatrix,
 }
 
-/// Where a chunk's logits lie: allocated once.
+/// Buffers of a chunk's logits, allocated once.
 #[derive(Default)]
 struct Buffers {
     /// `[u, l]`
@@ -85,7 +85,7 @@ impl Chunk {
 }
 
 impl<'a> OnHost<'a> {
-    /// `None` when a tensor lies elsewhere.
+    /// Returns `None` if a tensor is not in host memory.
     pub fn new(rows: &'a VocabularyRows) -> Option<Self> {
         let markov = match &rows.markov {
             Some((factors_nr, w2_ur)) => Some([HostMatrix::new(factors_nr)?, HostMatrix::new(w2_ur)?]),
@@ -271,18 +271,18 @@ impl<'a> OnHost<'a> {
     }
 }
 
-/// What the gradient of a chunk is made of.
+/// The terms of a chunk's gradient.
 struct Gradient<'a> {
     chunk: &'a Chunk,
     factors_of: Factors,
     teacher: &'a Teacher<'a>,
     /// Tokens of a part.
     part: usize,
-    /// What `W2` is applied to, `[l, r]`.
+    /// The input of `W2`, `[l, r]`.
     hidden_factors: Option<&'a [f32]>,
 }
 
-/// Tokens of a part, of so many.
+/// Returns the number of tokens per part.
 fn part(tokens: usize) -> usize {
     tokens.div_ceil(VOCABULARY_PARTS).max(LEAST_PART)
 }
@@ -291,7 +291,7 @@ fn tokens(index: usize, part: usize, count: usize) -> Range<usize> {
     index * part..index * part + count
 }
 
-/// As many pieces as anything that goes with them has: of a length, or empty ones of nothing.
+/// Splits values into pieces of a length, or returns empty pieces for no values.
 fn pieces(values: &mut [f32], length: usize) -> impl IndexedParallelIterator<Item = &mut [f32]> {
     let count = if length == 0 || values.is_empty() { VOCABULARY_PARTS } else { values.len().div_ceil(length) };
     let mut rest = values;

@@ -5,7 +5,7 @@ use std::fmt;
 
 use half::{bf16, f16};
 
-/// How a tensor's numbers are kept.
+/// The number format of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockType {
     /// 32-bit floats.

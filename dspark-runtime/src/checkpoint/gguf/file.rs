@@ -10,10 +10,10 @@ use super::blocks::BlockType;
 use super::parse::{self, MAGIC, TensorHeader};
 use super::value::GgufValue;
 
-/// Where the data begins, and each tensor in it: a multiple of this, unless the metadata says otherwise.
+/// Default alignment of the start of the data and of each tensor in it.
 pub(super) const ALIGNMENT: usize = 32;
 
-/// The key that says otherwise.
+/// The metadata key of the alignment.
 const ALIGNMENT_KEY: &str = "general.alignment";
 
 /// Metadata and tensor table of one file, which stays mapped.
@@ -25,14 +25,14 @@ pub struct GgufFile {
     tensors: Vec<GgufTensor>,
 }
 
-/// Where one tensor lies.
+/// The location of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GgufTensor {
     /// Its name in the file.
     pub name: String,
     /// Slowest axis first, as everywhere in this project; the file has it the other way round.
     pub shape: Vec<usize>,
-    /// What its numbers are kept as.
+    /// Its number format.
     pub block_type: BlockType,
     /// Byte range in the file.
     pub start: usize,
@@ -44,7 +44,7 @@ impl GgufFile {
     /// Opens a file and checks its header against its length.
     ///
     /// # Errors
-    /// When it cannot be read, is no GGUF file of version 2 or 3, is one of several parts, its header does not fit the file,
+    /// Returns an error if it cannot be read, is no GGUF file of version 2 or 3, is one of several parts, its header does not fit the file,
     /// or a tensor has a type that is not read here.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let invalid = |reason: String| CheckpointError::Invalid { path: path.to_owned(), reason };
@@ -128,10 +128,10 @@ impl GgufFile {
         }
     }
 
-    /// A whole number of at least `minimum`, and at most 2^31.
+    /// Reads a whole number from `minimum` to 2^31.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// Returns an error if the value is something else.
     pub fn size(&self, key: &str, minimum: usize) -> Result<Option<usize>, CheckpointError> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -147,7 +147,7 @@ impl GgufFile {
     /// A finite number; a whole one counts.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// Returns an error if the value is something else.
     pub fn float(&self, key: &str) -> Result<Option<f64>, CheckpointError> {
         match self.get(key) {
             None => Ok(None),
@@ -160,7 +160,7 @@ impl GgufFile {
     /// True or false.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// Returns an error if the value is something else.
     pub fn flag(&self, key: &str) -> Result<Option<bool>, CheckpointError> {
         match self.get(key) {
             None => Ok(None),
@@ -172,7 +172,7 @@ impl GgufFile {
     /// A text.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// Returns an error if the value is something else.
     pub fn text(&self, key: &str) -> Result<Option<&str>, CheckpointError> {
         match self.get(key) {
             None => Ok(None),
@@ -184,7 +184,7 @@ impl GgufFile {
     /// A list of texts.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// Returns an error if the value is something else.
     pub fn texts(&self, key: &str) -> Result<Option<&[String]>, CheckpointError> {
         match self.get(key) {
             None => Ok(None),
@@ -196,7 +196,7 @@ impl GgufFile {
     /// A list of whole numbers.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// Returns an error if the value is something else.
     pub fn integers(&self, key: &str) -> Result<Option<&[i64]>, CheckpointError> {
         match self.get(key) {
             None => Ok(None),

@@ -18,11 +18,11 @@ const LAYER: [(&str, &str); 11] = [
     ("ffn_down", "mlp.down_proj"),
 ];
 
-/// What a target has around its layers.
+/// Tensors of a target outside of its layers.
 const TARGET: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
-/// What a draft has around its layers.
+/// Tensors of a draft outside of its layers.
 const DRAFT: [(&str, &str); 8] = [
     ("token_embd", "embed_tokens"),
     ("output", "lm_head"),
@@ -34,7 +34,7 @@ const DRAFT: [(&str, &str); 8] = [
     ("conf_proj", "confidence_head.proj"),
 ];
 
-/// How the rows of one head of q and k lie. Rotation turns pairs of them.
+/// The order of the rows of one head of q and k. The rotary embedding rotates pairs of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowOrder {
     /// Row `i` belongs to row `i + half`: Hugging Face's, and that of most GGUF architectures.

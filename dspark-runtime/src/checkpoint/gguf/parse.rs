@@ -1,9 +1,9 @@
-//! The bytes of a GGUF header. A count or a length is believed only as far as there are bytes for it, so a header that lies
-//! ends in an error before anything is allocated for it.
+//! Parser of a GGUF header. A count or a length is accepted only if the file has bytes for it, so a false header gives
+//! an error before anything is allocated for it.
 
 use super::value::GgufValue;
 
-/// What is wrong, in words.
+/// A description of the problem.
 pub(super) type Fault = String;
 
 /// The beginning of every file.
@@ -30,7 +30,7 @@ pub(super) struct TensorHeader {
     /// Fastest axis first, as in the file.
     pub axes: Vec<u64>,
     pub block_type: u32,
-    /// From the beginning of the data.
+    /// Offset from the start of the data.
     pub offset: u64,
 }
 

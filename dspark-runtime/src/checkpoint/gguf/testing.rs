@@ -19,7 +19,7 @@ pub(crate) struct RawTensor {
     pub axes: Vec<u64>,
     pub number: u32,
     pub bytes: Vec<u8>,
-    /// Where the header says that they are; after the tensor before when it is not given.
+    /// Offset in the header; by default after the preceding tensor.
     pub offset: Option<u64>,
 }
 

@@ -220,7 +220,7 @@ fn another_alignment_is_heeded() {
     assert!(file.tensors().iter().all(|tensor| tensor.start.is_multiple_of(128)));
 }
 
-/// Whatever single byte is wrong: an answer, never a panic, and never tensors that are not in the file.
+/// Any single wrong byte gives a result or an error, never a panic, and never tensors that are not in the file.
 #[test]
 fn a_wrong_byte_is_survived() {
     let folder = tempfile::tempdir().unwrap();

@@ -25,7 +25,7 @@ pub enum GgufValue {
 }
 
 impl fmt::Display for GgufValue {
-    /// What is told in an error: lists and long texts by their length.
+    /// Formats the value for errors: lists and long texts by their length.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 60;
         match self {
@@ -49,7 +49,7 @@ impl From<&str> for GgufValue {
 }
 
 impl From<usize> for GgufValue {
-    /// A size; those of models are far below 2^63.
+    /// Converts a size; those of models are far below 2^63.
     fn from(size: usize) -> Self {
         Self::Integer(i64::try_from(size).unwrap_or(i64::MAX))
     }

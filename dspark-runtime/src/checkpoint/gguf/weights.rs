@@ -15,7 +15,8 @@ const ROPE_FACTORS: &str = "rope_freqs.weight";
 /// Opens a file and lists what it holds.
 ///
 /// # Errors
-/// As [`GgufFile::open`]; when a tensor has no place in any target, or its rows cannot be those of its heads.
+/// Returns the errors of [`GgufFile::open`], and an error if a tensor does not belong to any target, or its rows cannot
+/// be divided into its heads.
 pub(in super::super) fn index(path: &Path) -> Result<(Mmap, Vec<(String, Entry)>), CheckpointError> {
     let file = GgufFile::open(path)?;
     let invalid = |reason: String| CheckpointError::Invalid { path: path.to_owned(), reason };

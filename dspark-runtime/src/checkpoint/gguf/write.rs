@@ -13,7 +13,7 @@ use super::value::GgufValue;
 /// The version that is written.
 const VERSION: u32 = 3;
 
-/// What one file is to hold. Tensors are asked for when their turn comes, so that a model is never in memory as a whole.
+/// The contents of a file to be written. Tensors are produced one at a time, so a model is never in memory as a whole.
 pub struct GgufWriter<'a> {
     metadata: Vec<(String, GgufValue)>,
     tensors: Vec<Tensor<'a>>,
@@ -35,8 +35,8 @@ impl<'a> GgufWriter<'a> {
         Self { metadata, tensors: Vec::new() }
     }
 
-    /// Adds a tensor of this shape, slowest axis first. Vectors are kept in F32 whatever is asked for; rows that are no whole
-    /// blocks in F16, as in llama.cpp's own files.
+    /// Adds a tensor of this shape, slowest axis first. Vectors are always written in F32; rows that cannot be divided
+    /// into whole blocks in F16, as in llama.cpp's own files.
     pub fn add(
         &mut self,
         name: String,
@@ -55,7 +55,7 @@ impl<'a> GgufWriter<'a> {
     /// Writes the file, whole or not at all.
     ///
     /// # Errors
-    /// When a tensor's values cannot be had or are not finite, or the file cannot be written.
+    /// Returns an error if a tensor's values cannot be had or are not finite, or the file cannot be written.
     pub fn write(self, path: &Path) -> Result<(), CheckpointError> {
         let header = self.header();
         write_file_with(path, |file| {

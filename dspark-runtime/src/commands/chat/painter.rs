@@ -18,10 +18,10 @@ pub(super) struct Painter {
 }
 
 impl Painter {
-    /// Returns a painter of an answer to `prompt`. Without `colours` the answer is plain text, whoever wrote it.
+    /// Returns a painter of an answer to `prompt`. Without `colours` the answer is plain text.
     ///
     /// # Errors
-    /// As [`Tokenizer::decode`].
+    /// See [`Tokenizer::decode`].
     pub fn new(
         tokenizer: &Tokenizer,
         prompt: &[TokenId],
@@ -33,11 +33,11 @@ impl Painter {
         Ok(Self { detokenizer, stop_token_ids, colours, show_rejected: colours && show_rejected })
     }
 
-    /// What a step added: draft tokens that were kept in green, those that were not struck out in front of what the target
-    /// wrote instead.
+    /// Paints the tokens of a step: accepted draft tokens in green, rejected ones struck out before the target's
+    /// correction.
     ///
     /// # Errors
-    /// As [`Tokenizer::decode`].
+    /// See [`Tokenizer::decode`].
     pub fn step(&mut self, delta: &Delta) -> Result<String, TextError> {
         let mut painted = String::new();
         let kept = delta.tokens.iter().take_while(|token| token.drafted).count();
@@ -54,10 +54,10 @@ impl Painter {
         Ok(painted)
     }
 
-    /// What was held back for the rest of a character that did not come.
+    /// Returns text that was held back for the rest of an incomplete character.
     ///
     /// # Errors
-    /// As [`Tokenizer::decode`].
+    /// See [`Tokenizer::decode`].
     pub fn finish(&mut self) -> Result<String, TextError> {
         Ok(harmless(&self.detokenizer.flush()?.unwrap_or_default()))
     }
@@ -76,7 +76,7 @@ impl Painter {
     }
 }
 
-/// A model may say anything, but it must not steer the terminal.
+/// Removes control characters: a model must not control the terminal.
 fn harmless(text: &str) -> String {
     let harmless = |letter: char| !letter.is_control() || matches!(letter, '\n' | '\t');
     text.chars().map(|letter| if harmless(letter) { letter } else { char::REPLACEMENT_CHARACTER }).collect()

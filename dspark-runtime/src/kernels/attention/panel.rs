@@ -1,7 +1,7 @@
 //! Products of small matrices whose sums stay in registers: what attention is made of.
 //!
-//! The right matrix is read in panels of a few vectors of columns. Where it is read more than once, panels are packed, row
-//! behind row, so that it is read in the order in which it lies.
+//! The right matrix is read in panels of a few vectors of columns. If it is read more than once, panels are packed row
+//! after row, so that memory is read sequentially.
 
 use pulp::Simd;
 
@@ -24,7 +24,7 @@ pub const fn panel_columns<S: Simd>() -> usize {
     vectors::<S>() * S::F32_LANES
 }
 
-/// The left matrix of a product: element `[i][k]` lies at `i * row + k * step`.
+/// The left matrix of a product: element `[i][k]` is at `i * row + k * step`.
 #[derive(Clone, Copy)]
 pub struct Left<'a> {
     pub values: &'a [f32],
@@ -32,9 +32,9 @@ pub struct Left<'a> {
     pub step: usize,
 }
 
-/// `out[i][j] = sum over k < depth of left[i][k] * right[k][j]`, for `rows <= ROWS` rows `i`, in rows of `out` that lie
-/// `stride` apart, and for `columns` columns, whole vectors, at most those of a panel. Each sum is taken in the order of `k`, whatever else is
-/// computed with it.
+/// Computes `out[i][j] = sum over k < depth of left[i][k] * right[k][j]`, for `rows <= ROWS` rows `i`, with `stride`
+/// between rows of `out`, and for `columns` columns, which are whole vectors and no more than those of a panel. Each
+/// sum is computed in the order of `k`, independent of the other sums.
 #[inline(always)]
 pub fn product<S: Simd>(
     simd: S,
@@ -122,8 +122,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Packs `count` rows of `width` into panels of `columns` columns (the last one may be narrower), one behind the other:
-/// panel `p` holds `panel[k][j] = rows[k][p * columns + j]`, zero beyond the width. Rows are read once, in order.
+/// Packs `count` rows of `width` into consecutive panels of `columns` columns (the last one may be narrower): panel `p`
+/// holds `panel[k][j] = rows[k][p * columns + j]`, zero beyond the width. Rows are read once, in order.
 #[inline(always)]
 pub fn pack<S: Simd>(rows: Rows<'_>, count: usize, width: usize, columns: usize, panels: &mut [f32]) {
     for row in 0..count {

@@ -14,7 +14,7 @@ use super::panel::{LANES, Left, ROWS, Rows, pack, pack_turned, panel_columns, pa
 /// the keys that it sees.
 pub const RUN: usize = 256;
 
-/// What is attended to, and by which rows.
+/// The inputs of attention: the keys and values, and the rows that attend to them.
 pub struct Run<'a> {
     /// In blocks of [`ROWS`] rows (the last one filled up), `[blocks, w, ROWS]`, already scaled.
     pub queries: &'a [f32],
@@ -189,7 +189,7 @@ impl Attended {
         self
     }
 
-    /// Writes each row's weighted mean of the values, rows of `w` behind each other.
+    /// Writes each row's weighted mean of the values, in consecutive rows of `w`.
     pub fn write<'a>(&self, out: impl Iterator<Item = &'a mut [f32]>, width: usize) {
         let padded = width.next_multiple_of(LANES);
         for ((weighted, sum), out) in self.weighted.chunks(padded).zip(&self.sums).zip(out) {

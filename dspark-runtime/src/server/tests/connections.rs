@@ -55,15 +55,17 @@ impl Running {
 }
 
 /// Writes as much as is taken: a connection that the server has closed takes nothing.
-pub(super) async fn write_all(stream: &TcpStream, mut bytes: &[u8]) {
+/// Writes all bytes, or as many as the server takes; returns the number of bytes that it did not take.
+pub(super) async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> usize {
     while !bytes.is_empty() {
         stream.writable().await.unwrap();
         match stream.try_write(bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(_) => return,
+            Err(_) => break,
         }
     }
+    bytes.len()
 }
 
 /// Reads until the text has come, or to the end.

@@ -16,7 +16,7 @@ const TEXTS: [&str; 7] = [
     "",
 ];
 
-/// The small tokeniser with other rules of cutting, and with files beside it.
+/// The small tokeniser with other pre-tokenisation rules, and with additional files.
 fn directory(pre: &str) -> TempDir {
     let directory = byte_level();
     let path = directory.path().join("tokenizer.json");

@@ -75,7 +75,7 @@ impl Renderers {
         Ok(renderer)
     }
 
-    /// An idle renderer that nobody has killed meanwhile.
+    /// Returns an idle renderer that is still alive.
     fn take(&self) -> Option<Renderer> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(mut renderer) = idle.pop() {
@@ -124,7 +124,7 @@ impl Renderer {
         }
     }
 
-    /// Asks and waits for the reply. After an error of its own the renderer is of no more use.
+    /// Sends a question and waits for the reply. After an error, the renderer cannot be used again.
     fn ask(&mut self, question: &[u8]) -> Result<Reply, TemplateFault> {
         let mut timed = Timed { replies: &mut self.replies, deadline: Instant::now() + MAX_TIME, expired: false };
         let sent = self.questions.write_all(question).and_then(|()| self.questions.flush());

@@ -38,7 +38,7 @@ fn limit(resource: Resource, most: u64) -> Result<(), Errno> {
     setrlimit(resource, most.min(highest), most.min(highest))
 }
 
-/// Returns when nobody holds the other end of standard input any more.
+/// Returns when the other end of standard input was closed.
 fn wait_for_hang_up() {
     let input = io::stdin();
     loop {

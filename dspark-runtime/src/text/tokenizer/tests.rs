@@ -132,7 +132,8 @@ fn chat_templates_are_found_in_every_file_and_contradictions_are_said() {
     assert_eq!(source(), ("processor".to_owned(), 1));
     std::fs::write(directory.path().join("additional_chat_templates/default.jinja"), "folder").unwrap();
     assert_eq!(source(), ("folder".to_owned(), 2));
-    std::fs::write(directory.path().join("chat_template.jinja"), "file").unwrap();
+    // A byte order mark is no part of the template.
+    std::fs::write(directory.path().join("chat_template.jinja"), "\u{feff}file").unwrap();
     assert_eq!(source(), ("file".to_owned(), 3));
     let tokenizer = load(&directory);
     let words = ["chat_template.jinja; ", "chat_template.json (chat_template) contains a different one"];

@@ -19,7 +19,7 @@ fn prompt(
     template(source).prompt(tokenizer, &[json!({"role": "user", "content": content})], &Map::new(), user_text)
 }
 
-/// How often each special token is in the prompt, and the prompt's text.
+/// Returns the number of occurrences of each special token in the prompt, and the prompt's text.
 fn specials(tokenizer: &Tokenizer, source: &str, content: &str) -> (Vec<usize>, String) {
     let ids = prompt(tokenizer, source, content, UserText::Plain).unwrap();
     let count = |(special, _): &(TokenId, String)| ids.iter().filter(|id| *id == special).count();
