@@ -27,10 +27,6 @@ pub const FACTS: &str = "card.json";
 
 const TEMPLATE: &str = include_str!("model_card.md.jinja");
 
-/// Where the answers about other engines come from.
-const PROVENANCE: &str = "Most of it was read in the engines' sources and not run. What was run: in vLLM 0.32.0 on a CPU, an EAGLE-3 draft in the \
-                          speculators layout as it is, and a DSpark draft in both layouts through a plugin that drove vLLM's own model code.";
-
 /// What a card says beyond the draft's own files.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CardFacts {
@@ -64,6 +60,7 @@ struct Training {
 /// Accepted lengths with their conditions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Measured {
+    mode: String,
     temperature: f64,
     sampling: String,
     seed: u64,
@@ -124,6 +121,7 @@ impl CardFacts {
             accepted_length: task.accepted_length,
         };
         let evaluation = Measured {
+            mode: report.mode.to_string(),
             temperature: report.temperature,
             sampling: report.sampling.to_string(),
             seed: report.seed,
@@ -248,7 +246,6 @@ fn card(folder: &Path, facts: &CardFacts) -> Result<String> {
             calibration => calibration(folder, draft.block_size),
             method => method,
             adaptive => confidence_head && method == "dspark",
-            provenance => PROVENANCE,
             vllm => vllm,
             engines => engines.iter().map(engine).collect::<Vec<_>>(),
         },
@@ -277,6 +274,7 @@ impl Measured {
             }
         };
         context! {
+            mode => self.mode.clone(),
             temperature => self.temperature.to_string(),
             sampling => self.sampling.clone(),
             seed => self.seed,
@@ -305,7 +303,7 @@ fn calibration(folder: &Path, block_size: Option<i64>) -> Option<Value> {
 
 fn engine(verdict: &Verdict) -> Value {
     let reasons = verdict.reasons.iter().chain(&verdict.fix).map(|reason| in_table(reason)).collect::<Vec<_>>();
-    context! { engine => verdict.engine, answer => verdict.verdict.word(), reasons => reasons.join("; ") }
+    context! { engine => verdict.engine, answer => verdict.verdict.word(), reasons => reasons.join("; "), known_by => verdict.known_by }
 }
 
 /// The recipe's settings as TOML, without paths of this machine.
