@@ -23,8 +23,9 @@ pub struct Arguments {
     /// Maximum number of requests that draft in one batch
     #[arg(long, value_name = "COUNT", default_value_t = ProfileOptions::default().max_requests, value_parser = count_to::<MOST_REQUESTS>)]
     max_requests: usize,
-    /// Context lengths to measure in tokens, separated by commas; the first one is used for the speed table
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_values_t = [ProfileOptions::default().context, 1024])]
+    /// Context lengths to measure in tokens, separated by commas; the first one is used for the speed table (default: 256,1024 as
+    /// far as the target's context allows)
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',')]
     contexts: Vec<usize>,
     /// Number of timed passes per measurement; the median is used
     #[arg(long, value_name = "COUNT", default_value_t = ProfileOptions::default().repeats, value_parser = count)]
@@ -49,10 +50,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let (target, draft) = (&models.target, models.draft.as_ref());
     let longest = target.config().max_position_embeddings;
     let rows = draft.map_or(8, |draft| draft.config().block_size + 1);
-    if let Some(context) = arguments.contexts.iter().find(|context| context.saturating_add(rows) > longest) {
-        bail!("--contexts: expected at most {} for this target, found {context}", longest.saturating_sub(rows));
-    }
-    let Some(&context) = arguments.contexts.first() else { bail!("--contexts: expected at least one number") };
+    let contexts = contexts(&arguments.contexts, longest.saturating_sub(rows))?;
+    let Some(&context) = contexts.first() else { bail!("--contexts: expected at least one number") };
     let options = ProfileOptions {
         max_batch_tokens: arguments.max_batch_tokens,
         max_requests: arguments.max_requests,
@@ -91,7 +90,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         table.write(path)?;
     }
     let mut behind = Vec::new();
-    for &context in &arguments.contexts {
+    for &context in &contexts {
         for tokens in [1, rows] {
             let seconds = verify_seconds(target, draft, tokens, context, options.repeats);
             behind.push(json!({"context": context, "tokens": tokens, "seconds": seconds}));
@@ -118,4 +117,34 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns the context lengths to measure: those given, or the default ones that fit.
+///
+/// # Errors
+/// Returns an error if a given length exceeds the limit.
+fn contexts(given: &[usize], limit: usize) -> Result<Vec<usize>> {
+    if let Some(context) = given.iter().find(|context| **context > limit) {
+        bail!("--contexts: expected at most {limit} for this target, found {context}");
+    }
+    if !given.is_empty() {
+        return Ok(given.to_vec());
+    }
+    let mut fitting: Vec<usize> = [ProfileOptions::default().context, 1024].map(|context| context.min(limit)).into();
+    fitting.dedup();
+    Ok(fitting)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::contexts;
+
+    #[test]
+    fn default_contexts_fit_the_target() {
+        assert_eq!(contexts(&[], 1016).unwrap(), [256, 1016]);
+        assert_eq!(contexts(&[], 120).unwrap(), [120]);
+        assert_eq!(contexts(&[], 4096).unwrap(), [256, 1024]);
+        assert_eq!(contexts(&[512], 1016).unwrap(), [512]);
+        assert!(contexts(&[1024], 1016).unwrap_err().to_string().contains("at most 1016"));
+    }
 }

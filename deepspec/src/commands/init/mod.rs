@@ -12,7 +12,7 @@ use dspark_runtime::commands::{print, read_tokenizer, warn_of};
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{TargetConfig, target_shapes};
 
-use self::rules::{MaskToken, layer_ids, length, mask_token, reads, scale};
+use self::rules::{LAYERS, MaskToken, layer_ids, length, mask_token, reads, scale};
 use self::text::{Choices, DATA, PROMPTS};
 use super::data_files::data_files;
 use super::described::Described;
@@ -110,6 +110,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         layer_ids: layer_ids(&config)?,
         layer_rule: if config.layers.iter().any(|layer| layer.window().is_some()) {
             "four that see all tokens before, and the last but one."
+        } else if config.num_hidden_layers <= LAYERS + 1 {
+            "all but the last, because the target has few."
         } else {
             "at most five, in equal steps from layer 1 to the third from the end."
         },

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::conversation::Sample;
 
 /// Maximum number of target layers that a draft reads.
-const LAYERS: usize = 5;
+pub const LAYERS: usize = 5;
 
 /// Number of training samples, repeats included, that small targets get at least: what the shipped draft of SmolLM2 saw.
 const LEAST_TAKEN: u64 = 2560;
