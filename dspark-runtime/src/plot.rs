@@ -39,7 +39,7 @@ pub struct Chart<'a> {
     pub x_label: &'a str,
     /// Beside it.
     pub y_label: &'a str,
-    /// Whether the x axis is logarithmic, with ticks at powers of two. All x must then be above 0.
+    /// True if the x axis is logarithmic, with ticks at powers of two. All x must then be above 0.
     pub x_in_octaves: bool,
     /// Name and points of each line.
     pub lines: Vec<(String, Vec<(f64, f64)>)>,

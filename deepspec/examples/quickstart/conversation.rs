@@ -1,4 +1,4 @@
-//! What the generators make.
+//! Conversations that the generators make.
 
 use serde_json::{Value, json};
 
@@ -30,9 +30,9 @@ impl Domain {
 /// One request and its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exchange {
-    /// What the user asks.
+    /// Request of the user.
     pub user: String,
-    /// What the assistant answers.
+    /// Answer of the assistant.
     pub assistant: String,
 }
 

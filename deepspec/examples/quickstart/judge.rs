@@ -27,7 +27,7 @@ pub fn solve_sum(prompt: &str) -> Option<i64> {
     }
 }
 
-/// Whether `answer` ends in the number that `prompt` asks for: the first number after its last `Answer:`.
+/// Returns whether `answer` ends in the number that `prompt` asks for: the first number after its last `Answer:`.
 pub fn judge_sum(prompt: &str, answer: &str) -> bool {
     let Some((_, stated)) = answer.rsplit_once("Answer:") else {
         return false;
@@ -36,7 +36,7 @@ pub fn judge_sum(prompt: &str, answer: &str) -> bool {
     stated.parse().is_ok_and(|stated: i64| solve_sum(prompt) == Some(stated))
 }
 
-/// Whether `text` has the outward form of English sentences: each starts with a capital letter, ends with
+/// Returns whether `text` has the outward form of English sentences: each starts with a capital letter, ends with
 /// `.`, `!` or `?`, and has at least two words, made of letters and ordinary punctuation, with no word three
 /// times in a row.
 pub fn reads_as_sentences(text: &str) -> bool {

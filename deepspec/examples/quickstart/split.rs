@@ -6,7 +6,7 @@ use crate::conversation::{Conversation, Domain};
 use crate::dice::Dice;
 use crate::{chat, code, sums};
 
-/// What a conversation is for.
+/// Purpose of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Split {
     /// Learning.

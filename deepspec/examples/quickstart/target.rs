@@ -100,7 +100,7 @@ fn target_config() -> Value {
     })
 }
 
-/// As many conversations of the training split as the steps take, each seen once.
+/// Returns as many conversations of the training split as the steps need, each once.
 fn training_samples(tokenizer: &Tokenizer, arguments: &Arguments) -> Result<Vec<Sample>> {
     let mut file = tempfile::Builder::new().suffix(".jsonl").tempfile()?;
     let total = arguments.steps as usize * arguments.batch;

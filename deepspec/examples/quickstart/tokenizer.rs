@@ -35,7 +35,7 @@ pub const CHAT_TEMPLATE: &str = "\
 {%- endif -%}
 ";
 
-/// What merges must not cross: words with the space before them, runs of punctuation likewise, single digits
+/// Boundaries that merges must not cross: words with the space before them, runs of punctuation likewise, single digits
 /// (so that every number is written digit by digit), line breaks with the indentation after them, other white
 /// space.
 const PIECES: &str = r" ?\p{L}+(?:'\p{L}+)?|\p{N}| ?[^\s\p{L}\p{N}]+|\n *|\s";

@@ -23,7 +23,7 @@ pub struct FolderOptions {
     pub source: PathBuf,
     /// The target as the `speculators` layout names it; `None`: this project's layout.
     pub speculators: Option<Verifier>,
-    /// What the model card says.
+    /// Facts for the model card.
     pub card: CardFacts,
 }
 

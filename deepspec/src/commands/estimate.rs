@@ -50,12 +50,12 @@ pub fn estimate(described: &Described, samples: &Samples, choice: DeviceChoice) 
 /// Counts the memory that a training takes on a device.
 ///
 /// # Errors
-/// When the recipe does not fit the target, or there is no such device.
+/// Returns an error if the recipe does not fit the target, or there is no such device.
 pub fn memory_need(described: &Described, samples: &[Sample], choice: DeviceChoice) -> Result<Need> {
     Ok(Counted::of(described, samples, choice)?.need)
 }
 
-/// What is counted from shapes, for all steps of a training.
+/// Counts from shapes, for all steps of a training.
 struct Counted {
     parameters: Parameters,
     tokens: u64,
@@ -123,7 +123,7 @@ impl Need {
     /// Checks that the memory suffices, where its size is known.
     ///
     /// # Errors
-    /// When it does not suffice; the error says what would help.
+    /// Returns an error if it does not suffice; the error says what would help.
     pub fn check(&self) -> Result<(), PlanError> {
         let Self { peak, least, available } = *self;
         match available {

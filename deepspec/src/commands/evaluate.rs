@@ -139,7 +139,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// Reads or measures the tables that a mode decides by.
 ///
 /// # Errors
-/// When the draft's calibration cannot be read, or was fitted for another draft.
+/// Returns an error if the draft's calibration cannot be read, or was fitted for another draft.
 pub fn served_tables(
     mode: EvaluationMode,
     (target, draft): (&Target, &Draft),

@@ -43,19 +43,19 @@ pub struct Arguments {
     json: bool,
 }
 
-/// What a checkpoint is, and what is wrong with it.
+/// Description of a checkpoint and its faults.
 #[derive(Debug, Default, Serialize)]
 struct Findings {
     /// Facts in the order of printing.
     facts: Map<String, Value>,
-    /// What is wrong, each a sentence.
+    /// Faults, one sentence each.
     problems: Vec<String>,
-    /// What is not wrong and may surprise.
+    /// Remarks on facts that are not faults but may surprise.
     warnings: Vec<String>,
-    /// What engines would do with it.
+    /// Answers of the engines.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     engines: Vec<Verdict>,
-    /// Where a replay was not the same.
+    /// First differences of the replay.
     #[serde(skip_serializing_if = "Option::is_none")]
     replay_difference: Option<Difference>,
 }
@@ -125,7 +125,7 @@ fn read_config(folder: &Path, target: Option<&Path>) -> Result<DraftConfig, Chec
     }
 }
 
-/// Whether somebody else's programs write such drafts, so that not reading one is no fault of it.
+/// Returns whether somebody else's programs write such drafts, so that not reading one is no fault of it.
 fn is_foreign(folder: &Path) -> bool {
     JsonFields::read(&folder.join("config.json")).is_ok_and(|fields| {
         let names = fields.get("architectures").and_then(Value::as_array);

@@ -1,6 +1,6 @@
 //! The model card of an exported draft: a `README.md` as the Hugging Face Hub shows it.
 //!
-//! What the card says is kept in `card.json` beside it, with the card's digest: a card that still has this digest may be written
+//! The facts of the card are kept in `card.json` beside it, with the card's digest: a card that still has this digest may be written
 //! again, any other `README.md` is the user's and stays. Cards hold no times and no speeds, so equal runs write equal cards.
 
 use std::path::{Component, Path};
@@ -22,12 +22,12 @@ use crate::recipe::Recipe;
 /// The card.
 pub const CARD: &str = "README.md";
 
-/// What the card says, for later cards of the same draft.
+/// Facts of the card, for later cards of the same draft.
 pub const FACTS: &str = "card.json";
 
 const TEMPLATE: &str = include_str!("model_card.md.jinja");
 
-/// What a card says beyond the draft's own files.
+/// Facts of a card that the draft's own files lack.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CardFacts {
     /// Name of the draft: of its run, or of its folder.
@@ -40,13 +40,13 @@ pub struct CardFacts {
     licence: Option<String>,
     /// Digest of the draft.
     draft: String,
-    /// How it was trained, where known.
+    /// Training of the draft, if known.
     training: Option<Training>,
-    /// What was measured, where known.
+    /// Measurements, if known.
     evaluation: Option<Measured>,
 }
 
-/// How a draft was trained.
+/// Training of a draft.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Training {
     /// Names of the data, without paths.
@@ -103,7 +103,7 @@ impl CardFacts {
     /// Facts about the draft of a recipe that was trained on this many conversations.
     ///
     /// # Errors
-    /// When the settings cannot be written as TOML.
+    /// Returns an error if the settings cannot be written as TOML.
     pub fn of_recipe(described: &Described, [conversations, validation]: [usize; 2]) -> Result<Self> {
         let Described { recipe, target_folder, target_config, .. } = described;
         let data = recipe.data.train.iter().map(|path| last_name(path)).collect();
@@ -167,7 +167,7 @@ pub fn is_own_card(folder: &Path) -> bool {
 /// Writes the card of the draft in `folder`, and its facts. With `keep_readme`, another `README.md` is there or will be: it stays.
 ///
 /// # Errors
-/// When the draft cannot be read or a file cannot be written.
+/// Returns an error if the draft cannot be read or a file cannot be written.
 pub fn write_card(folder: &Path, facts: &CardFacts, keep_readme: bool) -> Result<()> {
     let text = card(folder, facts).with_context(|| format!("the model card of {}", folder.display()))?;
     if !keep_readme {

@@ -5,7 +5,7 @@ use std::path::Path;
 use dspark_runtime::checkpoint::{CheckpointError, Weights};
 use dspark_runtime::model::{Draft, DraftConfig, TargetConfig};
 
-/// Whether the tables in a draft's file are others than its target's; `None` when it has none.
+/// Returns whether the tables in a draft's file are others than its target's; `None` when it has none.
 ///
 /// # Errors
 /// Returns an error if a file cannot be read, or the draft is not one for this target.

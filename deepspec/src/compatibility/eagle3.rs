@@ -1,4 +1,4 @@
-//! What each engine asks of an Eagle3 draft. All of them have Eagle3 drafts of three captured layers without norms of queries
+//! Requirements of each engine on an Eagle3 draft. All of them support Eagle3 drafts of three captured layers without norms of queries
 //! and keys; those of this project and the reference have five, and Qwen3's norms.
 
 use super::facts::{DraftFacts, Layout};
@@ -18,7 +18,7 @@ fn of_qwen3(facts: &DraftFacts) -> bool {
     facts.layout == Layout::Speculators || facts.architecture == QWEN3
 }
 
-/// Whether the layout that two programs read can hold it.
+/// Returns whether the layout that two programs read can hold it.
 fn rewritten(facts: &DraftFacts, row: &mut Verdict, reason: String) {
     if of_qwen3(facts) {
         row.add(Answer::Refuses, reason, SPECULATORS);

@@ -1,4 +1,4 @@
-//! Whether engines take a draft, and what to change where they do not.
+//! Judges whether engines load a draft, and names what to change if they do not.
 //!
 //! A draft that an engine refuses is a nuisance; one that it reads otherwise than it was trained decodes right answers
 //! slowly, and nothing says why. So the table has a word for that. What engines do was read in their sources, and for some drafts
@@ -18,13 +18,13 @@ use serde::Serialize;
 pub use facts::{DraftFacts, Drafts, Layout};
 pub use rules::verdicts;
 
-/// What an engine does with a draft. Of several reasons the one with the later answer decides.
+/// Answer of an engine to a draft. If there are several reasons, the latest answer in this order decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
     /// Loads it and computes what it was trained for.
     Takes,
-    /// The same under a condition.
+    /// The engine loads it under a condition.
     WithCare,
     /// Loads it and computes something else, without an error.
     Misreads,
@@ -49,13 +49,13 @@ impl Answer {
 pub struct Verdict {
     /// The engine.
     pub engine: &'static str,
-    /// What it does.
+    /// Answer of the engine.
     pub verdict: Answer,
     /// Why; empty where it simply takes the draft.
     pub reasons: Vec<String>,
-    /// What to change, in the order of the reasons; not every reason has one.
+    /// Changes that would help, in the order of the reasons; some reasons have none.
     pub fix: Vec<String>,
-    /// How that is known: by a run of the engine, or by reading its source.
+    /// Source of the answer: a run of the engine, or by reading its source.
     pub known_by: &'static str,
 }
 

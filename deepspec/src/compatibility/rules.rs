@@ -1,12 +1,12 @@
-//! What each engine asks of a draft.
+//! Requirements of each engine on a draft.
 
 use super::evidence::known_by;
 use super::facts::{DraftFacts, Drafts, Layout};
 use super::{Answer, Verdict, eagle3};
 
-const NATIVE: &str = "write it anew: `deepspec export --layout deepspec`";
-pub(super) const SPECULATORS: &str = "write it anew: `deepspec export --layout speculators`";
-const GGUF: &str = "write it anew: `deepspec export --layout gguf`, with the target's file too where it is none yet";
+const NATIVE: &str = "export it again: `deepspec export --layout deepspec`";
+pub(super) const SPECULATORS: &str = "export it again: `deepspec export --layout speculators`";
+const GGUF: &str = "export it again: `deepspec export --layout gguf`, and with `--target-out` unless the target is a GGUF file already";
 pub(super) const GGUF_TARGET: &str =
     "the target's own file is written by `deepspec export --layout gguf --target-out`";
 const VANILLA: &str = "train with `model.markov_head_type = \"vanilla\"`";
@@ -28,7 +28,7 @@ pub fn verdicts(facts: &DraftFacts) -> Vec<Verdict> {
     table
 }
 
-/// What no engine gets around.
+/// Faults that no engine can work around.
 fn common(facts: &DraftFacts, row: &mut Verdict) {
     if let Some((name, dtype)) = facts.quantised() {
         let reason = format!("`{name}` is {dtype}: only bf16, f16 and f32 weights are judged here");
@@ -250,7 +250,7 @@ fn speculators(facts: &DraftFacts) -> Verdict {
     row
 }
 
-/// What the package takes from the target, and what it does not.
+/// Parts that the package takes from the target, and parts that it does not.
 pub(super) fn speculators_files(facts: &DraftFacts, row: &mut Verdict) {
     let [embedding, head] = has_tables(facts);
     if facts.verifier.is_none() && !(embedding && head) {

@@ -8,14 +8,14 @@ use dspark_runtime::model::Draft;
 use dspark_runtime::schedule::{Mode, Policy, SpsTable, StsTable};
 use serde::{Deserialize, Serialize};
 
-/// How much of a drafted block is verified: `whole`, or a mode of `dspark serve`, `fixed:N`, `threshold:P` or `scheduled`.
+/// Amount of a drafted block that is verified: `whole`, or a mode of `dspark serve`, `fixed:N`, `threshold:P` or `scheduled`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum EvaluationMode {
     /// The whole block in every round, as published accepted lengths are measured.
     #[default]
     Whole,
-    /// As `dspark serve` does with this mode and one client.
+    /// The amount that `dspark serve` verifies in this mode with one client.
     Served(Mode),
 }
 

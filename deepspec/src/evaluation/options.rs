@@ -65,7 +65,7 @@ pub struct EvaluationOptions {
     pub sampling: SamplingMethod,
     /// The turns to answer.
     pub turns: Turns,
-    /// How much of a drafted block is verified.
+    /// Amount of each drafted block that is verified.
     pub mode: EvaluationMode,
     /// Tables that a serving mode uses for its decisions.
     pub tables: Tables,

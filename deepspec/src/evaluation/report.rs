@@ -1,4 +1,4 @@
-//! What an evaluation reports: a table for people, JSON for programs.
+//! The report of an evaluation: a table for people, JSON for programs.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ pub struct EvaluationReport {
     pub target: String,
     /// The draft, as it was named.
     pub draft: String,
-    /// How much of a drafted block was verified.
+    /// Amount of each drafted block that was verified.
     #[serde(default)]
     pub mode: EvaluationMode,
     /// Sampling temperature.
@@ -103,7 +103,7 @@ impl TaskReport {
 
 /// Explanations of the table's columns.
 const LEGEND: &str = "\
-accepted length: tokens per round, a pass of the draft and one of the target. kept: share of the tokens that went through the target
+accepted length: tokens per round (one pass of the draft and one of the target). kept: share of the tokens that went through the target
 that became part of an answer. speed-up: tok/s with the draft by tok/s without, prompts left out. acceptance by position: share of the
 drafted tokens accepted where all before them were; -: no round got there";
 

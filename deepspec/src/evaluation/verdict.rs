@@ -11,7 +11,7 @@ const NOTICEABLE: f64 = 0.05;
 /// Accepted length below which low acceptance is named as the reason, not the cost of verifying.
 const LOW_ACCEPTANCE: f64 = 1.5;
 
-/// What is known of a draft and a machine beyond the evaluation's report.
+/// Facts about a draft and a machine that an evaluation report lacks.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Circumstances {
     /// Optimiser steps and conversations that the draft was trained with, where that is known.

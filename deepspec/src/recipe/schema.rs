@@ -114,10 +114,10 @@ pub struct ModelSection {
     /// Kind of Markov head.
     #[serde(default)]
     pub markov_head_type: MarkovHeadType,
-    /// Whether the draft predicts its own acceptance.
+    /// True if the draft predicts its own acceptance.
     #[serde(default = "defaults::yes")]
     pub enable_confidence_head: bool,
-    /// Whether the confidence head also sees the Markov embedding of the previous token.
+    /// True if the confidence head also sees the Markov embedding of the previous token.
     #[serde(default = "defaults::yes")]
     pub confidence_head_with_markov: bool,
     /// Slot `j` of a block weighs `exp(-j / loss_decay_gamma)`; 0 or less: every slot weighs 1.
@@ -135,7 +135,7 @@ pub struct ModelSection {
     /// Weight of the confidence head's binary cross-entropy.
     #[serde(default = "defaults::confidence_head_alpha")]
     pub confidence_head_alpha: f64,
-    /// Whether draft layers and `fc` start from the target's own layers instead of random weights.
+    /// True if draft layers and `fc` start from the target's own layers instead of random weights.
     #[serde(default)]
     pub initialize_from_target: bool,
     /// Slots that the training of an Eagle3 draft unrolls, and that it drafts per round, at least 1.
@@ -176,7 +176,7 @@ impl ModelSection {
         })
     }
 
-    /// Whether the draft predicts its own acceptance.
+    /// Returns whether the draft predicts its own acceptance.
     pub fn has_confidence_head(&self) -> bool {
         match self.algorithm {
             Algorithm::Dspark => self.enable_confidence_head,
@@ -333,7 +333,7 @@ pub struct DataSection {
     /// Extra variables for the chat template, for example `{ enable_thinking = false }`.
     #[serde(default)]
     pub template_arguments: serde_json::Map<String, serde_json::Value>,
-    /// Whether the first malformed line ends the run instead of being counted and reported.
+    /// True if the first malformed line ends the run instead of being counted and reported.
     #[serde(default)]
     pub strict: bool,
 }
@@ -370,7 +370,7 @@ pub struct EvaluateSection {
     pub draft_heads: DraftHeads,
     /// The turns to answer.
     pub turns: Turns,
-    /// How much of a drafted block is verified. Recipes that do not name it have the digest of earlier versions.
+    /// Amount of each drafted block that is verified. Recipes that do not name it have the digest of earlier versions.
     #[serde(skip_serializing_if = "EvaluationMode::is_whole")]
     pub mode: EvaluationMode,
     /// With whole blocks: verification stops before the first drafted token whose confidence is below this; 0: never.
@@ -400,7 +400,7 @@ impl Default for EvaluateSection {
 pub struct OutputSection {
     /// Folder of the run; `None`: `runs/` and the recipe's name.
     pub dir: Option<PathBuf>,
-    /// Whether the exported draft leaves the frozen embedding and head out.
+    /// True if the exported draft leaves the frozen embedding and head out.
     pub without_embeddings: bool,
 }
 

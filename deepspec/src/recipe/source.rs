@@ -40,12 +40,12 @@ impl Document {
         self.overridden.insert(key, argument.to_owned());
     }
 
-    /// Whether `key` itself comes from a `--set` argument.
+    /// Returns whether `key` itself comes from a `--set` argument.
     pub(super) fn is_overridden(&self, key: &str) -> bool {
         self.overridden.contains_key(key)
     }
 
-    /// Whether `section.key` is given.
+    /// Returns whether `section.key` is given.
     pub(super) fn has(&self, section: &str, key: &str) -> bool {
         self.table.get(section).is_some_and(|section| section.get(key).is_some())
     }

@@ -87,7 +87,7 @@ struct Comparison<'a> {
     found: &'a Case,
     d: usize,
     tolerance: f32,
-    /// Whether a slot is computed from what the slot before it drafted.
+    /// True if a slot is computed from what the slot before it drafted.
     unrolled: bool,
 }
 
@@ -172,7 +172,7 @@ impl Comparison<'_> {
         (width.unwrap_or(self.d) / self.d.max(1)).max(1)
     }
 
-    /// Whether a row that differs is what another place should have.
+    /// Returns whether a row that differs is what another place should have.
     fn hint(&self, stage: Stage, a: &Rows, b: &Rows, width: usize, row: usize) -> Option<String> {
         if width < 2 {
             return None;

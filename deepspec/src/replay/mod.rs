@@ -36,7 +36,7 @@ pub struct Replay {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Convention {
-    /// Whether the anchor's own slot drafts the first token.
+    /// True if the anchor's own slot drafts the first token.
     pub sample_from_anchor: bool,
     /// A context row of token `i` also has the embedding of token `i + lookahead`: 1 in Eagle3 drafts, whose block
     /// begins with the row before the anchor's, and 0 in all others, which embed nothing there.
@@ -61,9 +61,9 @@ pub struct Convention {
     pub markov_rank: usize,
     /// Kind of Markov head; of no meaning without one.
     pub markov_head_type: String,
-    /// Whether there is a confidence head.
+    /// True if there is a confidence head.
     pub enable_confidence_head: bool,
-    /// Whether it sees the Markov factors.
+    /// True if it sees the Markov factors.
     pub confidence_head_with_markov: bool,
 }
 

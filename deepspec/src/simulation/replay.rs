@@ -39,7 +39,7 @@ struct Replayed {
     /// Calibrated.
     confidences: Vec<f64>,
     accepted: usize,
-    /// Whether the last accepted token was a stop token, after which the target adds none.
+    /// True if the last accepted token was a stop token, after which the target adds none.
     ends_with_stop: bool,
 }
 

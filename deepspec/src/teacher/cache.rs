@@ -97,7 +97,7 @@ impl TargetCache {
         self.samples.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.samples.is_empty()
     }

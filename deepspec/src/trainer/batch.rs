@@ -65,7 +65,7 @@ impl<'a> Batch<'a> {
         Self { samples: (0..samples.len()).map(drawn).collect(), micro_batches: settings.micro_batches }
     }
 
-    /// Whether there are no samples.
+    /// Returns whether there are no samples.
     pub fn is_empty(&self) -> bool {
         self.samples.is_empty()
     }

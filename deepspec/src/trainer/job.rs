@@ -38,7 +38,7 @@ pub struct RunFolder {
     pub path: PathBuf,
     /// Everything that decides the course of the run.
     pub course: Course,
-    /// Whether to continue from the newest checkpoint.
+    /// True if to continue from the newest checkpoint.
     pub resume: bool,
 }
 
@@ -71,17 +71,17 @@ impl TrainSettings {
         step == self.learning_rate.total_steps
     }
 
-    /// Whether the weights after a step become a checkpoint, however they validate.
+    /// Returns whether the weights after a step become a checkpoint, however they validate.
     pub(super) fn saves_after(&self, step: u64) -> bool {
         step.is_multiple_of(self.checkpoint_every.max(1)) || self.is_last(step)
     }
 
-    /// Whether a step is followed by a validation.
+    /// Returns whether a step is followed by a validation.
     pub(super) fn validates_after(&self, step: u64) -> bool {
         self.validate_every > 0 && (step.is_multiple_of(self.validate_every) || self.is_last(step))
     }
 
-    /// Whether a step has a line in the log.
+    /// Returns whether a step has a line in the log.
     pub(super) fn logs(&self, step: u64) -> bool {
         step.is_multiple_of(self.log_every.max(1)) || self.is_last(step)
     }

@@ -25,7 +25,7 @@ pub struct OptimizerSettings {
     pub weight_decay: f64,
     /// Global gradient norm above which gradients are scaled down.
     pub max_grad_norm: f64,
-    /// Whether Muon (Jordan et al., 2024) updates the matrices of the layers and of the projection: momentum 0.95 with
+    /// True if Muon (Jordan et al., 2024) updates the matrices of the layers and of the projection: momentum 0.95 with
     /// Nesterov's look-ahead, made orthogonal by five Newton-Schulz steps, scaled to the root mean square of AdamW's updates
     /// (Liu et al., 2025), so that both share one learning rate.
     pub muon: bool,

@@ -11,7 +11,7 @@ pub struct LearningRate {
     pub total_steps: u64,
     /// Steps of warm-up.
     pub warmup_steps: u64,
-    /// Whether the cosine overshoots as the reference's does: by `2 / (1 + cos(pi / T))` over `T` steps.
+    /// True if the cosine overshoots as the reference's does: by `2 / (1 + cos(pi / T))` over `T` steps.
     pub overshoot: bool,
 }
 

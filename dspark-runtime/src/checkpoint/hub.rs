@@ -35,7 +35,7 @@ fn explain(path: PathBuf, error: &HFError) -> CheckpointError {
     CheckpointError::Io { path, source: io::Error::other(reason) }
 }
 
-/// Whether the hub was reached and has no such model for this user. To those who are not logged in it answers an unknown
+/// Returns whether the hub was reached and has no such model for this user. To those who are not logged in it answers an unknown
 /// name like a private one.
 fn refused(error: &HFError) -> bool {
     matches!(

@@ -33,9 +33,9 @@ pub struct Unusable(String);
 pub struct Diagnosis {
     /// Facts in the order of printing.
     facts: Map<String, Value>,
-    /// What to look at, each with what to do.
+    /// Warnings, each with advice.
     problems: Vec<String>,
-    /// What makes the program unusable, each with what to do.
+    /// Faults that make the program unusable, each with advice.
     failures: Vec<String>,
 }
 
@@ -173,7 +173,7 @@ impl Diagnosis {
     /// Prints everything.
     ///
     /// # Errors
-    /// When something makes the program unusable, or standard output is gone.
+    /// Returns an error if something makes the program unusable, or standard output is gone.
     pub fn report(&self, arguments: &DoctorArguments) -> Result<()> {
         if arguments.json {
             print(serde_json::to_string_pretty(self)?)?;

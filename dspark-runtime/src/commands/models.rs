@@ -93,7 +93,7 @@ pub fn speed_table(
 /// Returns the calibration table in a draft's folder, if the draft was calibrated.
 ///
 /// # Errors
-/// When the table cannot be read, or was fitted for another draft.
+/// Returns an error if the table cannot be read, or was fitted for another draft.
 pub fn calibration(folder: &Path, draft: &Draft) -> Result<Option<StsTable>, CheckpointError> {
     let file = folder.join(StsTable::FILE);
     if !file.exists() {

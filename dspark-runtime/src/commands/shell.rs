@@ -28,7 +28,7 @@ pub struct ManArguments {
 /// Prints the completion script of a program.
 ///
 /// # Errors
-/// When standard output is gone.
+/// Returns an error if standard output is gone.
 pub fn completions(mut program: Command, arguments: &CompletionsArguments) -> io::Result<()> {
     let name = program.get_name().to_owned();
     let mut script = Vec::new();
@@ -39,7 +39,7 @@ pub fn completions(mut program: Command, arguments: &CompletionsArguments) -> io
 /// Writes a man page of a program and one of each of its verbs.
 ///
 /// # Errors
-/// When a page cannot be written.
+/// Returns an error if a page cannot be written.
 pub fn man_pages(program: Command, arguments: &ManArguments) -> Result<()> {
     let folder = &arguments.folder;
     let written = fs::create_dir_all(folder).and_then(|()| clap_mangen::generate_to(program, folder));

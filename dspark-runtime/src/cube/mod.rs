@@ -132,7 +132,7 @@ impl CubeKernels for CubeBackend {
     }
 }
 
-/// Whether a tensor is where these kernels run.
+/// Returns whether a tensor is where these kernels run.
 pub fn runs_on<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.clone().try_into_primitive::<Cube>().is_ok()
 }

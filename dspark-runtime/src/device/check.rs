@@ -34,7 +34,7 @@ pub struct Check {
 /// The outcome of a [`Check`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// As exact as its number type allows.
+    /// The results are as exact as the number type allows.
     Right,
     /// Within what TF32 leaves of an f32 product.
     Inexact,

@@ -17,13 +17,13 @@ pub struct EngineConfig {
     pub prefill_rows: usize,
     /// A request that takes longer fails.
     pub request_timeout: Option<Duration>,
-    /// How much of each drafted block is verified.
+    /// Amount of each drafted block that is verified.
     pub mode: Mode,
     /// Step times of this machine; required by [`Mode::Scheduled`].
     pub curve: Option<SpsTable>,
     /// Calibrates the draft's confidences.
     pub calibration: Option<StsTable>,
-    /// Whether tokens of greedy requests, and of requests without seed and filters, are sampled and judged on the
+    /// True if tokens of greedy requests, and of requests without seed and filters, are sampled and judged on the
     /// compute device, where their logits stay. Logits of other requests, and logits that a request asks for, are
     /// copied to the host. `None` chooses the device if it has its own memory.
     pub sampling_on_device: Option<bool>,

@@ -39,7 +39,7 @@ pub enum Keys<'a> {
         /// Index of the values.
         values: usize,
     },
-    /// As computed, `[n, c, w]`.
+    /// Scores as computed, `[n, c, w]`.
     Rows {
         /// The keys.
         keys_ncw: &'a Tensor<3>,

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_micros(300);
 const LOOKS: usize = 16;
 
 thread_local! {
-    /// Whether this worker looks for work already.
+    /// True if this worker looks for work already.
     static LOOKING: Cell<bool> = const { Cell::new(false) };
 }
 

@@ -399,7 +399,7 @@ impl Sums {
     }
 }
 
-/// Whether two ranges have something in common, or one of them is empty.
+/// Returns whether two ranges have something in common, or one of them is empty.
 fn touches(a: &Range<usize>, b: &Range<usize>) -> bool {
     a.is_empty() || b.is_empty() || (a.start < b.end && b.start < a.end)
 }

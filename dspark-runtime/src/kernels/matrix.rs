@@ -27,7 +27,7 @@ impl HostMatrix {
         Some(Self { tensor, columns, narrow })
     }
 
-    /// Whether it is in bf16, so that [`rows`](Self::rows) are copies.
+    /// Returns whether it is in bf16, so that [`rows`](Self::rows) are copies.
     pub fn is_narrow(&self) -> bool {
         self.narrow
     }

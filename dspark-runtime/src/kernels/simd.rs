@@ -17,7 +17,7 @@ const CACHE_LINE: usize = 64;
 
 /// A number type that weights are kept in; products are taken in f32.
 pub trait Weight: Copy + Send + Sync {
-    /// Whether it is narrower than f32: then widening takes so long that the hardware alone does not fetch far enough ahead.
+    /// True if it is narrower than f32: then widening takes so long that the hardware alone does not fetch far enough ahead.
     const NARROW: bool;
 
     /// Returns the number in f32.

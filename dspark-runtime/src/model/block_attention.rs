@@ -214,7 +214,7 @@ impl BlockAttention {
         [context, block]
     }
 
-    /// The same beside each other, `[c, p, g * k, t + b]`, in f32.
+    /// Both, next to each other, `[c, p, g * k, t + b]`, in f32.
     fn all_products(&self, part: &Part, rows_crw: Tensor<3>, seen: &Seen) -> Tensor<4> {
         Tensor::cat(self.products(part, rows_crw, seen).into(), 3).cast(DType::F32)
     }

@@ -145,7 +145,7 @@ pub struct ExpertsConfig {
     pub per_token: usize,
     /// Width inside each.
     pub width: usize,
-    /// Whether the weights of the chosen experts are normalised to sum to 1.
+    /// True if the weights of the chosen experts are normalised to sum to 1.
     pub normalize: bool,
 }
 
@@ -155,7 +155,7 @@ pub struct ExpertsConfig {
 pub struct GemmaLayer {
     /// Keys that a token sees, its own included; `None`: all before it.
     pub window: Option<usize>,
-    /// Whether values are the keys before norm and rotation, without a projection for values.
+    /// True if values are the keys before norm and rotation, without a projection for values.
     pub values_are_keys: bool,
 }
 
@@ -190,7 +190,7 @@ pub struct TargetConfig {
     pub embedding_scale: f64,
     /// The logits are `c * tanh(x / c)` of the output head's products `x`; `None`: these themselves.
     pub logit_softcap: Option<f64>,
-    /// Whether the weight files contain more than a language model, with its tensors under a prefix.
+    /// True if the weight files contain more than a language model, with its tensors under a prefix.
     pub(super) multimodal: bool,
     /// Rows of the embedding, `v`.
     pub vocab_size: usize,
@@ -198,7 +198,7 @@ pub struct TargetConfig {
     pub num_hidden_layers: usize,
     /// Longest context the target was made for, tokens.
     pub max_position_embeddings: usize,
-    /// Whether the output head is the embedding.
+    /// True if the output head is the embedding.
     pub tie_word_embeddings: bool,
     /// Unknown fields of the file with a value that is not empty.
     pub unknown_fields: Vec<String>,

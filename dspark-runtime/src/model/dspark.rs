@@ -30,9 +30,9 @@ pub struct DSparkConfig {
     pub markov_rank: usize,
     /// Kind of Markov head, if there is one.
     pub markov_head_type: MarkovHeadType,
-    /// Whether there is a confidence head.
+    /// True if there is a confidence head.
     pub enable_confidence_head: bool,
-    /// Whether the confidence head reads the Markov factors of the preceding token.
+    /// True if the confidence head reads the Markov factors of the preceding token.
     pub confidence_head_with_markov: bool,
 }
 

@@ -133,11 +133,11 @@ pub(super) fn missing_form(fields: &Map<String, Value>, layer: &LayerConfig) -> 
         (true, ..) | (_, true, true) => None,
         (_, true, false) => Some(format!(
             "config.json has `{NEW}` alone: programs that read `{THETA}` and `{SCALING}`, as those on transformers 4 do, \
-             compute a plain rotation of theta {DEFAULT_THETA}; write the draft anew with `deepspec export`"
+             compute a plain rotation of theta {DEFAULT_THETA}; export the draft again with `deepspec export`"
         )),
         (_, false, _) => Some(format!(
             "config.json has `{THETA}` and `{SCALING}` but no `{NEW}`: programs that read the latter alone, as some on \
-             transformers 5 do, compute a plain rotation of theta {DEFAULT_THETA}; write the draft anew with \
+             transformers 5 do, compute a plain rotation of theta {DEFAULT_THETA}; export the draft again with \
              `deepspec export`"
         )),
     }

@@ -21,7 +21,7 @@ const NEW_TIME: f64 = 0.25;
 pub struct Candidate {
     /// A number that the request keeps as long as it lives and that no other request gets.
     pub request: u64,
-    /// Whether its next token follows the last committed one: an incomplete prompt cannot be drafted for.
+    /// True if its next token follows the last committed one: an incomplete prompt cannot be drafted for.
     pub decoding: bool,
     /// Tokens that its draft's context lacks.
     pub waiting: usize,

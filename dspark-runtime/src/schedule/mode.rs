@@ -19,7 +19,7 @@ pub enum Mode {
     Fixed(usize),
     /// All tokens before the first position whose confidence is below this.
     Threshold(f64),
-    /// As many tokens as pay on this machine.
+    /// The number of tokens that is worth its cost on this machine.
     #[default]
     Scheduled,
 }

@@ -36,7 +36,7 @@ pub(super) struct Asked {
     /// gives.
     pub choices: usize,
     pub stream: bool,
-    /// Whether a stream ends with the usage.
+    /// True if a stream ends with the usage.
     pub include_usage: bool,
     /// Everything but prompt and the other choices' seeds.
     pub request: Request,

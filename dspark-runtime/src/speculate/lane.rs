@@ -64,7 +64,7 @@ pub struct Lane<'a> {
     pub sampler: &'a mut Sampler,
     /// The computed state of the sequence.
     pub state: &'a mut SequenceState,
-    /// Whether the caller needs the target's logits. They are then copied to the host, wherever tokens are sampled.
+    /// True if the caller needs the target's logits. They are then copied to the host, wherever tokens are sampled.
     pub keep_logits: bool,
 }
 

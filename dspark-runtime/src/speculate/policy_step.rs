@@ -17,7 +17,7 @@ const FEATURES_WAITING: usize = 4096;
 /// A step, as far as it was decided and carried out.
 #[derive(Debug)]
 pub(crate) struct PolicyStep {
-    /// How far blocks are drafted; `None` in a plain step.
+    /// Limit to which blocks are drafted; `None` in a plain step.
     stopping: Option<Stopping>,
     requests: usize,
     /// Tokens added to contexts that lacked more than one round's features, and the time for it. It does not count as

@@ -82,7 +82,7 @@ pub struct RoundRecord {
     pub committed: usize,
     /// Committed tokens within the limit of new tokens: what the accepted length counts.
     pub counted: usize,
-    /// Whether a stop token was committed (within the limit or not).
+    /// True if a stop token was committed (within the limit or not).
     pub stopped: bool,
 }
 

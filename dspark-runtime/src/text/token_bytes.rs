@@ -56,7 +56,7 @@ pub(super) fn fallback_byte(token: &str) -> Option<u8> {
     u8::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 2)
 }
 
-/// Whether the vocabulary is written in the byte-level alphabet of GPT-2.
+/// Returns whether the vocabulary is written in the byte-level alphabet of GPT-2.
 fn joins_bytes(decoder: &DecoderWrapper) -> bool {
     match decoder {
         DecoderWrapper::ByteLevel(_) => true,

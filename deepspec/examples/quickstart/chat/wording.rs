@@ -1,4 +1,4 @@
-//! How requests are put and answered. See [`grammar`](super::grammar) for the notation.
+//! Wording of requests and answers. See [`grammar`](super::grammar) for the notation.
 
 /// A kind of request and what may frame its answer.
 pub(super) struct Request {
@@ -8,7 +8,7 @@ pub(super) struct Request {
     pub(super) opens: &'static [&'static str],
     /// Last sentences that fit.
     pub(super) closes: &'static [&'static str],
-    /// Whether it asks what one thinks rather than what to do.
+    /// True if it asks what one thinks rather than what to do.
     pub(super) opinion: bool,
 }
 

@@ -14,7 +14,7 @@ use crate::split::Split;
 
 /// A function to be written.
 struct Function {
-    /// What it does, in the third person: "returns the sum of the even numbers in a list".
+    /// Description of the function in the third person: "returns the sum of the even numbers in a list".
     does: String,
     /// Names that suit it; the first is the plainest.
     names: Vec<String>,

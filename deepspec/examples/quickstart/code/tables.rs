@@ -3,7 +3,7 @@
 use super::{Function, line};
 use crate::dice::Dice;
 
-/// What a dictionary maps: its name, its keys, its values.
+/// Wording of a dictionary: its name, its keys, its values.
 const TABLES: &[(&str, &str, &str)] = &[
     ("prices", "item", "price"),
     ("scores", "player", "score"),
@@ -15,7 +15,7 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("votes", "name", "vote"),
 ];
 
-/// What a list holds, one of it, and a way to sort it into groups (words and Python).
+/// Wording of a list: its items, one item, and a way to sort it into groups (words and Python).
 const GROUPS: &[(&str, &str, &str, &str)] = &[
     ("words", "word", "length", "len({x})"),
     ("words", "word", "first letter", "{x}[0]"),

@@ -73,7 +73,7 @@ pub fn scale(parameters: usize) -> Scale {
 /// layers see a window, they are four layers without one and the last but one, as in the recipes for Gemma 4.
 ///
 /// # Errors
-/// When the target has a single layer: drafts never read the last one.
+/// Returns an error if the target has a single layer: drafts never read the last one.
 pub fn layer_ids(target: &TargetConfig) -> Result<Vec<usize>> {
     let count = target.num_hidden_layers;
     if count < 2 {
@@ -114,7 +114,7 @@ pub struct MaskToken {
 /// else one that neither the chat template nor the samples contain.
 ///
 /// # Errors
-/// When no token is free.
+/// Returns an error if no token is free.
 pub fn mask_token(tokenizer: &Tokenizer, rows: usize, samples: &[Sample]) -> Result<MaskToken> {
     if let Some(id) = tokenizer.first_unused_row(rows) {
         return Ok(MaskToken { id, reason: "the first embedding row that no token uses".to_owned() });
@@ -161,7 +161,7 @@ pub fn reads(template: &ChatTemplate, variable: &str) -> bool {
     })
 }
 
-/// How long a training is.
+/// Length of a training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Length {
     /// Optimiser steps.

@@ -60,7 +60,7 @@ impl Choices {
     /// Returns the recipe's text, which was parsed as the recipe `file`.
     ///
     /// # Errors
-    /// When the text is not a valid recipe.
+    /// Returns an error if the text is not a valid recipe.
     pub fn text(&self, file: &Path) -> Result<(String, Recipe)> {
         let text = self.render().context("the template of recipes")?;
         let recipe = Recipe::parse(&text, file, &[]).context("the recipe that init makes")?;

@@ -1,4 +1,4 @@
-//! Which engines take a draft.
+//! Prints which engines load a draft.
 
 use std::path::Path;
 

@@ -22,7 +22,7 @@ pub use value::GgufValue;
 pub(super) use weights::index;
 pub use write::GgufWriter;
 
-/// Whether a path names a GGUF file: by its extension, so that a file which is not there is reported as one.
+/// Returns whether a path names a GGUF file: by its extension, so that a file which is not there is reported as one.
 pub fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) && !path.is_dir()
 }
