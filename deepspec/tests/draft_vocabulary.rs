@@ -52,7 +52,7 @@ fn a_draft_of_some_tokens_is_trained_inspected_measured_and_written_again() {
     let export = ["export", "--draft", &out, "--target", TARGET, "--out", &again, "--vocabulary-data", DATA];
     refused(
         &deepspec(&[&export[..], &["--draft-vocab-size", "100"]].concat()),
-        &["--draft-vocab-size 100", "has 300"],
+        &["--draft-vocab-size 100", "proposes 300"],
     );
     assert!(!Path::new(&again).exists());
 

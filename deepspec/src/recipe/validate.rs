@@ -244,8 +244,8 @@ fn check_confidence(recipe: &Recipe) -> Result<(), Complaint> {
         return Ok(());
     }
     let reason = match recipe.model.algorithm {
-        Algorithm::Dspark => "needs the head that `model.enable_confidence_head = false` leaves out",
-        Algorithm::Eagle3 => "needs a confidence head, and Eagle3 drafts have none",
+        Algorithm::Dspark => "needs a confidence head, but `model.enable_confidence_head` is false",
+        Algorithm::Eagle3 => "needs a confidence head, but Eagle3 drafts have none",
     };
     Err((key, format!("= {value} {reason}")))
 }
