@@ -130,7 +130,8 @@ impl TrainingCheckpoints {
     fn remove(&self, hidden: &Path, step: u64) -> Result<(), CheckpointError> {
         remove_written(hidden, is_written)?;
         let path = self.path(step);
-        if hidden.exists() && !path.exists() {
+        // A process that was killed after the last file leaves an empty folder.
+        if hidden.exists() && fs::remove_dir(hidden).is_err() && !path.exists() {
             fs::rename(hidden, &path).map_err(CheckpointError::io(&path))?;
         }
         Ok(())

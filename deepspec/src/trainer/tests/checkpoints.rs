@@ -188,8 +188,15 @@ fn the_newest_and_the_best_checkpoint_are_kept() {
 
     // What a killed process leaves is no checkpoint, and goes. Files of the user's stay.
     let folder = root.path().join("checkpoints");
-    for name in [".step-00000006.partial", ".step-00000007.a1B2c3.partial", ".removed-00000001", "step-00000004.bak"]
-    {
+    let left = [
+        ".step-00000006.partial",
+        ".step-00000007.a1B2c3.partial",
+        ".removed-00000001",
+        // Killed after its last file.
+        ".removed-00000003",
+        "step-00000004.bak",
+    ];
+    for name in left {
         fs::create_dir(folder.join(name)).unwrap();
     }
     fs::write(folder.join("step-00000004.bak/model.safetensors"), "mine").unwrap();
