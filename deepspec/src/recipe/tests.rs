@@ -256,7 +256,7 @@ fn values_out_of_range_are_refused() {
         (vec!["evaluate.mode=all"], "expected `whole`"),
         (
             vec!["model.enable_confidence_head=false", "evaluate.mode=threshold:0.3"],
-            "`evaluate.mode` = \"threshold:0.3\" needs the head that `model.enable_confidence_head = false` leaves out",
+            "`evaluate.mode` = \"threshold:0.3\" needs a confidence head, but `model.enable_confidence_head` is false",
         ),
         (vec!["evaluate.mode=scheduled", "evaluate.confidence_threshold=0.3"], "both limit what is verified"),
         (vec!["evaluate.samples=0"], "`evaluate.samples` must be at least 1"),
@@ -354,9 +354,11 @@ fn fields(value: &serde_json::Value, path: &str, found: &mut BTreeSet<String>) {
 #[test]
 fn every_field_is_documented_and_every_documented_field_exists() {
     // One that has what is left out of digests while it is absent.
-    let recipe =
-        parse(SMALLEST, &["evaluate.tasks=[{ name = \"a\" }]", "train.from=\"draft\"", "train.compute=bf16"])
-            .unwrap();
+    let recipe = parse(
+        SMALLEST,
+        &["evaluate.tasks=[{ name = \"a\" }]", "train.from=\"draft\"", "train.compute=bf16", "evaluate.mode=fixed:1"],
+    )
+    .unwrap();
     let mut existing = BTreeSet::new();
     fields(&serde_json::to_value(&recipe).unwrap(), "", &mut existing);
     // And one of two that cannot both stand there.
