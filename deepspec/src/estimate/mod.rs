@@ -1,6 +1,6 @@
 //! Estimates what a training takes before any weights are loaded: parameters, memory, operations, time.
 //!
-//! [`memory`] counts bytes from shapes, for the largest micro-batch of the data. Time is the [`work`] divided by the speed of
+//! `memory` counts bytes from shapes, for the largest micro-batch of the data. Time is the `work` divided by the speed of
 //! a short trial of matrix products on this machine, corrected by the share of it that training steps reach.
 
 mod memory;

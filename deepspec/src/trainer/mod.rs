@@ -1,13 +1,11 @@
 //! Training a draft.
 //!
-//! A step takes a global batch ([`order`], [`batch`]), runs it through teacher and draft in micro-batches ([`packing`],
-//! [`batch_loss`]), sums their gradients and applies AdamW, or Muon and AdamW ([`optimizer`]), at the rate of the
-//! [`schedule`]. [`run`] is the loop: it also validates, saves a [`checkpoint`] after its weights gave a finite loss,
-//! and logs ([`journal`]). A step depends only on the seed and its number, so a run resumed from a checkpoint equals an
-//! uninterrupted one. [`restore`] finds the checkpoint to resume from, and [`course`] checks that it belongs to this
+//! A step takes a global batch (`order`, `batch`), runs it through teacher and draft in micro-batches (`packing`,
+//! `batch_loss`), sums their gradients and applies AdamW, or Muon and AdamW (`optimizer`), at the rate of the
+//! `schedule`. `run` is the loop: it also validates, saves a [checkpoint](TrainingCheckpoints) after its weights gave a finite loss,
+//! and logs (`journal`). A step depends only on the seed and its number, so a run resumed from a checkpoint equals an
+//! uninterrupted one. `restore` finds the checkpoint to resume from, and `course` checks that it belongs to this
 //! run.
-//!
-//! [`checkpoint`]: TrainingCheckpoints
 
 mod batch;
 mod batch_loss;

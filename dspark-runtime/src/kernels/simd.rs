@@ -135,7 +135,7 @@ impl Weight for i8 {
 /// `out[i][o] = x[i] . w[o]` for the rows of `x` and a run of rows of `w` of the same length; `out` has as many rows as
 /// `x`, each as long as `w` has rows.
 ///
-/// The matrix is read once for every [`TILE`] rows of `x`. Each product is summed in an order that depends on `k` alone: not
+/// The matrix is read once for every `TILE` rows of `x`. Each product is summed in an order that depends on `k` alone: not
 /// on the number of rows, nor on the type of the weights, since widening changes no number.
 pub fn dot_rows<W: Weight>(x: &AlignedRows, w: &[W], out: &mut [&mut [f32]]) {
     Arch::new().dispatch(DotRows { x, w, out });

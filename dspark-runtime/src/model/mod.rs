@@ -2,7 +2,7 @@
 //!
 //! A module is written once and runs with and without autodiff: the trainer and the decoder use the same code.
 //! Activations are rows of tokens, `[n, d]`. Sequences of different lengths are concatenated, and only attention
-//! ([`attention`]) knows their boundaries, so nothing is ever padded.
+//! (`attention`) knows their boundaries, so nothing is ever padded.
 //!
 //! A module's fields carry the names of the tensors on disk, so that a file can be read next to the code.
 
