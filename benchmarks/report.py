@@ -178,8 +178,9 @@ def picture(topics: dict[str, dict], theme: dict[str, str]) -> str:
             label_at = left + 8 + unit * (max(ratio, 1) if ratio > 0.8 else ratio)
             text(label_at, y + 13, f"{ratio:.2f}x", size=13, weight="bold" if color == "draft" else "normal")
             name = "1 client" if count == 1 else f"{count} clients"
-            pair = tokens.get(f"{name}, `off`"), tokens.get(f"{name}, `{'scheduled' if color == 'draft' else 'fixed:7'}`")
-            if None not in pair:
+            pair = tokens.get(f"{name}, `off`"), tokens.get(f"{name}, `scheduled`")
+            # The labels of short bars would cross the line.
+            if color == "draft" and None not in pair:
                 text(label_at + 45, y + 13, f"{pair[0]:.0f} → {pair[1]:.0f} tokens/s", "quiet", 13)
             y += bar
         y += 11
