@@ -139,8 +139,8 @@ impl CardFacts {
             self.training = self.training.or(facts.training);
             self.evaluation = self.evaluation.or(facts.evaluation);
             self.name = facts.name;
-            if self.base_model.is_none() && facts.base_model.is_some() {
-                (self.base_model, self.target) = (facts.base_model, facts.target);
+            if let (None, Some(name)) = (&self.base_model, facts.base_model.filter(|name| is_hub_name(name))) {
+                (self.target, self.base_model) = (name.clone(), Some(name));
             }
         }
         self.draft = draft;

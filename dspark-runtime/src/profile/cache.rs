@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::measure::{ProfileOptions, Progress, measure};
+use super::measure::{Measured, ProfileOptions, Progress, measure};
 use crate::checkpoint::{CheckpointError, JsonFields, WeightPrecision};
 use crate::device::DeviceChoice;
 use crate::model::{Draft, DraftConfig, DraftHeads, TRAINING_FIELDS, Target, TargetConfig};
@@ -100,7 +100,11 @@ pub fn load_or_measure(
     {
         return table;
     }
-    let measured = measure(target, draft, options, observe);
+    kept(measure(target, draft, options, observe), identity, folder, unkept)
+}
+
+/// Caches a measured table unless other programs disturbed it, and returns it in any case.
+fn kept(measured: Measured, identity: &Identity, folder: Option<&Path>, unkept: impl FnOnce(Unkept)) -> SpsTable {
     let (disturbed, spread) = (measured.disturbed(), measured.spread);
     let table = measured.table.with_identity(identity.clone());
     if disturbed {
@@ -199,27 +203,25 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_cannot_be_kept_is_used_all_the_same() {
-        let fields = json!({
-            "architectures": ["Qwen3ForCausalLM"], "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1,
-            "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 1, "vocab_size": 8,
-            "max_position_embeddings": 256, "tie_word_embeddings": true,
-        });
-        let Value::Object(fields) = fields else { unreachable!("an object was written") };
-        let config = TargetConfig::from_fields(JsonFields::new("config.json", fields)).unwrap();
-        let target = Target::random(config, 1, &Device::flex());
-        // A folder cannot be made below a file.
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let folder = file.path().join("profiles");
-        let options = ProfileOptions { max_batch_tokens: 2, max_requests: 1, context: 8, repeats: 1 };
-        let mut told = None;
+    fn only_undisturbed_tables_are_kept_and_all_are_used() {
+        let cost = StepCost::Probes { batch_tokens: vec![1], steps_per_second: vec![10.0], per_request: None };
+        let table = SpsTable::new(cost, 1, None, None);
         let identity = Identity::default();
-        let table =
-            load_or_measure(&target, None, &options, &identity, Some(&folder), |_| {}, |why| told = Some(why));
-        assert!(matches!(table.cost(), StepCost::Probes { .. }));
-        // Beside other tests the times of its tiny passes may spread.
-        let told = told.unwrap();
-        assert!(matches!(told, Unkept::Disturbed { .. }) || told.to_string().contains("profiles"), "{told}");
+        let outcome = |spread: f64, folder: &Path| {
+            let (measured, mut told) = (Measured { table: table.clone(), spread }, None);
+            let used = kept(measured, &identity, Some(folder), |why| told = Some(why.to_string()));
+            assert_eq!(used.cost(), table.cost());
+            told
+        };
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("profiles").join(file_name(&identity));
+        let told = outcome(2.0, &root.path().join("profiles")).unwrap();
+        assert!(told.contains("factor of 2.0") && !file.exists(), "{told}");
+        assert_eq!(outcome(1.1, &root.path().join("profiles")), None);
+        assert!(file.exists());
+        // A folder cannot be made below a file.
+        let told = outcome(1.1, &file.join("profiles")).unwrap();
+        assert!(told.contains("profiles"), "{told}");
     }
 
     #[test]
