@@ -49,7 +49,7 @@ impl EvaluationPrompt {
             Some((name, text)) if !row.contains_key("messages") && !row.contains_key("conversations") => {
                 let messages =
                     system_field(row)?.into_iter().chain([Message::new(USER, text_field(text, name)?)]).collect();
-                Conversation { messages }
+                Conversation { messages, ..Conversation::default() }
             }
             _ => Conversation::from_row(row)?,
         };

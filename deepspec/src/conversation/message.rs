@@ -9,6 +9,8 @@
 //! system message, unless the conversation has one. Roles are `system`, `developer`, `user` (`human`), `assistant`
 //! (`gpt`) and `tool`; the names in brackets are those of `from`/`value` data.
 
+use std::borrow::Cow;
+
 use dspark_runtime::checkpoint::json_kind;
 use serde_json::{Map, Value};
 
@@ -65,14 +67,25 @@ impl Message {
     }
 }
 
-/// Messages in order.
+/// Messages in order, and the tools that the assistant may call.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Conversation {
     /// The messages; at least one is of the user, and none of the assistant comes before it.
     pub messages: Vec<Message>,
+    /// Descriptions of the tools, as the chat template reads them; empty if there are none.
+    pub tools: Vec<Value>,
 }
 
 impl Conversation {
+    /// Returns the variables of the chat template for this conversation: `arguments`, and `tools` if it has some.
+    pub fn template_arguments<'a>(&self, arguments: &'a Map<String, Value>) -> Cow<'a, Map<String, Value>> {
+        let mut arguments = Cow::Borrowed(arguments);
+        if !self.tools.is_empty() {
+            arguments.to_mut().insert("tools".to_owned(), Value::from(self.tools.clone()));
+        }
+        arguments
+    }
+
     /// Understands a row.
     ///
     /// # Errors
@@ -90,8 +103,15 @@ impl Conversation {
             }
             Some(other) => return Err(format!("`system` should be text, found {}", json_kind(other))),
         }
+        let tools = match row.get("tools") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::Array(tools)) => tools.clone(),
+            Some(Value::String(text)) => serde_json::from_str(text)
+                .map_err(|error| format!("`tools` should be a list as JSON text: {error}"))?,
+            Some(other) => return Err(format!("`tools` should be a list, found {}", json_kind(other))),
+        };
         match messages.iter().find(|message| message.role == USER || message.role == ASSISTANT) {
-            Some(first) if first.role == USER => Ok(Self { messages }),
+            Some(first) if first.role == USER => Ok(Self { messages, tools }),
             Some(_) => Err("an assistant message comes before the first user message".to_owned()),
             None => Err("there is no user message".to_owned()),
         }
@@ -148,7 +168,12 @@ fn parse_message(item: &Value) -> Result<Message, String> {
         .iter()
         .filter(|(name, value)| *name != role_field && *name != content_field && !value.is_null())
         .map(|(name, value)| (name.clone(), value.clone()));
-    Ok(Message { extra: extra.collect(), ..Message::new(role, field(content_field)?) })
+    let extra: Map<String, Value> = extra.collect();
+    let content = match fields.get(content_field) {
+        None | Some(Value::Null) if extra.contains_key("tool_calls") => "",
+        _ => field(content_field)?,
+    };
+    Ok(Message { extra, ..Message::new(role, content) })
 }
 
 /// The text of a field.

@@ -1,10 +1,10 @@
 //! Conversation data: from files to token ids with a loss mask.
 //!
 //! A row walks through five steps. `rows` reads JSON lines or Parquet and numbers what it reads. `message`
-//! understands the forms in which a row can hold a conversation. `supervision` writes it through the chat
-//! template and finds the text that the target itself would have generated: the assistant's turns with their
-//! end-of-turn token, without the tokens of the generation prompt. `sample` cuts that text into tokens and
-//! turns the found text into a mask. `read` runs all this over many files in parallel, keeps their order, and
+//! understands the forms in which a row can hold a conversation. `supervision` renders it with the chat template and
+//! finds, for each answer, the context that the target was given and the text that it generated: the answer with its
+//! end-of-turn token, without the tokens of the generation prompt. `served` encodes both; answers whose contexts
+//! continue one another share a [`Sample`], and each other answer has one of its own. `read` runs all this over many files in parallel, keeps their order, and
 //! counts what it could not use in a [`ReadReport`]: nothing is dropped without a number.
 //!
 //! [`split_validation`] sets some samples aside, and [`read_evaluation_prompts`] reads the task files of an
@@ -12,6 +12,8 @@
 //!
 //! Nothing here knows tensors or models; the tokeniser is the runtime's.
 
+mod call_forms;
+mod encoder;
 mod error;
 mod evaluation_prompt;
 mod message;
@@ -20,10 +22,12 @@ mod read;
 mod report;
 mod rows;
 mod sample;
+mod served;
 mod split;
 mod supervision;
 #[cfg(test)]
 mod testing;
+mod thoughts;
 
 pub use error::ConversationError;
 pub use evaluation_prompt::{EvaluationPrompt, read_evaluation_prompts};

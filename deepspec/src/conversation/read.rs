@@ -103,8 +103,7 @@ pub fn read_samples(
 
 /// The outcome of one row.
 enum Outcome {
-    Kept { sample: Sample, truncated: bool },
-    TooShort,
+    Read { kept: Vec<Sample>, truncated: usize, too_short: usize },
     Malformed(String),
 }
 
@@ -117,23 +116,29 @@ struct RowReader<'a> {
 impl RowReader<'_> {
     fn read(&self, row: &Row) -> Result<Outcome, ConversationError> {
         let fields = row.fields.as_ref().map_err(|reason| RowError::Malformed(reason.clone()));
-        let mut sample = match fields.and_then(|fields| self.sample(row, fields)) {
-            Ok(sample) => sample,
+        let samples = match fields.and_then(|fields| self.samples(row, fields)) {
+            Ok(samples) => samples,
             Err(RowError::Malformed(reason)) => return Ok(Outcome::Malformed(reason)),
             Err(RowError::Template(source)) => {
                 let (path, number) = (self.file.to_owned(), row.number);
                 return Err(ConversationError::Template { path, number, source: Box::new(source) });
             }
         };
-        self.check_vocabulary(row, &sample)?;
-        let truncated = sample.truncate(self.options.max_length);
-        if sample.supervised_tokens() < self.options.minimum_supervised_tokens {
-            return Ok(Outcome::TooShort);
+        let (mut kept, mut truncated, mut too_short) = (Vec::with_capacity(samples.len()), 0, 0);
+        for mut sample in samples {
+            self.check_vocabulary(row, &sample)?;
+            let cut = sample.truncate(self.options.max_length);
+            if sample.supervised_tokens() < self.options.minimum_supervised_tokens {
+                too_short += 1;
+                continue;
+            }
+            truncated += usize::from(cut);
+            kept.push(sample);
         }
-        Ok(Outcome::Kept { sample, truncated })
+        Ok(Outcome::Read { kept, truncated, too_short })
     }
 
-    fn sample(&self, row: &Row, fields: &Map<String, Value>) -> Result<Sample, RowError> {
+    fn samples(&self, row: &Row, fields: &Map<String, Value>) -> Result<Vec<Sample>, RowError> {
         let id = match fields.get("id") {
             Some(Value::String(id)) => id.clone(),
             Some(Value::Number(id)) => id.to_string(),
@@ -148,12 +153,13 @@ impl RowReader<'_> {
                 Conversation::from_row(fields)?,
                 self.tokenizer,
                 &self.options.template_arguments,
+                self.options.max_length,
             ),
             Format::Text => {
                 let text = fields
                     .get("text")
                     .ok_or("`text` is missing; conversations are read with data.format = \"chat\"")?;
-                Ok(Sample::from_text(id, text_field(text, "text")?, self.tokenizer)?)
+                Ok(vec![Sample::from_text(id, text_field(text, "text")?, self.tokenizer)?])
             }
         }
     }
@@ -188,12 +194,12 @@ impl Collector {
     ) -> Result<(), ConversationError> {
         self.report.read += 1;
         match outcome {
-            Outcome::Kept { sample, truncated } => {
-                self.report.kept += 1;
-                self.report.truncated += usize::from(truncated);
-                self.samples.push(sample);
+            Outcome::Read { kept, truncated, too_short } => {
+                self.report.kept += kept.len();
+                self.report.truncated += truncated;
+                self.report.too_short += too_short;
+                self.samples.extend(kept);
             }
-            Outcome::TooShort => self.report.too_short += 1,
             Outcome::Malformed(reason) => {
                 let malformed = row.malformed(file, reason);
                 if options.strict {

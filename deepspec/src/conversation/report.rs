@@ -41,16 +41,17 @@ impl fmt::Display for MalformedRow {
     }
 }
 
-/// Counts over all files. `read` is the sum of `kept`, `too_short` and the malformed rows.
+/// Counts over all files. A row that is not malformed gives one sample, or several if its answers were given in contexts that
+/// do not continue one another. `kept` and `too_short` add up to the samples of all rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReadReport {
     /// Rows read, blank lines left out.
     pub read: usize,
-    /// Samples they became.
+    /// Samples that are used.
     pub kept: usize,
     /// Rows that hold no usable conversation, in the order of the files.
     pub malformed: Vec<MalformedRow>,
-    /// Rows with fewer supervised tokens than required.
+    /// Samples with fewer supervised tokens than required.
     pub too_short: usize,
     /// Kept samples that were longer than the limit and lost their end.
     pub truncated: usize,
