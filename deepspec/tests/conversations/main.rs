@@ -60,6 +60,7 @@ fn read(case: &Case, tokenizer: &Tokenizer) -> Outcome {
         minimum_supervised_tokens: 1,
         template_arguments: case.arguments.clone(),
         strict: true,
+        cut_answers: false,
         vocabulary_size: tokenizer.vocabulary_size(),
     };
     match read_samples(&[path], tokenizer, &options) {
