@@ -1,10 +1,11 @@
 //! Conversation data: from files to token ids with a loss mask.
 //!
 //! A row walks through five steps. `rows` reads JSON lines, JSON arrays or Parquet and numbers what it reads; `source`
-//! decompresses. `message` and `tools` understand the forms in which a row can hold a conversation. `supervision` writes it through the chat
-//! template and finds the text that the target itself would have generated: the assistant's turns with their
-//! end-of-turn token, without the tokens of the generation prompt. `sample` cuts that text into tokens and
-//! turns the found text into a mask. `read` runs all this over many files in parallel, keeps their order, and
+//! decompresses. `message` and `tools` understand the forms in which a row can hold a conversation. `supervision` renders
+//! it with the chat template and finds, for each answer, the context that the target was given and the text that it
+//! generated: the answer with its end-of-turn token, without the tokens of the generation prompt. `served` encodes both;
+//! answers whose contexts continue one another share a [`Sample`], and each other answer has one of its own. `read`
+//! runs all this over many files in parallel, keeps their order, and
 //! counts what it could not use in a [`ReadReport`]: nothing is dropped without a number.
 //!
 //! [`split_validation`] sets some samples aside, and [`read_evaluation_prompts`] reads the task files of an
@@ -12,6 +13,8 @@
 //!
 //! Nothing here knows tensors or models; the tokeniser is the runtime's.
 
+mod call_forms;
+mod encoder;
 mod error;
 mod evaluation_prompt;
 mod json_rows;
@@ -22,11 +25,13 @@ mod report;
 mod row_fields;
 mod rows;
 mod sample;
+mod served;
 mod source;
 mod split;
 mod supervision;
 #[cfg(test)]
 mod testing;
+mod thoughts;
 mod token_row;
 mod tools;
 

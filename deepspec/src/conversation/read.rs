@@ -158,12 +158,13 @@ impl RowReader<'_> {
         };
         match self.options.format {
             Format::Chat if tokens => Ok(vec![read_tokens(id, fields, self.options.vocabulary_size)?]),
-            Format::Chat => Ok(vec![Sample::from_conversation(
+            Format::Chat => Sample::from_conversation(
                 id,
                 Conversation::from_row(fields)?,
                 self.tokenizer,
                 &self.options.template_arguments,
-            )?]),
+                self.options.max_length,
+            ),
             Format::Text => {
                 let text = present(fields, "text")
                     .ok_or("`text` is missing; conversations are read with data.format = \"chat\"")?;

@@ -2,20 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use dspark_runtime::text::{ChatTemplate, Tokenizer};
+use dspark_runtime::text::Tokenizer;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
-fn golden_source(name: &str) -> String {
+/// The source of one of the real templates that the runtime's golden renderings were made with.
+pub(super) fn golden_source(name: &str) -> String {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let path = workspace.join(format!("dspark-runtime/tests/golden/templates/{name}.jinja"));
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-/// One of the real templates that the runtime's golden renderings were made with.
-pub(super) fn golden_template(name: &str) -> ChatTemplate {
-    ChatTemplate::new(name, golden_source(name), &Map::new()).unwrap()
 }
 
 /// A byte-level tokeniser with a few merges and the special tokens of ChatML, and one of the real templates.
