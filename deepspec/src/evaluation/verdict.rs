@@ -127,7 +127,7 @@ fn next_steps(mode: EvaluationMode, circumstances: Circumstances, slower: bool) 
         ),
     }
     if circumstances.uncalibrated {
-        lines.push("`deepspec calibrate` corrects the confidences that `scheduled` relies on.".to_owned());
+        lines.push("`deepspec calibrate` makes the confidences that `scheduled` relies on more accurate.".to_owned());
     }
     lines.push("How to raise acceptance: docs/low-acceptance.md.".to_owned());
     lines
