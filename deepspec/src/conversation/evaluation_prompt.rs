@@ -27,7 +27,7 @@ impl EvaluationPrompt {
 
     /// Understands `{"turns": ["...", ...]}`, a conversation of which the user's messages are taken, or a single
     /// `prompt` or `question`.
-    fn from_row(row: &Map<String, Value>) -> Result<Self, String> {
+    pub(super) fn from_row(row: &Map<String, Value>) -> Result<Self, String> {
         let tools =
             row.get("tools").filter(|tools| !tools.is_null() && tools.as_array().is_none_or(|list| !list.is_empty()));
         if tools.is_some() {
