@@ -25,7 +25,7 @@ pub use answer::{AnswerError, Finish, Question, Reply, Source, Stop};
 pub use endpoints::{EndpointOptions, Endpoints, check_endpoint};
 pub use engine::InProcess;
 pub use error::RegenerationError;
-pub use output::{failed_path, settings_path};
+pub use output::{failed_path, is_side_file, settings_path};
 pub use report::RegenerationReport;
 pub use run::{Job, Note, regenerate};
 pub use settings::{AnsweredBy, Settings};

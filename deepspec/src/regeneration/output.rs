@@ -19,14 +19,25 @@ use crate::conversation::RowNumber;
 const ROWS_PER_SYNC: usize = 256;
 const TIME_PER_SYNC: Duration = Duration::from_secs(5);
 
+/// Endings of the files beside an output.
+const SETTINGS: &str = ".settings.json";
+const FAILED: &str = ".failed.jsonl";
+
 /// Returns the file of settings of an output.
 pub fn settings_path(output: &Path) -> PathBuf {
-    beside(output, ".settings.json")
+    beside(output, SETTINGS)
 }
 
 /// Returns the file of rows without an answer of an output.
 pub fn failed_path(output: &Path) -> PathBuf {
-    beside(output, ".failed.jsonl")
+    beside(output, FAILED)
+}
+
+/// Returns whether a file stands beside an output and belongs to it, so that it is no data.
+pub fn is_side_file(path: &Path) -> bool {
+    let name = path.to_string_lossy();
+    let output = [SETTINGS, FAILED].iter().find_map(|ending| name.strip_suffix(ending));
+    output.map(Path::new).is_some_and(|output| output.is_file() && settings_path(output).is_file())
 }
 
 fn beside(output: &Path, ending: &str) -> PathBuf {
