@@ -12,10 +12,11 @@ use dspark_runtime::model::{
     DSparkConfig, DraftConfig, DraftShape, Drafter, Eagle3Config, LayerId, TargetConfig, check_layer_ids,
 };
 use dspark_runtime::text::Tokenizer;
+use serde::Serialize;
 
 use super::data_files::data_files;
 use crate::cards::{Card, Kind, card_hint, dataset_folders};
-use crate::conversation::{ReadOptions, Samples, read_samples, split_validation};
+use crate::conversation::{ReadOptions, ReadReport, Samples, read_samples, split_validation};
 use crate::evaluation::Task;
 use crate::objective::{BlockChoice, Denominator, LossWeights};
 use crate::recipe::{Algorithm, Compute, LearningRateSchedule, OptimizerKind, Recipe, Supervision};
@@ -29,12 +30,29 @@ pub struct RecipeArguments {
     /// Override a field of the recipe, for example `train.lr=3e-4`. Can be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Stop at the first malformed line of the data (sets the recipe's `data.strict`)
+    /// Stop at the first malformed row of the data (sets the recipe's `data.strict`)
     #[arg(long)]
     pub strict: bool,
     /// Device to compute on: cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     pub device: DeviceChoice,
+}
+
+/// The accounting of a recipe's data: what became of all rows.
+#[derive(Debug, Clone, Serialize)]
+pub struct Accounting {
+    /// Rows of `data.train`.
+    pub training: ReadReport,
+    /// Rows of `data.validation`, if the recipe names some.
+    pub validation: Option<ReadReport>,
+}
+
+/// Prints the accounting of some data on standard error, a warning first if many rows are left out.
+pub fn print_accounting(data: &str, report: &ReadReport) {
+    if let Some(warning) = report.warning() {
+        eprintln!("warning: {data}: {warning}");
+    }
+    eprintln!("{data}: {report}");
 }
 
 /// A recipe with its target's configuration and tokeniser.
@@ -72,11 +90,11 @@ impl Described {
         Ok(Self { recipe, file, target_folder, target_config, tokenizer })
     }
 
-    /// Training and validation samples, the reading reported on standard error.
+    /// Training and validation samples with the accounting of their rows, which is printed on standard error.
     ///
     /// # Errors
     /// Returns an error if a file is unusable or nothing is left.
-    pub fn samples(&self) -> Result<Samples> {
+    pub fn samples(&self) -> Result<(Samples, Accounting)> {
         let data = &self.recipe.data;
         let context = self.target_config.max_position_embeddings;
         if data.max_length > context {
@@ -91,10 +109,12 @@ impl Described {
             minimum_supervised_tokens: data.min_supervised_tokens,
             template_arguments: data.template_arguments.clone(),
             strict: data.strict,
+            cut_answers: data.cut_answers,
             vocabulary_size: self.target_config.vocab_size,
         };
         let (training, report) = read_samples(&data.train, &self.tokenizer, &options).context("data.train")?;
-        eprintln!("training data: {report}");
+        print_accounting("training data", &report);
+        let mut accounting = Accounting { training: report, validation: None };
         if let Some(fraction) = data.validation_fraction {
             let key = || format!("data.validation_fraction = {fraction}");
             let split = split_validation(training, fraction).with_context(key)?;
@@ -106,15 +126,16 @@ impl Described {
                     split.validation.len()
                 );
             }
-            return Ok(split);
+            return Ok((split, accounting));
         }
         if data.validation.is_empty() {
-            return Ok(Samples { training, validation: Vec::new() });
+            return Ok((Samples { training, validation: Vec::new() }, accounting));
         }
         let (validation, report) =
             read_samples(&data.validation, &self.tokenizer, &options).context("data.validation")?;
-        eprintln!("validation data: {report}");
-        Ok(Samples { training, validation })
+        print_accounting("validation data", &report);
+        accounting.validation = Some(report);
+        Ok((Samples { training, validation }, accounting))
     }
 
     /// The draft that the recipe describes.

@@ -18,47 +18,25 @@ pub struct GenerationPrompt {
     pub number: RowNumber,
     /// The row's own id, if it has one.
     pub id: Option<String>,
-    /// The messages before the first of the user, and the user's messages.
+    /// The messages before the first of the user, the user's messages, and the tools.
     pub prompt: EvaluationPrompt,
-    /// Descriptions of the tools that the target may call.
-    pub tools: Vec<Value>,
 }
 
 impl GenerationPrompt {
     /// Returns everything that an answer depends on, as JSON with sorted names: equal prompts give equal texts.
     pub fn canonical(&self) -> String {
         let preamble: Vec<Value> = self.prompt.preamble.iter().map(Message::to_json).collect();
-        sorted(&json!({"preamble": preamble, "turns": self.prompt.turns, "tools": self.tools})).to_string()
+        sorted(&json!({"preamble": preamble, "turns": self.prompt.turns, "tools": self.prompt.tools})).to_string()
     }
 
     fn of_row(number: RowNumber, row: &Map<String, Value>) -> Result<Self, String> {
-        const TOOLS: &str = "tools";
         let id = match row.get("id") {
             Some(Value::String(id)) if !id.is_empty() => Some(id.clone()),
             Some(Value::Number(id)) => Some(id.to_string()),
             None | Some(Value::Null | Value::String(_)) => None,
             Some(other) => return Err(format!("`id` should be text or a number, found {}", json_kind(other))),
         };
-        let tools = row.get(TOOLS).map_or(Ok(Vec::new()), tools)?;
-        let mut messages = row.clone();
-        messages.remove(TOOLS);
-        Ok(Self { number, id, prompt: EvaluationPrompt::from_row(&messages)?, tools })
-    }
-}
-
-/// Reads a list of tools, which may be JSON in a text.
-fn tools(value: &Value) -> Result<Vec<Value>, String> {
-    match value {
-        Value::Null => Ok(Vec::new()),
-        Value::Array(list) => Ok(list.clone()),
-        Value::String(text) if text.trim().is_empty() => Ok(Vec::new()),
-        Value::String(text) => match serde_json::from_str(text) {
-            Ok(Value::Array(list)) => Ok(list),
-            Ok(Value::Null) => Ok(Vec::new()),
-            Ok(other) => Err(format!("`tools` should be a list, found {} in a string", json_kind(&other))),
-            Err(error) => Err(format!("`tools` is a string, but not valid JSON: {error}")),
-        },
-        other => Err(format!("`tools` should be a list, found {}", json_kind(other))),
+        Ok(Self { number, id, prompt: EvaluationPrompt::from_row(row)? })
     }
 }
 
@@ -128,7 +106,7 @@ mod tests {
         let prompts: Vec<GenerationPrompt> = prompts.into_iter().map(Result::unwrap).collect();
         assert_eq!(prompts[0].prompt.turns, ["a", "b"]);
         assert_eq!(prompts[0].prompt.preamble, [Message::new("system", "s")]);
-        assert_eq!(prompts[0].tools, [tool]);
+        assert_eq!(prompts[0].prompt.tools, [tool]);
         assert_eq!(prompts[0].canonical(), prompts[1].canonical());
         assert_eq!(prompts[2].canonical(), prompts[3].canonical());
         assert_ne!(prompts[0].canonical(), prompts[2].canonical());
@@ -147,8 +125,7 @@ mod tests {
         ]);
         let reasons: Vec<String> =
             prompts[1..].iter().map(|prompt| prompt.as_ref().unwrap_err().to_string()).collect();
-        let expected =
-            ["not valid JSON", "`tools` should be a list, found a number", "`id` should be", "no known field"];
+        let expected = ["not JSON", "`tools` should be a list, found a number", "`id` should be", "no known field"];
         for (reason, expected) in reasons.iter().zip(expected) {
             let expected = if expected == "no known field" { "should have" } else { expected };
             assert!(reason.contains(expected), "{reason}");

@@ -21,6 +21,11 @@ pub(super) fn golden_template(name: &str) -> ChatTemplate {
 /// A byte-level tokeniser with a few merges and the special tokens of ChatML, and one of the real templates.
 /// Its vocabulary has [`VOCABULARY_SIZE`] tokens.
 pub(super) fn tokenizer(template: Option<&str>) -> Tokenizer {
+    tokenizer_with(template.map(golden_source).as_deref())
+}
+
+/// The same tokeniser with the source of a template.
+pub(super) fn tokenizer_with(template: Option<&str>) -> Tokenizer {
     let mut tokens: Vec<String> = ByteLevel::alphabet().into_iter().map(String::from).collect();
     tokens.sort();
     tokens.extend(["th", "the", "Ġa", "Ġthe"].map(str::to_owned));
@@ -45,8 +50,8 @@ pub(super) fn tokenizer(template: Option<&str>) -> Tokenizer {
     });
     let directory = TempDir::new().unwrap();
     std::fs::write(directory.path().join("tokenizer.json"), file.to_string()).unwrap();
-    if let Some(name) = template {
-        std::fs::write(directory.path().join("chat_template.jinja"), golden_source(name)).unwrap();
+    if let Some(source) = template {
+        std::fs::write(directory.path().join("chat_template.jinja"), source).unwrap();
     }
     Tokenizer::from_directory(directory.path()).unwrap()
 }

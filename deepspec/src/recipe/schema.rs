@@ -317,7 +317,7 @@ pub struct DataSection {
     /// The content of a line.
     #[serde(default)]
     pub format: Format,
-    /// JSONL or Parquet files to train on, folders of them, or names of training cards.
+    /// Data files to train on, folders of them, or names of training cards.
     pub train: Vec<PathBuf>,
     /// Validation data, in the same form; not together with `validation_fraction`.
     #[serde(default)]
@@ -336,6 +336,10 @@ pub struct DataSection {
     /// True if the first malformed line ends the run instead of being counted and reported.
     #[serde(default)]
     pub strict: bool,
+    /// True to train on answers that their length limit cut off (`finish_reason` is `length`).
+    // Absent where earlier versions did not have it, so that their runs stay the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut_answers: bool,
 }
 
 /// One evaluation task.

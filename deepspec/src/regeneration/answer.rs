@@ -124,7 +124,7 @@ pub(super) fn converse(
     for (turn, text) in conversation.turns.iter().enumerate() {
         messages.push(json!({"role": "user", "content": text}));
         let seed = answer_seed(seed, &prompt.id, sample.unwrap_or(0), turn);
-        let question = Question { messages: &messages, tools: &prompt.row.tools, seed };
+        let question = Question { messages: &messages, tools: &conversation.tools, seed };
         let reply = source.answer(&question, stop)?;
         messages.push(Value::Object(reply.message));
         tokens += reply.tokens;
@@ -139,8 +139,8 @@ pub(super) fn converse(
         row.insert("sample".to_owned(), json!(sample));
     }
     row.insert("messages".to_owned(), Value::Array(messages));
-    if !prompt.row.tools.is_empty() {
-        row.insert("tools".to_owned(), Value::Array(prompt.row.tools.clone()));
+    if !conversation.tools.is_empty() {
+        row.insert("tools".to_owned(), Value::Array(conversation.tools.clone()));
     }
     row.insert("finish_reason".to_owned(), json!(finish));
     Ok(Answered { row: Value::Object(row).to_string(), finish, tokens })

@@ -208,11 +208,15 @@ impl FailedRows {
             fields.insert("sample".to_owned(), json!(sample));
         }
         fields.insert("file".to_owned(), json!(row.file.display().to_string()));
-        let (unit, number) = match row.number {
-            RowNumber::Line(number) => ("line", number),
-            RowNumber::Row(number) => ("row", number),
-        };
-        fields.insert(unit.to_owned(), json!(number));
+        let mut place = |unit: &str, number: usize| _ = fields.insert(unit.to_owned(), json!(number));
+        match row.number {
+            RowNumber::Line(line) => place("line", line),
+            RowNumber::Element { row, line } => {
+                place("line", line);
+                place("row", row);
+            }
+            RowNumber::Row(row) => place("row", row),
+        }
         fields.insert("reason".to_owned(), json!(row.reason));
         let file = match &mut self.file {
             Some(file) => file,
