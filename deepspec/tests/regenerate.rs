@@ -389,7 +389,7 @@ fn other_settings_and_wrong_arguments_are_refused_by_name() {
         refused(&regenerate(&prompts, &out, &["--endpoint", "https://a/v1", "--model", "m"]), &["--features https"]);
     }
     refused(&regenerate(&prompts, &out, &[]), &["--target"]);
-    refused(&regenerate(&prompts, &out, &["--target", TARGET, "--model", "m"]), &["--endpoint"]);
+    refused(&regenerate(&prompts, &out, &["--target", TARGET, "--model", "m"]), &["--model", "cannot be used with"]);
     let greedy = ["--target", TARGET, "--samples", "2", "--temperature", "0"];
     refused(&regenerate(&prompts, &out, &greedy), &["--samples 2", "temperature 0"]);
     refused(

@@ -109,25 +109,25 @@ struct EndpointArguments {
     #[arg(long = "endpoint", id = "endpoints", value_name = "URL", num_args = 1.., value_parser = check_endpoint)]
     urls: Vec<String>,
     /// Model to ask the endpoints for
-    #[arg(long, value_name = "NAME", requires = "endpoints")]
+    #[arg(long, value_name = "NAME", requires = "endpoints", conflicts_with = "target")]
     model: Option<String>,
     /// Accept replies of a model with another name
-    #[arg(long, requires = "endpoints")]
+    #[arg(long, requires = "endpoints", conflicts_with = "target")]
     any_model: bool,
     /// Environment variable that holds the endpoints' API key (default: DSPARK_API_KEY, if it is set)
-    #[arg(long, value_name = "NAME", requires = "endpoints")]
+    #[arg(long, value_name = "NAME", requires = "endpoints", conflicts_with = "target")]
     api_key_variable: Option<String>,
     /// Attempts after the first before a row is given up. Attempts that did not reach a server do not count
-    #[arg(long, value_name = "COUNT", default_value_t = 5, requires = "endpoints")]
+    #[arg(long, value_name = "COUNT", default_value_t = 5, requires = "endpoints", conflicts_with = "target")]
     retries: usize,
     /// Maximum time of an attempt
-    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = seconds, requires = "endpoints")]
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = seconds, requires = "endpoints", conflicts_with = "target")]
     timeout: Duration,
     /// Time before the second attempt; every further one waits twice as long, at most a minute
-    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds, requires = "endpoints")]
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds, requires = "endpoints", conflicts_with = "target")]
     back_off: Duration,
     /// Time without an answer of any endpoint after which the run ends
-    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = seconds, requires = "endpoints")]
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = seconds, requires = "endpoints", conflicts_with = "target")]
     give_up_after: Duration,
 }
 

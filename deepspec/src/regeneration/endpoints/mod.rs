@@ -102,10 +102,10 @@ impl Endpoints {
         Value::Object(body).to_string()
     }
 
-    /// Waits before the next attempt of a row. Returns false if the run was told to stop.
-    fn wait(&self, attempts: usize, stop: &Stop) -> bool {
+    /// Waits before the next attempt of a row, of which `counted` failed. Returns false if the run was told to stop.
+    fn wait(&self, counted: usize, stop: &Stop) -> bool {
         let share = pool::jitter(self.attempts.fetch_add(1, Ordering::Relaxed));
-        let doubled = self.options.back_off.saturating_mul(1 << attempts.saturating_sub(1).min(16));
+        let doubled = self.options.back_off.saturating_mul(1 << counted.saturating_sub(1).min(16));
         let until = Instant::now() + doubled.min(LONGEST_BACK_OFF).mul_f64(share);
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -126,8 +126,8 @@ impl Endpoints {
 impl Source for Endpoints {
     fn answer(&self, question: &Question<'_>, stop: &Stop) -> Result<Reply, AnswerError> {
         let body = self.body(question);
-        // All attempts, and those that may have failed because of the row.
-        let (mut attempts, mut counted) = (0, 0);
+        // Attempts that may have failed because of the row.
+        let mut counted = 0;
         loop {
             let index = match self.pool.take(stop) {
                 Taken::Endpoint(index) => index,
@@ -144,7 +144,6 @@ impl Source for Endpoints {
                 }
                 Err(fault) => fault,
             };
-            attempts += 1;
             let (aside, reason) = match fault {
                 Fault::Row(reason) => {
                     // It did answer.
@@ -166,7 +165,7 @@ impl Source for Endpoints {
                     "no answer in {counted} attempts, the last at {url}: {reason}"
                 )));
             }
-            if !self.wait(attempts, stop) {
+            if !self.wait(counted, stop) {
                 return Err(AnswerError::Stopped);
             }
         }
