@@ -13,6 +13,7 @@ pub mod logging;
 pub mod objective;
 pub mod process;
 pub mod recipe;
+pub mod regeneration;
 pub mod replay;
 pub mod simulation;
 pub mod teacher;

@@ -106,6 +106,18 @@ fn add_section(settings: &mut Map<String, Value>, section: &str, values: &impl S
     Ok(())
 }
 
+/// Returns the digest of a model's files.
+///
+/// # Errors
+/// Returns an error if a file cannot be read.
+pub fn model_digest(model: &Path) -> Result<String, CheckpointError> {
+    let mut hash = Sha256::new();
+    for file in model_files(model)? {
+        hash_model_file(&mut hash, &file)?;
+    }
+    Ok(hex(hash))
+}
+
 /// Adds the digests of a model's files as `key/file`. The name of a GGUF file is not included.
 fn add_model(settings: &mut Map<String, Value>, key: &str, model: &Path) -> Result<()> {
     for file in model_files(model)? {

@@ -9,7 +9,7 @@
 //! counts what it could not use in a [`ReadReport`]: nothing is dropped without a number.
 //!
 //! [`split_validation`] sets some samples aside, and [`read_evaluation_prompts`] reads the task files of an
-//! evaluation, which hold questions only.
+//! evaluation, which hold questions only. [`generation_prompts`] reads the prompts that the target is to answer.
 //!
 //! Nothing here knows tensors or models; the tokeniser is the runtime's.
 
@@ -17,6 +17,7 @@ mod call_forms;
 mod encoder;
 mod error;
 mod evaluation_prompt;
+mod generation_prompt;
 mod json_rows;
 mod message;
 mod parquet_rows;
@@ -37,6 +38,7 @@ mod tools;
 
 pub use error::ConversationError;
 pub use evaluation_prompt::{EvaluationPrompt, read_evaluation_prompts};
+pub use generation_prompt::{GenerationPrompt, generation_prompts};
 pub use message::{Conversation, Message};
 pub use read::{Format, ReadOptions, read_samples};
 pub use report::{LeftOut, MalformedRow, ReadReport, RowNumber};
