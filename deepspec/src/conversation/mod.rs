@@ -7,6 +7,8 @@
 //! turns the found text into a mask. `read` runs all this over many files in parallel, keeps their order, and
 //! counts what it could not use in a [`ReadReport`]: nothing is dropped without a number.
 //!
+//! A [`SampleStore`] keeps the samples on disk, and a [`SampleSet`] reads them one at a time, from there or from memory.
+//!
 //! [`split_validation`] sets some samples aside, and [`read_evaluation_prompts`] reads the task files of an
 //! evaluation, which hold questions only.
 //!
@@ -20,7 +22,9 @@ mod read;
 mod report;
 mod rows;
 mod sample;
+mod sample_set;
 mod split;
+mod store;
 mod supervision;
 #[cfg(test)]
 mod testing;
@@ -28,7 +32,9 @@ mod testing;
 pub use error::ConversationError;
 pub use evaluation_prompt::{EvaluationPrompt, read_evaluation_prompts};
 pub use message::{Conversation, Message};
-pub use read::{Format, ReadOptions, read_samples};
+pub use read::{Format, READER_VERSION, ReadOptions, read_samples};
 pub use report::{MalformedRow, ReadReport, RowNumber};
-pub use sample::{MINIMUM_SUPERVISED_TOKENS, Sample, Samples};
+pub use sample::{MINIMUM_SUPERVISED_TOKENS, Sample};
+pub use sample_set::{SampleSet, Samples};
 pub use split::{SPLIT_RULE, split_validation};
+pub use store::{SampleStore, StoreRequest};

@@ -16,6 +16,10 @@ use super::sample::Sample;
 /// Number of rows tokenised at a time: enough for every core, few enough to keep in memory.
 const ROWS_AT_A_TIME: usize = 1024;
 
+/// Version of what the reader makes of a row. It changes with every change of that, so that stored samples are not used
+/// any more.
+pub const READER_VERSION: u32 = 1;
+
 /// Bytes of text that are tokenised at a time; the last row may exceed it.
 const TEXT_AT_A_TIME: usize = 16 << 20;
 
@@ -48,21 +52,22 @@ pub struct ReadOptions {
     pub vocabulary_size: usize,
 }
 
-/// Reads JSONL or Parquet files into samples. Their order is that of the files and of the rows in them, for every
-/// number of threads.
+/// Reads JSONL or Parquet files into samples, which are passed to `sink` one after the other. Their order is that of the
+/// files and of the rows in them, for every number of threads. Few are in memory at a time.
 ///
 /// # Errors
 /// A file that cannot be read, conversations for a tokeniser without chat template, a token id beyond the
-/// vocabulary, no sample at the end, and with `strict` the first malformed row.
+/// vocabulary, no sample at the end, with `strict` the first malformed row, and the errors of `sink`.
 pub fn read_samples(
     files: &[PathBuf],
     tokenizer: &Tokenizer,
     options: &ReadOptions,
-) -> Result<(Vec<Sample>, ReadReport), ConversationError> {
+    sink: impl FnMut(Sample) -> Result<(), ConversationError>,
+) -> Result<ReadReport, ConversationError> {
     if options.format == Format::Chat && tokenizer.chat_template().is_none() {
         return Err(ConversationError::NoChatTemplate { directory: tokenizer.directory().to_owned() });
     }
-    let mut collector = Collector { samples: Vec::new(), report: ReadReport::default() };
+    let mut collector = Collector { sink, report: ReadReport::default() };
     let mut rows = AllRows::of(files);
     loop {
         let (mut chunk, mut text, mut unreadable) = (Vec::new(), 0, None);
@@ -95,10 +100,10 @@ pub fn read_samples(
             None => {}
         }
     }
-    if collector.samples.is_empty() {
+    if collector.report.kept == 0 {
         return Err(ConversationError::Empty { files: files.to_vec(), report: collector.report });
     }
-    Ok((collector.samples, collector.report))
+    Ok(collector.report)
 }
 
 /// The outcome of one row.
@@ -173,12 +178,12 @@ impl RowReader<'_> {
     }
 }
 
-struct Collector {
-    samples: Vec<Sample>,
+struct Collector<S> {
+    sink: S,
     report: ReadReport,
 }
 
-impl Collector {
+impl<S: FnMut(Sample) -> Result<(), ConversationError>> Collector<S> {
     fn take(
         &mut self,
         file: &Path,
@@ -191,7 +196,7 @@ impl Collector {
             Outcome::Kept { sample, truncated } => {
                 self.report.kept += 1;
                 self.report.truncated += usize::from(truncated);
-                self.samples.push(sample);
+                (self.sink)(sample)?;
             }
             Outcome::TooShort => self.report.too_short += 1,
             Outcome::Malformed(reason) => {

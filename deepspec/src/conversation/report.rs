@@ -1,13 +1,15 @@
 //! Counts of the outcomes of all rows.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 /// Number of malformed rows that a report prints; further ones are only counted.
 const SHOWN: usize = 10;
 
 /// The number of a row in its file, starting at 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RowNumber {
     /// A line of a JSON lines file.
     Line(usize),
@@ -25,7 +27,7 @@ impl fmt::Display for RowNumber {
 }
 
 /// A row that could not be used, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MalformedRow {
     /// The file.
     pub file: PathBuf,
@@ -42,7 +44,7 @@ impl fmt::Display for MalformedRow {
 }
 
 /// Counts over all files. `read` is the sum of `kept`, `too_short` and the malformed rows.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadReport {
     /// Rows read, blank lines left out.
     pub read: usize,
@@ -54,6 +56,14 @@ pub struct ReadReport {
     pub too_short: usize,
     /// Kept samples that were longer than the limit and lost their end.
     pub truncated: usize,
+}
+
+impl ReadReport {
+    /// The same report with other names of the files.
+    pub(super) fn with_files(mut self, name: impl Fn(&Path) -> PathBuf) -> Self {
+        self.malformed.iter_mut().for_each(|row| row.file = name(&row.file));
+        self
+    }
 }
 
 impl fmt::Display for ReadReport {

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use dspark_runtime::text::{TextError, TokenId, Tokenizer};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::error::RowError;
 use super::message::{ASSISTANT, Conversation};
@@ -21,15 +22,6 @@ pub struct Sample {
     pub token_ids: Vec<TokenId>,
     /// For each token whether it carries loss: whether the target would have generated it.
     pub loss_mask: Vec<bool>,
-}
-
-/// The samples of a training.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Samples {
-    /// Samples to train on, in the order of the data.
-    pub training: Vec<Sample>,
-    /// Samples to validate on, in the order of the data; may be empty.
-    pub validation: Vec<Sample>,
 }
 
 impl Sample {
@@ -81,6 +73,16 @@ impl Sample {
         self.loss_mask.truncate(max_length);
         too_long
     }
+}
+
+/// A number that is evenly spread over different token ids.
+pub(super) fn hash(sample: &Sample) -> u64 {
+    let mut hash = Sha256::new();
+    for id in &sample.token_ids {
+        hash.update(id.to_le_bytes());
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    digest.iter().take(8).fold(0, |bits, byte| bits << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]

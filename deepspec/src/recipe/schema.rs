@@ -336,6 +336,9 @@ pub struct DataSection {
     /// True if the first malformed line ends the run instead of being counted and reported.
     #[serde(default)]
     pub strict: bool,
+    /// Folder of tokenised samples that later starts use again; absent: the user's cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<PathBuf>,
 }
 
 /// One evaluation task.

@@ -356,7 +356,13 @@ fn every_field_is_documented_and_every_documented_field_exists() {
     // One that has what is left out of digests while it is absent.
     let recipe = parse(
         SMALLEST,
-        &["evaluate.tasks=[{ name = \"a\" }]", "train.from=\"draft\"", "train.compute=bf16", "evaluate.mode=fixed:1"],
+        &[
+            "evaluate.tasks=[{ name = \"a\" }]",
+            "train.from=\"draft\"",
+            "train.compute=bf16",
+            "evaluate.mode=fixed:1",
+            "data.store=samples",
+        ],
     )
     .unwrap();
     let mut existing = BTreeSet::new();

@@ -20,6 +20,20 @@ fn row(question: &str, answer: &str) -> String {
     json!({"prompt": question, "response": answer}).to_string()
 }
 
+/// All samples, and the report.
+fn read_all(
+    files: &[PathBuf],
+    tokenizer: &Tokenizer,
+    options: &ReadOptions,
+) -> Result<(Vec<Sample>, ReadReport), ConversationError> {
+    let mut samples = Vec::new();
+    let report = read_samples(files, tokenizer, options, |sample| {
+        samples.push(sample);
+        Ok(())
+    })?;
+    Ok((samples, report))
+}
+
 const ANSWER: &str = "an answer of some length";
 
 #[test]
@@ -30,7 +44,7 @@ fn rows_keep_the_order_of_the_files() {
     let named = json!({"id": 7, "prompt": "last", "response": ANSWER}).to_string();
     let second = lines(&directory, "second.jsonl", &[named]);
     let tokenizer = testing::tokenizer(Some("smollm2"));
-    let (samples, report) = read_samples(&[first, second], &tokenizer, &options()).unwrap();
+    let (samples, report) = read_all(&[first, second], &tokenizer, &options()).unwrap();
     assert_eq!((report.read, report.kept, report.malformed.len()), (1501, 1501, 0));
     assert_eq!(samples[0].id, "first.jsonl, line 1");
     assert_eq!(samples[1499].id, "first.jsonl, line 1500");
@@ -51,7 +65,7 @@ fn malformed_rows_are_counted_with_file_and_line() {
     bytes.extend(b"\n{\"prompt\": \"cut o");
     std::fs::write(&path, bytes).unwrap();
     let tokenizer = testing::tokenizer(Some("qwen3"));
-    let (samples, report) = read_samples(std::slice::from_ref(&path), &tokenizer, &options()).unwrap();
+    let (samples, report) = read_all(std::slice::from_ref(&path), &tokenizer, &options()).unwrap();
     assert_eq!((samples.len(), report.read, report.kept, report.too_short), (1, 6, 1, 1));
     let found: Vec<RowNumber> = report.malformed.iter().map(|malformed| malformed.number).collect();
     assert_eq!(found, [3, 4, 5, 7].map(RowNumber::Line));
@@ -67,7 +81,7 @@ fn strict_reading_stops_at_the_first_malformed_row() {
     let path = lines(&directory, "data.jsonl", &[row("q", ANSWER), "{".to_owned(), "[".to_owned()]);
     let tokenizer = testing::tokenizer(Some("smollm2"));
     let strict = ReadOptions { strict: true, ..options() };
-    let error = read_samples(&[path], &tokenizer, &strict).unwrap_err();
+    let error = read_all(&[path], &tokenizer, &strict).unwrap_err();
     assert!(error.to_string().contains("data.jsonl, line 2: not valid JSON"), "{error}");
 }
 
@@ -78,7 +92,7 @@ fn long_samples_are_cut_before_their_tokens_are_counted() {
     let path = lines(&directory, "data.jsonl", &[row("q", &long), row(&long, ANSWER)]);
     let tokenizer = testing::tokenizer(Some("smollm2"));
     let short = ReadOptions { max_length: 300, ..options() };
-    let (samples, report) = read_samples(&[path], &tokenizer, &short).unwrap();
+    let (samples, report) = read_all(&[path], &tokenizer, &short).unwrap();
     assert_eq!(samples[0].token_ids.len(), 300);
     assert_eq!((report.kept, report.truncated, report.too_short), (1, 1, 1));
 }
@@ -92,7 +106,7 @@ fn template_arguments_reach_the_template() {
     let mut arguments = Map::new();
     arguments.insert("tools".to_owned(), tools);
     let with_tools = ReadOptions { template_arguments: arguments, max_length: 4096, ..options() };
-    let (samples, _) = read_samples(&[path], &tokenizer, &with_tools).unwrap();
+    let (samples, _) = read_all(&[path], &tokenizer, &with_tools).unwrap();
     let text = tokenizer.decode(&samples[0].token_ids, false).unwrap();
     assert!(text.contains("a_tool_to_be_found"), "{text}");
 }
@@ -104,11 +118,11 @@ fn plain_text_needs_no_template() {
     let path = lines(&directory, "data.jsonl", &rows);
     let tokenizer = testing::tokenizer(None);
     let text = ReadOptions { format: Format::Text, ..options() };
-    let (samples, report) = read_samples(std::slice::from_ref(&path), &tokenizer, &text).unwrap();
+    let (samples, report) = read_all(std::slice::from_ref(&path), &tokenizer, &text).unwrap();
     assert_eq!(samples[0].supervised_tokens(), samples[0].token_ids.len() - 1);
     assert!(report.malformed[0].reason.contains("`text` is missing"), "{report}");
 
-    let error = read_samples(&[path], &tokenizer, &options()).unwrap_err().to_string();
+    let error = read_all(&[path], &tokenizer, &options()).unwrap_err().to_string();
     assert!(error.contains("has no chat template") && error.contains("data.format = \"text\""), "{error}");
 }
 
@@ -117,14 +131,14 @@ fn nothing_left_is_an_error_with_the_counts() {
     let directory = TempDir::new().unwrap();
     let tokenizer = testing::tokenizer(Some("smollm2"));
     let path = lines(&directory, "data.jsonl", &[row("q", "short"), "{}".to_owned()]);
-    let error = read_samples(&[path], &tokenizer, &options()).unwrap_err().to_string();
+    let error = read_all(&[path], &tokenizer, &options()).unwrap_err().to_string();
     assert!(
         error.contains("no samples to train on in")
             && error.contains("data.jsonl: ")
             && error.contains("1 too short, 1 malformed"),
         "{error}"
     );
-    let error = read_samples(&[], &tokenizer, &options()).unwrap_err().to_string();
+    let error = read_all(&[], &tokenizer, &options()).unwrap_err().to_string();
     assert!(error.contains("an empty list of data files"), "{error}");
 }
 
@@ -135,13 +149,13 @@ fn a_token_beyond_the_vocabulary_is_an_error_even_when_not_strict() {
     let tokenizer = testing::tokenizer(Some("smollm2"));
     assert_eq!(tokenizer.vocabulary_size(), VOCABULARY_SIZE);
     let small = ReadOptions { vocabulary_size: VOCABULARY_SIZE - 1, ..options() };
-    let error = read_samples(&[path], &tokenizer, &small).unwrap_err().to_string();
+    let error = read_all(&[path], &tokenizer, &small).unwrap_err().to_string();
     assert!(error.contains("data.jsonl, line 1: token \"<|im_end|>\" has the id 262"), "{error}");
 }
 
 #[test]
 fn a_missing_file_is_named() {
     let tokenizer = testing::tokenizer(Some("smollm2"));
-    let error = read_samples(&["nowhere.jsonl".into()], &tokenizer, &options()).unwrap_err();
+    let error = read_all(&["nowhere.jsonl".into()], &tokenizer, &options()).unwrap_err();
     assert!(error.to_string().contains("cannot read nowhere.jsonl"), "{error}");
 }
