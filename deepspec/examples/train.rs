@@ -59,6 +59,7 @@ pub fn train_and_evaluate(
         minimum_supervised_tokens: MINIMUM_SUPERVISED_TOKENS,
         template_arguments: Map::new(),
         strict: false,
+        cut_answers: false,
         vocabulary_size: vocabulary,
     };
     let mut training = Vec::new();

@@ -121,6 +121,7 @@ fn training_samples(tokenizer: &Tokenizer, arguments: &Arguments) -> Result<Vec<
         minimum_supervised_tokens: 1,
         template_arguments: serde_json::Map::new(),
         strict: true,
+        cut_answers: false,
         vocabulary_size: EMBEDDING_ROWS,
     };
     let mut samples = Vec::new();

@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use dspark_runtime::checkpoint::{CheckpointError, Lines};
+use dspark_runtime::checkpoint::CheckpointError;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::described::Described;
-use crate::conversation::SPLIT_RULE;
+use crate::conversation::{SPLIT_RULE, check_beginning};
 use crate::digest::{hash_ends, hash_file, hex, model_files};
 use crate::trainer::{Course, ORDER_KEY, ORDER_RULE, RunFolder, TrainingCheckpoints};
 
@@ -63,7 +63,7 @@ impl Described {
         for (key, files) in [("data.train", &recipe.data.train), ("data.validation", &recipe.data.validation)] {
             let remembered = self.file_digests()?;
             let digests = files.iter().map(|file| {
-                check_beginning(file).with_context(|| format!("{key}: {}", file.display()))?;
+                check_beginning(file).context(key)?;
                 Ok(Course::file(&remembered.of(file).context(key)?))
             });
             settings.insert(key.to_owned(), Value::Array(digests.collect::<Result<_>>()?));
@@ -101,12 +101,6 @@ impl Described {
         }
         Ok(hex(hash))
     }
-}
-
-/// Reads the first row of a JSONL file, so that a wrong file is refused before all of it is hashed.
-fn check_beginning(file: &Path) -> std::io::Result<()> {
-    let parquet = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"));
-    if parquet { Ok(()) } else { Lines::open(file)?.next().transpose().map(drop) }
 }
 
 /// Adds a section's settings as `section.key`.

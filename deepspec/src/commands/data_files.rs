@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::cards::{Card, Kind, card_hint};
+use crate::conversation::holds_rows;
 
-/// Extensions of the files of a folder that are read, in any case.
-const EXTENSIONS: [&str; 3] = ["jsonl", "ndjson", "parquet"];
+/// Extensions of the files of a folder that are read, in any case, each also before one of [`COMPRESSED`].
+const EXTENSIONS: [&str; 4] = ["json", "jsonl", "ndjson", "parquet"];
+/// Extensions of compressed files.
+const COMPRESSED: [&str; 2] = ["gz", "zst"];
 
 /// Maximum number of unread files that a message names.
 const NAMED: usize = 5;
@@ -31,7 +34,8 @@ pub fn data_files(entries: &[PathBuf], folders: &[PathBuf]) -> Result<Vec<PathBu
         if !resolved.exists() {
             let hint = match card_hint(&resolved, Kind::Training) {
                 none if none.is_empty() => {
-                    "; expected a JSONL or Parquet file, a folder of them, or the name of a dataset card".to_owned()
+                    "; expected a JSONL, JSON or Parquet file, a folder of them, or the name of a dataset card"
+                        .to_owned()
                 }
                 hint => hint,
             };
@@ -44,17 +48,17 @@ pub fn data_files(entries: &[PathBuf], folders: &[PathBuf]) -> Result<Vec<PathBu
         let found = Found::below(&resolved).with_context(|| resolved.display().to_string())?;
         if found.files.is_empty() {
             bail!(
-                "{}: no file in this folder has a name that ends in .{}; found {}",
+                "{}: no file in this folder has rows and a name that ends in {}; found {}",
                 resolved.display(),
-                EXTENSIONS.join(" or ."),
+                endings(),
                 found.left_out()
             );
         }
         if found.others > 0 {
             eprintln!(
-                "warning: {}: ignored files whose name does not end in .{}: {}",
+                "warning: {}: ignored files without rows, or whose name does not end in {}: {}",
                 resolved.display(),
-                EXTENSIONS.join(" or ."),
+                endings(),
                 found.left_out()
             );
         }
@@ -66,6 +70,20 @@ pub fn data_files(entries: &[PathBuf], folders: &[PathBuf]) -> Result<Vec<PathBu
 /// The entry as text when it can only be a card's name: one part, without an extension.
 fn bare_name(entry: &Path) -> Option<&str> {
     entry.to_str().filter(|name| !name.contains(['/', '.', '\\']))
+}
+
+/// The endings of names of data files, for messages.
+fn endings() -> String {
+    format!(".{}, alone or with .{} after it", EXTENSIONS.join(" or ."), COMPRESSED.join(" or ."))
+}
+
+/// Returns whether a file of a folder is read: its name says so, and it is no JSON object for something else.
+fn is_data(path: &Path) -> bool {
+    let is_one_of = |path: &Path, known: &[&str]| {
+        path.extension().is_some_and(|extension| known.iter().any(|known| extension.eq_ignore_ascii_case(known)))
+    };
+    let plain = if is_one_of(path, &COMPRESSED) { path.with_extension("") } else { path.to_owned() };
+    is_one_of(&plain, &EXTENSIONS) && (!is_one_of(&plain, &["json"]) || holds_rows(path))
 }
 
 /// The files below a folder.
@@ -98,8 +116,6 @@ impl Found {
                 kind = fs::metadata(&path).map_or(kind, |metadata| metadata.file_type());
             }
             let hidden = entry.file_name().to_string_lossy().starts_with('.');
-            let extension = path.extension().unwrap_or_default();
-            let known = EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known));
             if kind.is_dir() && !hidden {
                 let real = path.canonicalize()?;
                 if around.contains(&real) {
@@ -109,7 +125,7 @@ impl Found {
                 around.push(real);
                 self.collect(root, &path, around)?;
                 around.pop();
-            } else if kind.is_file() && known && !hidden {
+            } else if kind.is_file() && !hidden && is_data(&path) {
                 self.files.push(path);
             } else {
                 self.others += 1;
@@ -161,14 +177,28 @@ mod tests {
     #[test]
     fn what_is_not_read_of_a_folder_is_counted_and_named() {
         let root = tempfile::tempdir().unwrap();
-        let read: Vec<PathBuf> =
-            ["a.jsonl", "b.JSONL", "c.ndjson", "sub/d.Parquet"].map(|name| touch(&root.path().join(name))).into();
-        for name in ["e.json", "f.jsonl.gz", "g.txt", ".cache/h.jsonl", ".i.jsonl", "sub/j.csv"] {
+        let read: Vec<PathBuf> = ["a.jsonl", "b.JSONL", "c.ndjson", "d.json.gz", "e.jsonl.ZST", "sub/f.Parquet"]
+            .map(|name| touch(&root.path().join(name)))
+            .into();
+        for name in ["g.txt", "h.gz", ".cache/h.jsonl", ".i.jsonl", "sub/j.csv"] {
             touch(&root.path().join(name));
         }
+        fs::write(root.path().join("dataset_infos.json"), "{\"default\": {\"messages\": 1}}\n").unwrap();
+        fs::write(root.path().join("config.json"), "{\n  \"prompt\": \"q\"\n}\n").unwrap();
+        let mut read = read;
+        for (name, text) in
+            [("rows.json", "{\"prompt\": \"q\"}\n"), ("array.json", "[\n{}]"), ("cut.json", "{\"prompt")]
+        {
+            let path = root.path().join(name);
+            fs::write(&path, text).unwrap();
+            read.push(path);
+        }
+        read.sort();
         let found = Found::below(root.path()).unwrap();
-        assert_eq!(found.files, read);
-        assert_eq!(found.left_out(), "6 files (.cache, .i.jsonl, e.json, f.jsonl.gz, g.txt and 1 more)");
+        let mut files = found.files.clone();
+        files.sort();
+        assert_eq!(files, read);
+        assert_eq!(found.left_out(), "7 files (.cache, .i.jsonl, config.json, dataset_infos.json, g.txt and 2 more)");
         fs::create_dir(root.path().join("empty")).unwrap();
         assert_eq!(Found::below(&root.path().join("empty")).unwrap().left_out(), "nothing (the folder is empty)");
         #[cfg(unix)]
@@ -191,9 +221,9 @@ mod tests {
         assert!(refused(Path::new("open-perfectblend")).contains("hf download"));
         assert!(refused(Path::new("open-perfectblnd")).contains("did you mean \"open-perfectblend\"?"));
         assert!(refused(Path::new("gsm8k")).contains("nor the name of a training set"));
-        touch(&root.path().join("rows.jsonl.gz"));
+        touch(&root.path().join("rows.csv.gz"));
         let said = refused(root.path());
-        assert!(said.contains("no file in this folder") && said.contains("found 1 file (rows.jsonl.gz)"), "{said}");
+        assert!(said.contains("no file in this folder") && said.contains("found 1 file (rows.csv.gz)"), "{said}");
         let said = refused(Path::new("gone/open-perfectblend.jsonl"));
         assert!(said.contains("no such file or folder") && said.contains("hf download"), "{said}");
     }

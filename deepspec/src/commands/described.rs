@@ -12,10 +12,11 @@ use dspark_runtime::model::{
     DSparkConfig, DraftConfig, DraftShape, Drafter, Eagle3Config, LayerId, TargetConfig, check_layer_ids,
 };
 use dspark_runtime::text::Tokenizer;
+use serde::Serialize;
 
 use super::data_files::data_files;
 use crate::cards::{Card, Kind, card_hint, dataset_folders};
-use crate::conversation::{ReadOptions, SampleSet, SampleStore, Samples, StoreRequest, split_validation};
+use crate::conversation::{ReadOptions, ReadReport, SampleSet, SampleStore, Samples, StoreRequest, split_validation};
 use crate::digest::{FileDigests, digest, model_files};
 use crate::evaluation::Task;
 use crate::objective::{BlockChoice, Denominator, LossWeights};
@@ -30,12 +31,29 @@ pub struct RecipeArguments {
     /// Override a field of the recipe, for example `train.lr=3e-4`. Can be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Stop at the first malformed line of the data (sets the recipe's `data.strict`)
+    /// Stop at the first malformed row of the data (sets the recipe's `data.strict`)
     #[arg(long)]
     pub strict: bool,
     /// Device to compute on: cpu, cuda or cuda:INDEX
     #[arg(long, default_value_t)]
     pub device: DeviceChoice,
+}
+
+/// The accounting of a recipe's data: what became of all rows.
+#[derive(Debug, Clone, Serialize)]
+pub struct Accounting {
+    /// Rows of `data.train`.
+    pub training: ReadReport,
+    /// Rows of `data.validation`, if the recipe names some.
+    pub validation: Option<ReadReport>,
+}
+
+/// Prints the accounting of some data on standard error, a warning first if many rows are left out.
+pub fn print_accounting(data: &str, report: &ReadReport) {
+    if let Some(warning) = report.warning() {
+        eprintln!("warning: {data}: {warning}");
+    }
+    eprintln!("{data}: {report}");
 }
 
 /// A recipe with its target's configuration and tokeniser.
@@ -73,11 +91,11 @@ impl Described {
         Ok(Self { recipe, file, target_folder, target_config, tokenizer })
     }
 
-    /// Training and validation samples, the reading reported on standard error.
+    /// Training and validation samples with the accounting of their rows, which is printed on standard error.
     ///
     /// # Errors
     /// Returns an error if a file is unusable or nothing is left.
-    pub fn samples(&self) -> Result<Samples> {
+    pub fn samples(&self) -> Result<(Samples, Accounting)> {
         let data = &self.recipe.data;
         let context = self.target_config.max_position_embeddings;
         if data.max_length > context {
@@ -92,9 +110,11 @@ impl Described {
             minimum_supervised_tokens: data.min_supervised_tokens,
             template_arguments: data.template_arguments.clone(),
             strict: data.strict,
+            cut_answers: data.cut_answers,
             vocabulary_size: self.target_config.vocab_size,
         };
-        let training = self.stored("data.train", "training", &data.train, &options)?;
+        let (training, report) = self.stored("data.train", "training data", &data.train, &options)?;
+        let mut accounting = Accounting { training: report, validation: None };
         if let Some(fraction) = data.validation_fraction {
             let key = || format!("data.validation_fraction = {fraction}");
             let split = split_validation(training, fraction).with_context(key)?;
@@ -106,17 +126,24 @@ impl Described {
                     split.validation.len()
                 );
             }
-            return Ok(split);
+            return Ok((split, accounting));
         }
         if data.validation.is_empty() {
-            return Ok(Samples { training, validation: SampleSet::default() });
+            return Ok((Samples { training, validation: SampleSet::default() }, accounting));
         }
-        let validation = self.stored("data.validation", "validation", &data.validation, &options)?;
-        Ok(Samples { training, validation })
+        let (validation, report) = self.stored("data.validation", "validation data", &data.validation, &options)?;
+        accounting.validation = Some(report);
+        Ok((Samples { training, validation }, accounting))
     }
 
-    /// The samples of some files, in their store. Reports their reading on standard error.
-    fn stored(&self, key: &'static str, name: &str, files: &[PathBuf], options: &ReadOptions) -> Result<SampleSet> {
+    /// The samples of some files in their store, with the accounting of their rows, which is printed.
+    fn stored(
+        &self,
+        key: &'static str,
+        name: &str,
+        files: &[PathBuf],
+        options: &ReadOptions,
+    ) -> Result<(SampleSet, ReadReport)> {
         let digests = self.file_digests()?;
         let request = StoreRequest {
             files,
@@ -126,10 +153,11 @@ impl Described {
             options,
             folder: &self.store_folder()?,
         };
-        let store = SampleStore::open(&request, |notice| eprintln!("{name} data: {notice}")).context(key)?;
-        eprintln!("{name} data: {}", store.report());
-        eprintln!("{name} data: samples in {}", store.path().display());
-        Ok(store.into())
+        let store = SampleStore::open(&request, |notice| eprintln!("{name}: {notice}")).context(key)?;
+        print_accounting(name, store.report());
+        eprintln!("{name}: samples in {}", store.path().display());
+        let report = store.report().clone();
+        Ok((store.into(), report))
     }
 
     /// Digests of data files, remembered beside the stores of samples.

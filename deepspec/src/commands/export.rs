@@ -14,6 +14,7 @@ use dspark_runtime::text::Tokenizer;
 use serde_json::{Map, Value};
 
 use super::data_files::data_files;
+use super::described::print_accounting;
 use super::draft_folder::{FolderOptions, prompt_limits, write_draft_folder};
 use super::inspect::heads;
 use super::model_card::{CardFacts, last_name};
@@ -201,6 +202,7 @@ fn with_fewer_tokens(
         minimum_supervised_tokens: 1,
         template_arguments: Map::new(),
         strict: false,
+        cut_answers: false,
         vocabulary_size: rows,
     };
     let files = data_files(&arguments.vocabulary_data, &dataset_folders()).context("--vocabulary-data")?;
@@ -209,7 +211,7 @@ fn with_fewer_tokens(
         count_supervised(&mut counts, &sample);
         Ok(())
     })?;
-    eprintln!("vocabulary data: {report}");
+    print_accounting("vocabulary data", &report);
     Ok(draft.with_vocabulary(DraftVocabulary::most_frequent(&counts, size)))
 }
 

@@ -51,12 +51,17 @@ pub struct Arguments {
 struct DataResult {
     training: usize,
     validation: usize,
+    /// What became of all rows; null in runs of earlier versions.
+    #[serde(default)]
+    rows: Value,
 }
 
 /// The outcome of a recipe's run.
 pub struct Outcome {
     /// The number of training samples.
     pub samples: usize,
+    /// What became of all rows of the data.
+    pub rows: Value,
     /// The training's report.
     pub training: Value,
     /// The evaluation's.
@@ -73,8 +78,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let _lock = lock(&folder)?;
     let tasks = checked_tasks(&described)?;
     let (prepared, run) = prepare(described, arguments.recipe.device, arguments.restart)?;
-    let Outcome { samples, training, evaluation, exported } = execute(&prepared, run, &tasks, "evaluate")?;
-    let report = json!({"evaluation": evaluation, "training": training});
+    let Outcome { samples, rows, training, evaluation, exported } = execute(&prepared, run, &tasks, "evaluate")?;
+    let report = json!({"data": rows, "evaluation": evaluation, "training": training});
     let report_path = folder.join(REPORT);
     write_file(&report_path, (serde_json::to_string_pretty(&report)? + "\n").as_bytes())?;
 
@@ -154,13 +159,15 @@ pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) 
     let stages = Stages::of_run(&folder);
     let mut read = None;
     let data: DataResult = stages.run("data", &training_digest, || {
-        let samples = read.insert(described.samples()?);
-        Ok((DataResult { training: samples.training.len(), validation: samples.validation.len() }, Vec::new()))
+        let (samples, accounting) = described.samples()?;
+        let samples = read.insert(samples);
+        let (training, validation) = (samples.training.len(), samples.validation.len());
+        Ok((DataResult { training, validation, rows: serde_json::to_value(accounting)? }, Vec::new()))
     })?;
     let training: Value = stages.run("train", &training_digest, || {
         let samples = match read.take() {
             Some(samples) => samples,
-            None => described.samples()?,
+            None => described.samples()?.0,
         };
         let report = train_prepared(prepared, &samples, run)?;
         let files = DRAFT_FILES.iter().map(|name| report.checkpoint.join(name)).collect();
@@ -194,7 +201,7 @@ pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) 
         Ok((evaluate_recipe(prepared, &draft, &exported, tasks)?, Vec::new()))
     })?;
     complete_card(&exported, card, &evaluation)?;
-    Ok(Outcome { samples: data.training, training, evaluation, exported })
+    Ok(Outcome { samples: data.training, rows: data.rows, training, evaluation, exported })
 }
 
 fn task_digest(tasks: &[Task]) -> Result<String> {
@@ -224,7 +231,8 @@ fn show_sample(prepared: &Prepared, draft: &Draft, tasks: &[Task]) -> Result<()>
     let Some(template) = tokenizer.chat_template() else { return Ok(()) };
     // The first prompt that the evaluation did not skip.
     let mut rendered = prompts.iter().map(|prompt| -> Result<(&str, Vec<u32>)> {
-        let text = template.render(&prompt.opening(), &recipe.data.template_arguments, true)?;
+        let arguments = prompt.template_arguments(&recipe.data.template_arguments);
+        let text = template.render(&prompt.opening(), &arguments, true)?;
         Ok((prompt.turns.first().map_or("", String::as_str), tokenizer.encode(&text, false)?))
     });
     let context = prepared.target.config().max_position_embeddings;

@@ -6,8 +6,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 use dspark_runtime::checkpoint::expand_home;
 use dspark_runtime::commands::print;
+use serde::Serialize;
 
-use super::described::{Described, RecipeArguments};
+use super::described::{Accounting, Described, RecipeArguments};
 use super::estimate::{check_fit, check_models_fit, estimate, print_estimate};
 use super::run_folder::lock;
 use super::setup::Prepared;
@@ -42,9 +43,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let mut described = Described::load(&arguments.recipe)?;
         start_from(&mut described, arguments.from.as_deref());
         described.check_start()?;
-        let estimate = estimate(&described, &described.samples()?, arguments.recipe.device)?;
+        let (samples, accounting) = described.samples()?;
+        let estimate = estimate(&described, &samples, arguments.recipe.device)?;
         if arguments.json {
-            print(serde_json::to_string_pretty(&estimate)?)?;
+            print_json(&estimate, &accounting)?;
         } else {
             print_estimate(&estimate)?;
         }
@@ -57,9 +59,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let run = described.run(arguments.resume)?;
     check_models_fit(&described, arguments.recipe.device)?;
     let prepared = Prepared::of(described, arguments.recipe.device)?;
-    let samples = prepared.described.samples()?;
+    let (samples, accounting) = prepared.described.samples()?;
     let report = train_prepared(&prepared, &samples, run.folder)?;
-    if arguments.json { Ok(print(serde_json::to_string_pretty(&report)?)?) } else { print_report(&report) }
+    if arguments.json { print_json(&report, &accounting) } else { print_report(&report) }
+}
+
+/// Prints a report as JSON, with the accounting of the data's rows as `data`.
+fn print_json(report: &impl Serialize, accounting: &Accounting) -> Result<()> {
+    let mut report = serde_json::to_value(report)?;
+    report["data"] = serde_json::to_value(accounting)?;
+    Ok(print(serde_json::to_string_pretty(&report)?)?)
 }
 
 /// Sets the draft that the training starts from, if one is named.

@@ -20,6 +20,25 @@ pub enum ConversationError {
         /// The cause.
         source: std::io::Error,
     },
+    /// A file ends early or is damaged after some of its rows.
+    #[error("cannot read {path} after its first {rows} rows: {source}")]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// Number of rows before.
+        rows: usize,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A file begins with a JSON object over several lines.
+    #[error(
+        "{path}: a JSON object over several lines: expected one object per line, or one array of objects, which may be \
+         over several lines"
+    )]
+    ObjectOverLines {
+        /// The file.
+        path: PathBuf,
+    },
     /// A Parquet file is damaged, or written in a way that is not understood.
     #[error("cannot read {path} as Parquet: {message}")]
     Parquet {

@@ -1,13 +1,15 @@
 //! Task files: the questions that an evaluation asks.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use dspark_runtime::checkpoint::json_kind;
 use serde_json::{Map, Value};
 
 use super::error::ConversationError;
-use super::message::{ASSISTANT, Conversation, Message, USER, text_field};
+use super::message::{ASSISTANT, Conversation, Message, USER, present, single_question, system_message, text_field};
 use super::rows::Rows;
+use super::tools::{read_tools, with_tools};
 
 /// A conversation to hold with the target: the user's messages, turn by turn.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -16,6 +18,8 @@ pub struct EvaluationPrompt {
     pub preamble: Vec<Message>,
     /// The user's messages; at least one.
     pub turns: Vec<String>,
+    /// Descriptions of the tools that the target may call.
+    pub tools: Vec<Value>,
 }
 
 impl EvaluationPrompt {
@@ -25,17 +29,15 @@ impl EvaluationPrompt {
         self.preamble.iter().chain(&first).map(Message::to_json).collect()
     }
 
+    /// The variables of the chat template: those given, and the tools if there are any.
+    pub fn template_arguments<'a>(&self, arguments: &'a Map<String, Value>) -> Cow<'a, Map<String, Value>> {
+        with_tools(arguments, &self.tools)
+    }
+
     /// Understands `{"turns": ["...", ...]}`, a conversation of which the user's messages are taken, or a single
-    /// `prompt` or `question`.
+    /// `prompt`, `question` or `instruction`.
     fn from_row(row: &Map<String, Value>) -> Result<Self, String> {
-        let tools =
-            row.get("tools").filter(|tools| !tools.is_null() && tools.as_array().is_none_or(|list| !list.is_empty()));
-        if tools.is_some() {
-            return Err(
-                "`tools`: evaluation prompts with tools are not supported; remove the row or its tools".to_owned()
-            );
-        }
-        if let Some(turns) = row.get("turns") {
+        if let Some(turns) = present(row, "turns") {
             let list =
                 turns.as_array().ok_or_else(|| format!("`turns` should be a list, found {}", json_kind(turns)))?;
             if list.is_empty() {
@@ -43,17 +45,16 @@ impl EvaluationPrompt {
             }
             let turns =
                 list.iter().map(|turn| text_field(turn, "turns").map(str::to_owned)).collect::<Result<_, _>>()?;
-            return Ok(Self { preamble: system_field(row)?.into_iter().collect(), turns });
+            return Ok(Self { preamble: system_message(row)?.into_iter().collect(), turns, tools: read_tools(row)? });
         }
-        let conversation = match ["prompt", "question"].iter().find_map(|name| Some((*name, row.get(*name)?))) {
-            Some((name, text)) if !row.contains_key("messages") && !row.contains_key("conversations") => {
-                let messages =
-                    system_field(row)?.into_iter().chain([Message::new(USER, text_field(text, name)?)]).collect();
-                Conversation { messages }
-            }
-            _ => Conversation::from_row(row)?,
+        let conversation = match single_question(row)? {
+            Some(text) => Conversation {
+                messages: system_message(row)?.into_iter().chain([Message::new(USER, text)]).collect(),
+                tools: read_tools(row)?,
+            },
+            None => Conversation::from_row(row)?,
         };
-        let mut prompt = Self::default();
+        let mut prompt = Self { tools: conversation.tools, ..Self::default() };
         for (index, message) in conversation.messages.into_iter().enumerate() {
             match message.role.as_str() {
                 USER => prompt.turns.push(message.content),
@@ -73,14 +74,7 @@ impl EvaluationPrompt {
     }
 }
 
-/// The system message in a row's field `system`, if it has one.
-fn system_field(row: &Map<String, Value>) -> Result<Option<Message>, String> {
-    let system = row.get("system").filter(|system| !system.is_null());
-    let text = system.map(|text| text_field(text, "system")).transpose()?;
-    Ok(text.map(|text| Message::new("system", text)))
-}
-
-/// Reads a task file, JSON lines or Parquet.
+/// Reads a task file: JSONL, a JSON array or Parquet.
 ///
 /// # Errors
 /// A file that cannot be read or has no row, and the first row that cannot be used: leaving it out would change
@@ -123,6 +117,7 @@ mod tests {
             json!({"messages": [{"role": "developer", "content": "d"}, {"role": "user", "content": "a"}], "system": "s", "tools": []}),
             json!({"prompt": "a"}),
             json!({"question": "a", "answer": "?", "system": "s"}),
+            json!({"turns": null, "messages": [], "prompt": null, "instruction": "a", "input": "b", "system": null}),
         ])
         .unwrap();
         let system = |prompt: &EvaluationPrompt| -> String {
@@ -130,8 +125,30 @@ mod tests {
         };
         let found: Vec<(String, String)> =
             prompts.iter().map(|prompt| (system(prompt), prompt.turns.join(" "))).collect();
-        let expected = [("", "a b"), ("system:s", "a b"), ("system:sdeveloper:d", "a"), ("", "a"), ("system:s", "a")];
+        let expected = [
+            ("", "a b"),
+            ("system:s", "a b"),
+            ("system:sdeveloper:d", "a"),
+            ("", "a"),
+            ("system:s", "a"),
+            ("", "a\n\nb"),
+        ];
         assert_eq!(found, expected.map(|(system, turns)| (system.to_owned(), turns.to_owned())));
+    }
+
+    #[test]
+    fn tools_reach_the_template() {
+        let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+        let rows = [
+            json!({"turns": ["a"], "tools": tools}),
+            json!({"prompt": "a", "tools": tools.to_string()}),
+            json!({"messages": [{"role": "user", "content": "a"}], "tools": tools}),
+        ];
+        let arguments = json!({"enable_thinking": false});
+        for prompt in read(&rows).unwrap() {
+            let arguments = prompt.template_arguments(arguments.as_object().unwrap()).into_owned();
+            assert_eq!(Value::from(arguments), json!({"enable_thinking": false, "tools": tools}));
+        }
     }
 
     #[test]
@@ -140,7 +157,7 @@ mod tests {
             (json!({"turns": []}), "`turns` is empty"),
             (json!({"turns": "a"}), "`turns` should be a list"),
             (json!({"turns": [1]}), "`turns` should be text"),
-            (json!({"prompt": "a", "tools": [{}]}), "`tools`"),
+            (json!({"prompt": "a", "tools": [1]}), "`tools`, item 1"),
             (
                 json!({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "s"}]}),
                 "message 2: role `system` after",

@@ -1,7 +1,7 @@
 //! Conversation data: from files to token ids with a loss mask.
 //!
-//! A row walks through five steps. `rows` reads JSON lines or Parquet and numbers what it reads. `message`
-//! understands the forms in which a row can hold a conversation. `supervision` writes it through the chat
+//! A row walks through five steps. `rows` reads JSON lines, JSON arrays or Parquet and numbers what it reads; `source`
+//! decompresses. `message` and `tools` understand the forms in which a row can hold a conversation. `supervision` writes it through the chat
 //! template and finds the text that the target itself would have generated: the assistant's turns with their
 //! end-of-turn token, without the tokens of the generation prompt. `sample` cuts that text into tokens and
 //! turns the found text into a mask. `read` runs all this over many files in parallel, keeps their order, and
@@ -16,24 +16,30 @@
 
 mod error;
 mod evaluation_prompt;
+mod json_rows;
 mod message;
 mod parquet_rows;
 mod read;
 mod report;
+mod row_fields;
 mod rows;
 mod sample;
 mod sample_set;
+mod source;
 mod split;
 mod store;
 mod supervision;
 #[cfg(test)]
 mod testing;
+mod token_row;
+mod tools;
 
 pub use error::ConversationError;
 pub use evaluation_prompt::{EvaluationPrompt, read_evaluation_prompts};
 pub use message::{Conversation, Message};
 pub use read::{Format, READER_VERSION, ReadOptions, read_samples};
-pub use report::{MalformedRow, ReadReport, RowNumber};
+pub use report::{LeftOut, MalformedRow, ReadReport, RowNumber};
+pub use rows::{check_beginning, holds_rows};
 pub use sample::{MINIMUM_SUPERVISED_TOKENS, Sample};
 pub use sample_set::{SampleSet, Samples};
 pub use split::{SPLIT_RULE, split_validation};

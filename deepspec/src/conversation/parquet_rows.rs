@@ -22,13 +22,11 @@ use serde_json::{Map, Value};
 use super::error::ConversationError;
 use super::message::FIELDS;
 use super::report::RowNumber;
-use super::rows::Row;
+use super::rows::{Row, is_content};
+use super::source::{LARGEST_REPETITION, UNFOLDED};
 
-/// Limit in bytes: a column chunk is refused if it decompresses to more than this and to more than [`LARGEST_RATIO`]
-/// times its stored size.
-const UNFOLDED: u64 = 256 << 20;
-
-/// See [`UNFOLDED`]. Text is compressed to a tenth or so.
+/// A column chunk that decompresses to more than [`UNFOLDED`] is refused if that is also more than this many times its stored
+/// size. Text is compressed to a tenth or so.
 const LARGEST_RATIO: u64 = 1000;
 
 /// Rows of a batch hold about this much, bytes, even if each value is as large as all of its column chunk.
@@ -36,9 +34,6 @@ const BATCH: u64 = 64 << 20;
 
 /// Fewest and most rows of a batch.
 const BATCH_ROWS: [u64; 2] = [16, 1024];
-
-/// Text that a file may hold for each of its bytes, beyond [`UNFOLDED`]: dictionaries store equal values once.
-const LARGEST_REPETITION: u64 = 100;
 
 /// Bytes counted per value in addition to its text.
 const VALUE: usize = 16;
@@ -61,6 +56,12 @@ impl ParquetRows {
         let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(file)).map_err(damaged)?;
         let largest = guarded(|| largest_chunk(builder.metadata(), length)).map_err(damaged)?;
         let rows = (BATCH / largest.max(1)).clamp(BATCH_ROWS[0], BATCH_ROWS[1]);
+        let columns: Vec<&str> = builder.schema().fields().iter().map(|field| field.name().as_str()).collect();
+        if !columns.iter().any(|name| is_content(name)) {
+            let columns = columns.join(", ");
+            let expected = FIELDS.into_iter().filter(|name| is_content(name)).collect::<Vec<_>>().join(", ");
+            return Err(damaged(format!("its columns are {columns}; expected at least one of {expected}")));
+        }
         let used = builder
             .schema()
             .fields()
@@ -305,9 +306,11 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_any_known_column_still_has_its_rows() {
-        let (_directory, path) = write(vec![("other", Arc::new(Int32Array::from(vec![1, 2])))]);
-        assert_eq!(read(&path), [1, 2].map(|number| (RowNumber::Row(number), Ok(json!({})))));
+    fn a_file_of_another_schema_is_refused_with_its_columns() {
+        let column = |name| (name, Arc::new(Int32Array::from(vec![1, 2])) as ArrayRef);
+        let (_directory, path) = write(vec![column("id"), column("other")]);
+        let error = Rows::open(&path).err().unwrap().to_string();
+        assert!(error.contains("its columns are id, other; expected at least one of conversations"), "{error}");
     }
 
     /// One value of 64 MiB, five times, in a file of a few kilobytes; a value of 1 MiB, 400 times, stored once; and one value that is

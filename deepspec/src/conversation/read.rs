@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::error::{ConversationError, RowError};
-use super::message::{Conversation, text_field};
+use super::message::{Conversation, has_conversation, present, text_field};
 use super::report::ReadReport;
 use super::rows::{AllRows, Row};
 use super::sample::Sample;
+use super::token_row::{TOKENS, read_tokens};
 
 /// Number of rows tokenised at a time: enough for every core, few enough to keep in memory.
 const ROWS_AT_A_TIME: usize = 1024;
@@ -27,7 +28,8 @@ const TEXT_AT_A_TIME: usize = 16 << 20;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// A conversation, written through the target's chat template; only the assistant's turns are trained on.
+    /// A conversation, written through the target's chat template; only the assistant's turns are trained on. Or, in a row
+    /// without one, token ids in the field `input_ids`, of which `loss_mask` or `labels` says what is trained on.
     #[default]
     Chat,
     /// A plain text in the field `text`; every token is trained on.
@@ -48,12 +50,15 @@ pub struct ReadOptions {
     pub template_arguments: Map<String, Value>,
     /// True if the first malformed row ends the reading.
     pub strict: bool,
+    /// True to keep rows with an answer that its length limit cut off: those whose `finish_reason` is `length`.
+    pub cut_answers: bool,
     /// Number of rows of the target's embedding.
     pub vocabulary_size: usize,
 }
 
-/// Reads JSONL or Parquet files into samples, which are passed to `sink` one after the other. Their order is that of the
-/// files and of the rows in them, for every number of threads. Few are in memory at a time.
+/// Reads data files into samples, which are passed to `sink` one after the other: JSONL, JSON arrays or Parquet, also
+/// compressed. The order is that of the files and of the rows in them, for every number of threads. Few samples are in
+/// memory at a time.
 ///
 /// # Errors
 /// A file that cannot be read, conversations for a tokeniser without chat template, a token id beyond the
@@ -64,9 +69,6 @@ pub fn read_samples(
     options: &ReadOptions,
     sink: impl FnMut(Sample) -> Result<(), ConversationError>,
 ) -> Result<ReadReport, ConversationError> {
-    if options.format == Format::Chat && tokenizer.chat_template().is_none() {
-        return Err(ConversationError::NoChatTemplate { directory: tokenizer.directory().to_owned() });
-    }
     let mut collector = Collector { sink, report: ReadReport::default() };
     let mut rows = AllRows::of(files);
     loop {
@@ -87,7 +89,9 @@ pub fn read_samples(
         }
         // A template that does not work may take its time: no further row is tried.
         let read = |(file, row): &(&Path, Row)| match (RowReader { file, tokenizer, options }).read(row) {
-            Err(error @ ConversationError::Template { .. }) => Err(error),
+            Err(error @ (ConversationError::Template { .. } | ConversationError::NoChatTemplate { .. })) => {
+                Err(error)
+            }
             outcome => Ok(outcome),
         };
         let outcomes: Vec<_> = chunk.par_iter().map(read).collect::<Result<_, _>>()?;
@@ -108,8 +112,9 @@ pub fn read_samples(
 
 /// The outcome of one row.
 enum Outcome {
-    Kept { sample: Sample, truncated: bool },
-    TooShort,
+    /// Samples, each with whether it was truncated.
+    Samples(Vec<(Sample, bool)>),
+    CutAnswer,
     Malformed(String),
 }
 
@@ -121,24 +126,34 @@ struct RowReader<'a> {
 
 impl RowReader<'_> {
     fn read(&self, row: &Row) -> Result<Outcome, ConversationError> {
-        let fields = row.fields.as_ref().map_err(|reason| RowError::Malformed(reason.clone()));
-        let mut sample = match fields.and_then(|fields| self.sample(row, fields)) {
-            Ok(sample) => sample,
+        let fields = match &row.fields {
+            Ok(fields) => fields,
+            Err(reason) => return Ok(Outcome::Malformed(reason.clone())),
+        };
+        if !self.options.cut_answers && fields.get("finish_reason").is_some_and(|reason| reason == "length") {
+            return Ok(Outcome::CutAnswer);
+        }
+        let tokens = present(fields, TOKENS).is_some() && !has_conversation(fields);
+        if self.options.format == Format::Chat && !tokens && self.tokenizer.chat_template().is_none() {
+            return Err(ConversationError::NoChatTemplate { directory: self.tokenizer.directory().to_owned() });
+        }
+        let samples = match self.samples(row, fields, tokens) {
+            Ok(samples) => samples,
             Err(RowError::Malformed(reason)) => return Ok(Outcome::Malformed(reason)),
             Err(RowError::Template(source)) => {
                 let (path, number) = (self.file.to_owned(), row.number);
                 return Err(ConversationError::Template { path, number, source: Box::new(source) });
             }
         };
-        self.check_vocabulary(row, &sample)?;
-        let truncated = sample.truncate(self.options.max_length);
-        if sample.supervised_tokens() < self.options.minimum_supervised_tokens {
-            return Ok(Outcome::TooShort);
-        }
-        Ok(Outcome::Kept { sample, truncated })
+        let truncated = |mut sample: Sample| {
+            self.check_vocabulary(row, &sample)?;
+            let truncated = sample.truncate(self.options.max_length);
+            Ok((sample, truncated))
+        };
+        Ok(Outcome::Samples(samples.into_iter().map(truncated).collect::<Result<_, ConversationError>>()?))
     }
 
-    fn sample(&self, row: &Row, fields: &Map<String, Value>) -> Result<Sample, RowError> {
+    fn samples(&self, row: &Row, fields: &Map<String, Value>, tokens: bool) -> Result<Vec<Sample>, RowError> {
         let id = match fields.get("id") {
             Some(Value::String(id)) => id.clone(),
             Some(Value::Number(id)) => id.to_string(),
@@ -148,17 +163,17 @@ impl RowReader<'_> {
             }
         };
         match self.options.format {
-            Format::Chat => Sample::from_conversation(
+            Format::Chat if tokens => Ok(vec![read_tokens(id, fields, self.options.vocabulary_size)?]),
+            Format::Chat => Ok(vec![Sample::from_conversation(
                 id,
                 Conversation::from_row(fields)?,
                 self.tokenizer,
                 &self.options.template_arguments,
-            ),
+            )?]),
             Format::Text => {
-                let text = fields
-                    .get("text")
+                let text = present(fields, "text")
                     .ok_or("`text` is missing; conversations are read with data.format = \"chat\"")?;
-                Ok(Sample::from_text(id, text_field(text, "text")?, self.tokenizer)?)
+                Ok(vec![Sample::from_text(id, text_field(text, "text")?, self.tokenizer)?])
             }
         }
     }
@@ -193,23 +208,41 @@ impl<S: FnMut(Sample) -> Result<(), ConversationError>> Collector<S> {
     ) -> Result<(), ConversationError> {
         self.report.read += 1;
         match outcome {
-            Outcome::Kept { sample, truncated } => {
+            Outcome::Samples(samples) => {
+                let least = options.minimum_supervised_tokens;
+                let (kept, short): (Vec<_>, Vec<_>) =
+                    samples.into_iter().partition(|(sample, _)| sample.supervised_tokens() >= least);
+                if kept.is_empty() {
+                    self.report.too_short += 1;
+                    self.report.leave_out(row.malformed(file, format!("fewer than {least} supervised tokens")));
+                    return Ok(());
+                }
                 self.report.kept += 1;
-                self.report.truncated += usize::from(truncated);
-                (self.sink)(sample)?;
+                self.report.samples += kept.len();
+                self.report.short_samples += short.len();
+                self.report.truncated += kept.iter().filter(|(_, truncated)| *truncated).count();
+                for (sample, _) in kept {
+                    (self.sink)(sample)?;
+                }
             }
-            Outcome::TooShort => self.report.too_short += 1,
+            Outcome::CutAnswer => {
+                self.report.cut_answers += 1;
+                self.report.leave_out(row.malformed(file, "answer cut off by its length limit".to_owned()));
+            }
             Outcome::Malformed(reason) => {
                 let malformed = row.malformed(file, reason);
                 if options.strict {
                     return Err(ConversationError::Malformed(malformed));
                 }
-                self.report.malformed.push(malformed);
+                self.report.malformed += 1;
+                self.report.leave_out(malformed);
             }
         }
         Ok(())
     }
 }
 
+#[cfg(test)]
+mod container_tests;
 #[cfg(test)]
 mod tests;

@@ -1,14 +1,18 @@
 //! Rows of a data file as JSON objects, one after the other.
 
-use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
-use dspark_runtime::checkpoint::{Lines, json_kind, open_file};
 use serde_json::{Map, Value};
 
 use super::error::ConversationError;
+use super::json_rows::JsonRows;
+use super::message::{FIELDS, present};
 use super::parquet_rows::ParquetRows;
 use super::report::{MalformedRow, RowNumber};
+use super::source::Source;
+
+/// Fields that are read beside the content of a row.
+const BESIDE: [&str; 5] = ["id", "system", "tools", "functions", "finish_reason"];
 
 /// One row: a JSON object, or why it is none.
 pub(super) struct Row {
@@ -27,22 +31,15 @@ impl Row {
 
 /// The rows of a file. What kind of file it is follows from its first bytes, not from its name.
 pub(super) enum Rows {
-    Lines(JsonLines),
-    Parquet(ParquetRows),
+    Json(Box<JsonRows>),
+    Parquet(Box<ParquetRows>),
 }
 
 impl Rows {
     pub(super) fn open(path: &Path) -> Result<Self, ConversationError> {
-        const PARQUET_MAGIC: [u8; 4] = *b"PAR1";
-        let unreadable = |source| ConversationError::Read { path: path.to_owned(), source };
-        let mut file = open_file(path).map_err(unreadable)?;
-        let mut magic = Vec::with_capacity(PARQUET_MAGIC.len());
-        file.by_ref().take(PARQUET_MAGIC.len() as u64).read_to_end(&mut magic).map_err(unreadable)?;
-        file.rewind().map_err(unreadable)?;
-        if magic == PARQUET_MAGIC {
-            Ok(Self::Parquet(ParquetRows::open(path, file)?))
-        } else {
-            Ok(Self::Lines(JsonLines { path: path.to_owned(), lines: Lines::of(file) }))
+        match Source::open(path)? {
+            Source::Parquet(file) => Ok(Self::Parquet(Box::new(ParquetRows::open(path, file)?))),
+            Source::Text(text, first) => Ok(Self::Json(Box::new(JsonRows::of(path, text, first)))),
         }
     }
 }
@@ -52,29 +49,42 @@ impl Iterator for Rows {
 
     fn next(&mut self) -> Option<Self::Item> {
         match self {
-            Self::Lines(lines) => lines.next(),
+            Self::Json(rows) => rows.next(),
             Self::Parquet(rows) => rows.next(),
         }
     }
 }
 
-/// A file with one JSON object per line. Blank lines are no rows.
-pub(super) struct JsonLines {
-    path: PathBuf,
-    lines: Lines,
+/// Returns whether a field is part of the content of a row.
+pub(super) fn is_content(field: &str) -> bool {
+    FIELDS.contains(&field) && !BESIDE.contains(&field)
 }
 
-impl Iterator for JsonLines {
-    type Item = Result<Row, ConversationError>;
+/// Reads the first row of a file, so that a wrong file is refused before more is done with it.
+///
+/// # Errors
+/// Returns an error if the file is not one of rows.
+pub fn check_beginning(path: &Path) -> Result<(), ConversationError> {
+    match Rows::open(path)? {
+        Rows::Json(mut rows) => rows.next().transpose().map(drop),
+        Rows::Parquet(_) => Ok(()),
+    }
+}
 
-    fn next(&mut self) -> Option<Self::Item> {
-        let row = |(line, text): (usize, Vec<u8>)| Row {
-            number: RowNumber::Line(line),
-            fields: parse_object(&text),
-            bytes: text.len(),
-        };
-        let unreadable = |source| ConversationError::Read { path: self.path.clone(), source };
-        Some(self.lines.next()?.map(row).map_err(unreadable))
+/// Returns whether a file is one of rows, and not a JSON object for something else, such as a configuration: an object over
+/// several lines, or one without any field that is read. Files that cannot be read count as rows, so that reading them
+/// gives the error.
+pub fn holds_rows(path: &Path) -> bool {
+    let Ok(Rows::Json(mut rows)) = Rows::open(path) else { return true };
+    if rows.is_array() {
+        return true;
+    }
+    match rows.next() {
+        Some(Ok(Row { fields: Ok(fields), .. })) => {
+            fields.keys().any(|name| is_content(name) && present(&fields, name).is_some())
+        }
+        Some(Err(ConversationError::ObjectOverLines { .. })) => false,
+        _ => true,
     }
 }
 
@@ -107,13 +117,5 @@ impl<'a> Iterator for AllRows<'a> {
                 Err(error) => return Some(Err(error)),
             }
         }
-    }
-}
-
-fn parse_object(line: &[u8]) -> Result<Map<String, Value>, String> {
-    match serde_json::from_slice(line) {
-        Ok(Value::Object(fields)) => Ok(fields),
-        Ok(other) => Err(format!("should be a JSON object, found {}", json_kind(&other))),
-        Err(error) => Err(format!("not valid JSON: {error}")),
     }
 }

@@ -46,7 +46,8 @@ impl Sample {
         let answered = conversation.messages.iter().rposition(|message| message.role == ASSISTANT);
         let answered = answered.ok_or("there is no assistant message")?;
         conversation.messages.truncate(answered + 1);
-        let rendered = supervision::render(template, arguments, &conversation.messages)?;
+        let arguments = conversation.template_arguments(arguments);
+        let rendered = supervision::render(template, &arguments, &conversation.messages)?;
         let tokens = tokenizer.encode_with_offsets(&rendered.text, false)?;
         let begins_in_answer =
             |bytes: &Range<usize>| rendered.supervised.iter().any(|answer| answer.contains(&bytes.start));
@@ -96,7 +97,7 @@ mod tests {
     fn sample(template: &str, turns: &[(&str, &str)]) -> (Sample, Vec<String>) {
         let tokenizer = testing::tokenizer(Some(template));
         let messages = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
-        let conversation = Conversation { messages };
+        let conversation = Conversation { messages, ..Conversation::default() };
         let sample = Sample::from_conversation("x".to_owned(), conversation, &tokenizer, &Map::new()).unwrap();
         let runs = sample
             .token_ids

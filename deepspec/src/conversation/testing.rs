@@ -7,6 +7,8 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
+use super::{ConversationError, ReadOptions, ReadReport, Sample, read_samples};
+
 fn golden_source(name: &str) -> String {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let path = workspace.join(format!("dspark-runtime/tests/golden/templates/{name}.jinja"));
@@ -21,6 +23,11 @@ pub(super) fn golden_template(name: &str) -> ChatTemplate {
 /// A byte-level tokeniser with a few merges and the special tokens of ChatML, and one of the real templates.
 /// Its vocabulary has [`VOCABULARY_SIZE`] tokens.
 pub(super) fn tokenizer(template: Option<&str>) -> Tokenizer {
+    tokenizer_with(template.map(golden_source).as_deref())
+}
+
+/// The same tokeniser with the source of a template.
+pub(super) fn tokenizer_with(template: Option<&str>) -> Tokenizer {
     let mut tokens: Vec<String> = ByteLevel::alphabet().into_iter().map(String::from).collect();
     tokens.sort();
     tokens.extend(["th", "the", "Ġa", "Ġthe"].map(str::to_owned));
@@ -45,8 +52,8 @@ pub(super) fn tokenizer(template: Option<&str>) -> Tokenizer {
     });
     let directory = TempDir::new().unwrap();
     std::fs::write(directory.path().join("tokenizer.json"), file.to_string()).unwrap();
-    if let Some(name) = template {
-        std::fs::write(directory.path().join("chat_template.jinja"), golden_source(name)).unwrap();
+    if let Some(source) = template {
+        std::fs::write(directory.path().join("chat_template.jinja"), source).unwrap();
     }
     Tokenizer::from_directory(directory.path()).unwrap()
 }
@@ -60,4 +67,18 @@ pub(super) fn lines(directory: &TempDir, name: &str, lines: &[impl AsRef<str>]) 
     let text: String = lines.iter().map(|line| format!("{}\n", line.as_ref())).collect();
     std::fs::write(&path, text).unwrap();
     path
+}
+
+/// Returns all samples of some files, and the report.
+pub(super) fn read_all(
+    files: &[PathBuf],
+    tokenizer: &Tokenizer,
+    options: &ReadOptions,
+) -> Result<(Vec<Sample>, ReadReport), ConversationError> {
+    let mut samples = Vec::new();
+    let report = read_samples(files, tokenizer, options, |sample| {
+        samples.push(sample);
+        Ok(())
+    })?;
+    Ok((samples, report))
 }

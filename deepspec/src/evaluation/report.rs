@@ -103,9 +103,9 @@ impl TaskReport {
 
 /// Explanations of the table's columns.
 const LEGEND: &str = "\
-accepted length: tokens per round (one pass of the draft and one of the target). kept: share of the tokens that went through the target
-that became part of an answer. speed-up: tok/s with the draft by tok/s without, prompts left out. acceptance by position: share of the
-drafted tokens accepted where all before them were; -: no round got there";
+accepted length: tokens per round (one pass of the draft and one of the target), without the first token of each answer. kept: share of the
+tokens processed by the target that became part of an answer. speed-up: tok/s with the draft divided by tok/s without, prompt processing
+excluded. acceptance by position: share of the drafted tokens accepted, given that all earlier ones of the block were; -: no round got that far";
 
 /// The report as a table with its legend.
 pub fn table(report: &EvaluationReport) -> String {

@@ -201,7 +201,7 @@ pub fn read_tasks(
         let renderer = Renderer { target, tokenizer, options, task };
         let mut shortest = usize::MAX;
         for (sample, prompt) in prompts.iter().enumerate() {
-            shortest = shortest.min(renderer.render(sample, &prompt.opening())?.len());
+            shortest = shortest.min(renderer.render(sample, prompt, &prompt.opening())?.len());
         }
         let context = target.max_position_embeddings;
         if shortest >= context {
@@ -223,9 +223,15 @@ struct Renderer<'a> {
 
 impl Renderer<'_> {
     /// The tokens of a conversation that waits for its answer.
-    fn render(&self, sample: usize, messages: &[Value]) -> Result<Vec<u32>, EvaluateError> {
+    fn render(
+        &self,
+        sample: usize,
+        prompt: &EvaluationPrompt,
+        messages: &[Value],
+    ) -> Result<Vec<u32>, EvaluateError> {
         let template = self.tokenizer.chat_template().ok_or(EvaluateError::NoTemplate)?;
-        let text = template.render(messages, &self.options.template_arguments, true)?;
+        let arguments = prompt.template_arguments(&self.options.template_arguments);
+        let text = template.render(messages, &arguments, true)?;
         let ids = self.tokenizer.encode(&text, false)?;
         let vocabulary = self.target.vocab_size;
         match ids.iter().find(|&&id| id as usize >= vocabulary) {
@@ -344,7 +350,7 @@ fn answer(
         if number > 0 {
             messages.push(message("user", turn));
         }
-        let ids = renderer.render(sample, &messages)?;
+        let ids = renderer.render(sample, prompt, &messages)?;
         if ids.len() >= context {
             return Ok((answers, (turns.len() - number) as u64));
         }

@@ -98,7 +98,7 @@ fn reasons(report: &EvaluationReport, circumstances: Circumstances, measured: &[
     }
     if lengths.iter().any(|length| *length >= LOW_ACCEPTANCE) {
         let machine = match circumstances.on_cpu {
-            true => "on a CPU a pass takes longer with every token in it",
+            true => "on a CPU each additional token makes a pass slower",
             false => "drafting and verifying cost more time than the accepted tokens save",
         };
         let tasks: Vec<String> = not_faster()
@@ -127,7 +127,7 @@ fn next_steps(mode: EvaluationMode, circumstances: Circumstances, slower: bool) 
         ),
     }
     if circumstances.uncalibrated {
-        lines.push("`deepspec calibrate` makes the confidences reliable that `scheduled` decides by.".to_owned());
+        lines.push("`deepspec calibrate` makes the confidences that `scheduled` relies on more accurate.".to_owned());
     }
     lines.push("How to raise acceptance: docs/low-acceptance.md.".to_owned());
     lines

@@ -317,7 +317,7 @@ pub struct DataSection {
     /// The content of a line.
     #[serde(default)]
     pub format: Format,
-    /// JSONL or Parquet files to train on, folders of them, or names of training cards.
+    /// Data files to train on, folders of them, or names of training cards.
     pub train: Vec<PathBuf>,
     /// Validation data, in the same form; not together with `validation_fraction`.
     #[serde(default)]
@@ -339,6 +339,10 @@ pub struct DataSection {
     /// Folder of tokenised samples that later starts use again; absent: the user's cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<PathBuf>,
+    /// True to train on answers that their length limit cut off (`finish_reason` is `length`).
+    // Absent where earlier versions did not have it, so that their runs stay the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut_answers: bool,
 }
 
 /// One evaluation task.

@@ -45,7 +45,10 @@ impl Renderer<'_> {
     /// The messages up to the first turn through the chat template; the turn alone where there is none.
     fn render(&self, source: String, prompt: &EvaluationPrompt) -> Result<ReplayPrompt> {
         let (text, plain) = match self.tokenizer.chat_template() {
-            Some(template) => (template.render(&prompt.opening(), self.template_arguments, true)?, false),
+            Some(template) => {
+                let arguments = prompt.template_arguments(self.template_arguments);
+                (template.render(&prompt.opening(), &arguments, true)?, false)
+            }
             None => (prompt.turns.first().cloned().unwrap_or_default(), true),
         };
         let mut token_ids = self.tokenizer.encode(&text, plain).with_context(|| source.clone())?;

@@ -1,5 +1,6 @@
 //! A page as one bash script, run in a copy of what it reads.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -12,6 +13,9 @@ use crate::page::{Block, Page, Purpose};
 
 /// The port of the documentation's servers.
 const PORT: &str = "8000";
+
+/// The name of the quickstart's run.
+const QUICKSTART: &str = "quickstart";
 
 /// Defined before a page's first line. The trap names the line of the page: a script has its blocks on the lines that they have there.
 const PREAMBLE: &str = r#"
@@ -78,9 +82,11 @@ impl Scratch {
         bash.stdin(Stdio::null()).output().unwrap()
     }
 
-    /// Copies the quickstart's run of `other` into this folder.
-    fn take_quickstart(&self, other: &Self) {
-        copy(&other.0.path().join("runs"), &self.0.path().join("runs"));
+    /// Copies the quickstart's run of `other` into this folder, also under the names of other runs.
+    fn take_quickstart(&self, other: &Self, names: &BTreeSet<&str>) {
+        for name in names.iter().chain([&QUICKSTART]) {
+            copy(&other.0.path().join("runs").join(QUICKSTART), &self.0.path().join("runs").join(name));
+        }
     }
 }
 
@@ -128,10 +134,12 @@ pub fn run(page: &Page, root: &Path, all: bool) -> Result<(), String> {
     let script = script(page, &blocks)?.replace(PORT, &port);
     let scratch = Scratch::new(root);
     let makes = |call: &Call| call.words.get(1..3).is_some_and(|words| words == ["run", "recipes/quickstart.toml"]);
-    if !blocks.iter().flat_map(|block| calls(block)).any(|call| makes(&call))
-        && ["runs/quickstart", "--example"].iter().any(|reader| script.contains(reader))
-    {
-        scratch.take_quickstart(quickstart(root, all));
+    let reads = read_runs(&script);
+    let made = blocks.iter().flat_map(|block| calls(block)).any(|call| makes(&call));
+    if !made && (script.contains("--example") || !reads.is_empty()) {
+        // Runs of slow blocks are not made: the quickstart's takes their place.
+        let none = BTreeSet::new();
+        scratch.take_quickstart(quickstart(root, all), if all { &none } else { &reads });
     }
     let output = scratch.run(&script, &port);
     if output.status.success() {
@@ -143,6 +151,15 @@ pub fn run(page: &Page, root: &Path, all: bool) -> Result<(), String> {
         lines[lines.len().saturating_sub(30)..].join("\n")
     });
     Err(format!("{}: {}\n--- output\n{stdout}\n--- errors\n{stderr}", page.name, output.status))
+}
+
+/// Names of the runs of which a script reads the draft, `runs/NAME/draft`.
+fn read_runs(script: &str) -> BTreeSet<&str> {
+    let after = script.split("runs/").skip(1);
+    after
+        .filter_map(|rest| rest.split_once("/draft").map(|(name, _)| name))
+        .filter(|name| !name.contains(char::is_whitespace))
+        .collect()
 }
 
 /// The script of a page's blocks. Its lines are those of the page.

@@ -26,6 +26,15 @@ const ROWS: &str = r#"{"messages": [{"role": "system", "content": "Be brief."}, 
 {"conversations": [{"from": "human", "value": "é🦀"}, {"from": "gpt", "value": "A crab \u0000 and a letter."}], "system": null}
 {"prompt": "Hello", "response": "Good day to you, and to all others.", "text": "A plain text of some words."}
 {"turns": ["Add 1 and 2.", "And 3?"]}
+{"instruction": "Add.", "input": "1 and 2", "output": "It is 3.", "score": NaN, "finish_reason": "length"}
+{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
+{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": "{\"a\": 1}"}}]}], "tools": "[{\"name\": \"f\"}]"}
+"#;
+
+const ROW_ARRAY: &str = r#"[
+  {"conversations": [{"from": "human", "value": "Add 1 and 2."}, {"from": "gpt", "value": "It is 3."}]},
+  {"prompt": "Hello", "response": "Good day."}
+]
 "#;
 
 const TEMPLATE: &str = r#"{%- for message in messages -%}{%- if loop.first and tools -%}{{ tools | tojson(indent=2) }}{%- endif -%}
@@ -142,7 +151,7 @@ pub fn of(format: &str, folder: &Path, root: &Path) -> (Vec<Vec<u8>>, usize) {
         "speed_table" => (texts(&[SPEED_TABLE]), 2000),
         "calibration_table" => (texts(&[CALIBRATION_TABLE]), 2000),
         "trace" => (texts(&[TRACE]), 2000),
-        "rows" => (texts(&[ROWS]), 1500),
+        "rows" => (texts(&[ROWS, ROW_ARRAY]), 1500),
         "parquet" => (vec![parquet()], 3000),
         "bundle" => (texts(&[REPLAY, MANIFEST]), 2000),
         _ => unreachable!("no seed for {format}"),

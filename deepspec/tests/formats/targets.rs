@@ -212,6 +212,7 @@ fn rows(workbench: &Workbench, bytes: &[u8]) {
             minimum_supervised_tokens: 1,
             template_arguments: Map::<String, Value>::new(),
             strict: false,
+            cut_answers: false,
             vocabulary_size: workbench.config.vocab_size,
         };
         let _ = read_samples(std::slice::from_ref(&file), &workbench.tokenizer, &options, |_| Ok(()));

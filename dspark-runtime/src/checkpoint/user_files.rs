@@ -12,6 +12,9 @@ pub const LARGEST_TEXT: u64 = 64 << 20;
 /// Maximum length of a line of a JSON lines file, bytes.
 pub const LONGEST_LINE: u64 = 16 << 20;
 
+/// First bytes of some texts in UTF-8.
+pub const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// First bytes of the files that Git LFS leaves in place of others.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
@@ -59,12 +62,16 @@ pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     String::from_utf8(read_file(path, most)?).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
 }
 
-/// The lines of a file that are not blank, each with its 1-based number, without a byte order mark and of up to
+/// The lines of a text that are not blank, each with its 1-based number, without a byte order mark and of up to
 /// [`LONGEST_LINE`] bytes. Ends after the first error.
 #[derive(Debug)]
-pub struct Lines {
-    reader: BufReader<File>,
+pub struct Lines<R = BufReader<File>> {
+    reader: R,
     number: usize,
+    /// Where the newest line begins, bytes.
+    start: u64,
+    /// Bytes read.
+    end: u64,
     ended: bool,
 }
 
@@ -74,21 +81,30 @@ impl Lines {
     /// # Errors
     /// See [`open_file`].
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self::of(open_file(path)?))
+        Ok(Self::of(BufReader::new(open_file(path)?)))
+    }
+}
+
+impl<R: BufRead> Lines<R> {
+    /// Returns the lines of a text.
+    pub fn of(reader: R) -> Self {
+        Self { reader, number: 0, start: 0, end: 0, ended: false }
     }
 
-    /// Returns the lines of an open file, from where it stands.
-    pub fn of(file: File) -> Self {
-        Self { reader: BufReader::new(file), number: 0, ended: false }
+    /// Returns the offset of the newest line in the text, bytes.
+    pub fn offset(&self) -> u64 {
+        self.start
     }
 
-    /// Reads the next line; `None` at the end of the file.
+    /// Reads the next line; `None` at the end of the text.
     fn read(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut line = Vec::new();
         self.number += 1;
-        if self.reader.by_ref().take(LONGEST_LINE + 1).read_until(b'\n', &mut line)? == 0 {
+        let count = self.reader.by_ref().take(LONGEST_LINE + 1).read_until(b'\n', &mut line)?;
+        if count == 0 {
             return Ok(None);
         }
+        (self.start, self.end) = (self.end, self.end + count as u64);
         if line.last() == Some(&b'\n') {
             line.pop();
         }
@@ -99,16 +115,16 @@ impl Lines {
     }
 }
 
-impl Iterator for Lines {
+impl<R: BufRead> Iterator for Lines<R> {
     type Item = io::Result<(usize, Vec<u8>)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
         while !self.ended {
             match self.read() {
                 Ok(Some(mut line)) => {
                     if self.number == 1 && line.starts_with(BYTE_ORDER_MARK) {
                         line.drain(..BYTE_ORDER_MARK.len());
+                        self.start += BYTE_ORDER_MARK.len() as u64;
                     }
                     if !line.trim_ascii().is_empty() {
                         return Some(Ok((self.number, line)));
@@ -190,6 +206,9 @@ mod tests {
         fs::write(&path, "\u{feff}a\r\n\n  \nb").unwrap();
         let lines: Vec<_> = Lines::open(&path).unwrap().map(Result::unwrap).collect();
         assert_eq!(lines, [(1, b"a\r".to_vec()), (4, b"b".to_vec())]);
+        let mut offsets = Lines::open(&path).unwrap();
+        let mut next = || offsets.next().map(|line| line.is_ok()).map(|_| offsets.offset());
+        assert_eq!([next(), next(), next()], [Some(3), Some(10), None]);
         let mut long = vec![b'x'; LONGEST_LINE as usize];
         long.extend(b"\ny");
         fs::write(&path, &long).unwrap();

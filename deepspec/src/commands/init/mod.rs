@@ -27,7 +27,7 @@ pub struct Arguments {
     /// The target: a folder in Hugging Face layout, a GGUF file or, with the `hub` feature, a Hugging Face name
     #[arg(long, value_name = "DIR")]
     target: String,
-    /// Conversations to train on: JSONL or Parquet files, folders of them, or names of dataset cards (default: a placeholder)
+    /// Conversations to train on: JSONL, JSON or Parquet files, folders of them, or names of dataset cards (default: a placeholder)
     #[arg(long, value_name = "FILE", num_args = 1..)]
     data: Vec<PathBuf>,
     /// Prompts to measure the draft with: files, or names of dataset cards (default: a placeholder)
@@ -149,7 +149,7 @@ fn fit(
         } else {
             described.recipe.data.train = files.to_vec();
             described.recipe.data.max_length = choices.max_length;
-            let samples = described.samples().context("--data")?.training;
+            let samples = described.samples().context("--data")?.0.training;
             choices.length = Some((length(&choices.scale, samples.len()), samples.len()));
             let mut longest = 0;
             for sample in samples.iter() {

@@ -36,7 +36,7 @@ pub struct Arguments {
     /// Output folder for runs, table and plots (default: `runs/NAME-sweep`, where NAME is the first recipe's name)
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Stop at the first malformed line of the data (sets the recipes' `data.strict`)
+    /// Stop at the first malformed row of the data (sets the recipes' `data.strict`)
     #[arg(long)]
     strict: bool,
     /// Delete what an earlier sweep wrote into the folders of these points and start from scratch. Other files in them

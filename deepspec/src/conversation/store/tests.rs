@@ -7,7 +7,7 @@ use serde_json::{Map, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::conversation::testing::{self, VOCABULARY_SIZE, lines};
+use crate::conversation::testing::{self, VOCABULARY_SIZE, lines, read_all};
 use crate::conversation::{Format, SampleSet, split_validation};
 
 /// Data, a tokeniser and a folder of stores.
@@ -41,6 +41,7 @@ impl Bench {
                 minimum_supervised_tokens: 4,
                 template_arguments: Map::new(),
                 strict: false,
+                cut_answers: false,
                 vocabulary_size: VOCABULARY_SIZE,
             },
             stores: root.path().join("stores"),
@@ -70,12 +71,7 @@ impl Bench {
 
     /// The samples as the reader passes them.
     fn expected(&self) -> (Vec<Sample>, ReadReport) {
-        let mut samples = Vec::new();
-        let report = read_samples(&self.files, &self.tokenizer, &self.options, |sample| {
-            samples.push(sample);
-            Ok(())
-        });
-        (samples, report.unwrap())
+        read_all(&self.files, &self.tokenizer, &self.options).unwrap()
     }
 }
 
@@ -92,7 +88,7 @@ fn a_store_holds_what_was_read_with_its_accounting() {
     let (samples, report) = bench.expected();
     let store = bench.open();
     assert_eq!(store.report(), &report);
-    assert_eq!((store.len(), report.malformed.len()), (ROWS + 3, 1));
+    assert_eq!((store.len(), report.malformed), (ROWS + 3, 1));
     assert_eq!(all(&store.into()), samples);
 }
 
@@ -109,7 +105,11 @@ fn a_second_start_tokenises_nothing_wherever_the_data_are() {
     }
     bench.files = moved;
     let store = bench.open();
-    assert_eq!(store.report().malformed[0].file, bench.files[1], "the report names the file as it is called now");
+    assert_eq!(
+        store.report().left_out[0].first.file,
+        bench.files[1],
+        "the report names the file as it is called now"
+    );
     assert_eq!(all(&store.into()), samples);
     bench.options.max_length = 100;
     let error = SampleStore::open(&bench.request(), |_| {}).unwrap_err();
@@ -123,11 +123,12 @@ fn everything_that_decides_the_samples_is_in_the_key() {
     keys.push(
         StoreRequest { tokenizer_digest: "other", ..bench.request() }.key(&bench.request().file_digests().unwrap()),
     );
-    let changes: [fn(&mut Bench); 8] = [
+    let changes: [fn(&mut Bench); 9] = [
         |bench| bench.options.format = Format::Text,
         |bench| bench.options.max_length = 511,
         |bench| bench.options.minimum_supervised_tokens = 5,
         |bench| bench.options.strict = true,
+        |bench| bench.options.cut_answers = true,
         |bench| bench.options.vocabulary_size += 1,
         |bench| drop(bench.options.template_arguments.insert("a".to_owned(), json!(1))),
         |bench| bench.files.reverse(),
