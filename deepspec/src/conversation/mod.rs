@@ -8,6 +8,8 @@
 //! runs all this over many files in parallel, keeps their order, and
 //! counts what it could not use in a [`ReadReport`]: nothing is dropped without a number.
 //!
+//! A [`SampleStore`] keeps the samples on disk, and a [`SampleSet`] reads them one at a time, from there or from memory.
+//!
 //! [`split_validation`] sets some samples aside, and [`read_evaluation_prompts`] reads the task files of an
 //! evaluation, which hold questions only. [`generation_prompts`] reads the prompts that the target is to answer.
 //!
@@ -26,9 +28,11 @@ mod report;
 mod row_fields;
 mod rows;
 mod sample;
+mod sample_set;
 mod served;
 mod source;
 mod split;
+mod store;
 mod supervision;
 #[cfg(test)]
 mod testing;
@@ -40,8 +44,10 @@ pub use error::ConversationError;
 pub use evaluation_prompt::{EvaluationPrompt, read_evaluation_prompts};
 pub use generation_prompt::{GenerationPrompt, generation_prompts};
 pub use message::{Conversation, Message};
-pub use read::{Format, ReadOptions, read_samples};
+pub use read::{Format, READER_VERSION, ReadOptions, read_samples};
 pub use report::{LeftOut, MalformedRow, ReadReport, RowNumber};
 pub use rows::{check_beginning, holds_rows};
-pub use sample::{MINIMUM_SUPERVISED_TOKENS, Sample, Samples};
+pub use sample::{MINIMUM_SUPERVISED_TOKENS, Sample};
+pub use sample_set::{SampleSet, Samples};
 pub use split::{SPLIT_RULE, split_validation};
+pub use store::{SampleStore, StoreRequest};

@@ -17,6 +17,10 @@ use super::token_row::{TOKENS, read_tokens};
 /// Number of rows tokenised at a time: enough for every core, few enough to keep in memory.
 const ROWS_AT_A_TIME: usize = 1024;
 
+/// Version of what the reader makes of a row. It changes with every change of that, so that stored samples are not used
+/// any more.
+pub const READER_VERSION: u32 = 1;
+
 /// Bytes of text that are tokenised at a time; the last row may exceed it.
 const TEXT_AT_A_TIME: usize = 16 << 20;
 
@@ -52,18 +56,20 @@ pub struct ReadOptions {
     pub vocabulary_size: usize,
 }
 
-/// Reads data files into samples: JSONL, JSON arrays or Parquet, also compressed. Their order is that of the files and of the rows in them, for every
-/// number of threads.
+/// Reads data files into samples, which are passed to `sink` one after the other: JSONL, JSON arrays or Parquet, also
+/// compressed. The order is that of the files and of the rows in them, for every number of threads. Few samples are in
+/// memory at a time.
 ///
 /// # Errors
 /// A file that cannot be read, conversations for a tokeniser without chat template, a token id beyond the
-/// vocabulary, no sample at the end, and with `strict` the first malformed row.
+/// vocabulary, no sample at the end, with `strict` the first malformed row, and the errors of `sink`.
 pub fn read_samples(
     files: &[PathBuf],
     tokenizer: &Tokenizer,
     options: &ReadOptions,
-) -> Result<(Vec<Sample>, ReadReport), ConversationError> {
-    let mut collector = Collector { samples: Vec::new(), report: ReadReport::default() };
+    sink: impl FnMut(Sample) -> Result<(), ConversationError>,
+) -> Result<ReadReport, ConversationError> {
+    let mut collector = Collector { sink, report: ReadReport::default() };
     let mut rows = AllRows::of(files);
     loop {
         let (mut chunk, mut text, mut unreadable) = (Vec::new(), 0, None);
@@ -98,10 +104,10 @@ pub fn read_samples(
             None => {}
         }
     }
-    if collector.samples.is_empty() {
+    if collector.report.kept == 0 {
         return Err(ConversationError::Empty { files: files.to_vec(), report: collector.report });
     }
-    Ok((collector.samples, collector.report))
+    Ok(collector.report)
 }
 
 /// The outcome of one row.
@@ -188,12 +194,12 @@ impl RowReader<'_> {
     }
 }
 
-struct Collector {
-    samples: Vec<Sample>,
+struct Collector<S> {
+    sink: S,
     report: ReadReport,
 }
 
-impl Collector {
+impl<S: FnMut(Sample) -> Result<(), ConversationError>> Collector<S> {
     fn take(
         &mut self,
         file: &Path,
@@ -216,7 +222,9 @@ impl Collector {
                 self.report.samples += kept.len();
                 self.report.short_samples += short.len();
                 self.report.truncated += kept.iter().filter(|(_, truncated)| *truncated).count();
-                self.samples.extend(kept.into_iter().map(|(sample, _)| sample));
+                for (sample, _) in kept {
+                    (self.sink)(sample)?;
+                }
             }
             Outcome::CutAnswer => {
                 self.report.cut_answers += 1;

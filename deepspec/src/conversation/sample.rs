@@ -1,6 +1,7 @@
 //! Samples: token ids with the mask of those that carry loss.
 
 use dspark_runtime::text::{TextError, TokenId, Tokenizer};
+use sha2::{Digest, Sha256};
 
 /// Samples with fewer supervised tokens than this are dropped: they hold no full draft block.
 pub const MINIMUM_SUPERVISED_TOKENS: usize = 14;
@@ -16,15 +17,6 @@ pub struct Sample {
     pub token_ids: Vec<TokenId>,
     /// For each token whether it carries loss: whether the target would have generated it.
     pub loss_mask: Vec<bool>,
-}
-
-/// The samples of a training.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Samples {
-    /// Samples to train on, in the order of the data.
-    pub training: Vec<Sample>,
-    /// Samples to validate on, in the order of the data; may be empty.
-    pub validation: Vec<Sample>,
 }
 
 impl Sample {
@@ -51,6 +43,16 @@ impl Sample {
         self.loss_mask.truncate(max_length);
         too_long
     }
+}
+
+/// A number that is evenly spread over different token ids.
+pub(super) fn hash(sample: &Sample) -> u64 {
+    let mut hash = Sha256::new();
+    for id in &sample.token_ids {
+        hash.update(id.to_le_bytes());
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    digest.iter().take(8).fold(0, |bits, byte| bits << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]

@@ -9,10 +9,10 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::output::print;
-use crate::checkpoint::expand_home;
+use crate::checkpoint::{cache_folder, expand_home};
 use crate::device::{DeviceChoice, has_libdevice};
 use crate::kernels::instruction_sets;
-use crate::profile::cache_folder;
+use crate::profile::PROFILES;
 use crate::text::ChatTemplate;
 
 /// Arguments of `doctor`.
@@ -136,7 +136,7 @@ impl Diagnosis {
     }
 
     fn profiles(&mut self) {
-        let Some(folder) = cache_folder() else {
+        let Some(folder) = cache_folder(PROFILES) else {
             self.fact("speed_tables", "no folder");
             return self.problem(
                 "neither HOME nor XDG_CACHE_HOME names a folder: speed tables are not kept, and each start of `dspark serve` with a \

@@ -1,6 +1,6 @@
 //! Cached speed tables. Models, device and settings of a measurement identify its table.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::measure::{Measured, ProfileOptions, Progress, measure};
 use crate::checkpoint::{CheckpointError, JsonFields, WeightPrecision};
@@ -8,6 +8,9 @@ use crate::device::DeviceChoice;
 use crate::model::{Draft, DraftConfig, DraftHeads, TRAINING_FIELDS, Target, TargetConfig};
 use crate::numbers::fnv;
 use crate::schedule::{Identity, SpsTable};
+
+/// Name of the cache folder of the tables.
+pub const PROFILES: &str = "profiles";
 
 /// Returns what a table is measured for: models of these shapes on this device with this many threads. The
 /// time of a pass depends neither on the values of the weights nor on their path.
@@ -127,13 +130,6 @@ fn is_complete(table: &SpsTable) -> bool {
 pub fn keep(table: &SpsTable, identity: &Identity, folder: &Path) -> Result<(), CheckpointError> {
     std::fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
     table.write(&folder.join(file_name(identity)))
-}
-
-/// Returns the folder of the cached tables: `$XDG_CACHE_HOME/dspark/profiles`, or the same below `~/.cache`.
-pub fn cache_folder() -> Option<PathBuf> {
-    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let caches = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))?;
-    Some(caches.join("dspark").join("profiles"))
 }
 
 fn file_name(identity: &Identity) -> String {

@@ -19,7 +19,7 @@ use super::described::Described;
 use super::estimate::{Need, memory_need};
 use super::evaluate::find_task;
 use crate::cards::dataset_folders;
-use crate::conversation::Sample;
+use crate::conversation::{Sample, SampleSet};
 
 /// Arguments of `deepspec init`.
 #[derive(Debug, Args)]
@@ -96,7 +96,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
     let parameters: usize = target_shapes(&config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let needs_mask = arguments.algorithm != Kind::Eagle3;
-    let mask = |samples: &[Sample]| {
+    let mask = |samples: &SampleSet| {
         let mask = || mask_token(&tokenizer, config.vocab_size, samples);
         needs_mask.then(mask).transpose().with_context(|| folder.display().to_string())
     };
@@ -115,7 +115,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         } else {
             "at most five, in equal steps from layer 1 to the third last."
         },
-        mask: mask(&[])?,
+        mask: mask(&SampleSet::default())?,
         scale: scale(parameters),
         length: None,
         micro_batch_tokens: if on_gpu { 8192 } else { 2048 },
@@ -141,17 +141,20 @@ fn fit(
     choices: &mut Choices,
     described: &mut Described,
     files: &[PathBuf],
-    mask: &dyn Fn(&[Sample]) -> Result<Option<MaskToken>>,
+    mask: &dyn Fn(&SampleSet) -> Result<Option<MaskToken>>,
 ) -> Result<Need> {
     loop {
         let samples = if files.is_empty() {
-            vec![longest(choices.max_length); choices.scale.batch]
+            SampleSet::from(vec![longest(choices.max_length); choices.scale.batch])
         } else {
             described.recipe.data.train = files.to_vec();
             described.recipe.data.max_length = choices.max_length;
             let samples = described.samples().context("--data")?.0.training;
             choices.length = Some((length(&choices.scale, samples.len()), samples.len()));
-            let longest = samples.iter().map(|sample| sample.token_ids.len()).max().unwrap_or(SHORTEST);
+            let mut longest = 0;
+            for sample in samples.iter() {
+                longest = longest.max(sample?.token_ids.len());
+            }
             choices.max_length = choices.max_length.min(longest.next_multiple_of(64));
             choices.mask = mask(&samples)?;
             samples

@@ -7,7 +7,7 @@ use dspark_runtime::model::TargetConfig;
 use dspark_runtime::text::{ChatTemplate, Tokenizer};
 use serde_json::{Map, Value, json};
 
-use crate::conversation::Sample;
+use crate::conversation::SampleSet;
 
 /// Maximum number of target layers that a draft reads.
 pub const LAYERS: usize = 5;
@@ -115,12 +115,15 @@ pub struct MaskToken {
 ///
 /// # Errors
 /// Returns an error if no token is free.
-pub fn mask_token(tokenizer: &Tokenizer, rows: usize, samples: &[Sample]) -> Result<MaskToken> {
+pub fn mask_token(tokenizer: &Tokenizer, rows: usize, samples: &SampleSet) -> Result<MaskToken> {
     if let Some(id) = tokenizer.first_unused_row(rows) {
         return Ok(MaskToken { id, reason: "the first embedding row that no token uses".to_owned() });
     }
     let template = tokenizer.chat_template().map_or("", ChatTemplate::source);
-    let contained: BTreeSet<u32> = samples.iter().flat_map(|sample| &sample.token_ids).copied().collect();
+    let mut contained = BTreeSet::new();
+    for sample in samples.iter() {
+        contained.extend(sample?.token_ids);
+    }
     let roles = [tokenizer.bos_token_id(), tokenizer.eos_token_id(), tokenizer.pad_token_id()];
     let free = |(id, token): &(u32, String)| {
         (*id as usize) < rows
