@@ -63,8 +63,12 @@ fn read(case: &Case, tokenizer: &Tokenizer) -> Outcome {
         cut_answers: false,
         vocabulary_size: tokenizer.vocabulary_size(),
     };
-    match read_samples(&[path], tokenizer, &options) {
-        Ok((samples, _)) => Outcome::Samples(samples),
+    let mut samples = Vec::new();
+    match read_samples(&[path], tokenizer, &options, |sample| {
+        samples.push(sample);
+        Ok(())
+    }) {
+        Ok(_) => Outcome::Samples(samples),
         Err(error) => {
             let message = error.to_string();
             let (_, reason) = message.split_once("line 1: ").unwrap_or_else(|| panic!("{}: {message}", case.name));
