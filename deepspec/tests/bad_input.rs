@@ -337,7 +337,7 @@ fn files_of_a_data_folder_that_are_not_read_are_named() {
     fs::create_dir(&folder).unwrap();
     fs::copy(workspace().join("datasets/quickstart/chat.validation.jsonl"), folder.join("rows.jsonl")).unwrap();
     let settings = [format!("data.train=[{}]", quoted(&folder)), "data.validation=[]".into()];
-    let warning = "ignored files whose name does not end in";
+    let warning = "ignored files without rows, or whose name does not end in";
     let output = train(&root.path().join("first"), &settings);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && !text.contains(warning), "{text}");

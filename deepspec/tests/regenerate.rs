@@ -22,13 +22,13 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 use common::drafts::{TARGET, save, shape};
-use common::{exits_with, refused, workspace};
+use common::{exits_with, program, refused, workspace};
 
 const KILLS: usize = 10;
 
 fn command(prompts: &Path, out: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_deepspec"));
-    command.current_dir(workspace()).env("RAYON_NUM_THREADS", "2").env_remove("DSPARK_API_KEY");
+    let mut command = program();
+    command.env("RAYON_NUM_THREADS", "2").env_remove("DSPARK_API_KEY");
     command.args(["regenerate", "--prompts"]).arg(prompts).arg("--out").arg(out).args(arguments);
     command
 }

@@ -14,7 +14,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
-use common::workspace;
+use common::{program, workspace};
 
 const STEPS: u64 = 24;
 const KILLS: usize = 10;
@@ -24,8 +24,8 @@ fn train(output: &Path, data: &Path, resume: bool) -> Child {
 }
 
 fn spawn(output: &Path, data: &Path, resume: bool, steps: &[&str]) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_deepspec"));
-    command.current_dir(workspace()).env("RAYON_NUM_THREADS", "2").args(["train", "recipes/quickstart.toml"]);
+    let mut command = program();
+    command.env("RAYON_NUM_THREADS", "2").args(["train", "recipes/quickstart.toml"]);
     for set in [
         format!("output.dir={:?}", output.display().to_string()),
         format!("data.train=[{:?}]", data.display().to_string()),
@@ -198,8 +198,8 @@ fn an_interrupted_evaluation_is_all_that_is_done_again() {
 
 /// A verb on a tiny recipe.
 fn stages(arguments: &[&str], samples: &str) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_deepspec"));
-    command.current_dir(workspace()).env("RAYON_NUM_THREADS", "2").arg(arguments[0]).arg("recipes/quickstart.toml");
+    let mut command = program();
+    command.env("RAYON_NUM_THREADS", "2").arg(arguments[0]).arg("recipes/quickstart.toml");
     command.args(&arguments[1..]);
     for set in [
         r#"data.train=["datasets/quickstart/code.train.jsonl"]"#,

@@ -109,7 +109,7 @@ fn layers_that_see_windows_are_refused_by_name() {
         let text = String::from_utf8_lossy(&seen.stdout);
         assert_eq!(seen.status.code(), Some(2), "{text}");
         assert!(text.contains("WRONG: ") && text.contains("`layer_types`"), "{text}");
-        assert!(text.contains("its layers see windows"), "{text}");
+        assert!(text.contains("its layers attend to windows"), "{text}");
     }
     let again = root.path().join("again");
     let arguments =

@@ -13,8 +13,15 @@ pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
+/// `deepspec` in the workspace, with a cache of the tests' own in place of the user's.
+pub fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_deepspec"));
+    command.current_dir(workspace()).env("XDG_CACHE_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
+    command
+}
+
 pub fn deepspec(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_deepspec")).current_dir(workspace()).args(arguments).output().unwrap()
+    program().args(arguments).output().unwrap()
 }
 
 /// The user is to blame: exit code 2, and a message with these words.
