@@ -92,7 +92,7 @@ pub enum ConversationError {
         /// The files read.
         files: Vec<PathBuf>,
         /// The counts of their rows.
-        report: ReadReport,
+        report: Box<ReadReport>,
     },
     /// There are too few samples to set some aside.
     #[error("{found} sample cannot be split: expected at least 2, for training and validation")]

@@ -364,7 +364,7 @@ mod tests {
             let result = json!({"role": "tool", "content": null, "tool_call_id": "c"});
             let row = json!({"messages": [{"role": "user", "content": "q"}, asked, result], "tools": [tool]});
             let conversation = Conversation::from_row(row.as_object().unwrap()).unwrap();
-            assert_eq!(conversation.tools, [tool.clone()]);
+            assert_eq!(conversation.tools, std::slice::from_ref(&tool));
             let expected = json!({"role": "assistant", "content": "", "tool_calls": call});
             assert_eq!(conversation.messages[1].to_json(), expected, "{asked}");
             assert_eq!(

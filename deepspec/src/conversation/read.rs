@@ -105,7 +105,7 @@ pub fn read_samples(
         }
     }
     if collector.report.kept == 0 {
-        return Err(ConversationError::Empty { files: files.to_vec(), report: collector.report });
+        return Err(ConversationError::Empty { files: files.to_vec(), report: Box::new(collector.report) });
     }
     Ok(collector.report)
 }

@@ -3,7 +3,7 @@
 //! The kind of a file follows from its first bytes, not from its name.
 
 use std::fs::File;
-use std::io::{self, BufReader, Cursor, ErrorKind, Read, Seek};
+use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read, Seek};
 use std::path::Path;
 
 use dspark_runtime::checkpoint::{BYTE_ORDER_MARK, LONGEST_LINE, open_file};
@@ -104,7 +104,7 @@ fn compression(start: &[u8]) -> Option<&'static str> {
 
 /// Reads up to the first byte that is neither blank nor part of a byte order mark, and returns it. `read` receives all bytes
 /// that were read.
-fn first_byte(reader: &mut impl Read, read: &mut Vec<u8>) -> io::Result<Option<u8>> {
+fn first_byte(reader: &mut impl BufRead, read: &mut Vec<u8>) -> io::Result<Option<u8>> {
     for byte in reader.take(LONGEST_LINE).bytes() {
         let byte = byte?;
         read.push(byte);

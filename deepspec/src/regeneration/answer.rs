@@ -88,7 +88,7 @@ pub enum AnswerError {
     /// The run was told to stop.
     Stopped,
     /// No row can be answered.
-    Fatal(RegenerationError),
+    Fatal(Box<RegenerationError>),
 }
 
 /// Answers questions, many at the same time.

@@ -83,7 +83,7 @@ impl Source for InProcess {
                 Event::Failed(failure) => return Err(failed(failure)),
             }
         }
-        Err(AnswerError::Fatal(RegenerationError::Engine("it ended in the middle of an answer".to_owned())))
+        Err(AnswerError::Fatal(Box::new(RegenerationError::Engine("it ended in the middle of an answer".to_owned()))))
     }
 }
 
@@ -91,7 +91,7 @@ fn refused(refusal: Refusal) -> AnswerError {
     match refusal {
         Refusal::PromptTooLong { .. } | Refusal::Invalid { .. } => AnswerError::Row(refusal.to_string()),
         Refusal::QueueFull { .. } | Refusal::ShuttingDown => {
-            AnswerError::Fatal(RegenerationError::Engine(refusal.to_string()))
+            AnswerError::Fatal(Box::new(RegenerationError::Engine(refusal.to_string())))
         }
     }
 }
@@ -100,7 +100,7 @@ fn failed(failure: Failure) -> AnswerError {
     match failure {
         Failure::NotFinite(_) | Failure::TimedOut(_) | Failure::NotRead(_) => AnswerError::Row(failure.to_string()),
         Failure::ShutDown | Failure::Internal(_) => {
-            AnswerError::Fatal(RegenerationError::Engine(failure.to_string()))
+            AnswerError::Fatal(Box::new(RegenerationError::Engine(failure.to_string())))
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Errors of a run of `deepspec regenerate`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dspark_runtime::checkpoint::CheckpointError;
 
@@ -54,9 +54,9 @@ pub enum RegenerationError {
     )]
     OtherSettings {
         /// The file of settings.
-        settings: PathBuf,
+        settings: Box<Path>,
         /// The output.
-        output: PathBuf,
+        output: Box<Path>,
         /// The first setting that differs.
         field: String,
         /// Its value in the file.

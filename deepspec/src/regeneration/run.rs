@@ -283,7 +283,7 @@ fn answer(source: &dyn Source, work: Work, seed: u64, stop: &Stop) -> Option<Mes
         Ok(answered) => format!("the answer's row has {} bytes, more than are read again", answered.row.len()),
         Err(AnswerError::Row(reason)) => reason,
         Err(AnswerError::Stopped) => return None,
-        Err(AnswerError::Fatal(error)) => return Some(Message::Fatal(error)),
+        Err(AnswerError::Fatal(error)) => return Some(Message::Fatal(*error)),
     };
     let (id, number) = (Some(prompt.id.clone()), prompt.row.number);
     Some(Message::Failed(FailedRow { id, sample, file, number, reason }))

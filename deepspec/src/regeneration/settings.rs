@@ -114,8 +114,8 @@ impl Settings {
             let [recorded, given] = [&recorded, &given].map(|fields| fields.get(name).unwrap_or(&Value::Null));
             if recorded != given {
                 return Err(RegenerationError::OtherSettings {
-                    settings: path.to_owned(),
-                    output: output.to_owned(),
+                    settings: path.into(),
+                    output: output.into(),
                     field: name.clone(),
                     recorded: recorded.to_string(),
                     given: given.to_string(),
@@ -157,7 +157,8 @@ mod tests {
         settings().record(&path, &output, "p").unwrap();
         let refused =
             |changed: &Settings, prompts: &str| changed.record(&path, &output, prompts).unwrap_err().to_string();
-        let changed: [(&str, fn(&mut Settings)); 8] = [
+        type Change = fn(&mut Settings);
+        let changed: [(&str, Change); 8] = [
             ("temperature = 0.7, but now it is null", |s| s.temperature = None),
             ("top_p = null, but now it is 0.5", |s| s.top_p = Some(0.5)),
             ("top_k = null, but now it is 3", |s| s.top_k = Some(3)),

@@ -29,7 +29,7 @@ impl Source for Echo {
     fn answer(&self, question: &Question<'_>, _: &Stop) -> Result<Reply, AnswerError> {
         let left = self.answers.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         if left.is_err() {
-            return Err(AnswerError::Fatal(RegenerationError::Engine("enough".to_owned())));
+            return Err(AnswerError::Fatal(Box::new(RegenerationError::Engine("enough".to_owned()))));
         }
         let asked = question.messages.last().unwrap()["content"].as_str().unwrap();
         if asked == self.refused {

@@ -21,7 +21,7 @@ impl TrainingCheckpoints {
         for step in self.steps()?.into_iter().rev() {
             match TrainingState::read(&self.path(step)) {
                 Ok(state) => return Ok(Some(state)),
-                Err(Unusable::Failed(error)) => return Err(error),
+                Err(Unusable::Failed(error)) => return Err(*error),
                 Err(Unusable::Damaged(_)) => {}
             }
         }
@@ -53,7 +53,7 @@ impl TrainingCheckpoints {
                     }
                     return Ok(Some((draft, optimizer, state)));
                 }
-                Err(Unusable::Failed(error)) => return Err(error),
+                Err(Unusable::Failed(error)) => return Err(*error),
                 Err(Unusable::Damaged(reason)) => damaged.push((step, reason)),
             }
         }
@@ -74,18 +74,18 @@ impl TrainingCheckpoints {
     ) -> Result<Restored, Unusable> {
         let folder = self.path(step);
         let mut state = TrainingState::read(&folder)?;
-        self.recognise(&state, course).map_err(Unusable::Failed)?;
+        self.recognise(&state, course).map_err(|error| Unusable::Failed(Box::new(error)))?;
         if step > total_steps {
             let reason = format!(
                 "`step` is {step}, but the run has {total_steps} steps: the checkpoint belongs to another run"
             );
-            return Err(Unusable::Failed(TrainError::State { path: folder, reason }));
+            return Err(Unusable::Failed(Box::new(TrainError::State { path: folder, reason })));
         }
         state.check_files(&folder)?;
         // Files without checksums may be damaged still.
         let draft = Draft::load(&folder, target).map_err(|error| match error {
             CheckpointError::Io { source, path } if !crate::digest::is_absent(&source) => {
-                Unusable::Failed(CheckpointError::Io { source, path }.into())
+                Unusable::Failed(Box::new(CheckpointError::Io { source, path }.into()))
             }
             error => Unusable::Damaged(error.to_string()),
         })?;
@@ -110,7 +110,7 @@ impl TrainingCheckpoints {
         });
         match checked {
             Ok(()) => Ok(()),
-            Err(Unusable::Failed(error)) => Err(error),
+            Err(Unusable::Failed(error)) => Err(*error),
             Err(Unusable::Damaged(reason)) => Err(TrainError::BestDamaged { reason }),
         }
     }

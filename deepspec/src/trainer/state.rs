@@ -102,7 +102,7 @@ impl TrainingState {
         let bytes = read_file(&path, LARGEST_TEXT).map_err(|error| match error.kind() {
             _ if is_absent(&error) => damaged("the file is missing".to_owned()),
             ErrorKind::InvalidInput | ErrorKind::InvalidData => damaged(error.to_string()),
-            _ => Unusable::Failed(CheckpointError::io(&path)(error).into()),
+            _ => Unusable::Failed(Box::new(CheckpointError::io(&path)(error).into())),
         })?;
         let mut fields: Map<String, Value> =
             serde_json::from_slice(&bytes).map_err(|error| damaged(format!("not a state: {error}")))?;
@@ -118,7 +118,7 @@ impl TrainingState {
                 state.step,
                 folder.display()
             );
-            return Err(Unusable::Failed(TrainError::State { path, reason }));
+            return Err(Unusable::Failed(Box::new(TrainError::State { path, reason })));
         }
         if intact { Ok(state) } else { Err(damaged("its checksum does not match its contents".to_owned())) }
     }
@@ -130,7 +130,7 @@ impl TrainingState {
     pub(super) fn check_files(&self, folder: &Path) -> Result<(), Unusable> {
         for (name, recorded) in &self.files {
             let path = folder.join(name);
-            if !is_intact(&path, recorded).map_err(|error| Unusable::Failed(error.into()))? {
+            if !is_intact(&path, recorded).map_err(|error| Unusable::Failed(Box::new(error.into())))? {
                 let reason = format!("{}: missing or changed since it was written (SHA-256)", path.display());
                 return Err(Unusable::Damaged(reason));
             }
@@ -145,7 +145,7 @@ pub(super) enum Unusable {
     /// It was changed or damaged. The preceding one may be intact.
     Damaged(String),
     /// It is not this run's, or the machine does not let it be read.
-    Failed(TrainError),
+    Failed(Box<TrainError>),
 }
 
 fn text(fields: &Map<String, Value>) -> String {

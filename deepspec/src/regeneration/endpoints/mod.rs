@@ -133,7 +133,7 @@ impl Source for Endpoints {
                 Taken::Endpoint(index) => index,
                 Taken::Stopped => return Err(AnswerError::Stopped),
                 Taken::AllDown { seconds, faults } => {
-                    return Err(AnswerError::Fatal(RegenerationError::EndpointsDown { seconds, faults }));
+                    return Err(AnswerError::Fatal(Box::new(RegenerationError::EndpointsDown { seconds, faults })));
                 }
             };
             let url = &self.options.urls[index];
