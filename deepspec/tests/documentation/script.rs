@@ -155,7 +155,10 @@ pub fn run(page: &Page, root: &Path, all: bool) -> Result<(), String> {
 /// Names of the runs of which a script reads the draft, `runs/NAME/draft`.
 fn read_runs(script: &str) -> BTreeSet<&str> {
     let after = script.split("runs/").skip(1);
-    after.filter_map(|rest| rest.split_once("/draft").map(|(name, _)| name)).filter(|name| !name.contains(char::is_whitespace)).collect()
+    after
+        .filter_map(|rest| rest.split_once("/draft").map(|(name, _)| name))
+        .filter(|name| !name.contains(char::is_whitespace))
+        .collect()
 }
 
 /// The script of a page's blocks. Its lines are those of the page.

@@ -1,4 +1,4 @@
-//! Folders that one process at a time writes.
+//! Folders and files that one process at a time writes.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
@@ -16,7 +16,7 @@ const HOLDER: &str = "process ";
 const HOLDER_TRIES: usize = 20;
 const HOLDER_WAIT: Duration = Duration::from_millis(5);
 
-/// The lock of a folder, held until it is dropped. The operating system releases it when the process dies.
+/// The lock of a folder or a file, held until it is dropped. The operating system releases it when the process dies.
 #[derive(Debug)]
 pub struct FolderLock {
     /// `None` on a file system without locks.
@@ -30,7 +30,25 @@ impl FolderLock {
     /// [`CheckpointError::InUse`] when another process holds the lock; when the folder cannot be written.
     pub fn acquire(folder: &Path) -> Result<Self, CheckpointError> {
         fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
-        let path = folder.join(FILE);
+        Self::lock(folder, folder.join(FILE))
+    }
+
+    /// Locks a file that grows over several runs of a program. The lock is that of a hidden file beside it, which stays
+    /// there.
+    ///
+    /// # Errors
+    /// [`CheckpointError::InUse`] when another process holds the lock; when the folder of the file cannot be written.
+    pub fn of_file(file: &Path) -> Result<Self, CheckpointError> {
+        let file = behind_links(file);
+        let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let path = folder.join(format!(".{name}{FILE}"));
+        Self::lock(&file, path)
+    }
+
+    /// Locks the file `path`, which stands for `locked`.
+    fn lock(locked: &Path, path: PathBuf) -> Result<Self, CheckpointError> {
         let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = options.map_err(CheckpointError::io(&path))?;
         match file.try_lock() {
@@ -47,7 +65,7 @@ impl FolderLock {
                         None
                     })
                 });
-                Err(CheckpointError::InUse { path: folder.to_owned(), process })
+                Err(CheckpointError::InUse { path: locked.to_owned(), process })
             }
         }
     }
@@ -101,6 +119,20 @@ mod tests {
         assert!(FolderLock::around(&root.path().join("draft")).unwrap().is_none());
         drop(lock);
         assert!(FolderLock::around(&run.join("draft")).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_locked_file_is_refused_by_name_and_its_neighbours_are_not() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("answers.jsonl");
+        let lock = FolderLock::of_file(&file).unwrap();
+        let error = FolderLock::of_file(&file).unwrap_err().to_string();
+        let expected = format!("answers.jsonl: in use by process {}", std::process::id());
+        assert!(error.contains(&expected), "{error}");
+        FolderLock::of_file(&root.path().join("others.jsonl")).unwrap();
+        assert!(FolderLock::around(&root.path().join("draft")).unwrap().is_none());
+        drop(lock);
+        FolderLock::of_file(&file).unwrap();
     }
 
     #[test]
