@@ -10,7 +10,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
-use deepspec::conversation::{Format, MINIMUM_SUPERVISED_TOKENS, ReadOptions, Samples, read_samples};
+use deepspec::conversation::{Format, MINIMUM_SUPERVISED_TOKENS, ReadOptions, SampleSet, Samples, read_samples};
 use deepspec::evaluation::{
     EvaluationMode, EvaluationOptions, EvaluationReport, Models, Records, SamplingMethod, Tables, Task, Turns,
     evaluate, table,
@@ -62,9 +62,12 @@ pub fn train_and_evaluate(
         cut_answers: false,
         vocabulary_size: vocabulary,
     };
-    let (training, report) = read_samples(&[data.join("sums.train.jsonl")], &tokenizer, &options)?;
+    let mut training = Vec::new();
+    let report = read_samples(&[data.join("sums.train.jsonl")], &tokenizer, &options, |sample| {
+        training.push(sample);
+        Ok(())
+    })?;
     println!("training data: {report}");
-    let samples = Samples { training, validation: Vec::new() };
 
     // The draft (`[model]`): one layer that reads the target's hidden states after layers 0 and 2 and drafts 7 tokens.
     let shape = DraftShape {
@@ -81,10 +84,12 @@ pub fn train_and_evaluate(
             confidence_head_with_markov: true,
         }),
     };
-    let texts: Vec<&[u32]> = samples.training.iter().take(4).map(|sample| sample.token_ids.as_slice()).collect();
+    let texts: Vec<&[u32]> = training.iter().take(4).map(|sample| sample.token_ids.as_slice()).collect();
     let draft = Draft::new(DraftConfig::for_target(target.config(), &shape)?, &target, 0);
     // Copies layers, embedding and head of the target, a better start than random weights (`initialize_from_target`).
     let draft = draft.initialized_from(&target, &texts);
+    // Samples in memory; `SampleStore` keeps them on disk for later starts, as a recipe's are.
+    let samples = Samples { training: training.into(), validation: SampleSet::default() };
 
     // Training (`[train]`). In every step the target computes the hidden states of the step's samples.
     let settings = TrainSettings {

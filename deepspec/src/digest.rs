@@ -1,10 +1,14 @@
 //! Digests of files and settings, by which runs recognise their inputs and damaged outputs.
 
+mod remembered;
+
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use dspark_runtime::checkpoint::{CheckpointError, open_file};
 use sha2::{Digest, Sha256};
+
+pub use remembered::FileDigests;
 
 /// Bytes hashed at each end of a weight file.
 const HASHED_ENDS: u64 = 1 << 20;

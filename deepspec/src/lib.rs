@@ -14,6 +14,7 @@ pub mod objective;
 pub mod preparation;
 pub mod process;
 pub mod recipe;
+pub mod regeneration;
 pub mod replay;
 pub mod simulation;
 pub mod teacher;

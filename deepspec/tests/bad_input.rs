@@ -113,6 +113,40 @@ fn recipes_that_do_not_fit_are_refused() {
     exits_with(&deepspec(&["train", "no-such-recipe.toml"]), 2, &["no-such-recipe.toml"]);
 }
 
+/// The accounting of a JSON array: a warning first, then a table on standard error, and the same as JSON.
+#[test]
+fn rows_that_are_left_out_are_accounted_for() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("rows.json");
+    let turn = |role: &str, value: &str| json!({"from": role, "value": value});
+    let long = "Line up the digits: ones, tens and hundreds, and then read the sum from the top.";
+    let row =
+        |role: &str, answer: &str| json!({"conversations": [turn("human", "Add 1 and 2."), turn(role, answer)]});
+    let mut rows = vec![row("gpt", long); 9];
+    rows.insert(1, row("claude", long));
+    rows.push(row("gpt", ""));
+    rows.push(row("llama", long));
+    fs::write(&data, serde_json::to_string_pretty(&rows).unwrap()).unwrap();
+    let data = format!("data.train=[{}]", quoted(&data));
+    let recipe = ["train", "recipes/quickstart.toml", "--plan", "--set", "data.validation=[]", "--set", &data];
+    let output = deepspec(&[&recipe[..], &["--json"]].concat());
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{printed}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let training = &report["data"]["training"];
+    let counts = ["read", "kept", "samples"].map(|name| training[name].as_u64());
+    assert_eq!(counts, [12, 9, 9].map(Some), "{training}");
+    let reasons = [0, 1].map(|index| training["left_out"][index]["rows"].as_u64());
+    assert_eq!(reasons, [2, 1].map(Some), "{training}");
+    assert!(training["left_out"][0]["first"]["row"].as_str().unwrap().starts_with("row 2 (line "), "{training}");
+    let warning = printed.find("warning: training data: 3 of 12 rows (25.0 %) are left out").expect(&printed);
+    let table = printed.find("training data: 12 rows read, 9 kept").expect(&printed);
+    assert!(warning < table && printed.contains("the role \"claude\" is unknown"), "{printed}");
+
+    let strict = deepspec(&[&recipe[..], &["--strict"]].concat());
+    exits_with(&strict, 2, &["rows.json, row 2 (line ", "the role \"claude\" is unknown"]);
+}
+
 #[test]
 fn data_that_cannot_be_used_is_refused() {
     let root = tempfile::tempdir().unwrap();

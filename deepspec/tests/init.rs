@@ -178,6 +178,58 @@ fn a_mask_token_is_found_or_its_lack_named() {
     assert!(fs::read_to_string(&out).unwrap().contains("does not contain \"<|reserved_3|>\""));
 }
 
+/// A token that ends or fills texts, stands for unknown ones, or occurs in the template or the data does not mask.
+#[test]
+fn a_mask_token_has_no_other_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let edit = |path: &Path, change: &dyn Fn(&mut Value)| {
+        let mut value: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+        change(&mut value);
+        fs::write(path, value.to_string()).unwrap();
+    };
+    let config = fs::read_to_string(workspace().join(TARGET).join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    // All of them have a name that the reserved ones have.
+    let uses = ["begin", "pad", "stop", "unk", "template", "data"].map(|use_| format!("<|reserved_{use_}|>"));
+    let rows = 1536 + uses.len();
+    config["vocab_size"] = json!(rows);
+    let target = target(folder.path(), "used", &config);
+    edit(&target.join("tokenizer.json"), &|tokenizer| {
+        for (index, content) in uses.iter().enumerate() {
+            tokenizer["added_tokens"].as_array_mut().unwrap().push(json!({
+                "id": 1536 + index, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true,
+            }));
+        }
+    });
+    edit(&target.join("generation_config.json"), &|generation| {
+        generation["eos_token_id"] = json!([2, 1538]);
+        drop(generation.as_object_mut().unwrap().remove("pad_token_id"));
+    });
+    edit(&target.join("tokenizer_config.json"), &|tokenizer| {
+        tokenizer["bos_token"] = json!(uses[0]);
+        tokenizer["pad_token"] = json!(uses[1]);
+        let template = tokenizer["chat_template"].as_str().unwrap();
+        tokenizer["chat_template"] =
+            json!(format!("{template}{{%- if never -%}}<|reserved_template|>{{%- endif -%}}"));
+    });
+    let named = target.display().to_string();
+    let (free, taken) = (folder.path().join("free.toml"), folder.path().join("taken.toml"));
+    init(&named, &free, &[]);
+    assert_eq!(recipe(&free).model.mask_token_id, Some(1541));
+
+    let data = folder.path().join("data.jsonl");
+    let row = |answer: &str| {
+        json!({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]}).to_string()
+            + "\n"
+    };
+    let long = format!("Hello, {}! ", uses[5]).repeat(20);
+    fs::write(&data, row(&long) + &row(&format!("{long}Bye."))).unwrap();
+    let data = data.display().to_string();
+    init(&named, &taken, &["--data", &data]);
+    assert_eq!(recipe(&taken).model.mask_token_id, Some(0), "no reserved token is free, and <|endoftext|> is");
+}
+
 /// The template's own variable: false ends a prompt with an empty thought.
 #[test]
 fn thinking_is_switched_off_where_the_template_reads_it() {

@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
-use common::drafts::TARGET;
+use common::drafts::{TARGET, edit_values};
 use common::{deepspec, workspace};
 
 const DATA: &str = "datasets/quickstart/sums.train.jsonl";
@@ -154,6 +154,18 @@ fn what_is_known_goes_along_with_an_export_and_calibration_is_added() {
     let unknown = root.path().join("unknown");
     succeeds(&["export", "--target", TARGET, "--draft", &step, "--out", &unknown.display().to_string()]);
     contains(&card(&unknown), &["# unknown\n", "does not say how it was trained", "Not measured."]);
+
+    // The facts beside other weights are not theirs.
+    let (changed, exported) = (root.path().join("changed"), root.path().join("exported"));
+    let [changed_name, exported_name] = [&changed, &exported].map(|path| path.display().to_string());
+    let export = |from: &str, out: &str| {
+        succeeds(&["export", "--target", TARGET, "--dtype", "f32", "--draft", from, "--out", out]);
+    };
+    export(&draft, &changed_name);
+    contains(&card(&changed), &["# quickstart\n", "- sums.train.jsonl\n", "| sums | 2 | "]);
+    edit_values(&changed.join("model.safetensors"), "fc.weight", |_, value| value + 1.0);
+    export(&changed_name, &exported_name);
+    contains(&card(&exported), &["# exported\n", "does not say how it was trained", "Not measured."]);
 
     let digest: Value = serde_json::from_str(&fs::read_to_string(folder.join("draft/card.json")).unwrap()).unwrap();
     let trace = root.path().join("trace.jsonl");

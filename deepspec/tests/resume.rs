@@ -108,6 +108,43 @@ fn a_killed_training_ends_with_the_same_weights() {
     compare(&whole, &killed);
 }
 
+/// The samples of the first start are used again, wherever the data have gone in the meantime.
+#[test]
+fn a_training_whose_data_moved_ends_with_the_same_weights() {
+    const KEPT: u64 = 7;
+    let root = tempfile::tempdir().unwrap();
+    let rows = fs::read_to_string(workspace().join("datasets/quickstart/code.train.jsonl")).unwrap();
+    let (data, moved) = (root.path().join("rows.jsonl"), root.path().join("elsewhere").join("other.jsonl"));
+    fs::write(&data, rows.lines().take(60).map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    let (steps, store) = (format!("train.steps={STEPS}"), root.path().join("samples"));
+    let stored = format!("data.store={:?}", store.display().to_string());
+    let sets = [&steps, "train.checkpoint_every=1", "train.keep_last=24", &stored];
+    let (whole, stopped) = (root.path().join("whole"), root.path().join("stopped"));
+    wait(&mut spawn(&whole, &data, false, &sets), None);
+    let stores = || {
+        let mut names: Vec<_> = fs::read_dir(&store).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = stores();
+    // A copy whose later checkpoints are gone goes on from the last that is left.
+    fs::create_dir_all(stopped.join("checkpoints")).unwrap();
+    fs::copy(whole.join("metrics.jsonl"), stopped.join("metrics.jsonl")).unwrap();
+    for step in 1..=KEPT {
+        let name = format!("checkpoints/step-{step:08}");
+        fs::create_dir(stopped.join(&name)).unwrap();
+        for file in fs::read_dir(whole.join(&name)).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), stopped.join(&name).join(file.file_name())).unwrap();
+        }
+    }
+    fs::create_dir(moved.parent().unwrap()).unwrap();
+    fs::rename(&data, &moved).unwrap();
+    wait(&mut spawn(&stopped, &moved, true, &sets), None);
+    compare(&whole, &stopped);
+    assert_eq!(stores(), before, "the moved data have the same store");
+}
+
 #[test]
 fn an_interrupted_training_saves_the_steps_that_it_did() {
     let root = tempfile::tempdir().unwrap();

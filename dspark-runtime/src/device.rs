@@ -40,7 +40,7 @@ pub enum DeviceError {
     },
     /// The index is beyond the GPUs found.
     #[error(
-        "device `cuda:{index}` was asked for, but {found} CUDA devices were found (is the NVIDIA driver loaded?)"
+        "device `cuda:{index}` was requested, but {found} CUDA devices were found (is the NVIDIA driver loaded?)"
     )]
     NotFound {
         /// The requested index.

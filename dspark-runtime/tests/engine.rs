@@ -403,7 +403,7 @@ fn logprobs_are_the_targets_own() {
     engine.join();
 }
 
-/// A draft that cannot pay is reported as off, once, with the reason.
+/// A draft that would lose time is reported as off, once, with the reason.
 #[test]
 fn drafting_that_cannot_pay_is_reported() {
     // A pass takes a time per token, and none was ever accepted.
@@ -423,6 +423,6 @@ fn drafting_that_cannot_pay_is_reported() {
     let switch = metrics.switch.expect("drafting is off").to_string();
     assert_eq!(
         switch,
-        "drafting is off: by the measured step costs it cannot pay with 2 requests at once; it will be tried again"
+        "drafting is off: by the measured step costs it would lose time with 2 requests at once; it will be tried again"
     );
 }

@@ -124,7 +124,11 @@ fn training_samples(tokenizer: &Tokenizer, arguments: &Arguments) -> Result<Vec<
         cut_answers: false,
         vocabulary_size: EMBEDDING_ROWS,
     };
-    let (samples, _) = read_samples(&[file.path().to_owned()], tokenizer, &options)?;
+    let mut samples = Vec::new();
+    read_samples(&[file.path().to_owned()], tokenizer, &options, |sample| {
+        samples.push(sample);
+        Ok(())
+    })?;
     Ok(samples)
 }
 
@@ -140,9 +144,9 @@ fn train(target: Target, samples: &[Sample], arguments: &Arguments) -> Target {
     let rate = LearningRate::new(arguments.lr, arguments.steps, 0.05, false);
     let mut progress = Progress::new("pretrain", arguments.steps, 0);
     let mut parameters = target.parameters().clone().unfreeze().train();
-    let mut order = SampleOrder::new(samples.len(), arguments.batch, arguments.seed);
+    let order = SampleOrder::new(samples.len(), arguments.batch, arguments.seed);
     for step in 0..arguments.steps {
-        let batch: Vec<&Sample> = order.of_step(step).iter().map(|&index| &samples[index]).collect();
+        let batch: Vec<&Sample> = order.of_step(step).into_iter().map(|index| &samples[index]).collect();
         let model = target.with_parameters(parameters);
         let loss = next_token_loss(&model, &batch);
         let mut gradients = GradientSum::default();

@@ -10,11 +10,12 @@ use sha2::{Digest, Sha256};
 
 use super::described::Described;
 use crate::conversation::{SPLIT_RULE, check_beginning};
-use crate::digest::{file_digest, hash_ends, hash_file, hex, model_files};
-use crate::trainer::{Course, RunFolder, TrainingCheckpoints};
+use crate::digest::{hash_ends, hash_file, hex, model_files};
+use crate::trainer::{Course, ORDER_KEY, ORDER_RULE, RunFolder, TrainingCheckpoints};
 
 /// Settings that affect neither training nor measurements.
-const HARMLESS: [&str; 4] = ["train.log_every", "train.checkpoint_every", "train.keep_last", "data.strict"];
+const HARMLESS: [&str; 5] =
+    ["train.log_every", "train.checkpoint_every", "train.keep_last", "data.strict", "data.store"];
 /// Paths: what stands in the files decides.
 const PATHS: [&str; 3] = ["train.from", "data.train", "data.validation"];
 
@@ -60,15 +61,17 @@ impl Described {
         add_section(&mut settings, "data", &recipe.data)?;
         settings.retain(|key, _| !HARMLESS.contains(&key.as_str()) && !PATHS.contains(&key.as_str()));
         for (key, files) in [("data.train", &recipe.data.train), ("data.validation", &recipe.data.validation)] {
+            let remembered = self.file_digests()?;
             let digests = files.iter().map(|file| {
                 check_beginning(file).context(key)?;
-                Ok(Course::file(&file_digest(file).context(key)?))
+                Ok(Course::file(&remembered.of(file).context(key)?))
             });
             settings.insert(key.to_owned(), Value::Array(digests.collect::<Result<_>>()?));
         }
         if recipe.data.validation_fraction.is_some() {
             settings.insert("data.validation_fraction: rule".to_owned(), SPLIT_RULE.into());
         }
+        settings.insert(ORDER_KEY.to_owned(), ORDER_RULE.into());
         add_model(&mut settings, "target", &self.target_folder)?;
         if let Some(from) = &recipe.train.from {
             add_model(&mut settings, "train.from", from)?;
@@ -83,7 +86,9 @@ impl Described {
         let mut hash = Sha256::new();
         let sections = serde_json::to_string(&(&recipe.model, &recipe.train, &recipe.data))?;
         hash.update(sections.as_bytes());
-        // Earlier versions set other samples aside.
+        // Earlier versions took the samples in another order.
+        hash.update(ORDER_RULE.as_bytes());
+        // They also set others aside.
         if recipe.data.validation_fraction.is_some() {
             hash.update(SPLIT_RULE.as_bytes());
         }
@@ -104,6 +109,18 @@ fn add_section(settings: &mut Map<String, Value>, section: &str, values: &impl S
         settings.extend(fields.into_iter().map(|(key, value)| (format!("{section}.{key}"), value)));
     }
     Ok(())
+}
+
+/// Returns the digest of a model's files.
+///
+/// # Errors
+/// Returns an error if a file cannot be read.
+pub fn model_digest(model: &Path) -> Result<String, CheckpointError> {
+    let mut hash = Sha256::new();
+    for file in model_files(model)? {
+        hash_model_file(&mut hash, &file)?;
+    }
+    Ok(hex(hash))
 }
 
 /// Adds the digests of a model's files as `key/file`. The name of a GGUF file is not included.

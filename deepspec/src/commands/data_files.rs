@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cards::{Card, Kind, card_hint};
 use crate::conversation::holds_rows;
+use crate::regeneration::is_side_file;
 
 /// Extensions of the files of a folder that are read, in any case, each also before one of [`COMPRESSED`].
 const EXTENSIONS: [&str; 4] = ["json", "jsonl", "ndjson", "parquet"];
@@ -104,7 +105,8 @@ impl Found {
         Ok(found)
     }
 
-    /// Adds the files of a folder. Hidden folders are skipped, because download tools use them. `around` are the real
+    /// Adds the files of a folder. Hidden folders are skipped, because download tools use them, and the files that
+    /// `regenerate` writes beside its answers. `around` are the real
     /// paths of this folder and its parents.
     fn collect(&mut self, root: &Path, folder: &Path, around: &mut Vec<PathBuf>) -> io::Result<()> {
         let mut entries: Vec<fs::DirEntry> = fs::read_dir(folder)?.collect::<io::Result<_>>()?;
@@ -114,6 +116,9 @@ impl Found {
             let mut kind = entry.file_type()?;
             if kind.is_symlink() {
                 kind = fs::metadata(&path).map_or(kind, |metadata| metadata.file_type());
+            }
+            if kind.is_file() && is_side_file(&path) {
+                continue;
             }
             let hidden = entry.file_name().to_string_lossy().starts_with('.');
             if kind.is_dir() && !hidden {
@@ -211,6 +216,17 @@ mod tests {
                     .contains("sub/loop is a link to one of its parent folders")
             );
         }
+    }
+
+    #[test]
+    fn the_files_beside_regenerated_answers_are_no_data() {
+        let root = tempfile::tempdir().unwrap();
+        let answers = touch(&root.path().join("answers.jsonl"));
+        touch(&root.path().join("answers.jsonl.settings.json"));
+        touch(&root.path().join("answers.jsonl.failed.jsonl"));
+        let other = touch(&root.path().join("other.jsonl.failed.jsonl"));
+        let found = Found::below(root.path()).unwrap();
+        assert_eq!((found.files, found.others), (vec![answers, other], 0));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use burn::tensor::DType;
 use clap::Args;
-use dspark_runtime::checkpoint::{open_file, resolve_model};
+use dspark_runtime::checkpoint::{cache_folder, open_file, resolve_model};
 use dspark_runtime::commands::{read_tokenizer, warn_of};
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{
@@ -16,7 +16,8 @@ use serde::Serialize;
 
 use super::data_files::data_files;
 use crate::cards::{Card, Kind, card_hint, dataset_folders};
-use crate::conversation::{ReadOptions, ReadReport, Samples, read_samples, split_validation};
+use crate::conversation::{ReadOptions, ReadReport, SampleSet, SampleStore, Samples, StoreRequest, split_validation};
+use crate::digest::{FileDigests, digest, model_files};
 use crate::evaluation::Task;
 use crate::objective::{BlockChoice, Denominator, LossWeights};
 use crate::recipe::{Algorithm, Compute, LearningRateSchedule, OptimizerKind, Recipe, Supervision};
@@ -112,8 +113,7 @@ impl Described {
             cut_answers: data.cut_answers,
             vocabulary_size: self.target_config.vocab_size,
         };
-        let (training, report) = read_samples(&data.train, &self.tokenizer, &options).context("data.train")?;
-        print_accounting("training data", &report);
+        let (training, report) = self.stored("data.train", "training data", &data.train, &options)?;
         let mut accounting = Accounting { training: report, validation: None };
         if let Some(fraction) = data.validation_fraction {
             let key = || format!("data.validation_fraction = {fraction}");
@@ -129,13 +129,63 @@ impl Described {
             return Ok((split, accounting));
         }
         if data.validation.is_empty() {
-            return Ok((Samples { training, validation: Vec::new() }, accounting));
+            return Ok((Samples { training, validation: SampleSet::default() }, accounting));
         }
-        let (validation, report) =
-            read_samples(&data.validation, &self.tokenizer, &options).context("data.validation")?;
-        print_accounting("validation data", &report);
+        let (validation, report) = self.stored("data.validation", "validation data", &data.validation, &options)?;
         accounting.validation = Some(report);
         Ok((Samples { training, validation }, accounting))
+    }
+
+    /// The samples of some files in their store, with the accounting of their rows, which is printed.
+    fn stored(
+        &self,
+        key: &'static str,
+        name: &str,
+        files: &[PathBuf],
+        options: &ReadOptions,
+    ) -> Result<(SampleSet, ReadReport)> {
+        let digests = self.file_digests()?;
+        let request = StoreRequest {
+            files,
+            digests: &digests,
+            tokenizer: &self.tokenizer,
+            tokenizer_digest: &self.tokenizer_digest(&digests)?,
+            options,
+            folder: &self.store_folder()?,
+        };
+        let store = SampleStore::open(&request, |notice| eprintln!("{name}: {notice}")).context(key)?;
+        print_accounting(name, store.report());
+        eprintln!("{name}: samples in {}", store.path().display());
+        let report = store.report().clone();
+        Ok((store.into(), report))
+    }
+
+    /// Digests of data files, remembered beside the stores of samples.
+    ///
+    /// # Errors
+    /// Returns an error if there is no folder for them.
+    pub fn file_digests(&self) -> Result<FileDigests> {
+        Ok(FileDigests::remembered_in(self.store_folder()?.join("digests")))
+    }
+
+    /// The folder of all stores of samples.
+    fn store_folder(&self) -> Result<PathBuf> {
+        let chosen = self.recipe.data.store.clone().or_else(|| cache_folder("samples"));
+        chosen.with_context(|| {
+            format!(
+                "{}: data.store: there is no folder for tokenised samples, because neither XDG_CACHE_HOME nor HOME is an \
+                 absolute path; name one with data.store",
+                self.file.display()
+            )
+        })
+    }
+
+    /// The digest of the files that determine the tokeniser and its template.
+    fn tokenizer_digest(&self, digests: &FileDigests) -> Result<String> {
+        let mut files = model_files(&self.target_folder)?;
+        files.retain(|file| file.extension().is_none_or(|extension| extension != "safetensors"));
+        let parts: Vec<String> = files.iter().map(|file| digests.of(file)).collect::<Result<_, _>>()?;
+        Ok(digest(&parts.iter().map(String::as_str).collect::<Vec<_>>()))
     }
 
     /// The draft that the recipe describes.

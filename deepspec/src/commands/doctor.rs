@@ -4,15 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use dspark_runtime::checkpoint::{Weights, expand_home, resolve_model};
 use dspark_runtime::commands::{Diagnosis, DoctorArguments};
+use dspark_runtime::model::TargetConfig;
+use dspark_runtime::text::Tokenizer;
 
 use crate::cards::{Card, dataset_folders};
 use crate::recipe::Recipe;
 
-/// Folder of the recipes that are looked at.
+/// Folder of the recipes whose targets are checked.
 const RECIPES: &str = "recipes";
 
-/// Looks at the machine, the datasets and the targets of the recipes, and prints what it finds.
+/// Checks the machine, the datasets and the targets of the recipes, and prints the results.
 pub fn run(arguments: &DoctorArguments) -> Result<()> {
     let mut found = Diagnosis::of_machine("deepspec", env!("CARGO_PKG_VERSION"));
     let folders = dataset_folders();
@@ -28,27 +31,51 @@ pub fn run(arguments: &DoctorArguments) -> Result<()> {
     };
     found.fact("datasets_found", names(here));
     found.fact("datasets_not_here", names(missing));
-    let targets = targets(Path::new(RECIPES));
-    if !targets.is_empty() {
-        found.fact("targets_of_recipes", targets);
-    }
+    targets(&mut found, Path::new(RECIPES));
     found.report(arguments)
 }
 
-/// The targets that the recipes in a folder name, each with whether it is here.
-fn targets(folder: &Path) -> Vec<String> {
+/// Adds the targets that the recipes in a folder name, and the faults of recipes and targets.
+fn targets(found: &mut Diagnosis, folder: &Path) {
     let entries = fs::read_dir(folder).into_iter().flatten();
     let mut recipes: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     recipes.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
     recipes.sort();
-    let mut targets: Vec<String> = Vec::new();
+    let (mut names, mut states): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
     for recipe in recipes {
-        let Ok(recipe) = Recipe::load(&recipe, &[]) else { continue };
-        let word = if Path::new(&recipe.target).exists() { "here" } else { "not here" };
-        let line = format!("{}: {word}", recipe.target);
-        if !targets.contains(&line) {
-            targets.push(line);
+        let name = match Recipe::load(&recipe, &[]) {
+            Ok(recipe) => recipe.target,
+            Err(error) => {
+                found.problem(error.to_string());
+                continue;
+            }
+        };
+        if names.contains(&name) {
+            continue;
         }
+        let state = match expand_home(Path::new(&name)).exists().then(|| check(&name)) {
+            None => "not found",
+            Some(Ok(())) => "found",
+            Some(Err(error)) => {
+                found.problem(format!(
+                    "a recipe's target cannot be loaded: {error:#}; restore this file, or download it again"
+                ));
+                "damaged"
+            }
+        };
+        states.push(format!("{name}: {state}"));
+        names.push(name);
     }
-    targets
+    if !states.is_empty() {
+        found.fact("targets_of_recipes", states);
+    }
+}
+
+/// Reads the configuration, the headers of the weights and the tokeniser of a target.
+fn check(name: &str) -> Result<()> {
+    let folder = resolve_model(name)?;
+    TargetConfig::read(&folder)?;
+    Weights::open(&folder)?;
+    Tokenizer::of_model(&folder)?;
+    Ok(())
 }

@@ -10,7 +10,7 @@ use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{DraftConfig, DraftParameters, target_shapes};
 
 use super::described::Described;
-use crate::conversation::{Sample, Samples};
+use crate::conversation::{SampleSet, Samples};
 use crate::estimate::{
     Estimate, Memory, MicroBatchShape, ModelShapes, Parameters, operations, product_speed, seconds,
 };
@@ -51,7 +51,7 @@ pub fn estimate(described: &Described, samples: &Samples, choice: DeviceChoice) 
 ///
 /// # Errors
 /// Returns an error if the recipe does not fit the target, or there is no such device.
-pub fn memory_need(described: &Described, samples: &[Sample], choice: DeviceChoice) -> Result<Need> {
+pub fn memory_need(described: &Described, samples: &SampleSet, choice: DeviceChoice) -> Result<Need> {
     Ok(Counted::of(described, samples, choice)?.need)
 }
 
@@ -66,7 +66,7 @@ struct Counted {
 }
 
 impl Counted {
-    fn of(described: &Described, samples: &[Sample], choice: DeviceChoice) -> Result<Self> {
+    fn of(described: &Described, samples: &SampleSet, choice: DeviceChoice) -> Result<Self> {
         let device = &choice.open()?;
         let (config, parameters) = draft_and_parameters(described)?;
         let settings = described.train_settings(samples.len());
@@ -77,9 +77,9 @@ impl Counted {
 
         let (mut tokens, mut work, mut looked_at) = (0_u64, 0.0, 0_u64);
         let mut largest: Option<(MicroBatchShape, Memory)> = None;
-        let mut batches = Batches::new(samples, settings.batches);
+        let batches = Batches::new(samples, settings.batches);
         for step in 0..steps.min(STEPS) {
-            let shapes = shapes(&batches.of_step(step));
+            let shapes = shapes(&batches.of_step(step)?);
             looked_at += 1;
             tokens += shapes.iter().map(|shape| shape.tokens as u64).sum::<u64>();
             work += shapes.iter().map(|shape| operations(&models, shape)).sum::<f64>();
@@ -184,8 +184,8 @@ pub fn check_models_fit(described: &Described, choice: DeviceChoice) -> Result<(
 }
 
 /// Sizes of the micro-batches of a batch.
-fn shapes(batch: &Batch<'_>) -> Vec<MicroBatchShape> {
-    let shape = |samples: Vec<&DrawnSample<'_>>| MicroBatchShape {
+fn shapes(batch: &Batch) -> Vec<MicroBatchShape> {
+    let shape = |samples: Vec<&DrawnSample>| MicroBatchShape {
         tokens: samples.iter().map(|sample| sample.token_ids.len()).sum(),
         blocks: samples.iter().map(|sample| sample.blocks.anchors.len()).sum(),
         supervised: samples.iter().map(|sample| sample.blocks.supervised().count()).sum(),

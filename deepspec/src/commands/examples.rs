@@ -43,6 +43,19 @@ deepspec sweep recipes/quickstart.toml --vary model.markov_rank=0,64 --set train
 ",
     ),
     (
+        "regenerate",
+        "
+deepspec regenerate --target checkpoints/quickstart-target --prompts datasets/quickstart/chat.evaluate.jsonl \\
+    --out runs/answers.jsonl --max-tokens 128
+# with a draft, three different answers to every prompt
+deepspec regenerate --target checkpoints/quickstart-target --draft runs/quickstart/draft \\
+    --prompts datasets/quickstart/chat.evaluate.jsonl --out runs/samples.jsonl --samples 3 --max-tokens 128
+# from two servers of the model
+deepspec regenerate --endpoint http://127.0.0.1:8000/v1 http://127.0.0.1:8001/v1 --model quickstart-target \\
+    --prompts datasets/quickstart/chat.evaluate.jsonl --out runs/served.jsonl --temperature 0.7
+",
+    ),
+    (
         "train",
         "
 # memory and time, without training

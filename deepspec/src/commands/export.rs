@@ -8,7 +8,7 @@ use dspark_runtime::checkpoint::gguf::BlockType;
 use dspark_runtime::checkpoint::{FolderLock, WeightDtype};
 use dspark_runtime::commands::{Named, check_outputs, count, print};
 use dspark_runtime::device::DeviceChoice;
-use dspark_runtime::model::{Draft, DraftConfig, Target, Verifier, write_target_gguf};
+use dspark_runtime::model::{Draft, DraftConfig, DraftVocabulary, Target, Verifier, write_target_gguf};
 use dspark_runtime::schedule::StsTable;
 use dspark_runtime::text::Tokenizer;
 use serde_json::{Map, Value};
@@ -18,7 +18,7 @@ use super::described::print_accounting;
 use super::draft_folder::{FolderOptions, prompt_limits, write_draft_folder};
 use super::inspect::heads;
 use super::model_card::{CardFacts, last_name};
-use super::setup::{load_target, most_frequent};
+use super::setup::{count_supervised, load_target};
 use crate::cards::dataset_folders;
 use crate::conversation::{Format, ReadOptions, read_samples};
 use crate::replay::{default_prompts, file_prompts};
@@ -206,9 +206,13 @@ fn with_fewer_tokens(
         vocabulary_size: rows,
     };
     let files = data_files(&arguments.vocabulary_data, &dataset_folders()).context("--vocabulary-data")?;
-    let (samples, report) = read_samples(&files, tokenizer, &options)?;
+    let mut counts = vec![0; rows];
+    let report = read_samples(&files, tokenizer, &options, |sample| {
+        count_supervised(&mut counts, &sample);
+        Ok(())
+    })?;
     print_accounting("vocabulary data", &report);
-    Ok(draft.with_vocabulary(most_frequent(&samples, size, rows)))
+    Ok(draft.with_vocabulary(DraftVocabulary::most_frequent(&counts, size)))
 }
 
 fn write_gguf(arguments: &Arguments) -> Result<()> {

@@ -14,6 +14,7 @@ mod init;
 mod inspect;
 mod model_card;
 mod prepare;
+mod regenerate;
 mod run;
 mod run_folder;
 mod setup;
@@ -28,6 +29,7 @@ use anyhow::Result;
 use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 use dspark_runtime::commands::{CompletionsArguments, DoctorArguments, ManArguments, completions, finish, man_pages};
 
+use crate::regeneration::RegenerationError;
 use crate::trainer::TrainError;
 
 /// Train, evaluate and export draft models for speculative decoding.
@@ -48,6 +50,11 @@ enum Verb {
     Run(run::Arguments),
     /// Run recipes over a grid of settings and compare the results
     Sweep(sweep::Arguments),
+    /// Have the target answer prompts, as training data
+    ///
+    /// The engine of this program answers, with a draft if there is one, or OpenAI-compatible servers (--endpoint). Repeat
+    /// the same command to continue a run that was stopped: no answer is lost, and none is there twice.
+    Regenerate(regenerate::Arguments),
     /// Train a draft
     Train(train::Arguments),
     /// Measure a draft's accepted length and speed
@@ -91,6 +98,7 @@ impl Cli {
             Verb::Prepare(arguments) => prepare::run(&arguments),
             Verb::Run(arguments) => run::run(&arguments),
             Verb::Sweep(arguments) => sweep::run(&arguments),
+            Verb::Regenerate(arguments) => regenerate::run(&arguments),
             Verb::Train(arguments) => train::run(&arguments),
             Verb::Evaluate(arguments) => evaluate::run(&arguments),
             Verb::Calibrate(arguments) => calibrate::run(&arguments),
@@ -111,7 +119,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         Some(TrainError::NotFinite { .. } | TrainError::Teacher { .. }) => Some(1),
         _ => (cause.is::<estimate::PlanError>() || dspark_runtime::commands::machine_failed(cause)).then_some(1),
     };
-    error.chain().find_map(code).unwrap_or(2)
+    let regeneration =
+        |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<RegenerationError>()?.exit_code();
+    error.chain().find_map(|cause| regeneration(cause).or_else(|| code(cause))).unwrap_or(2)
 }
 
 #[cfg(test)]

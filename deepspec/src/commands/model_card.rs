@@ -1,7 +1,7 @@
 //! The model card of an exported draft: a `README.md` as the Hugging Face Hub shows it.
 //!
-//! The facts of the card are kept in `card.json` beside it, with the card's digest: a card that still has this digest may be written
-//! again, any other `README.md` is the user's and stays. Cards hold no times and no speeds, so equal runs write equal cards.
+//! The facts of the card are kept in `card.json` beside it, with the card's digest: a card that still has this digest may be
+//! replaced; any other `README.md` is the user's and stays. Cards contain no times and no speeds, so equal runs write equal cards.
 
 use std::path::{Component, Path};
 
@@ -19,15 +19,15 @@ use crate::digest::digest;
 use crate::evaluation::{EvaluationReport, TaskReport};
 use crate::recipe::Recipe;
 
-/// The card.
+/// File name of the card.
 pub const CARD: &str = "README.md";
 
-/// Facts of the card, for later cards of the same draft.
+/// File name of the card's facts, which later cards of the same draft use.
 pub const FACTS: &str = "card.json";
 
 const TEMPLATE: &str = include_str!("model_card.md.jinja");
 
-/// Facts of a card that the draft's own files lack.
+/// Facts of a card that the draft's own files do not contain.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CardFacts {
     /// Name of the draft: of its run, or of its folder.
@@ -80,7 +80,7 @@ struct MeasuredTask {
 /// `card.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
-    /// Digest of the `README.md` that these facts made.
+    /// Digest of the `README.md` made from these facts.
     card: String,
     facts: CardFacts,
 }
@@ -112,7 +112,7 @@ impl CardFacts {
         Ok(Self { training: Some(training), ..facts })
     }
 
-    /// The facts with what an evaluation measured.
+    /// Returns the facts with the results of an evaluation.
     fn with_evaluation(self, report: &EvaluationReport) -> Self {
         let task = |task: &TaskReport| MeasuredTask {
             name: task.name.clone(),
@@ -132,8 +132,8 @@ impl CardFacts {
         Self { evaluation: Some(evaluation), ..self }
     }
 
-    /// The facts of the draft with this digest, which may be a copy of the one in `source`: what is known there of training and
-    /// measurements is taken over.
+    /// Returns the facts of the draft with this digest. If it is a copy of the draft in `source`, the training and measurements in
+    /// the facts there are added.
     pub fn of_draft(mut self, draft: String, source: &Path) -> Self {
         if let Some(Kept { facts, .. }) = Kept::read(source).filter(|kept| kept.facts.draft == draft) {
             self.training = self.training.or(facts.training);
@@ -154,7 +154,7 @@ impl Kept {
     }
 }
 
-/// Returns whether a folder's `README.md` is a card that nobody has changed, or is not there.
+/// Returns whether a folder has no `README.md`, or a card that nobody has changed.
 pub fn is_own_card(folder: &Path) -> bool {
     let card = folder.join(CARD);
     if card.symlink_metadata().is_err() {
@@ -164,7 +164,8 @@ pub fn is_own_card(folder: &Path) -> bool {
     text.zip(Kept::read(folder)).is_some_and(|(text, kept)| kept.card == digest(&[&text]))
 }
 
-/// Writes the card of the draft in `folder`, and its facts. With `keep_readme`, another `README.md` is there or will be: it stays.
+/// Writes the card of the draft in `folder`, and its facts. With `keep_readme`, only the facts are written: the folder's `README.md`
+/// is the user's.
 ///
 /// # Errors
 /// Returns an error if the draft cannot be read or a file cannot be written.
@@ -177,7 +178,7 @@ pub fn write_card(folder: &Path, facts: &CardFacts, keep_readme: bool) -> Result
     Ok(write_file(&folder.join(FACTS), (serde_json::to_string_pretty(&kept)? + "\n").as_bytes())?)
 }
 
-/// Completes the card of an exported draft with what an evaluation measured.
+/// Adds the results of an evaluation to the card of an exported draft.
 ///
 /// # Errors
 /// See [`write_card`].
@@ -190,8 +191,8 @@ pub fn complete_card(folder: &Path, facts: CardFacts, report: &EvaluationReport)
     write_card(folder, &CardFacts { draft, ..facts.with_evaluation(report) }, !is_own_card(folder))
 }
 
-/// Writes the card of a draft's folder again after something in the folder changed. A folder without facts, which this project did not
-/// export, stays as it is.
+/// Rewrites the card of a draft's folder after a change in the folder. A folder without facts was not exported by this project and
+/// stays as it is.
 ///
 /// # Errors
 /// See [`write_card`].
@@ -285,7 +286,7 @@ impl Measured {
     }
 }
 
-/// The calibration table that lies in the folder; `None` where there is none that can be read.
+/// Returns the folder's calibration table for the template; `None` if there is no readable one.
 fn calibration(folder: &Path, block_size: Option<i64>) -> Option<Value> {
     let block_size = usize::try_from(block_size?).ok()?;
     let table = StsTable::read(&folder.join(StsTable::FILE), block_size).ok()?;
@@ -306,7 +307,7 @@ fn engine(verdict: &Verdict) -> Value {
     context! { engine => verdict.engine, answer => verdict.verdict.word(), reasons => reasons.join("; "), known_by => verdict.known_by }
 }
 
-/// The recipe's settings as TOML, without paths of this machine.
+/// Returns the recipe's settings as TOML, without paths of this machine.
 fn settings(recipe: &Recipe) -> Result<String> {
     let mut settings = toml::Table::new();
     for (name, section) in [
@@ -333,7 +334,7 @@ fn is_hub_name(name: &str) -> bool {
     name.split_once('/').is_some_and(|(owner, model)| allowed(owner) && allowed(model))
 }
 
-/// The licence that the front matter of a model's `README.md` names.
+/// Returns the licence that the front matter of a model's `README.md` names.
 fn licence(folder: &Path) -> Option<String> {
     let text = read_text(&folder.join(CARD), LARGEST_TEXT).ok()?;
     let mut lines = text.lines();
@@ -344,7 +345,7 @@ fn licence(folder: &Path) -> Option<String> {
     (!licence.is_empty() && licence.bytes().all(plain)).then_some(licence)
 }
 
-/// The last part of a path, which says nothing of this machine.
+/// Returns the last part of a path, which does not describe this machine.
 pub fn last_name(path: &Path) -> String {
     let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let name = real.components().rev().find_map(|part| match part {
@@ -354,7 +355,7 @@ pub fn last_name(path: &Path) -> String {
     in_table(&name.unwrap_or_default())
 }
 
-/// A text in a cell of a table, or in a line of its own.
+/// Escapes a text for a table cell or a line.
 fn in_table(text: &str) -> String {
     text.chars()
         .map(|character| if character.is_control() { ' ' } else { character })

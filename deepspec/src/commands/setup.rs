@@ -10,7 +10,7 @@ use dspark_runtime::model::{Draft, DraftVocabulary, Target};
 use dspark_runtime::text::Tokenizer;
 
 use super::described::Described;
-use crate::conversation::Sample;
+use crate::conversation::{Sample, SampleSet};
 
 /// Samples on which the initial norms of a draft are measured.
 const INITIAL_TEXTS: usize = 4;
@@ -38,21 +38,31 @@ impl Prepared {
     /// A fresh draft as the recipe describes it. Initialising it from the target measures norms on a few of the samples.
     ///
     /// # Errors
-    /// Returns an error if the recipe's layer ids or mask token do not fit the target.
-    pub fn fresh_draft(&self, samples: &[Sample]) -> Result<Draft> {
+    /// Returns an error if the recipe's layer ids or mask token do not fit the target, or a sample cannot be read.
+    pub fn fresh_draft(&self, samples: &SampleSet) -> Result<Draft> {
         let recipe = &self.described.recipe;
         let model = &recipe.model;
         let rows = self.target.config().vocab_size;
         let config = self.described.draft_config()?;
         let draft = Draft::new(config, &self.target, recipe.train.seed);
-        let texts: Vec<&[u32]> =
-            samples.iter().take(INITIAL_TEXTS).map(|sample| sample.token_ids.as_slice()).collect();
-        let draft = if model.initialize_from_target { draft.initialized_from(&self.target, &texts) } else { draft };
+        let draft = if model.initialize_from_target {
+            let texts: Vec<Sample> = samples.iter().take(INITIAL_TEXTS).collect::<Result<_, _>>()?;
+            let texts: Vec<&[u32]> = texts.iter().map(|sample| sample.token_ids.as_slice()).collect();
+            draft.initialized_from(&self.target, &texts)
+        } else {
+            draft
+        };
         match model.draft_vocab_size {
             Some(size) if size > rows => {
                 bail!("model.draft_vocab_size = {size}: the target has {rows} tokens; expected at most that")
             }
-            Some(size) if size < rows => Ok(draft.with_vocabulary(most_frequent(samples, size, rows))),
+            Some(size) if size < rows => {
+                let mut counts = vec![0; rows];
+                for sample in samples.iter() {
+                    count_supervised(&mut counts, &sample?);
+                }
+                Ok(draft.with_vocabulary(DraftVocabulary::most_frequent(&counts, size)))
+            }
             _ => Ok(draft),
         }
     }
@@ -70,12 +80,8 @@ pub fn load_target(name: &str, device: &Device) -> Result<(PathBuf, Target, Toke
     Ok((folder, target, tokenizer))
 }
 
-/// The `size` tokens that are supervised most often in the samples.
-pub fn most_frequent(samples: &[Sample], size: usize, vocabulary: usize) -> DraftVocabulary {
-    let mut counts = vec![0; vocabulary];
-    for sample in samples {
-        let supervised = sample.token_ids.iter().zip(&sample.loss_mask).filter(|(_, supervised)| **supervised);
-        supervised.for_each(|(&id, _)| counts[id as usize] += 1);
-    }
-    DraftVocabulary::most_frequent(&counts, size)
+/// Adds the supervised tokens of a sample to the counts of all tokens.
+pub fn count_supervised(counts: &mut [u64], sample: &Sample) {
+    let supervised = sample.token_ids.iter().zip(&sample.loss_mask).filter(|(_, supervised)| **supervised);
+    supervised.for_each(|(&id, _)| counts[id as usize] += 1);
 }

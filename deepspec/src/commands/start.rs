@@ -10,7 +10,7 @@ use serde_json::json;
 use super::described::Described;
 use super::setup::Prepared;
 use super::tables::other_tables;
-use crate::conversation::{Format, Sample};
+use crate::conversation::{Format, SampleSet};
 use crate::recipe::{Algorithm, ModelSection};
 
 /// Reasons that a recipe cannot fine-tune an existing draft.
@@ -65,7 +65,7 @@ impl Prepared {
     ///
     /// # Errors
     /// Returns an error if the existing draft does not match the recipe; see also [`fresh_draft`](Self::fresh_draft).
-    pub fn starting_draft(&self, samples: &[Sample]) -> Result<Draft> {
+    pub fn starting_draft(&self, samples: &SampleSet) -> Result<Draft> {
         let recipe = &self.described.recipe;
         let draft = match &recipe.train.from {
             Some(folder) => self.existing_draft(folder)?,

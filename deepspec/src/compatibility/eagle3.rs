@@ -18,7 +18,7 @@ fn of_qwen3(facts: &DraftFacts) -> bool {
     facts.layout == Layout::Speculators || facts.architecture == QWEN3
 }
 
-/// Returns whether the layout that two programs read can hold it.
+/// Refuses a draft in this project's layout, and names the layout that two programs read if it can hold the draft.
 fn rewritten(facts: &DraftFacts, row: &mut Verdict, reason: String) {
     if of_qwen3(facts) {
         row.add(Answer::Refuses, reason, SPECULATORS);
@@ -38,7 +38,7 @@ fn vllm(facts: &DraftFacts) -> Verdict {
         row.add(Answer::Misreads, reason, "set `norm_before_residual` to false");
     }
     if facts.reduced() && !facts.has("lm_head.weight") {
-        let reason = "it proposes some tokens only and leaves out its head, and the target's has all rows";
+        let reason = "it proposes only some tokens and leaves out its head, and the target's has all rows";
         row.add(Answer::Refuses, reason, "export with embeddings");
     }
     tables(facts, &mut row);
@@ -52,8 +52,9 @@ fn sglang(facts: &DraftFacts) -> Verdict {
         _ => format!("it knows no model called `{}`", facts.architecture),
     };
     row.add(Answer::Refuses, reason, "");
-    let renamed =
-        format!("{NO_NORMS}: under the name of one that it knows, the draft's would be dropped without an error");
+    let renamed = format!(
+        "{NO_NORMS}: under the name of one that it knows, the draft's norms would be dropped without an error"
+    );
     row.add(Answer::Refuses, renamed, NO_MODEL);
     row
 }
@@ -63,7 +64,7 @@ fn tensorrt_llm(facts: &DraftFacts) -> Verdict {
     if facts.layout == Layout::Speculators {
         row.add(Answer::Refuses, "the speculators layout is not read", "");
     }
-    row.add(Answer::Misreads, format!("{NO_NORMS}: the draft's are dropped without an error"), NO_MODEL);
+    row.add(Answer::Misreads, format!("{NO_NORMS}: the draft's norms are dropped without an error"), NO_MODEL);
     row
 }
 

@@ -6,7 +6,7 @@
 use super::facts::{DraftFacts, Drafts, Layout};
 use super::{Answer, Verdict};
 
-/// Returns how a row of the table is known.
+/// Returns the source of a row's verdict.
 pub(super) fn known_by(facts: &DraftFacts, row: &Verdict) -> &'static str {
     let loaded = row.verdict <= Answer::WithCare;
     let from_anchor = facts.drafts_from_anchor() && !facts.is_foreign_dflash();

@@ -1,4 +1,4 @@
-//! Facts about a draft's folder, written by any program: enough to judge it without loading it.
+//! Facts about a draft's folder, written by any program. They suffice to judge the draft without loading it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -44,11 +44,11 @@ pub struct DraftFacts {
     pub block_size: Option<i64>,
     /// The file's value for whether the anchor's slot drafts.
     pub sample_from_anchor: Option<bool>,
-    /// vLLM's word for the opposite.
+    /// vLLM's field for the opposite.
     pub bonus_anchor: Option<bool>,
-    /// TensorRT-LLM's word for the same.
+    /// TensorRT-LLM's field for the same.
     pub shift_label: Option<bool>,
-    /// Captured target layers, by number of decoder layer from 0.
+    /// Captured target layers: 0-based indices of decoder layers.
     pub target_layer_ids: Option<Vec<i64>>,
     /// The placeholder token of slots that are not drafted yet.
     pub mask_token_id: Option<i64>,
@@ -58,17 +58,17 @@ pub struct DraftFacts {
     pub draft_vocab_size: Option<i64>,
     /// Rank of the Markov head.
     pub markov_rank: i64,
-    /// Its kind.
+    /// Kind of Markov head.
     pub markov_head_type: Option<String>,
     /// True if a confidence head is declared.
     pub confidence_head: Option<bool>,
-    /// True if it sees the Markov factors.
+    /// True if the confidence head reads the Markov factors.
     pub confidence_with_markov: bool,
     /// The file's value for whether an Eagle3 layer applies the norm before the residual.
     pub norm_before_residual: Option<bool>,
     /// The file's value for whether embedding and head are one table.
     pub tied: bool,
-    /// True if some layers see a window of their context.
+    /// True if some layers attend to a window of their context.
     pub windows: bool,
     /// True if projections have biases.
     pub attention_bias: bool,
@@ -81,7 +81,7 @@ pub struct DraftFacts {
 }
 
 impl DraftFacts {
-    /// Reads them; `None` when the folder is not that of a draft.
+    /// Reads the facts of a folder; `None` if it is not that of a draft.
     ///
     /// # Errors
     /// Returns an error if a file cannot be read at all.
@@ -190,7 +190,7 @@ impl DraftFacts {
     }
 }
 
-/// DSpark and DFlash, by the names that their makers give them.
+/// Returns whether an architecture's name is one that any program gives to DSpark or DFlash drafts.
 fn is_block_draft(architecture: &str) -> bool {
     architecture.contains("DSpark") || architecture.contains("DFlash")
 }

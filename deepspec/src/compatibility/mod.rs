@@ -1,10 +1,10 @@
 //! Judges whether engines load a draft, and names what to change if they do not.
 //!
-//! A draft that an engine refuses is a nuisance; one that it reads otherwise than it was trained decodes right answers
-//! slowly, and nothing says why. So the table has a word for that. What engines do was read in their sources, and for some drafts
-//! seen in a run, which every row says: vLLM 0.33.0
-//! (`qwen3_dspark.py`, `speculators/algos.py`), SGLang 0.5.23 (`models/dspark.py`, `dspark_config.py`), TensorRT-LLM's
-//! main branch of summer 2026 (`modeling_dspark.py`), speculators 0.9.0 and llama.cpp as llama-cpp-python 0.3.36 has it.
+//! An engine that reads a draft differently from how it was trained gives right answers slowly, without an error. The table therefore
+//! tells misreading from refusing. The behaviour of engines comes from their sources and, for some drafts, from runs; every row
+//! states which. The sources: vLLM 0.33.0 (`qwen3_dspark.py`, `speculators/algos.py`), SGLang 0.5.23 (`models/dspark.py`,
+//! `dspark_config.py`), TensorRT-LLM's main branch of summer 2026 (`modeling_dspark.py`), speculators 0.9.0 and llama.cpp as
+//! llama-cpp-python 0.3.36 has it.
 
 mod eagle3;
 mod evidence;
@@ -22,18 +22,18 @@ pub use rules::verdicts;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
-    /// Loads it and computes what it was trained for.
+    /// The engine loads it and computes what it was trained for.
     Takes,
     /// The engine loads it under a condition.
     WithCare,
-    /// Loads it and computes something else, without an error.
+    /// The engine loads it and computes something else, without an error.
     Misreads,
-    /// Does not load it.
+    /// The engine does not load it.
     Refuses,
 }
 
 impl Answer {
-    /// In a table.
+    /// Returns the words for a table.
     pub fn word(self) -> &'static str {
         match self {
             Self::Takes => "loads it",
@@ -51,7 +51,7 @@ pub struct Verdict {
     pub engine: &'static str,
     /// Answer of the engine.
     pub verdict: Answer,
-    /// Why; empty where it simply takes the draft.
+    /// Reasons; empty if the engine loads the draft without conditions.
     pub reasons: Vec<String>,
     /// Changes that would help, in the order of the reasons; some reasons have none.
     pub fix: Vec<String>,

@@ -7,13 +7,12 @@ use super::{Answer, Verdict, eagle3};
 const NATIVE: &str = "export it again: `deepspec export --layout deepspec`";
 pub(super) const SPECULATORS: &str = "export it again: `deepspec export --layout speculators`";
 const GGUF: &str = "export it again: `deepspec export --layout gguf`, and with `--target-out` unless the target is a GGUF file already";
-pub(super) const GGUF_TARGET: &str =
-    "the target's own file is written by `deepspec export --layout gguf --target-out`";
+pub(super) const GGUF_TARGET: &str = "`deepspec export --layout gguf --target-out` writes the target's own file";
 const VANILLA: &str = "train with `model.markov_head_type = \"vanilla\"`";
 const ZERO_HEAD: &str = "add a Markov head of zeros, which changes nothing: `deepspec export --zero-markov-head`";
 const RANK: &str = "train with `model.markov_rank` above 0";
 const STATE: &str = "state `sample_from_anchor` in config.json";
-const ANCHOR: &str = "a draft of the other block convention cannot be turned into this one: train it for this one";
+const ANCHOR: &str = "a draft cannot be converted between block conventions: train one for this convention";
 
 /// All engines' verdicts, in a fixed order.
 pub fn verdicts(facts: &DraftFacts) -> Vec<Verdict> {
@@ -35,7 +34,7 @@ fn common(facts: &DraftFacts, row: &mut Verdict) {
         row.add(Answer::Refuses, reason, "export in bf16");
     }
     if facts.attention_bias {
-        row.add(Answer::Refuses, "projections have biases, and drafts' layers are Qwen3's, which have none", "");
+        row.add(Answer::Refuses, "its projections have biases; engines compute Qwen3's layers, which have none", "");
     }
     if facts.windows {
         match row.engine {
@@ -44,14 +43,14 @@ fn common(facts: &DraftFacts, row: &mut Verdict) {
             "llama.cpp" => row.add(Answer::Refuses, "`deepspec export` does not read drafts with windows", ""),
             _ => row.add(
                 Answer::WithCare,
-                "its layers see windows: versions differ in whether a slot of such a layer sees later slots of its block",
+                "its layers attend to windows: versions differ in whether a slot of such a layer attends to later slots of its block",
                 "compare accepted lengths with those of the program that trained it",
             ),
         }
     }
     match facts.drafts {
         Drafts::Blocks if facts.mask_token_id.is_none() => {
-            row.add(Answer::Refuses, "`mask_token_id` is missing", "name it in config.json");
+            row.add(Answer::Refuses, "`mask_token_id` is missing", "add it to config.json");
         }
         Drafts::Blocks if facts.mask_token_id >= facts.vocab_size && facts.vocab_size.is_some() => {
             row.add(Answer::Refuses, "`mask_token_id` is beyond the vocabulary", "name a token that the target has");
@@ -60,11 +59,11 @@ fn common(facts: &DraftFacts, row: &mut Verdict) {
         Drafts::Blocks | Drafts::Eagle3 => {}
     }
     if facts.target_layer_ids.is_none() {
-        row.add(Answer::Refuses, "the captured target layers are not named", "name them in config.json");
+        row.add(Answer::Refuses, "the captured target layers are not named", "add them to config.json");
     }
 }
 
-/// Architectures that the engines' tables of models have; drafts of the speculators layout are renamed on reading.
+/// Architectures in the engines' tables of models; drafts of the speculators layout are renamed on reading.
 const VLLM_MODELS: [&str; 4] = ["Qwen3DSparkModel", "Gemma4DSparkModel", "DSparkDraftModel", "DFlashDraftModel"];
 const SGLANG_MODELS: [&str; 4] = ["Qwen3DSparkModel", "LingDSparkModel", "DSparkDraftModel", "DFlashDraftModel"];
 
@@ -86,7 +85,7 @@ fn has_tables(facts: &DraftFacts) -> [bool; 2] {
     ["embed_tokens.weight", "lm_head.weight"].map(|name| facts.has(name))
 }
 
-/// Tables that are there once, or said to be one.
+/// Faults of the embedding and the head: one of them missing, or both declared as one table.
 pub(super) fn tables(facts: &DraftFacts, row: &mut Verdict) {
     let [embedding, head] = has_tables(facts);
     if embedding != head && !facts.reduced() {
@@ -99,7 +98,7 @@ pub(super) fn tables(facts: &DraftFacts, row: &mut Verdict) {
     }
 }
 
-/// The target's tables are used whatever the file holds.
+/// For engines that always use the target's embedding and head.
 fn target_tables(facts: &DraftFacts, row: &mut Verdict) {
     if facts.other_tables == Some(true) {
         let reason = "it has an embedding or a head other than the target's, and the target's are used";
@@ -124,7 +123,7 @@ fn vllm(facts: &DraftFacts) -> Verdict {
         let reason = format!("without `sample_from_anchor` the block is read from the slot {read}");
         row.add(Answer::Misreads, reason, STATE);
     } else if speculators && from_anchor {
-        let reason = "some versions before 0.33 do not look at `sample_from_anchor` in this layout and read the block one \
+        let reason = "some versions before 0.33 ignore `sample_from_anchor` in this layout and read the block one \
                       slot later: an accepted length of about 1 is the sign";
         row.add(Answer::WithCare, reason, NATIVE);
     }
@@ -139,7 +138,7 @@ fn vllm(facts: &DraftFacts) -> Verdict {
         row.add(Answer::Refuses, reason, "train with layers from 0 on");
     }
     if facts.reduced() && !facts.has("lm_head.weight") {
-        let reason = "it proposes some tokens only and leaves out its head, and the target's has all rows";
+        let reason = "it proposes only some tokens and leaves out its head, and the target's has all rows";
         row.add(Answer::Refuses, reason, "export with embeddings");
     }
     if facts.confidence_head != Some(true) && !facts.is_foreign_dflash() {
@@ -172,7 +171,7 @@ fn sglang(facts: &DraftFacts) -> Verdict {
         if facts.markov_rank == 0 {
             row.add(Answer::Refuses, "it has no Markov head, and SGLang's DSpark drafts have one", RANK);
         } else if facts.markov_head_type.is_none() {
-            row.add(Answer::Refuses, "`markov_head_type` is missing", "name it in config.json");
+            row.add(Answer::Refuses, "`markov_head_type` is missing", "add it to config.json");
         }
         if facts.confidence_head != Some(true) && !facts.has("confidence_head.proj.weight") {
             let reason = "without a confidence head only SGLANG_RAGGED_VERIFY_MODE=static works";
@@ -183,7 +182,7 @@ fn sglang(facts: &DraftFacts) -> Verdict {
         row.add(Answer::Refuses, "it reads the embedding's output (layer -1)", "train with layers from 0 on");
     }
     if facts.reduced() {
-        let reason = "it proposes some tokens only; here a draft has the target's whole vocabulary";
+        let reason = "it proposes only some tokens; SGLang's drafts propose all";
         row.add(Answer::Refuses, reason, "export a draft of all tokens");
     }
     target_tables(facts, &mut row);
@@ -202,14 +201,14 @@ fn tensorrt_llm(facts: &DraftFacts) -> Verdict {
             row.add(Answer::Misreads, "as a DFlash draft the block is read from the slot behind the anchor", ANCHOR);
         }
     } else if facts.shift_label.unwrap_or(true) != from_anchor {
-        let reason = "`sample_from_anchor` is not looked at: the block is read from the anchor's slot";
+        let reason = "`sample_from_anchor` is ignored: the block is read from the anchor's slot";
         row.add(Answer::Misreads, reason, "set `shift_label` to false in `dspark_config`");
     }
     if let Some(kind) = other_head(facts) {
         row.add(Answer::Refuses, format!("its Markov head is {kind}; only vanilla ones are known"), VANILLA);
     }
     if facts.reduced() {
-        let reason = "it proposes some tokens only; here `markov_w2` has a row for every token";
+        let reason = "it proposes only some tokens; TensorRT-LLM's drafts propose all";
         row.add(Answer::Refuses, reason, "export a draft of all tokens");
     }
     if layers_before_the_first(facts) {
@@ -258,10 +257,10 @@ pub(super) fn speculators_files(facts: &DraftFacts, row: &mut Verdict) {
         row.add(Answer::Misreads, reason, "export with `--verifier NAME`, or with embeddings");
     }
     if facts.reduced() && !(facts.has("d2t") && facts.has("t2d")) {
-        row.add(Answer::Refuses, "it proposes some tokens only and lacks `d2t` or `t2d`", SPECULATORS);
+        row.add(Answer::Refuses, "it proposes only some tokens and lacks `d2t` or `t2d`", SPECULATORS);
     }
     if facts.reduced() && !head {
-        row.add(Answer::Refuses, "it proposes some tokens only and lacks its head", SPECULATORS);
+        row.add(Answer::Refuses, "it proposes only some tokens and lacks its head", SPECULATORS);
     }
     if facts.verifier.is_some() && !facts.reduced() {
         target_tables(facts, row);
@@ -282,11 +281,11 @@ fn llama_cpp(facts: &DraftFacts) -> Verdict {
         row.add(Answer::Refuses, format!("its Markov head is {kind}; only vanilla ones are known"), VANILLA);
     }
     if facts.reduced() {
-        let reason = "it proposes some tokens only; llama.cpp's drafts propose all";
+        let reason = "it proposes only some tokens; llama.cpp's drafts propose all";
         row.add(Answer::Refuses, reason, "export a draft of all tokens");
     }
     if facts.confidence_head == Some(true) && !facts.confidence_with_markov {
-        let reason = "its confidence head does not see the Markov factors, and llama.cpp's does";
+        let reason = "its confidence head does not read the Markov factors, and llama.cpp's does";
         row.add(Answer::Refuses, reason, "train with `model.confidence_head_with_markov = true`");
     }
     row

@@ -16,6 +16,8 @@ const EMBEDDING: Tensors = &[("embed_tokens.weight", "BF16")];
 const HEAD: Tensors = &[("lm_head.weight", "BF16")];
 const MAPS: Tensors = &[("d2t", "I64"), ("t2d", "BOOL"), ("lm_head.weight", "BF16")];
 
+const ALL: Tensors = &[("embed_tokens.weight", "BF16"), ("lm_head.weight", "BF16"), ("d2t", "I64"), ("t2d", "BOOL")];
+
 const ENGINES: [&str; 5] = ["vLLM", "SGLang", "TensorRT-LLM", "speculators", "llama.cpp"];
 
 fn native() -> Value {
@@ -228,6 +230,24 @@ fn every_verdict_says_how_it_is_known() {
             "eagle_aux_hidden_state_layer_ids": [1, 2], "norm_before_residual": false, "draft_vocab_size": 100,
         }),
     };
+    // What a run did not try is not called run: each edit leaves the engine's verdict open or good.
+    let unlike = |config: Value, edit: (&str, Value), tensors: Tensors, engine: usize| {
+        let row = &table(edited(config, &[edit]), tensors)[engine];
+        assert!(row.known_by.starts_with("by reading"), "{row:?}");
+    };
+    let windows = json!(["sliding_attention"]);
+    unlike(native(), ("draft_vocab_size", json!(50)), HEAD, 0);
+    unlike(native(), ("layer_types", windows), &[], 0);
+    unlike(native(), ("markov_head_type", json!("gated")), &[], 4);
+    unlike(edited(native(), &[("markov_rank", json!(0))]), ("architectures", json!(["DFlashDraftModel"])), &[], 0);
+    unlike(speculators(), ("sample_from_anchor", json!(false)), &[], 0);
+    unlike(speculators(), ("sample_from_anchor", json!(false)), &[], 3);
+    unlike(speculators(), ("markov_rank", json!(0)), &[], 3);
+    unlike(eagle3("speculators"), ("draft_vocab_size", json!(50)), MAPS, 0);
+    assert_eq!(table(eagle3("speculators"), BOTH)[3].known_by, "run with speculators 0.9.0 on a CPU");
+    unlike(eagle3("speculators"), ("draft_vocab_size", json!(50)), ALL, 3);
+    unlike(eagle3("speculators"), ("norm_before_residual", Value::Null), &[], 0);
+    unlike(eagle3("native"), ("architectures", json!(["Gemma4Eagle3Model"])), &[], 0);
     assert!(known(eagle3("native"))[0].contains("refuses it"), "{:?}", known(eagle3("native")));
     assert_eq!(known(eagle3("speculators"))[0], "run in vLLM 0.32.0 on a CPU");
     assert!(known(eagle3("native"))[4].contains("reading llama.cpp"));

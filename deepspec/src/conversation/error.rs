@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use dspark_runtime::checkpoint::CheckpointError;
 use dspark_runtime::text::{TextError, TokenId};
 
 use super::report::{MalformedRow, ReadReport, RowNumber};
@@ -99,6 +100,25 @@ pub enum ConversationError {
         /// Samples.
         found: usize,
     },
+    /// A data file changed while it was read into a sample store.
+    #[error("{path} changed while it was read: start again when it is complete")]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A sample store does not hold what was written.
+    #[error(
+        "the sample store {path} is damaged ({reason}): remove this file; the next start makes it again from the data"
+    )]
+    DamagedStore {
+        /// The file.
+        path: PathBuf,
+        /// The damage.
+        reason: String,
+    },
+    /// A data file could not be read, or a sample store could not be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// A share of samples is not between 0 and 1.
     #[error("the validation share should be at least 0 and below 1, found {0}")]
     Share(f64),

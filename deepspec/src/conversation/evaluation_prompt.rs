@@ -36,7 +36,7 @@ impl EvaluationPrompt {
 
     /// Understands `{"turns": ["...", ...]}`, a conversation of which the user's messages are taken, or a single
     /// `prompt`, `question` or `instruction`.
-    fn from_row(row: &Map<String, Value>) -> Result<Self, String> {
+    pub(super) fn from_row(row: &Map<String, Value>) -> Result<Self, String> {
         if let Some(turns) = present(row, "turns") {
             let list =
                 turns.as_array().ok_or_else(|| format!("`turns` should be a list, found {}", json_kind(turns)))?;

@@ -135,9 +135,10 @@ pub(super) fn present<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<
     fields.get(name).filter(|value| !value.is_null())
 }
 
-/// Returns whether a row has a field that can hold a conversation.
+/// Returns whether a row has one of the forms of a conversation.
 pub(super) fn has_conversation(row: &Map<String, Value>) -> bool {
-    LISTS.iter().chain(PAIRS.as_flattened()).any(|name| present(row, name).is_some())
+    let has = |name: &str| present(row, name).is_some();
+    message_list(row, false).is_some() || PAIRS.iter().any(|[question, answer]| has(question) && has(answer))
 }
 
 /// The system message in a row's field `system`, if it has one with text.

@@ -281,17 +281,19 @@ mod tests {
     #[test]
     fn rows_are_the_objects_of_a_json_line() {
         let roles: DictionaryArray<Int8Type> = vec!["be kind", "be brief", "be kind"].into_iter().collect();
+        let texts: DictionaryArray<UInt32Type> = vec![None, Some("t"), None].into_iter().collect();
         let (_directory, path) = write(vec![
             ("id", Arc::new(Int32Array::from(vec![1, 2, 3]))),
             ("conversations", conversations()),
             ("prompt", Arc::new(StringViewArray::from(vec![None, Some("p"), None]))),
             ("response", Arc::new(LargeStringArray::from(vec![None, Some("r"), None]))),
+            ("text", Arc::new(texts)),
             ("system", Arc::new(roles)),
             ("embedding", Arc::new(BinaryArray::from(vec![b"x".as_slice(); 3]))),
         ]);
         let expected = [
             json!({"id": 1, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt"}], "system": "be kind"}),
-            json!({"id": 2, "conversations": [], "prompt": "p", "response": "r", "system": "be brief"}),
+            json!({"id": 2, "conversations": [], "prompt": "p", "response": "r", "text": "t", "system": "be brief"}),
             json!({"id": 3, "system": "be kind"}),
         ];
         let expected: Vec<_> = (1..).map(RowNumber::Row).zip(expected.into_iter().map(Ok::<Value, String>)).collect();

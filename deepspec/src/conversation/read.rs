@@ -15,6 +15,10 @@ use super::rows::{CUT_ANSWER, Row, cut_off, row_id};
 use super::sample::Sample;
 use super::token_row::{TOKENS, read_tokens};
 
+/// Version of what the reader makes of a row. It changes with every change of that, so that stored samples are not used
+/// any more.
+pub const READER_VERSION: u32 = 2;
+
 /// The content of a row, with the names used in recipes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -47,18 +51,20 @@ pub struct ReadOptions {
     pub vocabulary_size: usize,
 }
 
-/// Reads data files into samples: JSONL, JSON arrays or Parquet, also compressed. Their order is that of the files and of the rows in them, for every
-/// number of threads.
+/// Reads data files into samples, which are passed to `sink` one after the other: JSONL, JSON arrays or Parquet, also
+/// compressed. The order is that of the files and of the rows in them, for every number of threads. Few samples are in
+/// memory at a time.
 ///
 /// # Errors
 /// A file that cannot be read, conversations for a tokeniser without chat template, a token id beyond the
-/// vocabulary, no sample at the end, and with `strict` the first malformed row.
+/// vocabulary, no sample at the end, with `strict` the first malformed row, and the errors of `sink`.
 pub fn read_samples(
     files: &[PathBuf],
     tokenizer: &Tokenizer,
     options: &ReadOptions,
-) -> Result<(Vec<Sample>, ReadReport), ConversationError> {
-    let mut collector = Collector { samples: Vec::new(), report: ReadReport::default() };
+    sink: impl FnMut(Sample) -> Result<(), ConversationError>,
+) -> Result<ReadReport, ConversationError> {
+    let mut collector = Collector { sink, report: ReadReport::default() };
     for chunk in RowChunks::of(files) {
         let chunk = chunk?;
         // A template that does not work may take its time: no further row is tried.
@@ -73,10 +79,10 @@ pub fn read_samples(
             collector.take(file, row, outcome?, options)?;
         }
     }
-    if collector.samples.is_empty() {
+    if collector.report.kept == 0 {
         return Err(ConversationError::Empty { files: files.to_vec(), report: collector.report });
     }
-    Ok((collector.samples, collector.report))
+    Ok(collector.report)
 }
 
 /// The outcome of one row.
@@ -129,12 +135,13 @@ impl RowReader<'_> {
         });
         match self.options.format {
             Format::Chat if tokens => Ok(vec![read_tokens(id, fields, self.options.vocabulary_size)?]),
-            Format::Chat => Ok(vec![Sample::from_conversation(
+            Format::Chat => Sample::from_conversation(
                 id,
                 Conversation::from_row(fields)?,
                 self.tokenizer,
                 &self.options.template_arguments,
-            )?]),
+                self.options.max_length,
+            ),
             Format::Text => {
                 let text = present(fields, "text")
                     .ok_or("`text` is missing; conversations are read with data.format = \"chat\"")?;
@@ -158,12 +165,12 @@ impl RowReader<'_> {
     }
 }
 
-struct Collector {
-    samples: Vec<Sample>,
+struct Collector<S> {
+    sink: S,
     report: ReadReport,
 }
 
-impl Collector {
+impl<S: FnMut(Sample) -> Result<(), ConversationError>> Collector<S> {
     fn take(
         &mut self,
         file: &Path,
@@ -186,7 +193,9 @@ impl Collector {
                 self.report.samples += kept.len();
                 self.report.short_samples += short.len();
                 self.report.truncated += kept.iter().filter(|(_, truncated)| *truncated).count();
-                self.samples.extend(kept.into_iter().map(|(sample, _)| sample));
+                for (sample, _) in kept {
+                    (self.sink)(sample)?;
+                }
             }
             Outcome::CutAnswer => {
                 self.report.cut_answers += 1;

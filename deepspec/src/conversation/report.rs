@@ -1,9 +1,10 @@
 //! Accounting: what became of all rows.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use serde::{Serialize, Serializer};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Number of reasons that a report prints; rows of further ones are only counted.
 const SHOWN: usize = 20;
@@ -49,8 +50,28 @@ impl Serialize for RowNumber {
     }
 }
 
+impl<'de> Deserialize<'de> for RowNumber {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let number = || {
+            if let Some(line) = text.strip_prefix("line ") {
+                return Some(Self::Line(line.parse().ok()?));
+            }
+            let row = text.strip_prefix("row ")?;
+            match row.split_once(" (line ") {
+                Some((row, line)) => {
+                    let line = line.strip_suffix(')')?.parse().ok()?;
+                    Some(Self::Element { row: row.parse().ok()?, line })
+                }
+                None => Some(Self::Row(row.parse().ok()?)),
+            }
+        };
+        number().ok_or_else(|| D::Error::custom(format!("expected the number of a line or a row, found {text:?}")))
+    }
+}
+
 /// A row that could not be used, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MalformedRow {
     /// The file.
     pub file: PathBuf,
@@ -68,7 +89,7 @@ impl fmt::Display for MalformedRow {
 }
 
 /// Rows that are left out for the same reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
     /// The reason, without numbers and quoted texts, which differ between rows.
     pub reason: String,
@@ -79,7 +100,7 @@ pub struct LeftOut {
 }
 
 /// Counts over all files. `read` is the sum of `kept`, `too_short`, `cut_answers` and `malformed`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadReport {
     /// Rows read, blank lines left out.
     pub read: usize,
@@ -149,6 +170,14 @@ fn kind(reason: &str) -> String {
         }
     }
     kind
+}
+
+impl ReadReport {
+    /// The same report with other names of the files.
+    pub(super) fn with_files(mut self, name: impl Fn(&Path) -> PathBuf) -> Self {
+        self.left_out.iter_mut().for_each(|left_out| left_out.first.file = name(&left_out.first.file));
+        self
+    }
 }
 
 impl fmt::Display for ReadReport {

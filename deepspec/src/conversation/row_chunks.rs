@@ -102,7 +102,8 @@ impl FileRow<'_> {
         Ok(row)
     }
 
-    /// Returns the number of tokens of a conversation of this row, as the longest of its samples has them.
+    /// Returns the number of tokens of a conversation of this row, as the longest of its samples has them. A conversation with more
+    /// than `most` is not rendered to its end: its number is above `most` and may be too low.
     ///
     /// # Errors
     /// Returns an error if the chat template does not work for any row, and within the result the reason that this conversation
@@ -112,9 +113,10 @@ impl FileRow<'_> {
         conversation: &Conversation,
         tokenizer: &Tokenizer,
         arguments: &Map<String, Value>,
+        most: usize,
     ) -> Result<Result<usize, String>, ConversationError> {
-        match Sample::from_conversation(String::new(), conversation.clone(), tokenizer, arguments) {
-            Ok(sample) => Ok(Ok(sample.token_ids.len())),
+        match Sample::from_conversation(String::new(), conversation.clone(), tokenizer, arguments, most) {
+            Ok(samples) => Ok(Ok(samples.iter().map(|sample| sample.token_ids.len()).max().unwrap_or(0))),
             Err(RowError::Malformed(reason)) => Ok(Err(reason)),
             Err(RowError::Template(source)) => Err(ConversationError::Template {
                 path: self.file.to_owned(),

@@ -1,9 +1,7 @@
 //! Setting samples aside for validation.
 
-use sha2::{Digest, Sha256};
-
 use super::error::ConversationError;
-use super::sample::{Sample, Samples};
+use super::sample_set::{SampleSet, Samples};
 
 /// The rule of [`split_validation`], for digests: runs that were split by another one are not continued.
 pub const SPLIT_RULE: &str = "the lowest hashes, at least one";
@@ -16,37 +14,29 @@ pub const SPLIT_RULE: &str = "the lowest hashes, at least one";
 /// sides: duplicates of the last one are included too.
 ///
 /// # Errors
-/// [`ConversationError::Share`] if `share` is out of range; [`ConversationError::TooFewToSplit`] for fewer than two samples.
-pub fn split_validation(samples: Vec<Sample>, share: f64) -> Result<Samples, ConversationError> {
+/// [`ConversationError::Share`] if `share` is out of range; [`ConversationError::TooFewToSplit`] for fewer than two samples;
+/// [`ConversationError::DamagedStore`] if the hashes of a store are not those that were written.
+pub fn split_validation(samples: SampleSet, share: f64) -> Result<Samples, ConversationError> {
     if !(0.0..1.0).contains(&share) {
         return Err(ConversationError::Share(share));
     }
     if share == 0.0 {
-        return Ok(Samples { training: samples, validation: Vec::new() });
+        return Ok(Samples { training: samples, validation: SampleSet::default() });
     }
     if samples.len() < 2 {
         return Err(ConversationError::TooFewToSplit { found: samples.len() });
     }
-    let count = ((share * samples.len() as f64).round() as usize).clamp(1, samples.len() - 1);
-    let hashes: Vec<u64> = samples.iter().map(hash).collect();
-    let mut sorted = hashes.clone();
-    sorted.sort_unstable();
-    let last = sorted[count - 1];
-    let mut split = Samples::default();
-    for (sample, hash) in samples.into_iter().zip(hashes) {
-        if hash <= last { split.validation.push(sample) } else { split.training.push(sample) }
-    }
-    Ok(split)
+    let rows = samples.validation_rows(share)?;
+    let (validation, training) = samples.divided(rows);
+    Ok(Samples { training, validation })
 }
 
-/// A number that is evenly spread over different samples.
-fn hash(sample: &Sample) -> u64 {
-    let mut hash = Sha256::new();
-    for id in &sample.token_ids {
-        hash.update(id.to_le_bytes());
-    }
-    let digest: [u8; 32] = hash.finalize().into();
-    digest.iter().take(8).fold(0, |bits, byte| bits << 8 | u64::from(*byte))
+/// The rows that a share (`0 < share < 1`) sets aside, of at least two with these hashes.
+pub(super) fn validation_rows(hashes: &[u64], share: f64) -> Vec<u64> {
+    let count = ((share * hashes.len() as f64).round() as usize).clamp(1, hashes.len() - 1);
+    let mut ordered = hashes.to_vec();
+    let (_, &mut last, _) = ordered.select_nth_unstable(count - 1);
+    (0..).zip(hashes).filter(|(_, hash)| **hash <= last).map(|(row, _)| row).collect()
 }
 
 #[cfg(test)]
@@ -54,6 +44,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::conversation::Sample;
+
+    fn all(set: &SampleSet) -> Vec<Sample> {
+        set.iter().collect::<Result<_, _>>().unwrap()
+    }
 
     fn samples(count: u32) -> Vec<Sample> {
         let sample =
@@ -66,18 +61,24 @@ mod tests {
         for (count, share, expected) in
             [(2000, 0.1, 200), (50, 0.02, 1), (50, 0.001, 1), (50, 0.05, 3), (50, 0.0, 0), (2, 0.5, 1), (2, 0.9, 1)]
         {
-            let split = split_validation(samples(count), share).unwrap();
+            let split = split_validation(samples(count).into(), share).unwrap();
             assert_eq!(split.validation.len(), expected, "{share} of {count}");
             assert_eq!(split.training.len() + split.validation.len(), count as usize);
         }
-        assert!(matches!(split_validation(samples(1), 0.5), Err(ConversationError::TooFewToSplit { found: 1 })));
-        assert_eq!(split_validation(samples(1), 0.0).unwrap().training.len(), 1);
+        assert!(matches!(
+            split_validation(samples(1).into(), 0.5),
+            Err(ConversationError::TooFewToSplit { found: 1 })
+        ));
+        assert_eq!(split_validation(samples(1).into(), 0.0).unwrap().training.len(), 1);
     }
 
     #[test]
     fn the_order_does_not_matter_and_additions_move_few() {
         let ids = |samples: Vec<Sample>| -> std::collections::BTreeSet<String> {
-            split_validation(samples, 0.1).unwrap().validation.into_iter().map(|sample| sample.id).collect()
+            all(&split_validation(samples.into(), 0.1).unwrap().validation)
+                .into_iter()
+                .map(|sample| sample.id)
+                .collect()
         };
         let before = ids(samples(500));
         assert_eq!(before, ids(samples(500).into_iter().rev().collect()));
@@ -91,17 +92,17 @@ mod tests {
         let copies: Vec<Sample> =
             samples(200).into_iter().map(|copy| Sample { id: format!("copy {}", copy.id), ..copy }).collect();
         twice.extend(copies);
-        let split = split_validation(twice, 0.3).unwrap();
-        for sample in &split.validation {
-            assert!(split.training.iter().all(|other| other.token_ids != sample.token_ids), "{}", sample.id);
+        let split = split_validation(twice.into(), 0.3).unwrap();
+        for sample in all(&split.validation) {
+            assert!(all(&split.training).iter().all(|other| other.token_ids != sample.token_ids), "{}", sample.id);
         }
     }
 
     proptest! {
         #[test]
         fn a_larger_share_sets_more_of_the_same_aside(low in 0.0..0.5f64, more in 0.0..0.5f64) {
-            let smaller = split_validation(samples(100), low).unwrap().validation;
-            let larger = split_validation(samples(100), low + more).unwrap().validation;
+            let smaller = all(&split_validation(samples(100).into(), low).unwrap().validation);
+            let larger = all(&split_validation(samples(100).into(), low + more).unwrap().validation);
             prop_assert!(smaller.iter().all(|sample| larger.contains(sample)));
         }
     }
@@ -109,7 +110,7 @@ mod tests {
     #[test]
     fn a_share_out_of_range_is_an_error() {
         for share in [-0.1, 1.0, f64::NAN] {
-            assert!(matches!(split_validation(Vec::new(), share), Err(ConversationError::Share(_))));
+            assert!(matches!(split_validation(SampleSet::default(), share), Err(ConversationError::Share(_))));
         }
     }
 }

@@ -2,20 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use dspark_runtime::text::{ChatTemplate, Tokenizer};
+use dspark_runtime::text::Tokenizer;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
-fn golden_source(name: &str) -> String {
+use super::{ConversationError, ReadOptions, ReadReport, Sample, read_samples};
+
+/// The source of one of the real templates that the runtime's golden renderings were made with.
+pub(super) fn golden_source(name: &str) -> String {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let path = workspace.join(format!("dspark-runtime/tests/golden/templates/{name}.jinja"));
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-/// One of the real templates that the runtime's golden renderings were made with.
-pub(super) fn golden_template(name: &str) -> ChatTemplate {
-    ChatTemplate::new(name, golden_source(name), &Map::new()).unwrap()
 }
 
 /// A byte-level tokeniser with a few merges and the special tokens of ChatML, and one of the real templates.
@@ -65,4 +63,18 @@ pub(super) fn lines(directory: &TempDir, name: &str, lines: &[impl AsRef<str>]) 
     let text: String = lines.iter().map(|line| format!("{}\n", line.as_ref())).collect();
     std::fs::write(&path, text).unwrap();
     path
+}
+
+/// Returns all samples of some files, and the report.
+pub(super) fn read_all(
+    files: &[PathBuf],
+    tokenizer: &Tokenizer,
+    options: &ReadOptions,
+) -> Result<(Vec<Sample>, ReadReport), ConversationError> {
+    let mut samples = Vec::new();
+    let report = read_samples(files, tokenizer, options, |sample| {
+        samples.push(sample);
+        Ok(())
+    })?;
+    Ok((samples, report))
 }

@@ -24,7 +24,7 @@ pub(super) fn read_tools(row: &Map<String, Value>) -> Result<Vec<Value>, String>
 }
 
 fn list(row: &Map<String, Value>, name: &str) -> Result<Vec<Value>, String> {
-    let items = match present(row, name).map(|value| unfolded(name, value)).transpose()?.as_deref() {
+    let items = match present(row, name).map(|value| unfolded(&format!("`{name}`"), value)).transpose()?.as_deref() {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Array(items)) => items.clone(),
         Some(other) => return Err(format!("`{name}` should be a list, found {}", json_kind(other))),

@@ -25,7 +25,7 @@ impl EvaluationMode {
         *self == Self::Whole
     }
 
-    /// Returns whether the mode reads a draft's confidences and cannot do without.
+    /// Returns whether the mode needs a draft's confidences.
     pub fn needs_confidences(&self) -> bool {
         matches!(self, Self::Served(Mode::Threshold(_)))
     }
@@ -71,7 +71,7 @@ impl From<EvaluationMode> for String {
     }
 }
 
-/// Tables that served modes decide by, as `dspark serve` reads them.
+/// Tables that served modes use, as `dspark serve` reads them.
 #[derive(Debug, Clone, Default)]
 pub struct Tables {
     /// The cost of passes on this machine; `scheduled` needs it.
@@ -81,7 +81,7 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Returns a policy without a past, as a server has when it starts; `None` where whole blocks are verified.
+    /// Returns a fresh policy, as a server that starts has; `None` if whole blocks are verified.
     pub(super) fn policy(&self, mode: EvaluationMode, draft: &Draft) -> Option<Policy> {
         let EvaluationMode::Served(mode) = mode else { return None };
         Some(Policy::new(mode, self.speed.clone(), self.calibration.clone(), draft.config().block_size))

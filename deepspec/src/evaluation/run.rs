@@ -86,7 +86,7 @@ pub enum EvaluateError {
     },
     /// A mode that reads confidences, and a draft that predicts none.
     #[error(
-        "mode `{mode}` needs a confidence head, and the draft {draft} has none: choose another mode, or train with \
+        "mode `{mode}` needs a confidence head, but the draft {draft} has none: choose another mode, or train with \
          `model.enable_confidence_head = true`"
     )]
     NoConfidences {
@@ -96,7 +96,7 @@ pub enum EvaluateError {
         draft: String,
     },
     /// The scheduled mode without a speed table.
-    #[error("mode `scheduled` needs a speed table (`dspark profile`)")]
+    #[error("mode `scheduled` needs a speed table: measure one with `dspark profile`")]
     NoSpeedTable,
     /// The target gives no distribution for a token.
     #[error("{0}")]

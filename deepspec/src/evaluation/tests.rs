@@ -222,4 +222,19 @@ fn modes_that_cannot_be_measured_are_refused() {
         let error = evaluate(models, ("a", "b"), &[fixture.task()], &options, Records::default()).unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
     }
+    // A threshold needs confidences, by either name; other modes do without.
+    let kind = DraftKind::DSpark(DSparkConfig { enable_confidence_head: false, ..DSparkConfig::new(1536, 8) });
+    let shape = DraftShape { block_size: 4, num_draft_layers: 1, target_layer_ids: vec![LayerId(0)], kind };
+    let draft = Draft::new(DraftConfig::for_target(fixture.target.config(), &shape).unwrap(), &fixture.target, 3);
+    let models = Models { draft: &draft, ..models };
+    for (mode, confidence_threshold, words) in [
+        ("threshold:0.5", 0.0, "mode `threshold:0.5` needs a confidence head, but the draft b has none"),
+        ("whole", 0.5, "the confidence threshold 0.5"),
+    ] {
+        let options = EvaluationOptions { mode: mode.parse().unwrap(), confidence_threshold, ..options() };
+        let error = evaluate(models, ("a", "b"), &[fixture.task()], &options, Records::default()).unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    let options = EvaluationOptions { mode: "fixed:2".parse().unwrap(), max_new_tokens: 2, ..options() };
+    evaluate(models, ("a", "b"), &[fixture.task()], &options, Records::default()).unwrap();
 }

@@ -8,7 +8,7 @@ use super::report::{EvaluationReport, TaskReport};
 /// Speed-ups closer to 1 than this count as no difference: repeats of a short measurement differ by as much.
 const NOTICEABLE: f64 = 0.05;
 
-/// Accepted length below which low acceptance is named as the reason, not the cost of verifying.
+/// Accepted length below which the verdict names low acceptance as the reason, not the cost of verifying.
 const LOW_ACCEPTANCE: f64 = 1.5;
 
 /// Facts about a draft and a machine that an evaluation report lacks.
@@ -22,7 +22,7 @@ pub struct Circumstances {
     pub uncalibrated: bool,
 }
 
-/// Returns the verdict, a thought per line.
+/// Returns the verdict, one thought per line.
 pub fn verdict(report: &EvaluationReport, circumstances: Circumstances) -> String {
     let measured: Vec<(&TaskReport, f64)> =
         report.tasks.iter().filter_map(|task| Some((task, task.speedup()?))).collect();
@@ -181,6 +181,36 @@ mod tests {
             "Verdict: on this machine, with one request at a time and whole blocks verified, this draft speeds decoding up (sums \
              2.00x, chat 1.25x)."
         );
+    }
+
+    /// Five percent either way is a difference, four are none.
+    #[test]
+    fn small_differences_are_none() {
+        let effect = |speedup: f64| {
+            let text = verdict(&report("whole", &[("chat", 3.0, Some(speedup))]), UNKNOWN);
+            ["speeds decoding up", "no clear difference", "slows decoding down"].map(|words| text.contains(words))
+        };
+        assert_eq!([1.04, 0.96].map(effect), [[false, true, false]; 2]);
+        assert_eq!([1.06, 0.94].map(effect), [[true, false, false], [false, false, true]]);
+    }
+
+    /// First the facts, then the likely reasons, then what to do.
+    #[test]
+    fn facts_come_before_reasons_and_reasons_before_advice() {
+        let slow = report("scheduled", &[("chats", 1.1, Some(0.8)), ("code", 2.0, Some(0.9))]);
+        let text = verdict(&slow, Circumstances { uncalibrated: true, ..UNKNOWN });
+        let starts = [
+            "Verdict: ",
+            "The scheduler drafted in 20 of 200 steps",
+            "The target rejects most drafted tokens: accepted length 1.10",
+            "Tokens are accepted (accepted length: code 2.00)",
+            "Next: `dspark profile --again`",
+            "`deepspec calibrate` ",
+            "How to raise acceptance: ",
+        ];
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), starts.len(), "{text}");
+        assert!(lines.iter().zip(starts).all(|(line, start)| line.starts_with(start)), "{text}");
     }
 
     #[test]

@@ -63,8 +63,11 @@ impl Judge<'_> {
             return left_out(reason, false);
         }
         if let Some((tokens, tokenizer)) = self.settings.tokens.as_ref().zip(self.tokenizer) {
-            match row.tokens(conversation, tokenizer, &tokens.template_arguments)? {
+            match row.tokens(conversation, tokenizer, &tokens.template_arguments, tokens.bounds.most)? {
                 Ok(count) if tokens.bounds.contain(count) => {}
+                Ok(count) if count > tokens.bounds.most => {
+                    return left_out(format!("more tokens than --tokens {}", tokens.bounds), false);
+                }
                 Ok(count) => return left_out(format!("{count} tokens, --tokens {}", tokens.bounds), false),
                 Err(reason) => return left_out(reason, true),
             }

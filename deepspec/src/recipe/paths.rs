@@ -27,5 +27,6 @@ pub(super) fn resolve(recipe: &mut Recipe, folder: &Path) {
         *path = resolve_input(path, folder);
     }
     recipe.train.from = recipe.train.from.take().map(|from| resolve_input(&from, folder));
+    recipe.data.store = recipe.data.store.take().map(|store| expand_home(&store));
     recipe.output.dir = recipe.output.dir.take().map(|dir| expand_home(&dir));
 }

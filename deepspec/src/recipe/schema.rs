@@ -336,6 +336,9 @@ pub struct DataSection {
     /// True if the first malformed line ends the run instead of being counted and reported.
     #[serde(default)]
     pub strict: bool,
+    /// Folder of tokenised samples that later starts use again; absent: the user's cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<PathBuf>,
     /// True to train on answers that their length limit cut off (`finish_reason` is `length`).
     // Absent where earlier versions did not have it, so that their runs stay the same.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -362,6 +362,7 @@ fn every_field_is_documented_and_every_documented_field_exists() {
             "train.compute=bf16",
             "evaluate.mode=fixed:1",
             "data.cut_answers=true",
+            "data.store=samples",
         ],
     )
     .unwrap();

@@ -2,11 +2,13 @@
 
 use super::order::{SampleOrder, anchor_randoms};
 use super::packing::MicroBatches;
-use crate::conversation::Sample;
+use crate::conversation::{ConversationError, Sample, SampleSet};
 use crate::objective::{BlockChoice, LossWeights, SampleBlocks, global_weight};
 
 /// Step number from which validation draws its anchors: one that no training step has.
 const VALIDATION_STEP: u64 = u64::MAX;
+/// Validation samples in memory at a time.
+const VALIDATED_AT_A_TIME: usize = 1024;
 
 /// Settings of drawing batches.
 #[derive(Clone, Copy, Debug)]
@@ -26,23 +28,24 @@ pub struct BatchSettings {
 /// The batches of a training. Each is a function of the seed and its step.
 #[derive(Clone, Debug)]
 pub struct Batches<'a> {
-    samples: &'a [Sample],
+    samples: &'a SampleSet,
     settings: BatchSettings,
     order: SampleOrder,
 }
 
 impl<'a> Batches<'a> {
     /// Batches of some samples, at least one.
-    pub fn new(samples: &'a [Sample], settings: BatchSettings) -> Self {
+    pub fn new(samples: &'a SampleSet, settings: BatchSettings) -> Self {
         let order = SampleOrder::new(samples.len(), settings.global_batch_size, settings.seed);
         Self { samples, settings, order }
     }
 
     /// The batch of a 0-based step.
-    pub fn of_step(&mut self, step: u64) -> Batch<'a> {
-        let (samples, settings) = (self.samples, &self.settings);
-        let drawn = |&index: &usize| DrawnSample::new(samples, index, settings, step);
-        Batch { samples: self.order.of_step(step).iter().map(drawn).collect(), micro_batches: settings.micro_batches }
+    ///
+    /// # Errors
+    /// Returns an error if a sample cannot be read.
+    pub fn of_step(&self, step: u64) -> Result<Batch, ConversationError> {
+        Batch::of(self.samples, self.order.of_step(step), &self.settings, step)
     }
 
     /// Samples that the first `steps` steps take, repeated ones counted again.
@@ -51,23 +54,39 @@ impl<'a> Batches<'a> {
     }
 }
 
+/// All of some samples, always with the same blocks, in batches that fit into memory however many samples there are.
+pub fn validation_batches(
+    samples: &SampleSet,
+    settings: BatchSettings,
+) -> impl Iterator<Item = Result<Batch, ConversationError>> {
+    (0..samples.len()).step_by(VALIDATED_AT_A_TIME).map(move |first| {
+        let indices = first..samples.len().min(first + VALIDATED_AT_A_TIME);
+        Batch::of(samples, indices, &settings, VALIDATION_STEP)
+    })
+}
+
 /// The samples of a batch, with the blocks drawn for each.
 #[derive(Clone, Debug)]
-pub struct Batch<'a> {
-    samples: Vec<DrawnSample<'a>>,
+pub struct Batch {
+    samples: Vec<DrawnSample>,
     micro_batches: MicroBatches,
 }
 
-impl<'a> Batch<'a> {
-    /// All of some samples, always with the same blocks.
-    pub fn for_validation(samples: &'a [Sample], settings: &BatchSettings) -> Self {
-        let drawn = |index| DrawnSample::new(samples, index, settings, VALIDATION_STEP);
-        Self { samples: (0..samples.len()).map(drawn).collect(), micro_batches: settings.micro_batches }
-    }
-
-    /// Returns whether there are no samples.
-    pub fn is_empty(&self) -> bool {
-        self.samples.is_empty()
+impl Batch {
+    fn of(
+        samples: &SampleSet,
+        indices: impl IntoIterator<Item = usize>,
+        settings: &BatchSettings,
+        step: u64,
+    ) -> Result<Self, ConversationError> {
+        let drawn = |index: usize| {
+            let Sample { token_ids, loss_mask, .. } = samples.get(index)?;
+            let random = anchor_randoms(token_ids.len(), settings.seed, step, index);
+            let blocks = settings.blocks.blocks(&loss_mask, &random, settings.block_size);
+            Ok(DrawnSample { token_ids, blocks })
+        };
+        let samples = indices.into_iter().map(drawn).collect::<Result<_, ConversationError>>()?;
+        Ok(Self { samples, micro_batches: settings.micro_batches })
     }
 
     /// Tokens of all samples.
@@ -81,7 +100,7 @@ impl<'a> Batch<'a> {
     }
 
     /// The samples that go through the models together.
-    pub fn micro_batches(&self) -> impl Iterator<Item = Vec<&DrawnSample<'a>>> {
+    pub fn micro_batches(&self) -> impl Iterator<Item = Vec<&DrawnSample>> {
         let lengths: Vec<usize> = self.samples.iter().map(|sample| sample.token_ids.len()).collect();
         let split = self.micro_batches.split(&lengths).into_iter();
         split.map(|indices| indices.into_iter().map(|index| &self.samples[index]).collect())
@@ -90,17 +109,9 @@ impl<'a> Batch<'a> {
 
 /// A sample's tokens and the blocks drawn for it.
 #[derive(Clone, Debug)]
-pub struct DrawnSample<'a> {
+pub struct DrawnSample {
     /// The sample's tokens.
-    pub token_ids: &'a [u32],
+    pub token_ids: Vec<u32>,
     /// Its trained blocks.
     pub blocks: SampleBlocks,
-}
-
-impl<'a> DrawnSample<'a> {
-    fn new(samples: &'a [Sample], index: usize, settings: &BatchSettings, step: u64) -> Self {
-        let Sample { token_ids, loss_mask, .. } = &samples[index];
-        let random = anchor_randoms(token_ids.len(), settings.seed, step, index);
-        Self { token_ids, blocks: settings.blocks.blocks(loss_mask, &random, settings.block_size) }
-    }
 }

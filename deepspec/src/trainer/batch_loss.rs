@@ -5,6 +5,7 @@ use dspark_runtime::model::{Draft, Target};
 
 use super::batch::{Batch, DrawnSample};
 use super::optimizer::GradientSum;
+use crate::conversation::ConversationError;
 use crate::objective::{LossSums, LossWeights, Metrics, MicroBatch, MicroBatchLoss, draft_loss};
 use crate::teacher::teach;
 
@@ -18,7 +19,7 @@ pub(super) struct BatchLoss<'a> {
 
 impl BatchLoss<'_> {
     /// The averages over a batch and the gradients of its loss. The draft's parameters are tracked by autodiff.
-    pub fn derive(&self, draft: &Draft, batch: &Batch<'_>) -> (Metrics, GradientSum) {
+    pub fn derive(&self, draft: &Draft, batch: &Batch) -> (Metrics, GradientSum) {
         let global_weight = batch.weight(&self.weights);
         let mut gradients = GradientSum::default();
         let mut sums = LossSums::default();
@@ -32,33 +33,51 @@ impl BatchLoss<'_> {
         (sums.metrics(&self.weights), gradients)
     }
 
-    /// The averages over a batch, without gradients.
-    pub fn measure(&self, draft: &Draft, batch: &Batch<'_>) -> Metrics {
+    /// The averages over batches, without gradients.
+    ///
+    /// # Errors
+    /// Returns the first error of `batches`.
+    pub fn measure(
+        &self,
+        draft: &Draft,
+        batches: impl IntoIterator<Item = Result<Batch, ConversationError>>,
+    ) -> Result<Metrics, ConversationError> {
         let mut sums = LossSums::default();
-        for micro in batch.micro_batches() {
-            sums.add(&self.of_micro_batch(draft, &micro, 1.0, false).sums);
+        for batch in batches {
+            for micro in batch?.micro_batches() {
+                sums.add(&self.of_micro_batch(draft, &micro, 1.0, false).sums);
+            }
         }
-        sums.metrics(&self.weights)
+        Ok(sums.metrics(&self.weights))
     }
 
-    /// Returns whether everything that the target hands the draft for a batch is finite: its hidden states and its output head.
-    pub fn teacher_is_finite(&self, draft: &Draft, batch: &Batch<'_>) -> bool {
+    /// Returns whether everything that the target hands the draft for batches is finite: its hidden states and its output
+    /// head.
+    ///
+    /// # Errors
+    /// Returns the first error of `batches`.
+    pub fn teacher_is_finite(
+        &self,
+        draft: &Draft,
+        batches: impl IntoIterator<Item = Result<Batch, ConversationError>>,
+    ) -> Result<bool, ConversationError> {
         let layers = &draft.config().target_layer_ids;
-        let finite = |micro: Vec<&DrawnSample<'_>>| {
-            let ids: Vec<&[u32]> = micro.iter().map(|sample| sample.token_ids).collect();
-            teach(self.target, &ids, layers).is_finite()
-        };
-        self.target.head_is_finite() && batch.micro_batches().all(finite)
+        let finite = |micro: Vec<&DrawnSample>| teach(self.target, &token_ids(&micro), layers).is_finite();
+        let mut all = self.target.head_is_finite();
+        for batch in batches {
+            all &= batch?.micro_batches().all(finite);
+        }
+        Ok(all)
     }
 
     fn of_micro_batch(
         &self,
         draft: &Draft,
-        samples: &[&DrawnSample<'_>],
+        samples: &[&DrawnSample],
         global_weight: f64,
         train: bool,
     ) -> MicroBatchLoss {
-        let ids: Vec<&[u32]> = samples.iter().map(|sample| sample.token_ids).collect();
+        let ids = token_ids(samples);
         let teacher = teach(self.target, &ids, &draft.config().target_layer_ids);
         let batch = MicroBatch {
             ids,
@@ -69,4 +88,8 @@ impl BatchLoss<'_> {
         };
         draft_loss(draft, &batch, &self.weights, global_weight, train)
     }
+}
+
+fn token_ids<'a>(samples: &[&'a DrawnSample]) -> Vec<&'a [u32]> {
+    samples.iter().map(|sample| sample.token_ids.as_slice()).collect()
 }

@@ -4,11 +4,15 @@ use serde_json::{Map, Value};
 
 use super::checkpoint::TrainingCheckpoints;
 use super::error::TrainError;
+use super::order::ORDER_RULE;
 use super::state::TrainingState;
 use crate::digest::digest;
 
 /// Settings that may change during a run: they affect rounding of sums and measurements, but not what is trained.
 const MAY_CHANGE: [&str; 3] = ["train.micro_batch_size", "train.micro_batch_tokens", "train.validate_every"];
+
+/// The key of the rule by which a run orders its samples.
+pub const ORDER_KEY: &str = "train.seed: order of samples";
 
 /// Hexadecimal digits of a digest that messages show.
 const SHOWN_DIGITS: usize = 12;
@@ -60,6 +64,11 @@ impl Course {
         for key in keys {
             let (then, now) = (run.settings.get(key), self.settings.get(key));
             if then.unwrap_or(&Value::Null) == now.unwrap_or(&Value::Null) {
+                continue;
+            }
+            if key == ORDER_KEY && then.is_none() {
+                refused
+                    .push(format!("the run took its samples in the order of an earlier version, not `{ORDER_RULE}`"));
                 continue;
             }
             let text = format!("`{key}` is {}, the run has {}", shown(now), shown(then));
@@ -141,6 +150,16 @@ mod tests {
                 "`train.steps` is 40, the run has 30"
             ]
         );
+    }
+
+    #[test]
+    fn a_run_with_the_order_of_an_earlier_version_is_refused_in_words() {
+        let run = TrainingState::new(&course(json!({"train.steps": 30})));
+        let now = course(json!({"train.steps": 30, ORDER_KEY: ORDER_RULE}));
+        let refused = now.compare(&run).unwrap_err();
+        assert_eq!(refused.len(), 1);
+        assert!(refused[0].contains("in the order of an earlier version"), "{refused:?}");
+        assert_eq!(now.compare(&TrainingState::new(&now)), Ok(Vec::new()));
     }
 
     #[test]

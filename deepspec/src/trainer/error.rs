@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use dspark_runtime::checkpoint::CheckpointError;
 
+use crate::conversation::ConversationError;
 use crate::logging::LogError;
 use crate::process::Signal;
 
@@ -99,6 +100,9 @@ pub enum TrainError {
     /// Reading or writing a checkpoint failed.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A sample cannot be read.
+    #[error("training stopped, and the checkpoints so far are kept: {0}")]
+    Sample(#[from] ConversationError),
     /// Writing the log failed.
     #[error(transparent)]
     Log(#[from] LogError),

@@ -1,9 +1,11 @@
 //! The training loop.
 
+use std::iter;
+
 use burn::module::Module;
 use dspark_runtime::model::Draft;
 
-use super::batch::{Batch, Batches};
+use super::batch::{Batch, Batches, validation_batches};
 use super::batch_loss::BatchLoss;
 use super::checkpoint::TrainingCheckpoints;
 use super::error::TrainError;
@@ -11,6 +13,7 @@ use super::job::{TrainJob, TrainReport, TrainSettings};
 use super::journal::Journal;
 use super::optimizer::Optimizer;
 use super::state::TrainingState;
+use crate::conversation::{ConversationError, SampleSet};
 use crate::objective::Metrics;
 use crate::process::{Interrupter, resident};
 
@@ -30,7 +33,7 @@ pub fn train(job: TrainJob<'_>) -> Result<TrainReport, TrainError> {
 struct Trainer<'a> {
     settings: TrainSettings,
     batches: Batches<'a>,
-    validation: Batch<'a>,
+    validation: &'a SampleSet,
     loss: BatchLoss<'a>,
     /// The draft so far, its parameters tracked by autodiff.
     draft: Draft,
@@ -74,7 +77,7 @@ impl<'a> Trainer<'a> {
         Ok(Self {
             journal: Journal::open(&run.path, total_steps, &state)?,
             batches: Batches::new(&samples.training, settings.batches),
-            validation: Batch::for_validation(&samples.validation, &settings.batches),
+            validation: &samples.validation,
             loss: BatchLoss { target, weights: settings.loss, compute: settings.compute },
             draft: draft.with_parameters(draft.parameters.clone().unfreeze().train()),
             settings,
@@ -93,9 +96,9 @@ impl<'a> Trainer<'a> {
     /// Takes one optimiser step. Its finite loss confirms the weights of the step before, which are then saved if due.
     fn step(mut self) -> Result<Self, TrainError> {
         let (rate, step) = (self.settings.learning_rate.at(self.state.step), self.state.step + 1);
-        let batch = self.batches.of_step(self.state.step);
+        let batch = self.batches.of_step(self.state.step)?;
         let (metrics, gradients) = self.loss.derive(&self.draft, &batch);
-        self.check_loss(step, "", &metrics, &batch)?;
+        self.check_loss(step, "", &metrics, || iter::once(Ok(batch.clone())))?;
         let (gradients, norm) = self.optimizer.clip(gradients, &self.draft.parameters);
         self.checkpoints.check_norm(step, norm)?;
         // Only now are the weights that this step started from known to be good.
@@ -129,8 +132,9 @@ impl<'a> Trainer<'a> {
     /// Measures the updated weights. The best so far become a checkpoint.
     fn validate(&mut self, update: &mut Update) -> Result<(), TrainError> {
         let step = self.state.step;
-        let metrics = self.loss.measure(&self.snapshot(), &self.validation);
-        self.check_loss(step, "validation ", &metrics, &self.validation)?;
+        let batches = || validation_batches(self.validation, self.settings.batches);
+        let metrics = self.loss.measure(&self.snapshot(), batches())?;
+        self.check_loss(step, "validation ", &metrics, batches)?;
         self.journal.validation(step, &metrics);
         update.validated = true;
         update.due |= self.state.improve(metrics.tau_probabilistic);
@@ -138,12 +142,12 @@ impl<'a> Trainer<'a> {
     }
 
     /// Confirms and saves the weights of the last step, and reports.
-    fn finish(mut self) -> Result<TrainReport, TrainError> {
+    fn finish(self) -> Result<TrainReport, TrainError> {
         if let Some(update) = &self.update {
             if !update.validated {
-                let batch = self.batches.of_step(self.state.step - 1);
-                let metrics = self.loss.measure(&self.snapshot(), &batch);
-                self.check_loss(self.state.step, "updated draft's ", &metrics, &batch)?;
+                let batches = || iter::once(self.batches.of_step(self.state.step - 1));
+                let metrics = self.loss.measure(&self.snapshot(), batches())?;
+                self.check_loss(self.state.step, "updated draft's ", &metrics, batches)?;
             }
             self.save()?;
         }
@@ -163,13 +167,21 @@ impl<'a> Trainer<'a> {
     }
 
     /// Returns an error for a loss that is not finite. If the target is the cause, the error says so.
-    fn check_loss(&self, step: u64, of: &str, metrics: &Metrics, batch: &Batch<'_>) -> Result<(), TrainError> {
-        self.checkpoints.check_loss(step, of, metrics).map_err(|error| match error {
-            TrainError::NotFinite { step, kept, .. } if !self.loss.teacher_is_finite(&self.draft, batch) => {
-                TrainError::Teacher { step, kept }
+    fn check_loss<B: Iterator<Item = Result<Batch, ConversationError>>>(
+        &self,
+        step: u64,
+        of: &str,
+        metrics: &Metrics,
+        batches: impl FnOnce() -> B,
+    ) -> Result<(), TrainError> {
+        match self.checkpoints.check_loss(step, of, metrics) {
+            Err(TrainError::NotFinite { step, kept, .. })
+                if !self.loss.teacher_is_finite(&self.draft, batches())? =>
+            {
+                Err(TrainError::Teacher { step, kept })
             }
-            error => error,
-        })
+            outcome => outcome,
+        }
     }
 
     fn save(&self) -> Result<(), TrainError> {

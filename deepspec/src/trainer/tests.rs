@@ -11,7 +11,7 @@ use dspark_runtime::model::{Draft, DraftParameters, FeedForward, Target};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::conversation::{Sample, Samples};
+use crate::conversation::{Sample, SampleSet, Samples};
 use crate::objective::{BlockChoice, Denominator, LossWeights};
 use crate::process::{Interrupter, Signal};
 use crate::testing::{TINY_VOCABULARY as VOCABULARY, tiny_eagle3_models as eagle3_models, tiny_models as models};
@@ -30,7 +30,7 @@ fn samples(count: usize, supervised: impl Fn(usize) -> bool) -> Vec<Sample> {
 
 /// Samples that all carry loss, and none to validate on.
 fn training(count: usize) -> Samples {
-    Samples { training: samples(count, |_| true), validation: Vec::new() }
+    Samples { training: samples(count, |_| true).into(), validation: SampleSet::default() }
 }
 
 fn settings(steps: u64) -> TrainSettings {
@@ -161,15 +161,15 @@ fn not_finite(result: Result<TrainReport, TrainError>, expected_step: u64, expec
 #[test]
 fn weights_whose_loss_is_not_finite_never_become_a_checkpoint() {
     let models = models();
-    let mut order = SampleOrder::new(5, 1, settings(5).batches.seed);
-    let settled: Vec<usize> = (0..2).flat_map(|step| order.of_step(step).to_vec()).collect();
+    let order = SampleOrder::new(5, 1, settings(5).batches.seed);
+    let settled: Vec<usize> = (0..2).flat_map(|step| order.of_step(step)).collect();
     let training = samples(5, |index| !settled.contains(&index));
     let ruinous = |steps: u64, validate_every: u64| TrainSettings {
         learning_rate: LearningRate::new(1e38, steps, 0.0, false),
         validate_every,
         ..settings(steps)
     };
-    let samples = Samples { training, validation: samples(1, |_| true) };
+    let samples = Samples { training: training.into(), validation: samples(1, |_| true).into() };
     for (steps, validate_every, expected_step, term) in [
         (5, 0, 4, "cross-entropy"),
         // After the last step there is no next one.
@@ -262,12 +262,13 @@ fn nor_does_an_eagle3_drafts_step_depend_on_them() {
 
 fn split(models: &(Target, Draft), settings: TrainSettings) {
     // Different numbers of supervised slots, so that a mean of means would show.
-    let mut samples = training(4);
-    for (index, sample) in samples.training.iter_mut().enumerate() {
+    let mut cut = samples(4, |_| true);
+    for (index, sample) in cut.iter_mut().enumerate() {
         sample.token_ids.truncate(TOKENS - 5 * index);
         sample.loss_mask.truncate(TOKENS - 5 * index);
         sample.loss_mask[..3 * index].fill(false);
     }
+    let samples = Samples { training: cut.into(), validation: SampleSet::default() };
     let last = |micro_batches: MicroBatches| {
         let root = tempfile::tempdir().unwrap();
         let run = Run { models, samples: &samples, folder: root.path() };

@@ -138,7 +138,8 @@ pub fn run(page: &Page, root: &Path, all: bool) -> Result<(), String> {
     let made = blocks.iter().flat_map(|block| calls(block)).any(|call| makes(&call));
     if !made && (script.contains("--example") || !reads.is_empty()) {
         // Runs of slow blocks are not made: the quickstart's takes their place.
-        scratch.take_quickstart(quickstart(root, all), if all { &BTreeSet::new() } else { &reads });
+        let none = BTreeSet::new();
+        scratch.take_quickstart(quickstart(root, all), if all { &none } else { &reads });
     }
     let output = scratch.run(&script, &port);
     if output.status.success() {

@@ -215,7 +215,7 @@ fn rows(workbench: &Workbench, bytes: &[u8]) {
             cut_answers: false,
             vocabulary_size: workbench.config.vocab_size,
         };
-        let _ = read_samples(std::slice::from_ref(&file), &workbench.tokenizer, &options);
+        let _ = read_samples(std::slice::from_ref(&file), &workbench.tokenizer, &options, |_| Ok(()));
     }
     let _ = read_evaluation_prompts(&file);
 }

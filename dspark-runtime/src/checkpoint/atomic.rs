@@ -21,14 +21,14 @@ pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), CheckpointError> {
 ///
 /// # Errors
 /// Returns the errors of [`write_file`] and of `fill`.
-pub fn write_file_with(
+pub fn write_file_with<E: From<CheckpointError>>(
     path: &Path,
-    fill: impl FnOnce(&mut dyn Write) -> Result<(), CheckpointError>,
-) -> Result<(), CheckpointError> {
+    fill: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+) -> Result<(), E> {
     let path = &behind_links(path);
     if fs::metadata(path).is_ok_and(|kind| !kind.is_file() && !kind.is_dir()) {
         let reason = "expected a regular file to write, found a pipe or a device".to_owned();
-        return Err(CheckpointError::Invalid { path: path.to_owned(), reason });
+        return Err(CheckpointError::Invalid { path: path.to_owned(), reason }.into());
     }
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
@@ -40,7 +40,7 @@ pub fn write_file_with(
         temporary.persist(path).map_err(|error| error.error)?;
         sync_folder(folder)
     });
-    kept.map_err(CheckpointError::io(path))
+    Ok(kept.map_err(CheckpointError::io(path))?)
 }
 
 /// The file that a path leads to through links, which need not be there yet.
@@ -115,7 +115,7 @@ mod tests {
         fs::write(&left, "half").unwrap();
         let other = root.path().join(".report.json.bak");
         fs::write(&other, "the user's").unwrap();
-        write_file_with(&path, |_| {
+        write_file_with::<CheckpointError>(&path, |_| {
             assert!(!left.exists());
             write_file(&path, b"second").unwrap();
             // Still there: this writer has not finished.

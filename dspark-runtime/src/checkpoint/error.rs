@@ -134,14 +134,14 @@ pub enum CheckpointError {
         /// Its first such value.
         value: f32,
     },
-    /// Another process writes into a folder.
+    /// Another process writes into a folder or a file.
     #[error(
-        "{}: the folder is in use by {}: wait until that process has ended, or choose another folder",
+        "{}: in use by {}: wait until that process has ended, or choose another place",
         path.display(),
         process.map_or_else(|| "another process".to_owned(), |process| format!("process {process}"))
     )]
     InUse {
-        /// The folder.
+        /// The folder or file.
         path: PathBuf,
         /// The process, if it is known.
         process: Option<u32>,

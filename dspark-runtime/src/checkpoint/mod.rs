@@ -25,7 +25,7 @@ pub use error::CheckpointError;
 pub use json_fields::{JsonFields, json_kind};
 pub use load::{load_module, parameter_shapes, with_stable_ids};
 pub use lock::FolderLock;
-pub use resolve::{check_draft_folder, expand_home, resolve_model};
+pub use resolve::{cache_folder, check_draft_folder, expand_home, resolve_model};
 pub use save::{WeightDtype, WeightsToSave};
 pub use user_files::{BYTE_ORDER_MARK, LARGEST_TEXT, LONGEST_LINE, Lines, open_file, read_file, read_text};
 pub use weights::{WeightPrecision, Weights};

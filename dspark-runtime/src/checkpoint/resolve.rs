@@ -5,6 +5,13 @@ use std::path::{Path, PathBuf};
 use super::CheckpointError;
 use super::gguf::is_gguf;
 
+/// Returns a folder of files that later runs use again: `$XDG_CACHE_HOME/dspark/NAME`, or the same below `~/.cache`.
+pub fn cache_folder(name: &str) -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let caches = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))?;
+    Some(caches.join("dspark").join(name))
+}
+
 /// Returns a folder in Hugging Face layout or a GGUF file: the given path or, with the `hub` feature, the local copy of
 /// a Hugging Face model (`owner/name`), which is downloaded if necessary. The path is passed through [`expand_home`].
 ///

@@ -25,7 +25,8 @@ enum Source {
 
 /// The defaults of a request.
 #[derive(Debug, PartialEq)]
-pub(super) struct Defaults {
+pub struct Defaults {
+    /// Sampling settings.
     pub sampling: Sampling,
     /// Limit of new tokens, if the model has one.
     pub max_new_tokens: Option<usize>,
@@ -37,7 +38,7 @@ impl DefaultsArguments {
     ///
     /// # Errors
     /// Returns an error if the target's file cannot be read, or a value in it cannot be.
-    pub(super) fn read(&self, target: &str, own: Sampling) -> Result<Defaults> {
+    pub fn read(&self, target: &str, own: Sampling) -> Result<Defaults> {
         if self.generation_config == Source::None {
             return Ok(Defaults { sampling: own, max_new_tokens: None });
         }

@@ -1,4 +1,4 @@
-//! `dspark doctor`: facts about this machine and this build, and what is wrong with them.
+//! `dspark doctor`: facts about this machine and this build, and their problems.
 
 use std::path::Path;
 use std::{env, fs, thread};
@@ -9,10 +9,10 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::output::print;
-use crate::checkpoint::expand_home;
+use crate::checkpoint::{cache_folder, expand_home};
 use crate::device::{DeviceChoice, has_libdevice};
 use crate::kernels::instruction_sets;
-use crate::profile::cache_folder;
+use crate::profile::PROFILES;
 use crate::text::ChatTemplate;
 
 /// Arguments of `doctor`.
@@ -40,7 +40,7 @@ pub struct Diagnosis {
 }
 
 impl Diagnosis {
-    /// Looks at the machine and at this build of a program.
+    /// Checks the machine and this build of a program.
     pub fn of_machine(program: &str, version: &str) -> Self {
         let mut found = Self::default();
         found.fact("version", format!("{program} {version}"));
@@ -60,7 +60,7 @@ impl Diagnosis {
         self.facts.insert(name.to_owned(), value.into());
     }
 
-    /// Adds something to look at, with what to do.
+    /// Adds a problem, with advice.
     pub fn problem(&mut self, problem: impl Into<String>) {
         self.problems.push(problem.into());
     }
@@ -89,7 +89,7 @@ impl Diagnosis {
             sets.iter().map(|(name, available)| format!("{name} {}", word(*available))).collect();
         self.fact("instruction_sets", listed.join(", "));
         if sets.iter().any(|(name, available)| *name == "AVX2" && !available) {
-            self.problem("this processor has no AVX2: products fall back to plain code and are several times slower");
+            self.problem("this processor has no AVX2: matrix products use plain code and are several times slower");
         }
     }
 
@@ -125,18 +125,18 @@ impl Diagnosis {
         let home = env::var_os("HF_HOME").map_or_else(|| expand_home(Path::new("~/.cache/huggingface")), Into::into);
         let folder = env::var_os("HF_HUB_CACHE").map_or_else(|| home.join("hub"), Into::into);
         let models = fs::read_dir(&folder).map(|entries| {
-            let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-            names.filter(|name| name.starts_with("models--")).count()
+            let folders = entries.filter_map(Result::ok).filter(|entry| entry.path().is_dir());
+            folders.filter(|entry| entry.file_name().to_string_lossy().starts_with("models--")).count()
         });
         let found = match models {
-            Ok(models) => format!("{}, {models} models", folder.display()),
+            Ok(models) => format!("{}, {}", folder.display(), counted(models, "model")),
             Err(_) => format!("{}, not there", folder.display()),
         };
         self.fact("hugging_face_cache", found);
     }
 
     fn profiles(&mut self) {
-        let Some(folder) = cache_folder() else {
+        let Some(folder) = cache_folder(PROFILES) else {
             self.fact("speed_tables", "no folder");
             return self.problem(
                 "neither HOME nor XDG_CACHE_HOME names a folder: speed tables are not kept, and each start of `dspark serve` with a \
@@ -151,7 +151,7 @@ impl Diagnosis {
         });
         let (count, size) =
             files.map_or((0, 0), |sizes| sizes.fold((0, 0), |(count, size), more| (count + 1, size + more)));
-        self.fact("speed_tables", format!("{}, {count} tables, {}", folder.display(), bytes(size)));
+        self.fact("speed_tables", format!("{}, {}, {}", folder.display(), counted(count, "table"), bytes(size)));
     }
 
     fn templates(&mut self) {
@@ -163,7 +163,7 @@ impl Diagnosis {
                 let reason = other.map_or_else(|error| error.to_string(), |text| format!("rendered {text:?}"));
                 self.fact("chat_templates", "do not work");
                 self.failures.push(format!(
-                    "chat templates do not work ({reason}): they run in processes of this program; allow it to start processes, and \
+                    "chat templates do not work ({reason}): they run in child processes; allow this program to start processes, and \
                      check the limits of memory and processes (`ulimit -a`)"
                 ));
             }
@@ -208,7 +208,12 @@ fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// A number of bytes in words.
+/// Formats a number of things.
+fn counted(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+/// Formats a number of bytes.
 fn bytes(count: u64) -> String {
     match count {
         0..1_048_576 => format!("{:.1} KiB", count as f64 / 1024.0),

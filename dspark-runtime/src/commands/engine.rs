@@ -37,9 +37,13 @@ pub struct EngineArguments {
 }
 
 /// A running engine and what goes with it.
-pub(super) struct Running {
+#[derive(Debug)]
+pub struct Running {
+    /// The engine.
     pub engine: Engine,
+    /// A handle to it.
     pub handle: EngineHandle,
+    /// The target's tokeniser.
     pub tokenizer: Tokenizer,
     /// The target's own name: that of its folder.
     pub name: String,
@@ -50,39 +54,51 @@ pub(super) struct Running {
 }
 
 impl EngineArguments {
-    /// Loads the models, measures their speed table unless that was done before, and starts the engine. `sampling` is the
-    /// default where the target has none.
+    /// Starts the engine. `sampling` is the default where the target has none.
     ///
     /// # Errors
-    /// Returns an error if something cannot be loaded, or the settings leave no room for a request.
+    /// See [`start_engine`] and [`DefaultsArguments::read`].
     pub(super) fn start(&self, sampling: Sampling) -> Result<Running> {
         let defaults = self.defaults.read(&self.models.target, sampling)?;
-        let models = self.models.open()?;
-        let scheduled = self.mode == Mode::Scheduled;
-        let calibration = models.calibration()?;
-        if let Some((folder, draft)) = models.named_draft() {
-            let (mode, block) = (described(self.mode), draft.config().block_size);
-            let calibrated = match (&calibration, draft.config().has_confidence_head()) {
-                (Some(_), _) => "calibrated",
-                (None, true) => "not calibrated (`deepspec calibrate`)",
-                (None, false) => "without a confidence head",
-            };
-            tracing::info!("draft {}: blocks of {block} tokens, {calibrated}; mode {mode}", folder.display());
-        }
         let config = EngineConfig {
             max_running: self.max_running,
             max_waiting: self.max_waiting,
             cache_tokens: self.cache_tokens,
-            mode: if models.draft.is_some() { self.mode } else { Mode::Off },
-            curve: if scheduled { models.speed_table(self.max_running) } else { None },
-            calibration,
+            mode: self.mode,
             ..EngineConfig::default()
         };
-        let name = models.name();
-        let draft = models.draft.as_ref().map(|draft| draft.config().clone());
-        let (engine, handle) = Engine::start(models.target, models.draft, models.tokenizer.clone(), config)?;
-        Ok(Running { engine, handle, tokenizer: models.tokenizer, name, draft, defaults })
+        start_engine(&self.models, defaults, config)
     }
+}
+
+/// Loads the models, measures their speed table unless that was done before, and starts an engine with the limits and
+/// the mode of `config`; nothing is drafted without a draft.
+///
+/// # Errors
+/// Returns an error if something cannot be loaded, or the settings leave no room for a request.
+pub fn start_engine(arguments: &ModelArguments, defaults: Defaults, config: EngineConfig) -> Result<Running> {
+    let models = arguments.open()?;
+    let calibration = models.calibration()?;
+    if let Some((folder, draft)) = models.named_draft() {
+        let (mode, block) = (described(config.mode), draft.config().block_size);
+        let calibrated = match (&calibration, draft.config().has_confidence_head()) {
+            (Some(_), _) => "calibrated",
+            (None, true) => "not calibrated (`deepspec calibrate`)",
+            (None, false) => "without a confidence head",
+        };
+        tracing::info!("draft {}: blocks of {block} tokens, {calibrated}; mode {mode}", folder.display());
+    }
+    let scheduled = config.mode == Mode::Scheduled;
+    let config = EngineConfig {
+        mode: if models.draft.is_some() { config.mode } else { Mode::Off },
+        curve: if scheduled { models.speed_table(config.max_running) } else { None },
+        calibration,
+        ..config
+    };
+    let name = models.name();
+    let draft = models.draft.as_ref().map(|draft| draft.config().clone());
+    let (engine, handle) = Engine::start(models.target, models.draft, models.tokenizer.clone(), config)?;
+    Ok(Running { engine, handle, tokenizer: models.tokenizer, name, defaults, draft })
 }
 
 /// Returns a mode with what it does.

@@ -23,7 +23,7 @@ fn indented(text: &str) -> String {
     text.trim().lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
 
-/// Several default values become one, in which their delimiter stands.
+/// Joins several default values with their delimiter into one.
 fn written_as_list(arg: Arg) -> Arg {
     let values = arg.get_default_values();
     let Some(delimiter) = arg.get_value_delimiter().filter(|_| values.len() > 1) else { return arg };
@@ -32,11 +32,11 @@ fn written_as_list(arg: Arg) -> Arg {
     arg.default_value(values.join(&delimiter.to_string()).leak() as &str)
 }
 
-/// Checks that every verb has examples, that the program takes them as they are written, and that they name files of the repository
-/// that are there. For tests.
+/// Checks that every verb has examples, that the program parses them, and that the repository contains the files that they name.
+/// For tests.
 ///
 /// # Panics
-/// When one of this does not hold.
+/// If one of these conditions does not hold.
 pub fn check_examples(program: &Command, examples: &[Examples]) {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for verb in program.get_subcommands().map(Command::get_name) {
@@ -64,7 +64,7 @@ fn example_lines(text: &str) -> Vec<Vec<String>> {
     lines.map(words).collect()
 }
 
-/// The words of a command line.
+/// Returns the words of a command line, as a shell splits them.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quoted) = (Vec::new(), None, false);
     for character in line.chars() {

@@ -20,8 +20,9 @@ mod serve;
 mod shell;
 mod user_text;
 
+pub use defaults::{Defaults, DefaultsArguments};
 pub use doctor::{Diagnosis, DoctorArguments, Unusable};
-pub use engine::SERVED_REQUESTS;
+pub use engine::{Running, SERVED_REQUESTS, start_engine};
 pub use help::{Examples, check_examples, finish};
 pub use models::{LoadedModels, ModelArguments, calibration, read_tokenizer, speed_table, warn_of};
 pub use output::{

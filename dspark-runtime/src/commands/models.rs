@@ -7,10 +7,10 @@ use clap::Args;
 
 use super::output::{default_precision, weight_precision};
 use super::outputs::Named;
-use crate::checkpoint::{CheckpointError, WeightPrecision, resolve_model};
+use crate::checkpoint::{CheckpointError, WeightPrecision, cache_folder, resolve_model};
 use crate::device::DeviceChoice;
 use crate::model::{Draft, DraftHeads, Target, TargetConfig};
-use crate::profile::{ProfileOptions, Progress, Unkept, cache_folder, identity, load_or_measure};
+use crate::profile::{PROFILES, ProfileOptions, Progress, Unkept, identity, load_or_measure};
 use crate::schedule::{Identity, SpsTable, StsTable};
 use crate::text::{TextError, Tokenizer};
 
@@ -78,7 +78,7 @@ pub fn speed_table(
     let options = ProfileOptions { max_requests, ..ProfileOptions::default() };
     let precisions = (precision, draft.heads());
     let identity = identity(target.config(), Some(draft.config()), device, precisions, &options);
-    let cache = cache_folder();
+    let cache = cache_folder(PROFILES);
     let place = cache.as_ref().map_or_else(|| "not kept".to_owned(), |cache| format!("kept in {}", cache.display()));
     let observe = |progress: Progress| {
         if let Progress::Begun { seconds } = progress {

@@ -65,7 +65,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         losses.extend(own);
     }
     if losses.is_empty() {
-        bail!("{}: {} tokens, expected at least 2", arguments.text.display(), ids.len());
+        bail!("{}: the text has {} tokens; expected at least 2", arguments.text.display(), ids.len());
     }
     let mean = losses.iter().sum::<f64>() / losses.len() as f64;
     if arguments.json {

@@ -9,7 +9,8 @@ use serde_json::json;
 use super::models::{ModelArguments, warn_unkept};
 use super::output::{MOST_REQUESTS, count, count_to, print};
 use super::outputs::check_outputs;
-use crate::profile::{ProfileOptions, Progress, Unkept, cache_folder, keep, load_or_measure, verify_seconds};
+use crate::checkpoint::cache_folder;
+use crate::profile::{PROFILES, ProfileOptions, Progress, Unkept, keep, load_or_measure, verify_seconds};
 use crate::schedule::StepCost;
 
 /// Arguments of `dspark profile`.
@@ -59,7 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         repeats: arguments.repeats,
     };
     let identity = models.identity(&options);
-    let cache = cache_folder();
+    let cache = cache_folder(PROFILES);
     let from = cache.as_deref().filter(|_| !arguments.again);
     let observe = |progress: Progress| match progress {
         Progress::Begun { seconds } => eprintln!("measuring: about {seconds:.0} s"),

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Command};
 use clap_complete::Shell;
 
@@ -39,9 +39,12 @@ pub fn completions(mut program: Command, arguments: &CompletionsArguments) -> io
 /// Writes a man page of a program and one of each of its verbs.
 ///
 /// # Errors
-/// Returns an error if a page cannot be written.
+/// Returns an error if the folder is a file, or a page cannot be written.
 pub fn man_pages(program: Command, arguments: &ManArguments) -> Result<()> {
     let folder = &arguments.folder;
+    if folder.exists() && !folder.is_dir() {
+        bail!("{}: expected a folder to write man pages into, found a file", folder.display());
+    }
     let written = fs::create_dir_all(folder).and_then(|()| clap_mangen::generate_to(program, folder));
     written.with_context(|| folder.display().to_string())?;
     Ok(print(format_args!("wrote man pages into {}; read one with `man -l FILE`", folder.display()))?)

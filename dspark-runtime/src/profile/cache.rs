@@ -1,6 +1,6 @@
-//! Tables that were measured before, found again by what they were measured for.
+//! Cached speed tables. Models, device and settings of a measurement identify its table.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::measure::{Measured, ProfileOptions, Progress, measure};
 use crate::checkpoint::{CheckpointError, JsonFields, WeightPrecision};
@@ -9,8 +9,11 @@ use crate::model::{Draft, DraftConfig, DraftHeads, TRAINING_FIELDS, Target, Targ
 use crate::numbers::fnv;
 use crate::schedule::{Identity, SpsTable};
 
-/// Returns what a table is measured for: models of these shapes on this device with this many threads. How long a pass takes
-/// depends neither on what the weights are nor on where they lie.
+/// Name of the cache folder of the tables.
+pub const PROFILES: &str = "profiles";
+
+/// Returns what a table is measured for: models of these shapes on this device with this many threads. The
+/// time of a pass depends neither on the values of the weights nor on their path.
 pub fn identity(
     target: &TargetConfig,
     draft: Option<&DraftConfig>,
@@ -40,13 +43,13 @@ pub fn identity(
     }
 }
 
-/// Everything about a target that decides how long a pass takes; `stored` when its weights stay in the number type of its files.
+/// Returns the fields of a target that determine the time of a pass; `stored` is true if weights keep the number type of its files.
 fn target_shape(config: &TargetConfig, stored: bool) -> String {
     let TargetConfig { layers, vocab_size, tie_word_embeddings, .. } = config;
     format!("{layers:?} {vocab_size} {tie_word_embeddings} {}", number_type(&config.fields, stored))
 }
 
-/// Returns the fields of a draft that decide what a pass costs.
+/// Returns the fields of a draft that determine the time of a pass.
 fn draft_shape(config: &DraftConfig, stored: bool) -> String {
     let DraftConfig { layer, num_hidden_layers, vocab_size, draft_vocab_size, target_layer_ids, .. } = config;
     let mut settings = config.drafter().fields(config.block_size);
@@ -60,7 +63,7 @@ fn draft_shape(config: &DraftConfig, stored: bool) -> String {
     )
 }
 
-/// The number type of the files, where it matters.
+/// Returns the number type of the files if weights keep it, else an empty text.
 fn number_type(fields: &JsonFields, stored: bool) -> String {
     let named = fields.get("dtype").or(fields.get("torch_dtype")).filter(|_| stored);
     named.map_or_else(String::new, ToString::to_string)
@@ -120,20 +123,13 @@ fn is_complete(table: &SpsTable) -> bool {
     table.draft().is_none() || table.context_seconds() > 0.0
 }
 
-/// Keeps a table for later runs.
+/// Caches a table for later runs.
 ///
 /// # Errors
 /// Returns an error if it cannot be written.
 pub fn keep(table: &SpsTable, identity: &Identity, folder: &Path) -> Result<(), CheckpointError> {
     std::fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
     table.write(&folder.join(file_name(identity)))
-}
-
-/// Returns the folder of the cached tables: `$XDG_CACHE_HOME/dspark/profiles`, or the same below `~/.cache`.
-pub fn cache_folder() -> Option<PathBuf> {
-    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let caches = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))?;
-    Some(caches.join("dspark").join("profiles"))
 }
 
 fn file_name(identity: &Identity) -> String {
@@ -157,11 +153,7 @@ fn processor() -> String {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-    use serde_json::{Value, json};
-
     use super::*;
-    use crate::checkpoint::JsonFields;
     use crate::model::{DSparkConfig, DraftKind, DraftShape, LayerId};
     use crate::schedule::{DraftCost, StepCost};
 

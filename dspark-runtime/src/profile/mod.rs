@@ -4,6 +4,6 @@ mod cache;
 mod measure;
 mod passes;
 
-pub use cache::{Unkept, cache_folder, identity, keep, load_or_measure};
+pub use cache::{PROFILES, Unkept, identity, keep, load_or_measure};
 pub use measure::{Measured, ProfileOptions, Progress, measure};
 pub use passes::{draft_seconds, verify_seconds};

@@ -3,17 +3,17 @@
 use std::fmt;
 use std::time::Duration;
 
-/// Least time of decoding between two reports, so that a load that comes and goes does not flood the log.
+/// Minimum decoding time between two reports, so that a load that comes and goes does not flood the log.
 const APART: Duration = Duration::from_secs(60);
 
-/// Plain steps in a row after which drafting counts as off where it was given up without a measured loss: a request or two that
-/// are not worth it say nothing.
+/// Number of consecutive plain steps after which drafting counts as off if no loss was measured. One or two short requests without
+/// drafting are not reported.
 const PLAIN: u32 = 32;
 
 /// The share of earlier steps that a new one leaves in the recent sums.
 const KEPT: f64 = 1.0 - 1.0 / 64.0;
 
-/// Drafting was switched off or on.
+/// A change of drafting from on to off, or back.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Switch {
     /// True if drafting is on now.
@@ -22,7 +22,7 @@ pub struct Switch {
     pub speedup: Option<f64>,
     /// Tokens per round of the requests that drafted in these steps; `None` where nothing was verified.
     pub accepted_length: Option<f64>,
-    /// Requests that were answered at once.
+    /// Number of concurrent requests.
     pub requests: usize,
 }
 
@@ -35,7 +35,7 @@ impl fmt::Display for Switch {
             Some(speedup) => {
                 write!(f, ": measured {speedup:.2}x the speed of plain decoding with {requests} at once")?
             }
-            None => write!(f, ": by the measured step costs it cannot pay with {requests} at once")?,
+            None => write!(f, ": by the measured step costs it would lose time with {requests} at once")?,
         }
         if let Some(length) = accepted_length {
             write!(f, ", accepted length {length:.2}")?;
@@ -48,12 +48,12 @@ impl fmt::Display for Switch {
 #[derive(Clone, Debug)]
 pub(super) struct Switches {
     on: bool,
-    /// The state that was reported last; drafting is on until something else is known.
+    /// The state that was reported last. Drafting counts as on until it is switched off.
     reported: bool,
     pending: Option<Switch>,
     /// Time of decoding since the last report; `None` before the first.
     since: Option<Duration>,
-    /// Plain steps in a row.
+    /// Number of consecutive plain steps.
     plain: u32,
     /// Sums over recent steps: tokens per request, and plain steps that fit into their time.
     tokens: f64,
@@ -104,14 +104,15 @@ impl Switches {
         }
     }
 
-    /// Counts a plain step that the scheduler decided on; `lost` when drafting lost time, rather than being expected to.
+    /// Counts a plain step that the scheduler decided on; `lost` is true if drafting was
+    /// measured to lose time, and false if that was only predicted.
     pub fn plain(&mut self, requests: usize, lost: bool) {
         self.plain = self.plain.saturating_add(1);
         if self.on && (lost || self.plain >= PLAIN) {
             self.switch(false, requests, lost);
         }
         if lost {
-            // The next try is measured by itself.
+            // The next attempt is measured separately.
             (self.tokens, self.steps, self.rounds, self.accepted) = (0.0, 0.0, 0.0, 0.0);
         }
     }
@@ -167,7 +168,7 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(plain(&mut switches, 1, true), None);
         }
-        // A try that fails is no news.
+        // A failed attempt is not reported.
         assert_eq!(round(&mut switches, 1.0, 2.0, false), None);
         assert_eq!(plain(&mut switches, 1, true), None);
         assert_eq!(round(&mut switches, 3.0, 2.0, false), None);
@@ -194,10 +195,11 @@ mod tests {
     #[test]
     fn what_is_not_tried_is_reported_when_it_lasts() {
         let mut switches = Switches::default();
-        for _ in 1..PLAIN {
+        // Literal: fewer steps would report a request or two.
+        for _ in 1..32 {
             assert_eq!(plain(&mut switches, 8, false), None);
         }
-        let off = "drafting is off: by the measured step costs it cannot pay with 8 requests at once; it will be tried again";
+        let off = "drafting is off: by the measured step costs it would lose time with 8 requests at once; it will be tried again";
         assert_eq!(plain(&mut switches, 8, false).as_deref(), Some(off));
     }
 }

@@ -10,18 +10,18 @@ use super::lane::Lane;
 use super::rounds::{Outcome, Part, Rounds};
 use crate::schedule::{Candidate, Policy, Stopping};
 
-/// Rows of features that may wait for the draft's context while a sequence does not draft: most end before they have as many,
-/// and cost nothing then.
+/// Maximum rows of features that wait for the draft's context while a sequence does not draft. Most sequences end with fewer, and
+/// their features are never processed.
 const FEATURES_WAITING: usize = 4096;
 
-/// A step, as far as it was decided and carried out.
+/// A decoding step: the policy's decision and what was done so far.
 #[derive(Debug)]
 pub(crate) struct PolicyStep {
-    /// Limit to which blocks are drafted; `None` in a plain step.
+    /// Limit at which drafting a block stops; `None` in a plain step.
     stopping: Option<Stopping>,
     requests: usize,
-    /// Tokens added to contexts that lacked more than one round's features, and the time for it. It does not count as
-    /// the cost of drafting.
+    /// Tokens added to contexts that lacked more than one round's features, and the time for that. It does not count as
+    /// a cost of drafting.
     caught_up: (usize, Duration),
 }
 
@@ -31,7 +31,7 @@ impl PolicyStep {
         Self { stopping: policy.step(candidates), requests: candidates.len(), caught_up: (0, Duration::ZERO) }
     }
 
-    /// Brings the contexts up to date of lanes that draft and of those that have many features waiting, and drafts the blocks.
+    /// Updates the contexts of lanes that draft or have many features waiting, then drafts the blocks.
     pub fn propose(
         &mut self,
         rounds: Rounds<'_>,
@@ -42,7 +42,7 @@ impl PolicyStep {
     ) {
         self.caught_up = catch_up(rounds, lanes, policy.drafts());
         let Some(stopping) = &self.stopping else { return };
-        // Nothing is left to draft after the last token that an answer may get.
+        // The target adds the last token that fits into the answer, so nothing is left to draft.
         let drafts = |(lane, drafts): (&Lane<'_>, &bool)| *drafts && lane.remaining() > 1;
         let which: Vec<bool> = lanes.iter().zip(policy.drafts()).map(drafts).collect();
         let own = lanes.iter_mut().zip(&which).filter(|(_, drafts)| **drafts).map(|(lane, _)| lane);
@@ -54,7 +54,7 @@ impl PolicyStep {
         own.zip(blocks).for_each(|((part, _), block)| part.block = block);
     }
 
-    /// Returns the time that contexts took to take in what they lacked from earlier steps.
+    /// Returns the time spent on adding the features of earlier steps to contexts.
     pub fn catching_up(&self) -> Duration {
         self.caught_up.1
     }

@@ -19,7 +19,7 @@ use super::described::Described;
 use super::estimate::{Need, memory_need};
 use super::evaluate::find_task;
 use crate::cards::dataset_folders;
-use crate::conversation::Sample;
+use crate::conversation::{Sample, SampleSet};
 
 /// Arguments of `deepspec init`.
 #[derive(Debug, Args)]
@@ -44,7 +44,7 @@ pub struct Arguments {
     device: DeviceChoice,
 }
 
-/// Architecture of a draft, as people call it.
+/// Architecture of a draft, by its usual name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
     /// Blocks with a Markov head and a confidence head
@@ -73,7 +73,7 @@ impl Kind {
     }
 }
 
-/// Shortest limit of a conversation that is tried to save memory, tokens.
+/// Smallest maximum length of a conversation that is tried to save memory, in tokens.
 const SHORTEST: usize = 256;
 
 /// Chooses settings, checks what fits into memory and writes the recipe.
@@ -86,9 +86,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let model = model_name(&arguments.target, &folder);
     let name = format!("{}-{}", folder_name(&model), arguments.algorithm.name());
     let out = arguments.out.clone().unwrap_or_else(|| PathBuf::from(format!("{name}.toml")));
-    // A link that leads nowhere is something, too.
+    // A broken link also counts as existing.
     if out.symlink_metadata().is_ok() {
-        bail!("--out {}: exists already; name another file with --out, or delete this one", out.display());
+        bail!("--out {}: this file exists already; name another file with --out, or delete this one", out.display());
     }
     let files = data_files(&arguments.data, &dataset_folders()).context("--data")?;
     let data = arguments.data.iter().map(|path| utf8("--data", path)).collect::<Result<_>>()?;
@@ -96,7 +96,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
     let parameters: usize = target_shapes(&config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let needs_mask = arguments.algorithm != Kind::Eagle3;
-    let mask = |samples: &[Sample]| {
+    let mask = |samples: &SampleSet| {
         let mask = || mask_token(&tokenizer, config.vocab_size, samples);
         needs_mask.then(mask).transpose().with_context(|| folder.display().to_string())
     };
@@ -109,13 +109,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         device: arguments.device,
         layer_ids: layer_ids(&config)?,
         layer_rule: if config.layers.iter().any(|layer| layer.window().is_some()) {
-            "four that see all tokens before, and the last but one."
+            "four that attend to all earlier tokens, and the second last."
         } else if config.num_hidden_layers <= LAYERS + 1 {
             "all but the last, because the target has few."
         } else {
-            "at most five, in equal steps from layer 1 to the third from the end."
+            "at most five, in equal steps from layer 1 to the third last."
         },
-        mask: mask(&[])?,
+        mask: mask(&SampleSet::default())?,
         scale: scale(parameters),
         length: None,
         micro_batch_tokens: if on_gpu { 8192 } else { 2048 },
@@ -135,23 +135,26 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     report(&choices, parameters, &need, &out)
 }
 
-/// Chooses lengths, in conversations and tokens, that fit into the device's memory, and a mask token that the data do not contain.
-/// Returns what they need. Where nothing fits, the choices are the smallest ones.
+/// Chooses the training's length, a maximum conversation length and a batch that fit into the device's memory, and a mask token that
+/// the data do not contain. Returns the memory that they need. If nothing fits, the choices are the smallest ones.
 fn fit(
     choices: &mut Choices,
     described: &mut Described,
     files: &[PathBuf],
-    mask: &dyn Fn(&[Sample]) -> Result<Option<MaskToken>>,
+    mask: &dyn Fn(&SampleSet) -> Result<Option<MaskToken>>,
 ) -> Result<Need> {
     loop {
         let samples = if files.is_empty() {
-            vec![longest(choices.max_length); choices.scale.batch]
+            SampleSet::from(vec![longest(choices.max_length); choices.scale.batch])
         } else {
             described.recipe.data.train = files.to_vec();
             described.recipe.data.max_length = choices.max_length;
             let samples = described.samples().context("--data")?.0.training;
             choices.length = Some((length(&choices.scale, samples.len()), samples.len()));
-            let longest = samples.iter().map(|sample| sample.token_ids.len()).max().unwrap_or(SHORTEST);
+            let mut longest = 0;
+            for sample in samples.iter() {
+                longest = longest.max(sample?.token_ids.len());
+            }
             choices.max_length = choices.max_length.min(longest.next_multiple_of(64));
             choices.mask = mask(&samples)?;
             samples
@@ -173,12 +176,12 @@ fn fit(
     }
 }
 
-/// The sample that needs the most memory of those with this many tokens.
+/// Returns the sample of this many tokens that needs the most memory.
 fn longest(tokens: usize) -> Sample {
     Sample { id: String::new(), token_ids: vec![0; tokens], loss_mask: vec![true; tokens] }
 }
 
-/// Says what was written and what to do next.
+/// Prints what was written and what to do next.
 fn report(choices: &Choices, parameters: usize, need: &Need, out: &Path) -> Result<()> {
     let kind = choices.kind.with_article();
     print(format_args!(
@@ -202,7 +205,7 @@ fn report(choices: &Choices, parameters: usize, need: &Need, out: &Path) -> Resu
     }
     if choices.tasks.is_empty() {
         print(format_args!(
-            "  put prompts that are not trained on into {PROMPTS}, or set evaluate.tasks to other files"
+            "  put prompts that the draft is not trained on into {PROMPTS}, or set evaluate.tasks to other files"
         ))?;
     }
     print(format_args!("  deepspec train {}{device} --plan   estimate memory and time", out.display()))?;
@@ -212,7 +215,7 @@ fn report(choices: &Choices, parameters: usize, need: &Need, out: &Path) -> Resu
     ))?)
 }
 
-/// The tasks: names with files, or names of cards.
+/// Returns the tasks: names with files, or names of cards.
 fn tasks(arguments: &Arguments) -> Result<Vec<(String, Option<String>)>> {
     let mut tasks: Vec<(String, Option<String>)> = Vec::new();
     for named in &arguments.tasks {
@@ -231,7 +234,7 @@ fn utf8(flag: &str, path: &Path) -> Result<String> {
     Ok(text.to_owned())
 }
 
-/// A model's name: that of its folder or file, or the last part of its Hugging Face name.
+/// Returns a model's name: that of its folder or file, or the last part of its Hugging Face name.
 fn model_name(named: &str, folder: &Path) -> String {
     if !expand_home(Path::new(named)).exists() {
         return named.rsplit('/').next().unwrap_or(named).to_owned();
@@ -241,7 +244,7 @@ fn model_name(named: &str, folder: &Path) -> String {
     name.map_or_else(|| "target".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-/// A model's name as the name of a run: lower case, with `-` in the place of what names of folders may not contain.
+/// Returns a run's name for a model: lower case, with `-` in place of characters that folder names may not contain.
 fn folder_name(model: &str) -> String {
     let allowed = |character: char| character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-');
     let name: String =

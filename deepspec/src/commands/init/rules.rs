@@ -7,12 +7,12 @@ use dspark_runtime::model::TargetConfig;
 use dspark_runtime::text::{ChatTemplate, Tokenizer};
 use serde_json::{Map, Value, json};
 
-use crate::conversation::Sample;
+use crate::conversation::SampleSet;
 
 /// Maximum number of target layers that a draft reads.
 pub const LAYERS: usize = 5;
 
-/// Number of training samples, repeats included, that small targets get at least: what the shipped draft of SmolLM2 saw.
+/// Minimum number of training samples for small targets, repeats included: as many as the shipped draft of SmolLM2 was trained on.
 const LEAST_TAKEN: u64 = 2560;
 
 /// Maximum number of passes over the data.
@@ -35,7 +35,7 @@ pub struct Scale {
     pub from_target: bool,
     /// Conversations per optimiser step.
     pub batch: usize,
-    /// Passes over the data where their number is not known.
+    /// Passes over the data if the number of samples is unknown.
     pub epochs: u64,
 }
 
@@ -68,9 +68,9 @@ pub fn scale(parameters: usize) -> Scale {
     }
 }
 
-/// Returns the target layers that a draft reads, 0-based and increasing: at most five, in equal steps from layer 1 to the third from the
-/// end, as in the recipes for SmolLM2 and Qwen3; of a target with at most six layers, all but the last. Of a target some of whose
-/// layers see a window, they are four layers without one and the last but one, as in the recipes for Gemma 4.
+/// Returns the target layers that a draft reads, 0-based and increasing: at most five, in equal steps from layer 1 to the third last,
+/// as in the recipes for SmolLM2 and Qwen3. For a target with at most six layers, they are all but the last. For a target with
+/// sliding-window layers, they are four layers without a window and the second last, as in the recipes for Gemma 4.
 ///
 /// # Errors
 /// Returns an error if the target has a single layer: drafts never read the last one.
@@ -78,7 +78,7 @@ pub fn layer_ids(target: &TargetConfig) -> Result<Vec<usize>> {
     let count = target.num_hidden_layers;
     if count < 2 {
         bail!(
-            "{}: the target has {count} layer: drafts read layers before the last one, so it takes at least two",
+            "{}: the target has {count} layer; expected at least two, because drafts read layers before the last one",
             target.fields.path().display()
         );
     }
@@ -91,7 +91,7 @@ pub fn layer_ids(target: &TargetConfig) -> Result<Vec<usize>> {
     Ok(chosen.chain([count - 2]).collect::<BTreeSet<_>>().into_iter().collect())
 }
 
-/// Layers that are spread over a target with `count` layers.
+/// Returns layers that are spread evenly over a target with `count` layers.
 fn spread(count: usize) -> Vec<usize> {
     if count <= LAYERS + 1 {
         return (0..count - 1).collect();
@@ -101,7 +101,7 @@ fn spread(count: usize) -> Vec<usize> {
     (first..last).step_by(step).chain([last]).collect()
 }
 
-/// The token that stands in for positions still to be drafted.
+/// The token in the place of positions that are still to be drafted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MaskToken {
     /// Its id.
@@ -115,12 +115,15 @@ pub struct MaskToken {
 ///
 /// # Errors
 /// Returns an error if no token is free.
-pub fn mask_token(tokenizer: &Tokenizer, rows: usize, samples: &[Sample]) -> Result<MaskToken> {
+pub fn mask_token(tokenizer: &Tokenizer, rows: usize, samples: &SampleSet) -> Result<MaskToken> {
     if let Some(id) = tokenizer.first_unused_row(rows) {
         return Ok(MaskToken { id, reason: "the first embedding row that no token uses".to_owned() });
     }
     let template = tokenizer.chat_template().map_or("", ChatTemplate::source);
-    let contained: BTreeSet<u32> = samples.iter().flat_map(|sample| &sample.token_ids).copied().collect();
+    let mut contained = BTreeSet::new();
+    for sample in samples.iter() {
+        contained.extend(sample?.token_ids);
+    }
     let roles = [tokenizer.bos_token_id(), tokenizer.eos_token_id(), tokenizer.pad_token_id()];
     let free = |(id, token): &(u32, String)| {
         (*id as usize) < rows
@@ -137,9 +140,9 @@ pub fn mask_token(tokenizer: &Tokenizer, rows: usize, samples: &[Sample]) -> Res
     let chosen = tokens.iter().find(|(_, token)| reserved(token)).or(tokens.first());
     let Some((id, token)) = chosen else {
         bail!(
-            "every one of the target's {rows} embedding rows belongs to a token, and each special token ends texts, fills them, or \
-             occurs in the chat template or the data: no token is left to be the mask token of a DSpark draft. Train an Eagle3 \
-             draft, which needs none (`--algorithm eagle3`), or add a special token to the target"
+            "all {rows} embedding rows of the target belong to tokens, and every special token starts, ends or pads texts or occurs in the \
+             chat template or the data: no token is left to be the mask token of a DSpark or DFlash draft. Train an Eagle3 draft, \
+             which needs none (`--algorithm eagle3`), or add a special token to the target"
         );
     };
     let where_not = if samples.is_empty() { "the chat template" } else { "the chat template and the data" };
@@ -148,7 +151,7 @@ pub fn mask_token(tokenizer: &Tokenizer, rows: usize, samples: &[Sample]) -> Res
     Ok(MaskToken { id: *id, reason })
 }
 
-/// Returns whether a chat template writes another prompt when a variable is false.
+/// Returns whether a chat template renders a different prompt if a variable is false.
 pub fn reads(template: &ChatTemplate, variable: &str) -> bool {
     let messages = [("user", "Hello"), ("assistant", "Hi."), ("user", "Bye")]
         .map(|(role, content)| json!({"role": role, "content": content}));
@@ -172,11 +175,11 @@ pub struct Length {
     pub passes: u64,
 }
 
-/// Returns how long a training on some samples is.
+/// Returns the length of a training on this many samples.
 ///
-/// A small target (`scale.epochs` of 1) gets one pass, and with fewer than 2,560 samples as many as make 2,560, at most ten. A large
-/// one gets ten passes, as published, in steps of at most the published 512 conversations: fewer where ten passes would make fewer
-/// than 1,000 steps, but at least 4.
+/// A small target (`scale.epochs` of 1) gets one pass; with fewer than 2,560 samples, it gets enough passes for 2,560, but at most
+/// ten. A large one gets ten passes, as published. Its steps have at most the published 512 conversations, and fewer (at least 4) if
+/// ten passes would otherwise make fewer than 1,000 steps.
 pub fn length(scale: &Scale, samples: usize) -> Length {
     let samples = samples.max(1) as u64;
     let taken = LEAST_TAKEN.clamp(samples, samples * MOST_PASSES).max(scale.epochs * samples);

@@ -12,7 +12,7 @@ use super::Kind;
 use super::rules::{Length, MaskToken, Scale};
 use crate::recipe::Recipe;
 
-/// The recipe with gaps for the values.
+/// Template of the recipe.
 const TEMPLATE: &str = include_str!("recipe.toml.jinja");
 
 /// Placeholder for the training data, relative to the working directory.
@@ -28,7 +28,7 @@ pub struct Choices {
     pub name: String,
     /// The target as the user named it.
     pub target: String,
-    /// The target's name for people.
+    /// The target's name in comments.
     pub model: String,
     /// The draft's architecture.
     pub kind: Kind,
@@ -36,13 +36,13 @@ pub struct Choices {
     pub device: DeviceChoice,
     /// Target layers that the draft reads.
     pub layer_ids: Vec<usize>,
-    /// Rule for them, a sentence.
+    /// Rule by which they were chosen, a sentence.
     pub layer_rule: &'static str,
     /// Mask token; `None` for drafts that need none.
     pub mask: Option<MaskToken>,
     /// Settings by the target's size.
     pub scale: Scale,
-    /// Steps, and the number of training samples that they follow from; `None` where the data are not known.
+    /// Steps, and the number of training samples that determines them; `None` if the data are unknown.
     pub length: Option<(Length, usize)>,
     /// Tokens per forward pass.
     pub micro_batch_tokens: usize,
@@ -57,13 +57,13 @@ pub struct Choices {
 }
 
 impl Choices {
-    /// Returns the recipe's text, which was parsed as the recipe `file`.
+    /// Returns the recipe's text, and the recipe that it parses to. `file` names the recipe in errors.
     ///
     /// # Errors
     /// Returns an error if the text is not a valid recipe.
     pub fn text(&self, file: &Path) -> Result<(String, Recipe)> {
-        let text = self.render().context("the template of recipes")?;
-        let recipe = Recipe::parse(&text, file, &[]).context("the recipe that init makes")?;
+        let text = self.render().context("the recipe template")?;
+        let recipe = Recipe::parse(&text, file, &[]).context("the recipe of `deepspec init`")?;
         Ok((text, recipe))
     }
 
@@ -127,12 +127,12 @@ impl Choices {
     }
 }
 
-/// A value as TOML writes it in one line.
+/// Formats a value as TOML in one line.
 fn toml_text(value: Value) -> String {
     value.to_string()
 }
 
-/// A text of the user's in a comment.
+/// Removes control characters from a user's text, for a comment.
 fn one_line(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
 }

@@ -16,7 +16,7 @@ impl Findings {
         facts.other_tables = target.and_then(|target| other_tables(folder, target).ok().flatten());
         if facts.other_tables == Some(true) {
             self.warnings.push(
-                "it has an embedding or a head other than the target's: engines that take the target's compute something \
+                "it has an embedding or a head other than the target's: engines that use the target's compute something \
                  else"
                 .to_owned(),
             );

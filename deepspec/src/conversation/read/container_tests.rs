@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::conversation::rows::AllRows;
-use crate::conversation::testing::{self, VOCABULARY_SIZE};
+use crate::conversation::testing::{self, VOCABULARY_SIZE, read_all};
 
 fn options() -> ReadOptions {
     ReadOptions {
@@ -161,7 +161,7 @@ proptest! {
         let mut expected = None;
         for (name, bytes) in containers(&rows) {
             fs::write(&path, bytes).unwrap();
-            let found = match read_samples(std::slice::from_ref(&path), &tokenizer, &options()) {
+            let found = match read_all(std::slice::from_ref(&path), &tokenizer, &options()) {
                 Ok((samples, report)) => (samples, report.malformed),
                 Err(ConversationError::Empty { report, .. }) => (Vec::new(), report.malformed),
                 Err(error) => return Err(TestCaseError::fail(format!("{name}: {error}"))),
@@ -176,7 +176,7 @@ fn read_bytes(name: &str, bytes: &[u8]) -> Result<(Vec<Sample>, ReadReport), Str
     let directory = TempDir::new().unwrap();
     let path = directory.path().join(name);
     fs::write(&path, bytes).unwrap();
-    read_samples(&[path], &testing::tokenizer(Some("qwen2_5")), &options()).map_err(|error| error.to_string())
+    read_all(&[path], &testing::tokenizer(Some("qwen2_5")), &options()).map_err(|error| error.to_string())
 }
 
 fn line(answer: &str) -> String {
@@ -201,7 +201,7 @@ fn a_damaged_file_is_named_with_the_rows_before() {
         ),
         (
             "cut.json.gz",
-            gzip(&array.as_bytes()[..array.len() - 3]),
+            gzip(&array.as_bytes()[..array.len() - 2]),
             "after its first 1 rows: the JSON array is cut off at line 4",
         ),
         ("begun.json", b"[".to_vec(), "the JSON array is cut off at line 1, byte 1"),
@@ -325,7 +325,7 @@ fn tools_reach_the_template() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("rows.jsonl");
     fs::write(&path, lines).unwrap();
-    let (samples, report) = read_samples(&[path], &tokenizer, &options()).unwrap();
+    let (samples, report) = read_all(&[path], &tokenizer, &options()).unwrap();
     assert_eq!((samples.len(), report.malformed), (3, 1));
     assert!(report.to_string().contains("line 4: ") && report.to_string().contains("no tools reached"), "{report}");
     for sample in &samples {

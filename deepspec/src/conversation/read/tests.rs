@@ -3,7 +3,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::conversation::report::RowNumber;
-use crate::conversation::testing::{self, VOCABULARY_SIZE, lines};
+use crate::conversation::testing::{self, VOCABULARY_SIZE, lines, read_all};
 
 fn options() -> ReadOptions {
     ReadOptions {
@@ -31,7 +31,7 @@ fn rows_keep_the_order_of_the_files() {
     let named = json!({"id": 7, "prompt": "last", "response": ANSWER}).to_string();
     let second = lines(&directory, "second.jsonl", &[named]);
     let tokenizer = testing::tokenizer(Some("smollm2"));
-    let (samples, report) = read_samples(&[first, second], &tokenizer, &options()).unwrap();
+    let (samples, report) = read_all(&[first, second], &tokenizer, &options()).unwrap();
     assert_eq!((report.read, report.kept, report.samples, report.malformed), (1501, 1501, 1501, 0));
     assert_eq!(samples[0].id, "first.jsonl, line 1");
     assert_eq!(samples[1499].id, "first.jsonl, line 1500");
@@ -52,7 +52,7 @@ fn malformed_rows_are_counted_with_file_and_line() {
     bytes.extend(b"\n{\"prompt\": \"cut o");
     std::fs::write(&path, bytes).unwrap();
     let tokenizer = testing::tokenizer(Some("qwen3"));
-    let (samples, report) = read_samples(std::slice::from_ref(&path), &tokenizer, &options()).unwrap();
+    let (samples, report) = read_all(std::slice::from_ref(&path), &tokenizer, &options()).unwrap();
     assert_eq!((samples.len(), report.read, report.kept, report.too_short), (1, 6, 1, 1));
     let found: Vec<RowNumber> = report.left_out.iter().map(|left_out| left_out.first.number).collect();
     assert_eq!(found, [3, 4, 5, 6, 7].map(RowNumber::Line));
@@ -72,7 +72,7 @@ fn strict_reading_stops_at_the_first_malformed_row() {
     let path = lines(&directory, "data.jsonl", &[row("q", ANSWER), "{".to_owned(), "[".to_owned()]);
     let tokenizer = testing::tokenizer(Some("smollm2"));
     let strict = ReadOptions { strict: true, ..options() };
-    let error = read_samples(&[path], &tokenizer, &strict).unwrap_err();
+    let error = read_all(&[path], &tokenizer, &strict).unwrap_err();
     assert!(error.to_string().contains("data.jsonl, line 2: not valid JSON"), "{error}");
 }
 
@@ -83,7 +83,7 @@ fn long_samples_are_cut_before_their_tokens_are_counted() {
     let path = lines(&directory, "data.jsonl", &[row("q", &long), row(&long, ANSWER)]);
     let tokenizer = testing::tokenizer(Some("smollm2"));
     let short = ReadOptions { max_length: 300, ..options() };
-    let (samples, report) = read_samples(&[path], &tokenizer, &short).unwrap();
+    let (samples, report) = read_all(&[path], &tokenizer, &short).unwrap();
     assert_eq!(samples[0].token_ids.len(), 300);
     assert_eq!((report.kept, report.truncated, report.too_short), (1, 1, 1));
 }
@@ -97,7 +97,7 @@ fn template_arguments_reach_the_template() {
     let mut arguments = Map::new();
     arguments.insert("tools".to_owned(), tools);
     let with_tools = ReadOptions { template_arguments: arguments, max_length: 4096, ..options() };
-    let (samples, _) = read_samples(&[path], &tokenizer, &with_tools).unwrap();
+    let (samples, _) = read_all(&[path], &tokenizer, &with_tools).unwrap();
     let text = tokenizer.decode(&samples[0].token_ids, false).unwrap();
     assert!(text.contains("a_tool_to_be_found"), "{text}");
 }
@@ -109,11 +109,11 @@ fn plain_text_needs_no_template() {
     let path = lines(&directory, "data.jsonl", &rows);
     let tokenizer = testing::tokenizer(None);
     let text = ReadOptions { format: Format::Text, ..options() };
-    let (samples, report) = read_samples(std::slice::from_ref(&path), &tokenizer, &text).unwrap();
+    let (samples, report) = read_all(std::slice::from_ref(&path), &tokenizer, &text).unwrap();
     assert_eq!(samples[0].supervised_tokens(), samples[0].token_ids.len() - 1);
     assert!(report.left_out[0].first.reason.contains("`text` is missing"), "{report}");
 
-    let error = read_samples(&[path], &tokenizer, &options()).unwrap_err().to_string();
+    let error = read_all(&[path], &tokenizer, &options()).unwrap_err().to_string();
     assert!(error.contains("has no chat template") && error.contains("data.format = \"text\""), "{error}");
 }
 
@@ -122,14 +122,14 @@ fn nothing_left_is_an_error_with_the_counts() {
     let directory = TempDir::new().unwrap();
     let tokenizer = testing::tokenizer(Some("smollm2"));
     let path = lines(&directory, "data.jsonl", &[row("q", "short"), "{}".to_owned()]);
-    let error = read_samples(&[path], &tokenizer, &options()).unwrap_err().to_string();
+    let error = read_all(&[path], &tokenizer, &options()).unwrap_err().to_string();
     assert!(
         error.contains("no samples to train on in")
             && error.contains("data.jsonl: ")
             && error.contains("1 too short, 1 malformed"),
         "{error}"
     );
-    let error = read_samples(&[], &tokenizer, &options()).unwrap_err().to_string();
+    let error = read_all(&[], &tokenizer, &options()).unwrap_err().to_string();
     assert!(error.contains("an empty list of data files"), "{error}");
 }
 
@@ -140,14 +140,14 @@ fn a_token_beyond_the_vocabulary_is_an_error_even_when_not_strict() {
     let tokenizer = testing::tokenizer(Some("smollm2"));
     assert_eq!(tokenizer.vocabulary_size(), VOCABULARY_SIZE);
     let small = ReadOptions { vocabulary_size: VOCABULARY_SIZE - 1, ..options() };
-    let error = read_samples(&[path], &tokenizer, &small).unwrap_err().to_string();
+    let error = read_all(&[path], &tokenizer, &small).unwrap_err().to_string();
     assert!(error.contains("data.jsonl, line 1: token \"<|im_end|>\" has the id 262"), "{error}");
 }
 
 #[test]
 fn a_missing_file_is_named() {
     let tokenizer = testing::tokenizer(Some("smollm2"));
-    let error = read_samples(&["nowhere.jsonl".into()], &tokenizer, &options()).unwrap_err();
+    let error = read_all(&["nowhere.jsonl".into()], &tokenizer, &options()).unwrap_err();
     assert!(error.to_string().contains("cannot read nowhere.jsonl"), "{error}");
 }
 
@@ -158,12 +158,12 @@ fn cut_answers_are_left_out_unless_the_recipe_keeps_them() {
     let rows = [row(json!("stop")), row(json!("length")), row(Value::Null), row(json!("tool_calls"))];
     let path = lines(&directory, "data.jsonl", &rows);
     let tokenizer = testing::tokenizer(Some("smollm2"));
-    let (samples, report) = read_samples(std::slice::from_ref(&path), &tokenizer, &options()).unwrap();
+    let (samples, report) = read_all(std::slice::from_ref(&path), &tokenizer, &options()).unwrap();
     assert_eq!((samples.len(), report.read, report.kept, report.cut_answers, report.malformed), (3, 4, 3, 1, 0));
     let printed = report.to_string();
     assert!(printed.contains("line 2: answer cut off by its length limit"), "{printed}");
     let keep = ReadOptions { cut_answers: true, ..options() };
-    assert_eq!(read_samples(&[path], &tokenizer, &keep).unwrap().0.len(), 4);
+    assert_eq!(read_all(&[path], &tokenizer, &keep).unwrap().0.len(), 4);
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn a_row_that_the_template_refuses_is_left_out_with_its_reason() {
         {% if add_generation_prompt %}assistant: {% endif %}",
     ));
     let path = lines(&directory, "data.jsonl", &[row("q", ANSWER), row("bad", ANSWER), row("r", ANSWER)]);
-    let (samples, report) = read_samples(&[path], &tokenizer, &options()).unwrap();
+    let (samples, report) = read_all(&[path], &tokenizer, &options()).unwrap();
     assert_eq!((samples.len(), report.malformed), (2, 1));
     let printed = report.to_string();
     assert!(printed.contains("data.jsonl, line 2: ") && printed.contains("no bad"), "{printed}");
@@ -191,7 +191,7 @@ fn tokenised_rows_need_no_template() {
         json!({"input_ids": [300], "labels": [300]}).to_string(),
     ];
     let path = lines(&directory, "data.jsonl", &rows);
-    let (samples, report) = read_samples(&[path], &testing::tokenizer(None), &options()).unwrap();
+    let (samples, report) = read_all(&[path], &testing::tokenizer(None), &options()).unwrap();
     assert_eq!((samples.len(), report.malformed), (2, 1));
     assert!(report.to_string().contains("line 3: `input_ids`, token 1: the id 300"), "{report}");
     for sample in samples {
@@ -200,7 +200,7 @@ fn tokenised_rows_need_no_template() {
     let both = json!({"input_ids": ids, "loss_mask": vec![1; 20], "prompt": "q", "response": ANSWER}).to_string();
     let path = lines(&directory, "both.jsonl", &[both]);
     let tokenizer = testing::tokenizer(Some("smollm2"));
-    let (samples, _) = read_samples(&[path], &tokenizer, &options()).unwrap();
+    let (samples, _) = read_all(&[path], &tokenizer, &options()).unwrap();
     assert!(tokenizer.decode(&samples[0].token_ids, false).unwrap().contains(ANSWER));
 }
 
@@ -213,7 +213,7 @@ fn columns_that_are_not_read_do_not_matter() {
     let good = ["NaN", "-Infinity", "1e999", &nested, "{\"a\": [NaN, \"]}\"]}"].map(|value| with("score", value));
     let path = lines(&directory, "good.jsonl", &good);
     let tokenizer = testing::tokenizer(Some("smollm2"));
-    let (samples, report) = read_samples(&[path], &tokenizer, &options()).unwrap();
+    let (samples, report) = read_all(&[path], &tokenizer, &options()).unwrap();
     assert_eq!((samples.len(), report.malformed), (5, 0), "{report}");
     let bad = [
         with("messages", "[NaN, \"Infinity\"]"),
@@ -224,7 +224,7 @@ fn columns_that_are_not_read_do_not_matter() {
         row("q", ANSWER),
     ];
     let path = lines(&directory, "bad.jsonl", &bad);
-    let (samples, report) = read_samples(&[path], &tokenizer, &options()).unwrap();
+    let (samples, report) = read_all(&[path], &tokenizer, &options()).unwrap();
     assert_eq!((samples.len(), report.malformed), (1, 5), "{report}");
     let expected = [
         "`messages` holds NaN, which is not JSON",

@@ -6,7 +6,7 @@ use super::*;
 #[test]
 fn equal_runs_write_equal_bytes() {
     let models = models();
-    let samples = Samples { validation: samples(2, |_| true), ..training(5) };
+    let samples = Samples { validation: samples(2, |_| true).into(), ..training(5) };
     let optimizer = OptimizerSettings { muon: true, ..settings(6).optimizer };
     let settings = TrainSettings { optimizer, validate_every: 2, checkpoint_every: 2, ..settings(6) };
     let roots = [(); 3].map(|()| tempfile::tempdir().unwrap());
@@ -237,7 +237,7 @@ fn entries(folder: &Path) -> Vec<String> {
 #[test]
 fn the_report_names_the_best_checkpoint() {
     let models = models();
-    let samples = Samples { validation: samples(2, |_| true), ..training(4) };
+    let samples = Samples { validation: samples(2, |_| true).into(), ..training(4) };
     let root = tempfile::tempdir().unwrap();
     let run = Run { models: &models, samples: &samples, folder: root.path() };
     let settings = TrainSettings { checkpoint_every: 100, keep_last: 1, validate_every: 2, ..settings(9) };
@@ -263,7 +263,7 @@ fn the_report_names_the_best_checkpoint() {
 #[test]
 fn a_best_checkpoint_that_nothing_beats_stays_the_best_of_a_continued_run() {
     let models = models();
-    let samples = Samples { validation: samples(2, |_| true), ..training(4) };
+    let samples = Samples { validation: samples(2, |_| true).into(), ..training(4) };
     let root = tempfile::tempdir().unwrap();
     let run = Run { models: &models, samples: &samples, folder: root.path() };
     let optimizer = Optimizer::new(&settings(1).optimizer);
