@@ -46,8 +46,8 @@ impl Bands {
         texts.for_each(|text| words(text, &mut found));
         let mut minima = vec![u32::MAX; self.bands * self.rows];
         let mut take = |hash: u64| {
-            for (minimum, (factor, summand)) in minima.iter_mut().zip(permutations()) {
-                *minimum = (*minimum).min((hash.wrapping_mul(factor).wrapping_add(summand) >> 32) as u32);
+            for (minimum, (factor, summand)) in minima.iter_mut().zip(&FACTORS) {
+                *minimum = (*minimum).min((hash.wrapping_mul(*factor).wrapping_add(*summand) >> 32) as u32);
             }
         };
         match found.len() {
@@ -63,9 +63,15 @@ impl Bands {
 }
 
 /// Factors and summands of the permutations.
-fn permutations() -> impl Iterator<Item = (u64, u64)> {
-    (0..PERMUTATIONS as u64).map(|index| (mix(3 * index + 7) | 1, mix(5 * index + 11)))
-}
+static FACTORS: [(u64, u64); PERMUTATIONS] = {
+    let mut factors = [(0, 0); PERMUTATIONS];
+    let mut index = 0;
+    while index < PERMUTATIONS {
+        factors[index] = (mix(3 * index as u64 + 7) | 1, mix(5 * index as u64 + 11));
+        index += 1;
+    }
+    factors
+};
 
 /// The keys of texts that were kept.
 #[derive(Debug, Default)]

@@ -147,7 +147,7 @@ fn add(hash: u64, value: u64) -> u64 {
 }
 
 /// Spreads a number over all bits.
-pub(super) fn mix(value: u64) -> u64 {
+pub(super) const fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 32)).wrapping_mul(FACTOR);
     let value = (value ^ (value >> 29)).wrapping_mul(0xd6e8_feb8_6659_fd93);
     value ^ (value >> 32)
