@@ -15,6 +15,20 @@ deepspec init --target checkpoints/quickstart-target --algorithm eagle3 --out ru
 ",
     ),
     (
+        "prepare",
+        "
+deepspec prepare datasets/quickstart/chat.train.jsonl --out runs/prepared --validation 0.02
+# three parts of sums for each part of chats, without conversations that resemble each other
+deepspec prepare chats=datasets/quickstart/chat.train.jsonl sums=datasets/quickstart/sums.train.jsonl \\
+    --weight chats=1 --weight sums=3 --rows 400 --near-duplicates 0.8 --out runs/mixed
+# a job of four, each of which writes a part
+deepspec prepare datasets/quickstart/chat.train.jsonl --shard 0/4 --out runs/parts/0
+# without conversations that are longer than the training takes
+deepspec prepare datasets/quickstart/chat.train.jsonl --target checkpoints/quickstart-target --tokens ..192 \\
+    --out runs/short
+",
+    ),
+    (
         "run",
         "
 deepspec run recipes/quickstart.toml

@@ -13,6 +13,7 @@ mod export;
 mod init;
 mod inspect;
 mod model_card;
+mod prepare;
 mod regenerate;
 mod run;
 mod run_folder;
@@ -43,6 +44,8 @@ pub struct Cli {
 enum Verb {
     /// Write a recipe for a target and this machine
     Init(init::Arguments),
+    /// Make one data set of several sources: without duplicates, filtered, mixed and split
+    Prepare(prepare::Arguments),
     /// Run all stages of a recipe (data, train, export, evaluate) and skip finished ones
     Run(run::Arguments),
     /// Run recipes over a grid of settings and compare the results
@@ -92,6 +95,7 @@ impl Cli {
     pub fn run(self) -> Result<()> {
         match self.verb {
             Verb::Init(arguments) => init::run(&arguments),
+            Verb::Prepare(arguments) => prepare::run(&arguments),
             Verb::Run(arguments) => run::run(&arguments),
             Verb::Sweep(arguments) => sweep::run(&arguments),
             Verb::Regenerate(arguments) => regenerate::run(&arguments),

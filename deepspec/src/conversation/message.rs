@@ -2,7 +2,7 @@
 //!
 //! | a row's fields | conversation |
 //! |---|---|
-//! | `conversations` or `messages` | a list of `{"role", "content"}` or `{"from", "value"}` objects |
+//! | `conversations` or `messages` | a list of `{"role", "content"}` or `{"from", "value"}` objects, or JSON text of one |
 //! | `prompt` with `response` or `completion`; `question` with `answer` | one question and its answer |
 //! | `instruction`, `input` and `output` | the same; the input, if there is one, follows the instruction after a blank line |
 //!
@@ -15,7 +15,7 @@ use std::borrow::Cow;
 use dspark_runtime::checkpoint::json_kind;
 use serde_json::{Map, Value};
 
-use super::tools::{read_calls, read_function_call, read_tools, with_tools};
+use super::tools::{read_calls, read_function_call, read_tools, unfolded, with_tools};
 
 /// Every field that is read from a row, also by the other forms of data.
 pub(super) const FIELDS: [&str; 20] = [
@@ -216,7 +216,8 @@ fn question_text(row: &Map<String, Value>, name: &str) -> Result<String, String>
 }
 
 fn parse_messages((name, list): (&str, &Value)) -> Result<Vec<Message>, String> {
-    let list = list.as_array().ok_or_else(|| format!("`{name}` should be a list, found {}", json_kind(list)))?;
+    let list = unfolded(&format!("`{name}`"), list)?;
+    let list = list.as_array().ok_or_else(|| format!("`{name}` should be a list, found {}", json_kind(&list)))?;
     let parse =
         |(index, item)| parse_message(item).map_err(|reason| format!("`{name}`, message {}: {reason}", index + 1));
     list.iter().enumerate().map(parse).collect()
@@ -310,6 +311,7 @@ mod tests {
             json!({"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}),
             json!({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}),
             json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}),
+            json!({"messages": "[{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}]"}),
             json!({"prompt": "q", "response": "a", "score": 3}),
             json!({"prompt": "q", "completion": "a"}),
             json!({"question": "q", "answer": "a"}),
@@ -397,7 +399,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         for (row, expected) in [
-            (json!({"conversations": "text"}), "`conversations` should be a list, found a string"),
+            (json!({"conversations": "text"}), "`conversations` is text that is not JSON"),
+            (json!({"conversations": "{}"}), "`conversations` should be a list, found an object"),
             (json!({"messages": [3]}), "`messages`, message 1: should be an object, found a number"),
             (json!({"messages": [{"role": "user"}]}), "`messages`, message 1: `content` is missing"),
             (json!({"messages": [{"role": "user", "content": null}]}), "`content` is missing"),

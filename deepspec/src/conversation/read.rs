@@ -10,19 +10,14 @@ use serde_json::{Map, Value};
 use super::error::{ConversationError, RowError};
 use super::message::{Conversation, has_conversation, present, text_field};
 use super::report::ReadReport;
-use super::rows::{AllRows, Row};
+use super::row_chunks::{FileRow, RowChunks};
+use super::rows::{CUT_ANSWER, Row, cut_off, row_id};
 use super::sample::Sample;
 use super::token_row::{TOKENS, read_tokens};
 
-/// Number of rows tokenised at a time: enough for every core, few enough to keep in memory.
-const ROWS_AT_A_TIME: usize = 1024;
-
 /// Version of what the reader makes of a row. It changes with every change of that, so that stored samples are not used
 /// any more.
-pub const READER_VERSION: u32 = 1;
-
-/// Bytes of text that are tokenised at a time; the last row may exceed it.
-const TEXT_AT_A_TIME: usize = 16 << 20;
+pub const READER_VERSION: u32 = 2;
 
 /// The content of a row, with the names used in recipes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,38 +65,18 @@ pub fn read_samples(
     sink: impl FnMut(Sample) -> Result<(), ConversationError>,
 ) -> Result<ReadReport, ConversationError> {
     let mut collector = Collector { sink, report: ReadReport::default() };
-    let mut rows = AllRows::of(files);
-    loop {
-        let (mut chunk, mut text, mut unreadable) = (Vec::new(), 0, None);
-        while chunk.len() < ROWS_AT_A_TIME && text < TEXT_AT_A_TIME {
-            match rows.next() {
-                Some(Ok((file, row))) => {
-                    text += row.bytes;
-                    chunk.push((file, row));
-                }
-                // The rows before come first.
-                Some(Err(error)) => {
-                    unreadable = Some(error);
-                    break;
-                }
-                None => break,
-            }
-        }
+    for chunk in RowChunks::of(files) {
+        let chunk = chunk?;
         // A template that does not work may take its time: no further row is tried.
-        let read = |(file, row): &(&Path, Row)| match (RowReader { file, tokenizer, options }).read(row) {
+        let read = |FileRow { file, row }: &FileRow<'_>| match (RowReader { file, tokenizer, options }).read(row) {
             Err(error @ (ConversationError::Template { .. } | ConversationError::NoChatTemplate { .. })) => {
                 Err(error)
             }
             outcome => Ok(outcome),
         };
         let outcomes: Vec<_> = chunk.par_iter().map(read).collect::<Result<_, _>>()?;
-        for ((file, row), outcome) in chunk.iter().zip(outcomes) {
+        for (FileRow { file, row }, outcome) in chunk.iter().zip(outcomes) {
             collector.take(file, row, outcome?, options)?;
-        }
-        match unreadable {
-            Some(error) => return Err(error),
-            None if chunk.is_empty() => break,
-            None => {}
         }
     }
     if collector.report.kept == 0 {
@@ -130,7 +105,7 @@ impl RowReader<'_> {
             Ok(fields) => fields,
             Err(reason) => return Ok(Outcome::Malformed(reason.clone())),
         };
-        if !self.options.cut_answers && fields.get("finish_reason").is_some_and(|reason| reason == "length") {
+        if !self.options.cut_answers && cut_off(fields) {
             return Ok(Outcome::CutAnswer);
         }
         let tokens = present(fields, TOKENS).is_some() && !has_conversation(fields);
@@ -154,14 +129,10 @@ impl RowReader<'_> {
     }
 
     fn samples(&self, row: &Row, fields: &Map<String, Value>, tokens: bool) -> Result<Vec<Sample>, RowError> {
-        let id = match fields.get("id") {
-            Some(Value::String(id)) => id.clone(),
-            Some(Value::Number(id)) => id.to_string(),
-            _ => {
-                let name = self.file.file_name().unwrap_or(self.file.as_os_str());
-                format!("{}, {}", name.to_string_lossy(), row.number)
-            }
-        };
+        let id = row_id(fields).unwrap_or_else(|| {
+            let name = self.file.file_name().unwrap_or(self.file.as_os_str());
+            format!("{}, {}", name.to_string_lossy(), row.number)
+        });
         match self.options.format {
             Format::Chat if tokens => Ok(vec![read_tokens(id, fields, self.options.vocabulary_size)?]),
             Format::Chat => Sample::from_conversation(
@@ -228,7 +199,7 @@ impl<S: FnMut(Sample) -> Result<(), ConversationError>> Collector<S> {
             }
             Outcome::CutAnswer => {
                 self.report.cut_answers += 1;
-                self.report.leave_out(row.malformed(file, "answer cut off by its length limit".to_owned()));
+                self.report.leave_out(row.malformed(file, CUT_ANSWER.to_owned()));
             }
             Outcome::Malformed(reason) => {
                 let malformed = row.malformed(file, reason);

@@ -125,8 +125,8 @@ pub struct ReadReport {
 }
 
 impl ReadReport {
-    /// Counts a row that is left out under its reason.
-    pub(super) fn leave_out(&mut self, mut row: MalformedRow) {
+    /// Counts a row that is left out under its reason, in `left_out` or `further`.
+    pub fn leave_out(&mut self, mut row: MalformedRow) {
         if row.reason.len() > LONGEST_REASON {
             row.reason.truncate(row.reason.floor_char_boundary(LONGEST_REASON));
             row.reason.push_str("...");
@@ -194,16 +194,32 @@ impl fmt::Display for ReadReport {
         if self.short_samples > 0 {
             write!(f, ", {} more too short", self.short_samples)?;
         }
-        if self.left_out.is_empty() {
+        Reasons { left_out: &self.left_out, further: self.further }.fmt(f)
+    }
+}
+
+/// The table of the rows that a report leaves out, on lines of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Reasons<'a> {
+    /// The rows by reason.
+    pub left_out: &'a [LeftOut],
+    /// Rows for further reasons.
+    pub further: usize,
+}
+
+impl fmt::Display for Reasons<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { left_out, further } = self;
+        if left_out.is_empty() {
             return Ok(());
         }
         write!(f, "\n  {:>9}  first row and reason", "left out")?;
-        let mut reasons: Vec<&LeftOut> = self.left_out.iter().collect();
+        let mut reasons: Vec<&LeftOut> = left_out.iter().collect();
         reasons.sort_by_key(|left_out| std::cmp::Reverse(left_out.rows));
         for LeftOut { rows, first, .. } in reasons.iter().take(SHOWN) {
             write!(f, "\n  {rows:>9}  {first}")?;
         }
-        let more: usize = reasons.iter().skip(SHOWN).map(|left_out| left_out.rows).sum::<usize>() + self.further;
+        let more: usize = reasons.iter().skip(SHOWN).map(|left_out| left_out.rows).sum::<usize>() + further;
         if more > 0 { write!(f, "\n  {more:>9}  other reasons") } else { Ok(()) }
     }
 }

@@ -14,6 +14,28 @@ use super::source::Source;
 /// Fields that are read beside the content of a row.
 const BESIDE: [&str; 5] = ["id", "system", "tools", "functions", "finish_reason"];
 
+/// The reason for leaving out a row whose answer its length limit cut off.
+pub(super) const CUT_ANSWER: &str = "answer cut off by its length limit";
+
+/// The id of a row, if it has one.
+pub(super) fn row_id(fields: &Map<String, Value>) -> Option<String> {
+    match fields.get("id") {
+        Some(Value::String(id)) => Some(id.clone()),
+        Some(Value::Number(id)) => Some(id.to_string()),
+        _ => None,
+    }
+}
+
+/// The reason for which the answer of a row ended, if the row says so.
+pub(super) fn finish_reason(fields: &Map<String, Value>) -> Option<&str> {
+    fields.get("finish_reason").and_then(Value::as_str)
+}
+
+/// Returns whether the answer of a row was cut off by its length limit.
+pub(super) fn cut_off(fields: &Map<String, Value>) -> bool {
+    finish_reason(fields) == Some("length")
+}
+
 /// One row: a JSON object, or why it is none.
 pub(super) struct Row {
     pub(super) number: RowNumber,

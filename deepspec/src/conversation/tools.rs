@@ -40,7 +40,7 @@ fn list(row: &Map<String, Value>, name: &str) -> Result<Vec<Value>, String> {
 }
 
 /// Returns the value that a JSON text stands for. Other values stand for themselves, and an empty text for null.
-fn unfolded<'a>(name: &str, value: &'a Value) -> Result<Cow<'a, Value>, String> {
+pub(super) fn unfolded<'a>(name: &str, value: &'a Value) -> Result<Cow<'a, Value>, String> {
     match value {
         Value::String(text) if text.trim().is_empty() => Ok(Cow::Owned(Value::Null)),
         Value::String(text) => match serde_json::from_str(text) {

@@ -15,6 +15,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
+use crate::conversation::rows::AllRows;
 use crate::conversation::testing::{self, VOCABULARY_SIZE, read_all};
 
 fn options() -> ReadOptions {
