@@ -11,6 +11,7 @@ pub mod estimate;
 pub mod evaluation;
 pub mod logging;
 pub mod objective;
+pub mod objects;
 pub mod preparation;
 pub mod process;
 pub mod recipe;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cards::{Card, Kind, card_hint};
 use crate::conversation::holds_rows;
+use crate::objects;
 use crate::regeneration::is_side_file;
 
 /// Extensions of the files of a folder that are read, in any case, each also before one of [`COMPRESSED`].
@@ -19,8 +20,8 @@ const COMPRESSED: [&str; 2] = ["gz", "zst"];
 const NAMED: usize = 5;
 
 /// Returns the files of `entries`: a file stands for itself, a folder for all data files below it in the order of their
-/// names, and a bare name for a training card, searched in `folders`. Prints the ignored files of a folder on standard
-/// error.
+/// names, a bare name for a training card, searched in `folders`, and a URL for local copies of the data files below it
+/// (feature `cloud`). Prints the ignored files of a folder on standard error.
 ///
 /// # Errors
 /// Returns an error if a name is not a card or its dataset is not on this machine (the error explains how to get it), a
@@ -28,6 +29,10 @@ const NAMED: usize = 5;
 pub fn data_files(entries: &[PathBuf], folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in entries {
+        if let Some(url) = entry.to_str().filter(|entry| objects::is_url(entry)) {
+            files.extend(objects::fetch(url, is_named_as_data)?);
+            continue;
+        }
         let resolved = match bare_name(entry).filter(|_| !entry.exists()) {
             Some(name) => Card::named(name, Kind::Training)?.resolve(folders)?,
             None => entry.clone(),
@@ -80,11 +85,22 @@ fn endings() -> String {
 
 /// Returns whether a file of a folder is read: its name says so, and it is no JSON object for something else.
 fn is_data(path: &Path) -> bool {
-    let is_one_of = |path: &Path, known: &[&str]| {
-        path.extension().is_some_and(|extension| known.iter().any(|known| extension.eq_ignore_ascii_case(known)))
-    };
-    let plain = if is_one_of(path, &COMPRESSED) { path.with_extension("") } else { path.to_owned() };
-    is_one_of(&plain, &EXTENSIONS) && (!is_one_of(&plain, &["json"]) || holds_rows(path))
+    is_named_as_data(path) && (!is_one_of(&plain(path), &["json"]) || holds_rows(path))
+}
+
+/// Returns whether the name of a file is that of data.
+fn is_named_as_data(path: &Path) -> bool {
+    is_one_of(&plain(path), &EXTENSIONS)
+}
+
+/// The path without the ending of a compressed file.
+fn plain(path: &Path) -> PathBuf {
+    if is_one_of(path, &COMPRESSED) { path.with_extension("") } else { path.to_owned() }
+}
+
+/// Returns whether the path's extension is one of `known`, in any case.
+fn is_one_of(path: &Path, known: &[&str]) -> bool {
+    path.extension().is_some_and(|extension| known.iter().any(|known| extension.eq_ignore_ascii_case(known)))
 }
 
 /// The files below a folder.
