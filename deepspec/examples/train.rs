@@ -126,6 +126,7 @@ pub fn train_and_evaluate(
     let run = RunFolder { path: output.to_owned(), course: Course::default(), resume: false };
     let report = train(TrainJob {
         target: &target,
+        cache: None,
         draft,
         samples: &samples,
         settings,

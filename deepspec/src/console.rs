@@ -66,6 +66,46 @@ impl Progress {
     }
 }
 
+/// A count of work whose number of steps is not known.
+#[derive(Debug)]
+pub struct Count {
+    bar: ProgressBar,
+    /// Time of the next plain line; `None` on a terminal.
+    next_line: Option<Instant>,
+    name: &'static str,
+    started: Instant,
+}
+
+impl Count {
+    /// Starts a count, shown as `name` with the number: "rows read 5000".
+    pub fn new(name: &'static str) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let target = if terminal { ProgressDrawTarget::stderr_with_hz(4) } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        if let Ok(style) = ProgressStyle::with_template("{prefix} {pos} ({per_sec}, {elapsed})") {
+            bar.set_style(style);
+        }
+        bar.set_prefix(name);
+        let started = Instant::now();
+        Self { bar, next_line: (!terminal).then_some(started + LINE_INTERVAL), name, started }
+    }
+
+    /// Adds `steps`. Work that ends before the first plain line is due prints none.
+    pub fn add(&mut self, steps: u64) {
+        self.bar.inc(steps);
+        if self.next_line.is_some_and(|due| due <= Instant::now()) {
+            let (done, seconds) = (self.bar.position(), self.started.elapsed().as_secs_f64());
+            eprintln!("{} {done} ({:.0}/s)", self.name, done as f64 / seconds);
+            self.next_line = Some(Instant::now() + LINE_INTERVAL);
+        }
+    }
+
+    /// Removes the count from a terminal.
+    pub fn finish(self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 /// The time that `left` steps take, where `done` steps took `elapsed`, as the end of a line; nothing after the last step or for less
 /// than a second.
 fn left(elapsed: Duration, done: u64, left: u64) -> String {

@@ -11,13 +11,14 @@ use sha2::{Digest, Sha256};
 use super::described::Described;
 use crate::conversation::{SPLIT_RULE, check_beginning};
 use crate::digest::{hash_ends, hash_file, hex, model_files};
+use crate::teacher::CachedStates;
 use crate::trainer::{Course, ORDER_KEY, ORDER_RULE, RunFolder, TrainingCheckpoints};
 
 /// Settings that affect neither training nor measurements.
 const HARMLESS: [&str; 5] =
     ["train.log_every", "train.checkpoint_every", "train.keep_last", "data.strict", "data.store"];
 /// Paths: what stands in the files decides.
-const PATHS: [&str; 3] = ["train.from", "data.train", "data.validation"];
+const PATHS: [&str; 4] = ["train.from", "data.train", "data.validation", "data.cache"];
 
 /// A run's folder, and the run in it.
 pub struct Run {
@@ -73,6 +74,10 @@ impl Described {
         }
         settings.insert(ORDER_KEY.to_owned(), ORDER_RULE.into());
         add_model(&mut settings, "target", &self.target_folder)?;
+        if let Some(folder) = &recipe.data.cache {
+            let identity = CachedStates::identity(folder).context("data.cache")?;
+            settings.insert("data.cache".to_owned(), identity.into());
+        }
         if let Some(from) = &recipe.train.from {
             add_model(&mut settings, "train.from", from)?;
         }

@@ -71,7 +71,9 @@ impl Counted {
         let (config, parameters) = draft_and_parameters(described)?;
         let settings = described.train_settings(samples.len());
         let products = settings.compute;
-        let models = ModelShapes { target: &described.target_config, draft: &config, parameters, device, products };
+        let cached = described.recipe.data.cache.is_some();
+        let models =
+            ModelShapes { target: &described.target_config, draft: &config, parameters, device, cached, products };
         let steps = settings.learning_rate.total_steps;
         let process = process_memory(choice);
 
@@ -177,7 +179,9 @@ pub fn check_models_fit(described: &Described, choice: DeviceChoice) -> Result<(
     let device = &choice.open()?;
     let (config, parameters) = draft_and_parameters(described)?;
     let products = described.train_settings(1).compute;
-    let models = ModelShapes { target: &described.target_config, draft: &config, parameters, device, products };
+    let cached = described.recipe.data.cache.is_some();
+    let models =
+        ModelShapes { target: &described.target_config, draft: &config, parameters, device, cached, products };
     let process = process_memory(choice);
     let least = models.memory(process, &SMALLEST, false).peak;
     Ok(Need { peak: least, least, available: choice.free_memory().map(|more| more + process) }.check()?)

@@ -68,6 +68,18 @@ deepspec train recipes/quickstart.toml --from runs/quickstart/draft --set train.
 ",
     ),
     (
+        "cache",
+        "
+# size and time, without writing anything
+deepspec cache plan recipes/quickstart.toml
+deepspec cache build recipes/quickstart.toml --set data.cache=runs/states --codec bf16-lossless
+# a job of eight; all build into the same folder
+deepspec cache build recipes/quickstart.toml --set data.cache=runs/states --codec bf16-lossless --shard 0/8
+deepspec cache verify runs/states
+deepspec train recipes/quickstart.toml --set data.cache=runs/states --set output.dir=runs/cached
+",
+    ),
+    (
         "evaluate",
         "
 deepspec evaluate --target checkpoints/quickstart-target --draft runs/quickstart/draft \\

@@ -1,5 +1,6 @@
 //! The command line, one thin file per verb.
 
+mod cache;
 mod calibrate;
 mod course;
 mod data_files;
@@ -55,6 +56,12 @@ enum Verb {
     /// The engine of this program answers, with a draft if there is one, or OpenAI-compatible servers (--endpoint). Repeat
     /// the same command to continue a run that was stopped: no answer is lost, and none is there twice.
     Regenerate(regenerate::Arguments),
+    /// Store the hidden states of a recipe's training data on disk
+    ///
+    /// A training whose recipe names the folder (`data.cache`) reads them instead of running the target in every step. This pays
+    /// when the same data are trained on several times, or for many epochs.
+    #[command(subcommand)]
+    Cache(cache::Verb),
     /// Train a draft
     Train(train::Arguments),
     /// Measure a draft's accepted length and speed
@@ -99,6 +106,7 @@ impl Cli {
             Verb::Run(arguments) => run::run(&arguments),
             Verb::Sweep(arguments) => sweep::run(&arguments),
             Verb::Regenerate(arguments) => regenerate::run(&arguments),
+            Verb::Cache(verb) => cache::run(&verb),
             Verb::Train(arguments) => train::run(&arguments),
             Verb::Evaluate(arguments) => evaluate::run(&arguments),
             Verb::Calibrate(arguments) => calibrate::run(&arguments),
@@ -117,7 +125,10 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     let code = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<TrainError>() {
         Some(TrainError::Interrupted { signal, .. }) => Some(signal.exit_code()),
         Some(TrainError::NotFinite { .. } | TrainError::Teacher { .. }) => Some(1),
-        _ => (cause.is::<estimate::PlanError>() || dspark_runtime::commands::machine_failed(cause)).then_some(1),
+        _ => (cause.is::<estimate::PlanError>()
+            || cause.is::<cache::Damaged>()
+            || dspark_runtime::commands::machine_failed(cause))
+        .then_some(1),
     };
     let regeneration =
         |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<RegenerationError>()?.exit_code();

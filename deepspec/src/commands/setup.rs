@@ -2,15 +2,17 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use dspark_runtime::commands::warn_of;
 use dspark_runtime::device::DeviceChoice;
 use dspark_runtime::model::{Draft, DraftVocabulary, Target};
 use dspark_runtime::text::Tokenizer;
 
+use super::course::model_digest;
 use super::described::Described;
 use crate::conversation::{Sample, SampleSet};
+use crate::teacher::CachedStates;
 
 /// Samples on which the initial norms of a draft are measured.
 const INITIAL_TEXTS: usize = 4;
@@ -65,6 +67,21 @@ impl Prepared {
             }
             _ => Ok(draft),
         }
+    }
+
+    /// The cache of hidden states that the recipe names, if it does.
+    ///
+    /// # Errors
+    /// Returns an error if the folder is no cache, or one for another target or other layers.
+    pub fn cache(&self) -> Result<Option<CachedStates>> {
+        let Some(folder) = &self.described.recipe.data.cache else { return Ok(None) };
+        let config = self.described.draft_config()?;
+        let target = model_digest(&self.described.target_folder)?;
+        let layers = &config.target_layer_ids;
+        let cache = CachedStates::open(folder, &target, layers, self.target.config().layer.hidden_size);
+        let cache = cache.with_context(|| format!("{}: data.cache", self.described.file.display()))?;
+        eprintln!("hidden states: read from {} ({})", folder.display(), cache.description());
+        Ok(Some(cache))
     }
 }
 

@@ -83,8 +83,9 @@ pub fn train_prepared(prepared: &Prepared, samples: &Samples, run: RunFolder) ->
     let Prepared { described, target, .. } = prepared;
     let draft = prepared.starting_draft(&samples.training)?;
     let settings = described.train_settings(samples.training.len());
+    let cache = prepared.cache()?;
     let (report, signal) = defer("finishing this step and saving a checkpoint", |interrupter| {
-        train(TrainJob { target, draft, samples, settings, run, interrupter })
+        train(TrainJob { target, cache: cache.as_ref(), draft, samples, settings, run, interrupter })
     });
     let report = report?;
     match signal {

@@ -77,6 +77,8 @@ pub struct ModelShapes<'a> {
     pub parameters: Parameters,
     /// The device of the planned training.
     pub device: &'a Device,
+    /// True if hidden states come from a cache, so that the target computes nothing.
+    pub cached: bool,
     /// The number type of matrix products. Activations of a pass are counted as f32 all the same, which is at most
     /// twice as much.
     pub products: DType,
@@ -87,7 +89,8 @@ impl ModelShapes<'_> {
     pub fn memory(&self, process: usize, shape: &MicroBatchShape, several: bool) -> Memory {
         let weights = F32 * self.parameters.draft;
         let features = F32 * shape.tokens * (self.draft.target_layer_ids.len() + 1) * self.target.layer.hidden_size;
-        let (teacher, vocabulary) = (self.teacher(shape.tokens), self.vocabulary(shape));
+        let teacher = if self.cached { features } else { self.teacher(shape.tokens) };
+        let vocabulary = self.vocabulary(shape);
         let activations = features + self.activations(shape);
         let gradients = if several { 2 * weights } else { weights };
         let before = gradients - weights;

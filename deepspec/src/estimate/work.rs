@@ -24,6 +24,7 @@ pub fn operations(models: &ModelShapes<'_>, shape: &MicroBatchShape) -> f64 {
     let (u, v) = (draft.draft_vocab_size as f64, draft.vocab_size as f64);
     // Logits of draft and teacher, the gradient of the hidden states, and all three of the Markov head.
     let loss = shape.supervised as f64 * (2.0 * u * d + v * d + 3.0 * u * rank);
+    let of_target = if models.cached { 0.0 } else { of_target };
     2.0 * (s * of_target + 3.0 * (n * of_slots + s * of_context) + loss)
 }
 

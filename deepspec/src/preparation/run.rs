@@ -19,6 +19,7 @@ use super::near::{self, Bands, Unchanged};
 use super::settings::{Settings, Source};
 use super::text::{digest, upper};
 use super::write::{Side, WrittenFile};
+use crate::console::Count;
 use crate::conversation::{FileRow, ReadReport, RowChunks};
 use crate::digest::file_digest;
 
@@ -195,7 +196,7 @@ impl Preparation<'_> {
             sink.left_out[source].leave_out(row.malformed(reason.to_owned()));
             Ok(())
         };
-        scan(self.sources, |_, row| self.judge.judge(row), take)
+        scan(self.sources, "rows read", |_, row| self.judge.judge(row), take)
     }
 
     /// Reads the rows again and writes the chosen ones.
@@ -214,18 +215,20 @@ impl Preparation<'_> {
             }
             _ => Ok(()),
         };
-        scan(self.sources, judge, take)
+        scan(self.sources, "rows read again", judge, take)
     }
 }
 
 /// Passes every row to `judge`, in parallel, and what it returns to `take`, in order, with the number of the source and of the row
-/// among all. The next rows are read at the same time.
+/// among all. The next rows are read at the same time. `name` says what the progress counts.
 pub(super) fn scan<T: Send>(
     sources: &[Source],
+    name: &'static str,
     judge: impl Fn(usize, &FileRow<'_>) -> Result<T, PreparationError> + Sync,
     mut take: impl FnMut(usize, usize, &FileRow<'_>, T) -> Result<(), PreparationError> + Send,
 ) -> Result<(), PreparationError> {
     let mut first = 0;
+    let mut count = Count::new(name);
     for (index, source) in sources.iter().enumerate() {
         let mut chunks = RowChunks::of(&source.files);
         let mut next = chunks.next();
@@ -240,9 +243,11 @@ pub(super) fn scan<T: Send>(
             let (following, worked) = rayon::join(|| chunks.next(), work);
             worked?;
             first += chunk.len();
+            count.add(chunk.len() as u64);
             next = following;
         }
     }
+    count.finish();
     Ok(())
 }
 

@@ -28,5 +28,6 @@ pub(super) fn resolve(recipe: &mut Recipe, folder: &Path) {
     }
     recipe.train.from = recipe.train.from.take().map(|from| resolve_input(&from, folder));
     recipe.data.store = recipe.data.store.take().map(|store| expand_home(&store));
+    recipe.data.cache = recipe.data.cache.take().map(|cache| expand_home(&cache));
     recipe.output.dir = recipe.output.dir.take().map(|dir| expand_home(&dir));
 }

@@ -339,6 +339,9 @@ pub struct DataSection {
     /// Folder of tokenised samples that later starts use again; absent: the user's cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<PathBuf>,
+    /// Folder of cached hidden states, which `deepspec cache build` makes; absent: the target computes them in every step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
     /// True to train on answers that their length limit cut off (`finish_reason` is `length`).
     // Absent where earlier versions did not have it, so that their runs stay the same.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

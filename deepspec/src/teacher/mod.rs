@@ -1,10 +1,24 @@
 //! The target as a teacher: hidden states, online or from a cache on disk, without gradients.
 //!
+//! `states` is a cache of this project, which `states_build` makes: files of blocks (`states_file`) in one of several number
+//! formats (`codec`). `reference` reads caches of the reference. A training takes either as [`CachedStates`].
+//!
 //! Legend: `s` tokens of all samples, `f` width of the captured features, `d` hidden size.
 
-mod cache;
+mod cached;
+mod codec;
+mod reference;
+mod states;
+mod states_build;
+mod states_file;
+#[cfg(test)]
+mod tests;
 
-pub use cache::{CachedSample, TargetCache};
+pub use cached::CachedStates;
+pub use codec::Codec;
+pub use reference::{CachedSample, TargetCache};
+pub use states::{CacheSettings, MANIFEST, StateCache, file_bytes, kept_rows};
+pub use states_build::{Built, CacheBuild, CachedTokens, SAMPLES_PER_FILE, sizes};
 
 use burn::tensor::Tensor;
 use dspark_runtime::model::{LayerId, Target, TargetSegment};

@@ -22,6 +22,7 @@ const RECORD: usize = 56;
 /// An open cache: its index was checked against its shards, and samples are read on access.
 #[derive(Clone, Debug)]
 pub struct TargetCache {
+    folder: PathBuf,
     hidden_size: usize,
     layers: Vec<LayerId>,
     shards: Vec<PathBuf>,
@@ -74,7 +75,13 @@ impl TargetCache {
             .iter()
             .map(|path| Ok(fs::metadata(path).map_err(CheckpointError::io(path))?.len()))
             .collect::<Result<Vec<u64>, CheckpointError>>()?;
-        let mut cache = Self { hidden_size: manifest.size("hidden_size", 1)?, layers, shards, samples: Vec::new() };
+        let mut cache = Self {
+            folder: folder.to_owned(),
+            hidden_size: manifest.size("hidden_size", 1)?,
+            layers,
+            shards,
+            samples: Vec::new(),
+        };
         let index = folder.join("samples.idx");
         let bytes = fs::read(&index).map_err(CheckpointError::io(&index))?;
         let count = manifest.size("num_samples", 0)?;
@@ -92,7 +99,12 @@ impl TargetCache {
         Ok(cache)
     }
 
-    /// Samples.
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Number of samples.
     pub fn len(&self) -> usize {
         self.samples.len()
     }
@@ -129,14 +141,7 @@ impl TargetCache {
             (part, rest) = rest.split_at(size);
             part
         });
-        let invalid = |reason: String| CheckpointError::Invalid {
-            path: path.clone(),
-            reason: format!("sample {sample}: {reason}; the cache is damaged"),
-        };
-        let id = |bytes: &[u8; 4]| {
-            let id = i32::from_le_bytes(*bytes);
-            u32::try_from(id).map_err(|_| invalid(format!("expected a token id, found {id}")))
-        };
+        let invalid = |reason: String| self.damaged(sample, reason);
         let flag = |&byte: &u8| match byte {
             0 | 1 => Ok(byte == 1),
             _ => Err(invalid(format!("expected a loss mask of 0 and 1, found {byte}"))),
@@ -149,10 +154,31 @@ impl TargetCache {
             Tensor::<2>::from_data(TensorData::new(values, [s, width]), device)
         };
         Ok(CachedSample {
-            ids: ids.as_chunks::<4>().0.iter().map(id).collect::<Result<_, _>>()?,
+            ids: token_ids(ids).map_err(invalid)?,
             loss_mask: mask.iter().map(flag).collect::<Result<_, _>>()?,
             teacher: TeacherOutput { features_sf: states(features), last_hidden_sd: states(last_hidden) },
         })
+    }
+
+    /// Reads the token ids of one sample, which must be below [`len`](Self::len), without its states.
+    ///
+    /// # Errors
+    /// Returns an error if its shard cannot be read, or contains an invalid token.
+    pub fn token_ids(&self, sample: usize) -> Result<Vec<u32>, CheckpointError> {
+        let Record { shard, tokens: s, start } = self.samples[sample];
+        let path = &self.shards[shard];
+        let mut bytes = vec![0; 4 * s];
+        let mut file = open_file(path).map_err(CheckpointError::io(path))?;
+        file.seek(SeekFrom::Start(start)).map_err(CheckpointError::io(path))?;
+        file.read_exact(&mut bytes).map_err(CheckpointError::io(path))?;
+        token_ids(&bytes).map_err(|reason| self.damaged(sample, reason))
+    }
+
+    fn damaged(&self, sample: usize, reason: String) -> CheckpointError {
+        CheckpointError::Invalid {
+            path: self.shards[self.samples[sample].shard].clone(),
+            reason: format!("sample {sample}: {reason}; the cache is damaged"),
+        }
     }
 
     /// Bytes of each tensor of a sample, in their order.
@@ -187,6 +213,15 @@ impl TargetCache {
             _ => Err(format!("its {tokens} tokens extend beyond the {size} bytes of shard {shard}")),
         }
     }
+}
+
+/// Token ids from their bytes.
+fn token_ids(bytes: &[u8]) -> Result<Vec<u32>, String> {
+    let id = |bytes: &[u8; 4]| {
+        let id = i32::from_le_bytes(*bytes);
+        u32::try_from(id).map_err(|_| format!("expected a token id, found {id}"))
+    };
+    bytes.as_chunks::<4>().0.iter().map(id).collect()
 }
 
 /// The shard files, by their ids.

@@ -83,7 +83,7 @@ impl Batch {
             let Sample { token_ids, loss_mask, .. } = samples.get(index)?;
             let random = anchor_randoms(token_ids.len(), settings.seed, step, index);
             let blocks = settings.blocks.blocks(&loss_mask, &random, settings.block_size);
-            Ok(DrawnSample { token_ids, blocks })
+            Ok(DrawnSample { token_ids, loss_mask, blocks })
         };
         let samples = indices.into_iter().map(drawn).collect::<Result<_, ConversationError>>()?;
         Ok(Self { samples, micro_batches: settings.micro_batches })
@@ -112,6 +112,8 @@ impl Batch {
 pub struct DrawnSample {
     /// The sample's tokens.
     pub token_ids: Vec<u32>,
+    /// The supervised ones.
+    pub loss_mask: Vec<bool>,
     /// Its trained blocks.
     pub blocks: SampleBlocks,
 }

@@ -103,6 +103,9 @@ pub enum TrainError {
     /// A sample cannot be read.
     #[error("training stopped, and the checkpoints so far are kept: {0}")]
     Sample(#[from] ConversationError),
+    /// The hidden states of a sample cannot be read.
+    #[error("training stopped, and the checkpoints so far are kept: data.cache: {0}")]
+    Cache(#[source] CheckpointError),
     /// Writing the log failed.
     #[error(transparent)]
     Log(#[from] LogError),

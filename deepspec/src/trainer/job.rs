@@ -14,11 +14,14 @@ use super::state::Best;
 use crate::conversation::Samples;
 use crate::objective::{LossWeights, Metrics};
 use crate::process::Interrupter;
+use crate::teacher::CachedStates;
 
 /// A training.
 pub struct TrainJob<'a> {
     /// The teacher.
     pub target: &'a Target,
+    /// Its hidden states from a cache; `None`: the target computes them.
+    pub cache: Option<&'a CachedStates>,
     /// The draft to start from.
     pub draft: Draft,
     /// The data.

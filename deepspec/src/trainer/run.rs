@@ -56,7 +56,7 @@ struct Update {
 impl<'a> Trainer<'a> {
     /// Starts a run, or resumes it from its newest checkpoint.
     fn start(job: TrainJob<'a>) -> Result<Self, TrainError> {
-        let TrainJob { target, draft, samples, settings, run, interrupter } = job;
+        let TrainJob { target, cache, draft, samples, settings, run, interrupter } = job;
         let checkpoints = TrainingCheckpoints::of_run(&run.path, settings.keep_last);
         let optimizer = Optimizer::new(&settings.optimizer);
         let total_steps = settings.learning_rate.total_steps;
@@ -78,7 +78,7 @@ impl<'a> Trainer<'a> {
             journal: Journal::open(&run.path, total_steps, &state)?,
             batches: Batches::new(&samples.training, settings.batches),
             validation: &samples.validation,
-            loss: BatchLoss { target, weights: settings.loss, compute: settings.compute },
+            loss: BatchLoss { target, cache, weights: settings.loss, compute: settings.compute },
             draft: draft.with_parameters(draft.parameters.clone().unfreeze().train()),
             settings,
             optimizer,
@@ -97,7 +97,7 @@ impl<'a> Trainer<'a> {
     fn step(mut self) -> Result<Self, TrainError> {
         let (rate, step) = (self.settings.learning_rate.at(self.state.step), self.state.step + 1);
         let batch = self.batches.of_step(self.state.step)?;
-        let (metrics, gradients) = self.loss.derive(&self.draft, &batch);
+        let (metrics, gradients) = self.loss.derive(&self.draft, &batch)?;
         self.check_loss(step, "", &metrics, || iter::once(Ok(batch.clone())))?;
         let (gradients, norm) = self.optimizer.clip(gradients, &self.draft.parameters);
         self.checkpoints.check_norm(step, norm)?;

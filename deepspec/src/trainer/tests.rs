@@ -125,6 +125,7 @@ impl Run<'_> {
     fn train(&self, settings: TrainSettings, resume: bool) -> Result<TrainReport, TrainError> {
         train(TrainJob {
             target: &self.models.0,
+            cache: None,
             draft: self.models.1.clone(),
             samples: self.samples,
             settings,
@@ -386,6 +387,7 @@ fn an_interrupt_before_the_first_update_leaves_a_run_that_can_be_continued() {
     interrupter.stop(Signal::Terminate);
     let stopped = train(TrainJob {
         target: &models.0,
+        cache: None,
         draft: models.1.clone(),
         samples: &samples,
         settings: settings(3),

@@ -22,6 +22,7 @@ use super::read::{READER_VERSION, ReadOptions, read_samples};
 use super::report::ReadReport;
 use super::sample::Sample;
 use super::split::validation_rows;
+use crate::console::Count;
 use crate::digest::{FileDigests, digest};
 
 /// Version of the layout. Stores of another one are not looked for.
@@ -82,7 +83,13 @@ impl SampleStore {
             return Ok(store);
         }
         StoreFile::write(&path, &key, |sink| {
-            let report = read_samples(request.files, request.tokenizer, request.options, sink)?;
+            let mut count = Count::new("samples tokenised");
+            let counted = |sample| {
+                count.add(1);
+                sink(sample)
+            };
+            let report = read_samples(request.files, request.tokenizer, request.options, counted)?;
+            count.finish();
             let after = request.file_digests()?;
             match digests.iter().zip(&after).position(|(before, after)| before != after) {
                 Some(changed) => Err(ConversationError::Changed { path: request.files[changed].clone() }),

@@ -110,7 +110,7 @@ fn few_rows_are_in_memory_at_a_time() {
         drop(counted);
         Ok(())
     };
-    scan(&source, judge, take).unwrap();
+    scan(&source, "rows read", judge, take).unwrap();
     assert_eq!(taken, 6000);
     assert!(most <= 1024, "{most}");
 }

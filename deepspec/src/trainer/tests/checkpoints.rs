@@ -156,6 +156,7 @@ fn checkpoints_of_earlier_versions_are_read() {
     runs[0].train(settings(3), true).unwrap();
     let report = train(TrainJob {
         target: &models.0,
+        cache: None,
         draft: models.1.clone(),
         samples: &samples,
         settings: settings(3),
