@@ -82,6 +82,7 @@ pub fn train_and_evaluate(
             markov_head_type: MarkovHeadType::Vanilla,
             enable_confidence_head: true,
             confidence_head_with_markov: true,
+            sliding: None,
         }),
     };
     let texts: Vec<&[u32]> = training.iter().take(4).map(|sample| sample.token_ids.as_slice()).collect();

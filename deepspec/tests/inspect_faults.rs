@@ -171,12 +171,12 @@ fn faults() -> Vec<(&'static str, Spoil, Vec<&'static str>)> {
             vec!["`d2t`", "increasing token ids"],
         ),
         (
-            "layers that see windows",
+            "sliding layers while windows are off",
             config(|all| {
                 all["layer_types"] = json!(["sliding_attention", "full_attention"]);
                 all["sliding_window"] = json!(16);
             }),
-            vec!["`layer_types`"],
+            vec!["`use_sliding_window`"],
         ),
         ("a field of somebody else's", config(|all| all["selector_rank"] = json!(256)), vec!["`selector_rank`"]),
         (

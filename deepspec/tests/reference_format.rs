@@ -9,7 +9,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use dspark_runtime::checkpoint::WeightDtype;
 use dspark_runtime::model::{
-    DSparkConfig, Draft, DraftConfig, DraftKind, DraftShape, LayerId, MarkovHeadType, Target,
+    DSparkConfig, Draft, DraftConfig, DraftKind, DraftShape, LayerId, MarkovHeadType, Sliding, Target,
 };
 use safetensors::SafeTensors;
 
@@ -69,6 +69,13 @@ fn keys_shapes_and_number_types_are_the_references() {
                     .unwrap_or_default(),
                 enable_confidence_head: flag("enable_confidence_head"),
                 confidence_head_with_markov: flag("confidence_head_with_markov"),
+                sliding: theirs["layer_types"].as_array().filter(|_| flag("use_sliding_window")).map(|types| {
+                    Sliding {
+                        window: size("sliding_window"),
+                        layers: types.iter().map(|kind| kind == "sliding_attention").collect(),
+                        causal: !flag("sliding_window_non_causal"),
+                    }
+                }),
             }),
         };
         let case = read_json(&folder.join("case.json"));

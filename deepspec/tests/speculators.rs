@@ -93,9 +93,10 @@ fn a_draft_of_some_tokens_brings_maps_and_its_head() {
     assert!(seen.status.success(), "{text}");
 }
 
-/// Windows are what the package trains by default: no draft of them is decoded with as if it had none, nor found without fault.
+/// Windows are what the package trains by default. A file that says that layers are sliding and windows are off is refused: what
+/// it means depends on its reader.
 #[test]
-fn layers_that_see_windows_are_refused_by_name() {
+fn windows_that_are_off_and_used_are_refused_by_name() {
     let root = tempfile::tempdir().unwrap();
     let draft = save(&root.path().join("draft"), &shape(), WeightDtype::F32, false);
     let out = export(root.path(), &draft, "out", &["--layout", "speculators"]);
@@ -108,13 +109,13 @@ fn layers_that_see_windows_are_refused_by_name() {
         let seen = deepspec(&[&["inspect", out.to_str().unwrap()][..], target].concat());
         let text = String::from_utf8_lossy(&seen.stdout);
         assert_eq!(seen.status.code(), Some(2), "{text}");
-        assert!(text.contains("WRONG: ") && text.contains("`layer_types`"), "{text}");
+        assert!(text.contains("WRONG: ") && text.contains("`use_sliding_window`"), "{text}");
         assert!(text.contains("its layers attend to windows"), "{text}");
     }
     let again = root.path().join("again");
     let arguments =
         ["export", "--draft", out.to_str().unwrap(), "--target", TARGET, "--out", again.to_str().unwrap()];
-    refused(&deepspec(&arguments), &["config.json", "`layer_types`", "sliding"]);
+    refused(&deepspec(&arguments), &["config.json", "`use_sliding_window`", "sliding"]);
 }
 
 /// The package does not write how many layers the target has.

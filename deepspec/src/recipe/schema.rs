@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dspark_runtime::model::{DSparkConfig, DraftHeads, DraftKind, Eagle3Config, MarkovHeadType};
+use dspark_runtime::model::{DSparkConfig, DraftHeads, DraftKind, Eagle3Config, MarkovHeadType, Sliding};
 use serde::{Deserialize, Serialize};
 
 use crate::conversation::Format;
@@ -84,6 +84,16 @@ pub enum Supervision {
     Reference,
 }
 
+/// What a draft layer sees of the context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerType {
+    /// All of it.
+    FullAttention,
+    /// The tokens of the window before the anchor.
+    SlidingAttention,
+}
+
 /// `[model]`: the draft's shape and the weights of its loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -120,6 +130,15 @@ pub struct ModelSection {
     /// True if the confidence head also sees the Markov embedding of the previous token.
     #[serde(default = "defaults::yes")]
     pub confidence_head_with_markov: bool,
+    /// Context tokens that sliding layers see, at least 1; absent: all layers are full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sliding_window: Option<usize>,
+    /// Kinds of the draft's layers; absent: all are sliding if there is a window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_types: Option<Vec<LayerType>>,
+    /// True if slots of sliding layers see later slots of their block, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sliding_window_non_causal: bool,
     /// Slot `j` of a block weighs `exp(-j / loss_decay_gamma)`; 0 or less: every slot weighs 1.
     #[serde(default = "defaults::loss_decay_gamma")]
     pub loss_decay_gamma: f64,
@@ -171,9 +190,20 @@ impl ModelSection {
                 markov_head_type: self.markov_head_type,
                 enable_confidence_head: self.enable_confidence_head,
                 confidence_head_with_markov: self.confidence_head_with_markov,
+                sliding: self.sliding(),
             }),
             Algorithm::Eagle3 => DraftKind::Eagle3(Eagle3Config { step_loss_decay: Some(self.step_loss_decay) }),
         })
+    }
+
+    /// The layers with windows, if there are any.
+    fn sliding(&self) -> Option<Sliding> {
+        let window = self.sliding_window?;
+        let layers = match &self.layer_types {
+            Some(types) => types.iter().map(|kind| *kind == LayerType::SlidingAttention).collect(),
+            None => vec![true; self.num_draft_layers],
+        };
+        Some(Sliding { window, layers, causal: !self.sliding_window_non_causal })
     }
 
     /// Returns whether the draft predicts its own acceptance.

@@ -4,7 +4,9 @@
 use std::fmt::Display;
 
 use super::error::RecipeError;
-use super::schema::{Algorithm, DataSection, EvaluateSection, ModelSection, Recipe, Supervision, TrainSection};
+use super::schema::{
+    Algorithm, DataSection, EvaluateSection, LayerType, ModelSection, Recipe, Supervision, TrainSection,
+};
 use super::source::Document;
 use crate::conversation::Format;
 
@@ -22,6 +24,9 @@ fn own_keys(algorithm: Algorithm) -> (&'static [&'static str], &'static [&'stati
                 "markov_head_type",
                 "enable_confidence_head",
                 "confidence_head_with_markov",
+                "sliding_window",
+                "layer_types",
+                "sliding_window_non_causal",
                 "loss_decay_gamma",
                 "ce_loss_alpha",
                 "soft_ce_loss_alpha",
@@ -110,6 +115,7 @@ fn check_model(model: &ModelSection, document: &Document) -> Result<(), Complain
             return Err(("model.num_anchors", reason));
         }
     }
+    check_windows(model)?;
     from_one("model.ttt_length", model.ttt_length, largest::BLOCK)?;
     from_one("model.markov_rank", model.markov_rank.max(1), largest::RANK)?;
     if !(model.step_loss_decay > 0.0 && model.step_loss_decay <= 1.0) {
@@ -139,6 +145,30 @@ fn check_model(model: &ModelSection, document: &Document) -> Result<(), Complain
         return Err(("model.ce_loss_alpha", reason));
     }
     Ok(())
+}
+
+fn check_windows(model: &ModelSection) -> Result<(), Complaint> {
+    from_one("model.sliding_window", model.sliding_window.unwrap_or(1), largest::TOKENS)?;
+    let sliding = |types: &Vec<LayerType>| types.contains(&LayerType::SlidingAttention);
+    match &model.layer_types {
+        Some(types) if types.len() != model.num_draft_layers => {
+            let reason = format!(
+                "must name each of the {} layers of `model.num_draft_layers`, found {}",
+                model.num_draft_layers,
+                types.len()
+            );
+            Err(("model.layer_types", reason))
+        }
+        Some(types) if sliding(types) != model.sliding_window.is_some() => {
+            let reason = "must contain `sliding_attention` if `model.sliding_window` is set, and only then";
+            Err(("model.layer_types", reason.to_owned()))
+        }
+        _ if model.sliding_window_non_causal && model.sliding_window.is_none() => {
+            let reason = "has no meaning without `model.sliding_window`: remove it";
+            Err(("model.sliding_window_non_causal", reason.to_owned()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_train(train: &TrainSection) -> Result<(), Complaint> {

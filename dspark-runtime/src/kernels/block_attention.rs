@@ -23,11 +23,12 @@ const TILE: usize = 96;
 const TASKS: usize = 16;
 
 /// Attention of blocks: `inputs` are queries `[n, h, w]`, keys and values of the context `[s, c, w]`, and those of the
-/// blocks `[a * b, c, w]`; block `i` sees the context tokens `seen[i]`. Returns the weighted values `[n, h * w]`, and
-/// the logarithms of the sums of exponentiated scores, `[n, h]`; `None` if the tensors are not plain ones on the CPU.
-pub fn attend_blocks(inputs: &[Tensor<3>; 5], seen: &[Range<usize>]) -> Option<(Tensor<2>, Tensor<2>)> {
+/// blocks `[a * b, c, w]`; block `i` sees the context tokens `seen[i]`. With `causal` a slot sees no later slots of its block;
+/// then all slots of a block ask. Returns the weighted values `[n, h * w]`, and the logarithms of the sums of exponentiated
+/// scores, `[n, h]`; `None` if the tensors are not plain ones on the CPU.
+pub fn attend_blocks(inputs: &[Tensor<3>; 5], seen: &[Range<usize>], causal: bool) -> Option<(Tensor<2>, Tensor<2>)> {
     let [n, h, w] = inputs[0].dims();
-    let (attended, log_sums) = on_host(inputs, seen, |blocks| blocks.attend())?;
+    let (attended, log_sums) = on_host(inputs, seen, causal, |blocks| blocks.attend())?;
     Some((from_host(attended, [n, h * w]), from_host(log_sums, [n, h])))
 }
 
@@ -36,19 +37,25 @@ pub fn attend_blocks(inputs: &[Tensor<3>; 5], seen: &[Range<usize>]) -> Option<(
 pub fn block_gradients(
     inputs: &[Tensor<3>; 5],
     seen: &[Range<usize>],
+    causal: bool,
     given: [&Tensor<2>; 3],
 ) -> Option<[Tensor<3>; 5]> {
     let [attended, log_sums, gradient] = given.map(on_cpu);
     let (attended, log_sums, gradient) = (attended?, log_sums?, gradient?);
     let given = [&attended, &log_sums, &gradient].map(slice);
-    let gradients = on_host(inputs, seen, |blocks| blocks.gradients(given))?;
+    let gradients = on_host(inputs, seen, causal, |blocks| blocks.gradients(given))?;
     let BlockGradients { queries, context_keys, context_values, block_keys, block_values } = gradients;
     let values = [queries, context_keys, context_values, block_keys, block_values];
     let mut shapes = inputs.iter().map(Tensor::dims);
     Some(values.map(|values| from_host(values, shapes.next().unwrap_or_default())))
 }
 
-fn on_host<T>(inputs: &[Tensor<3>; 5], seen: &[Range<usize>], run: impl FnOnce(&Blocks<'_>) -> T) -> Option<T> {
+fn on_host<T>(
+    inputs: &[Tensor<3>; 5],
+    seen: &[Range<usize>],
+    causal: bool,
+    run: impl FnOnce(&Blocks<'_>) -> T,
+) -> Option<T> {
     let [_, h, w] = inputs[0].dims();
     let [_, c, _] = inputs[1].dims();
     let [queries, context_keys, context_values, block_keys, block_values] = inputs.each_ref().map(on_cpu);
@@ -61,6 +68,7 @@ fn on_host<T>(inputs: &[Tensor<3>; 5], seen: &[Range<usize>], run: impl FnOnce(&
         block_keys: slice(&block_keys),
         block_values: slice(&block_values),
         seen,
+        causal,
         heads: [h, c, w],
     }))
 }
@@ -80,6 +88,8 @@ struct Blocks<'a> {
     block_values: &'a [f32],
     /// The context tokens that each block sees, `[a]`.
     seen: &'a [Range<usize>],
+    /// True if a slot sees no later slots of its block.
+    causal: bool,
     /// `[h, c, w]`
     heads: [usize; 3],
 }
@@ -306,6 +316,12 @@ impl Blocks<'_> {
         seen.into_iter().flat_map(move |seen| std::iter::repeat_n(seen, own))
     }
 
+    /// Number of its block's slots that a row of a tile sees.
+    fn seen_slots(&self, row: usize) -> usize {
+        let [h, c, _] = self.heads;
+        if self.causal { row / (h / c) % self.asking() + 1 } else { self.asked() }
+    }
+
     fn scale(&self) -> f32 {
         let [_, _, w] = self.heads;
         (w as f32).powf(-0.5)
@@ -318,12 +334,14 @@ impl Blocks<'_> {
         let TileRows(queries) = self.gather(tile, self.queries, w);
         let mut scores = self.products(tile, &queries, self.context_keys, self.block_keys);
         let mut log_sums = Vec::with_capacity(scores.len() / z);
-        for (row, seen) in scores.chunks_mut(z).zip(self.seen_in(tile)) {
+        for (index, (row, seen)) in scores.chunks_mut(z).zip(self.seen_in(tile)).enumerate() {
             let (context, block) = row.split_at_mut(t);
+            let (block, later) = block.split_at_mut(self.seen_slots(index));
             let log_sum = simd::vectorized(
                 #[inline(always)]
                 || softmax(&mut context[seen.clone()], block, scale),
             );
+            later.fill(0.0);
             context[..seen.start].fill(0.0);
             context[seen.end..].fill(0.0);
             log_sums.push(log_sum);
@@ -352,7 +370,11 @@ impl Blocks<'_> {
                 weights.0[unseen.clone()].fill(0.0);
                 slopes.0[unseen].fill(0.0);
             }
-            for (weights, slopes) in [(&mut weights.0[seen.clone()], &mut slopes.0[seen]), (weights.1, slopes.1)] {
+            let slots = self.seen_slots(row);
+            weights.1[slots..].fill(0.0);
+            slopes.1[slots..].fill(0.0);
+            let block = (&mut weights.1[..slots], &mut slopes.1[..slots]);
+            for (weights, slopes) in [(&mut weights.0[seen.clone()], &mut slopes.0[seen]), block] {
                 simd::vectorized(
                     #[inline(always)]
                     || score_gradients(weights, slopes, (log_sums[row], mean, scale)),

@@ -26,8 +26,8 @@ use crate::kernels;
 /// Scores of one kind that are in memory at once, in numbers.
 const SCORES: usize = if cfg!(test) { 1 << 12 } else { 16 << 20 };
 
-/// Attention of the blocks of all samples: each slot sees the context tokens `seen` of its block, `[a]`, and all slots of its
-/// own block.
+/// Attention of the blocks of all samples: each slot sees the context tokens `seen` of its block, `[a]`, and the slots of its
+/// own block: all, or with `causal` those up to itself, where all slots of a block ask at once.
 ///
 /// `queries [a * k, h, w]`, `context` of `s` rows, `block` of `a * b` rows (`b` is `k` where all slots of a block ask at once)
 /// -> `[a * k, h * w]`. Scores between different blocks are never computed.
@@ -36,6 +36,7 @@ pub fn attend_blocks(
     context: &KeysValues,
     block: &KeysValues,
     seen: &[Range<usize>],
+    causal: bool,
 ) -> Tensor<2> {
     let inputs = [
         queries_nhw,
@@ -46,7 +47,7 @@ pub fn attend_blocks(
     ];
     let tracked = inputs.iter().any(Tensor::is_autodiff);
     let plain = inputs.clone().map(|x| if x.is_autodiff() { x.inner() } else { x });
-    let attention = BlockAttention { inputs: plain, seen: seen.into() };
+    let attention = BlockAttention { inputs: plain, seen: seen.into(), causal };
     let (attended_nq, log_sums_nh) = attention.attend();
     if !tracked {
         return attended_nq;
@@ -72,6 +73,8 @@ struct BlockAttention {
     /// Queries `[n, h, w]`, keys and values of the context `[s, c, w]` and of the blocks `[a * b, c, w]`.
     inputs: [Tensor<3>; 5],
     seen: Arc<[Range<usize>]>,
+    /// True if a slot sees no later slots of its block.
+    causal: bool,
 }
 
 /// Some blocks, and the context tokens that one of them sees, at least one.
@@ -89,7 +92,7 @@ struct Seen {
 impl BlockAttention {
     /// Weighted values `[n, h * w]`, and the logarithms of what the exponentiated scores add up to, `[n, h]`.
     fn attend(&self) -> (Tensor<2>, Tensor<2>) {
-        kernels::attend_blocks(&self.inputs, &self.seen).unwrap_or_else(|| self.attend_composed())
+        kernels::attend_blocks(&self.inputs, &self.seen, self.causal).unwrap_or_else(|| self.attend_composed())
     }
 
     fn attend_composed(&self) -> (Tensor<2>, Tensor<2>) {
@@ -100,7 +103,7 @@ impl BlockAttention {
 
     /// Gradients with respect to the inputs.
     fn gradients(&self, attended_nq: Tensor<2>, log_sums_nh: Tensor<2>, gradient_nq: Tensor<2>) -> [Tensor<3>; 5] {
-        kernels::block_gradients(&self.inputs, &self.seen, [&attended_nq, &log_sums_nh, &gradient_nq])
+        kernels::block_gradients(&self.inputs, &self.seen, self.causal, [&attended_nq, &log_sums_nh, &gradient_nq])
             .unwrap_or_else(|| self.gradients_composed(attended_nq, log_sums_nh, gradient_nq))
     }
 
@@ -256,13 +259,25 @@ impl BlockAttention {
         let unseen = unseen_context(&self.seen[part.blocks.clone()], &part.context, &scores.device());
         let context = scores.clone().narrow(3, 0, t);
         let context = context.mask_fill(unseen.reshape([1, p, 1, t]).expand([c, p, r, t]), MASKED);
-        Tensor::cat(vec![context, scores.narrow(3, t, z - t)], 3)
+        Tensor::cat(vec![context, self.without_later(scores.narrow(3, t, z - t))], 3)
+    }
+
+    /// Masks scores of later slots, where slots do not see them: `[c, p, g * k, b]`.
+    fn without_later(&self, scores: Tensor<4>) -> Tensor<4> {
+        if !self.causal {
+            return scores;
+        }
+        let [g, k, b, _] = self.sizes();
+        let later: Vec<bool> = (0..g * k).flat_map(|row| (0..b).map(move |slot| slot > row % k)).collect();
+        let later = Tensor::<2, Bool>::from_data(TensorData::new(later, [g * k, b]), &scores.device());
+        let shape = scores.dims();
+        scores.mask_fill(later.reshape([1, 1, g * k, b]).expand(shape), MASKED)
     }
 
     /// `[p * k, h, w]` and `[p * k, h]`
     fn attend_part(&self, part: &Part) -> (Tensor<3>, Tensor<3>) {
         #[cfg(feature = "cube")]
-        if crate::cube::runs_on(&self.inputs[0]) {
+        if !self.causal && crate::cube::runs_on(&self.inputs[0]) {
             return self.attend_part_in_kernels(part);
         }
         let scores = self.scores(part, &self.seen(part, 1, 3));
@@ -308,7 +323,7 @@ impl BlockAttention {
         numbers: [Tensor<4>; 2],
     ) -> ([Tensor<4>; 2], [Tensor<4>; 2]) {
         #[cfg(feature = "cube")]
-        if crate::cube::runs_on(&gradient_crw) {
+        if !self.causal && crate::cube::runs_on(&gradient_crw) {
             return self.weights_and_slopes_in_kernels(part, keys, values, gradient_crw, numbers);
         }
         let [log_sums, means] = numbers;

@@ -8,12 +8,13 @@ use super::config::{
     Family, LayerConfig, MOST_LAYERS, TargetConfig, bounded, embedding_scale, layer_config, layer_count,
 };
 use super::config_fields::{
-    UNKNOWN_IN_DRAFT, has_no_effect, of_layers, refuse_not_computed, refuse_quantised_folder, refuse_windows, unknown,
+    UNKNOWN_IN_DRAFT, has_no_effect, of_layers, refuse_not_computed, refuse_quantised_folder, unknown,
 };
 use super::drafter::{DraftKind, Drafter};
 use super::gemma4;
 use super::qwen3_moe;
 use super::rope_config::{missing_form, rope_fields};
+use super::sight::Sliding;
 use super::speculators_layout::{from_speculators, is_speculators};
 use super::target::LayerId;
 use crate::checkpoint::{CheckpointError, JsonFields, WeightDtype, check_draft_folder};
@@ -314,15 +315,10 @@ fn refuse_fields(fields: &JsonFields, drafter: &dyn Drafter, family: Family) -> 
     let own = |name: &str| OF_DRAFTS.contains(&name) || drafter.own_fields().contains(&name);
     let read = |name: &str| of_layers(name, family) || own(name);
     refuse_not_computed(fields, family, read)?;
-    if family != Family::Gemma4 {
-        refuse_windows(fields, layer_count(fields)?)?;
-        // If no field says that layers use full attention, some programs apply the window.
-        let silent = fields.get("use_sliding_window").is_none() && fields.get("layer_types").is_none();
-        if silent && fields.get("sliding_window").is_some() {
-            let reason = "sliding-window attention is not supported in drafts; set `use_sliding_window` to false if \
-                          the draft does not use it";
-            return Err(fields.not_computed("sliding_window", "nothing", reason));
-        }
+    // The windows of a DSpark draft are read by its drafter.
+    if drafter.is_autoregressive() && Sliding::read(fields)?.is_some() {
+        let reason = "sliding-window attention is not supported in drafts of this kind";
+        return Err(fields.not_computed("layer_types", "a list of \"full_attention\"", reason));
     }
     if fields.flag("tie_word_embeddings", false)? {
         let reason = "a draft's output head is never tied to its embedding";

@@ -4,6 +4,8 @@
 //! Legend: `a` anchors, `b` sequences, `g` sequences still going, `k` block size, `d` hidden size, `r` Markov rank, `u` tokens
 //! that the draft can propose.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Device, Int, Tensor, Transaction};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -14,7 +16,9 @@ use super::draft::{Draft, DraftContext, DraftParameters, DraftSample, reserve_ro
 use super::draft_config::DraftConfig;
 use super::drafter::{BlocksAtOnce, DraftKind, Drafter, Drafting, rows};
 use super::heads::{ConfidenceHead, MarkovHead, MarkovHeadType, MarkovState};
+use super::kv_cache::Visible;
 use super::layers::{DecoderLayer, Linear, RmsNorm};
+use super::sight::{NON_CAUSAL, Sight, Sliding};
 use crate::checkpoint::{CheckpointError, JsonFields};
 use crate::kernels;
 use crate::tensors::{host, ints};
@@ -34,6 +38,8 @@ pub struct DSparkConfig {
     pub enable_confidence_head: bool,
     /// True if the confidence head reads the Markov factors of the preceding token.
     pub confidence_head_with_markov: bool,
+    /// The layers with windows; `None`: all layers are full.
+    pub sliding: Option<Sliding>,
 }
 
 impl Drafter for DSparkConfig {
@@ -81,6 +87,7 @@ impl Drafter for DSparkConfig {
             markov_head_type,
             enable_confidence_head: fields.flag("enable_confidence_head", false)?,
             confidence_head_with_markov: fields.flag("confidence_head_with_markov", false)?,
+            sliding: Sliding::read(fields)?,
         }))
     }
 
@@ -96,6 +103,7 @@ impl Drafter for DSparkConfig {
             "enable_confidence_head",
             "confidence_head_with_markov",
             "num_anchors",
+            NON_CAUSAL,
         ]
     }
 
@@ -114,6 +122,11 @@ impl Drafter for DSparkConfig {
         }
         if self.enable_confidence_head {
             fields["confidence_head_with_markov"] = json!(self.confidence_head_with_markov);
+        }
+        if let (Some(sliding), Value::Object(fields)) = (&self.sliding, &mut fields)
+            && let Value::Object(own) = sliding.fields()
+        {
+            fields.extend(own);
         }
         fields
     }
@@ -166,11 +179,13 @@ impl Drafter for DSparkConfig {
             x_nd = Tensor::from_inner(x_nd);
         }
         for (index, layer) in draft.parameters.layers.iter().enumerate() {
+            let sight = self.sight(index);
+            let seen: Vec<Range<usize>> = seen.iter().map(|context| sight.of_context(context)).collect();
             x_nd = layer.forward(x_nd, |attention, normed_nd| {
                 // The context passes through the layer's key and value projections, but not through its input norm.
                 let context = attention.keys_values(context_sd.clone(), &context_rotation);
                 let (queries_nhw, block) = attention.project(normed_nd, &block_rotation);
-                attention.output(attend_blocks(queries_nhw, &context, &block, &seen))
+                attention.output(attend_blocks(queries_nhw, &context, &block, &seen, sight.causal))
             });
             observe(index, &x_nd);
         }
@@ -229,6 +244,11 @@ impl DSparkConfig {
         Self { mask_token_id, markov_rank, ..heads }
     }
 
+    /// What the slots of a block see in a layer.
+    fn sight(&self, layer: usize) -> Sight {
+        self.sliding.as_ref().map_or_else(Sight::default, |sliding| sliding.sight(layer))
+    }
+
     /// The embedded block inputs: the anchor, then `k - 1` mask tokens. `[a] -> [a * k, d]`
     pub fn block_inputs(&self, draft: &Draft, anchor_ids: &[u32]) -> Tensor<2> {
         let masks = draft.config().block_size - 1;
@@ -255,9 +275,10 @@ impl DSparkConfig {
             x_nd = layer.forward(x_nd, |attention, normed_nd| {
                 let (queries_nhw, new) = attention.project(normed_nd, &rotation);
                 let mut rows = Vec::with_capacity(contexts.len());
+                let visible = Visible::Block(self.sight(index));
                 for (block, context) in contexts.iter_mut().enumerate() {
                     let queries_khw = queries_nhw.clone().narrow(0, block * k, k);
-                    rows.push(context.cache.attend(index, queries_khw, new.narrow(block * k, k), false));
+                    rows.push(context.cache.attend(index, queries_khw, new.narrow(block * k, k), visible));
                 }
                 attention.output(if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(rows, 0) })
             });

@@ -19,6 +19,7 @@ use super::config::Family;
 use super::draft::{Draft, DraftContext, DraftParameters, DraftSample, reserve_rows, seen_contexts, write_rows};
 use super::draft_config::DraftConfig;
 use super::drafter::{DraftKind, Drafter, Drafting, rows};
+use super::kv_cache::Visible;
 use super::layers::{DecoderLayer, Linear, RmsNorm};
 use crate::checkpoint::{CheckpointError, JsonFields};
 use crate::kernels;
@@ -139,7 +140,7 @@ impl Drafter for Eagle3Config {
                     let (queries_ahw, new) = attention.project(input_ae, &rotation);
                     own.push(new);
                     let block = side_by_side(&own);
-                    attention.output(attend_blocks(queries_ahw, &context, &block, &seen))
+                    attention.output(attend_blocks(queries_ahw, &context, &block, &seen, false))
                 });
             observe(slot, &hidden_ad);
             normed.push(draft.parameters.norm.forward(hidden_ad.clone()));
@@ -250,7 +251,7 @@ impl Drafting for Eagle3Drafting<'_> {
                     // The first slot is the context's last row.
                     cache.truncate(position);
                     let queries_1hw = queries_ghw.clone().narrow(0, index, 1);
-                    attended.push(cache.attend(0, queries_1hw, new.narrow(index, 1), true));
+                    attended.push(cache.attend(0, queries_1hw, new.narrow(index, 1), Visible::Causal));
                     cache.advance(1);
                 }
                 attention.output(Tensor::cat(attended, 0))

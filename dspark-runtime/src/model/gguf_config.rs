@@ -242,6 +242,10 @@ pub(super) fn draft_metadata(
     if own.markov_head_type != MarkovHeadType::Vanilla {
         return Err(fields.wrong("markov_head_type", "\"vanilla\": llama.cpp supports no other Markov head"));
     }
+    if own.sliding.is_some() {
+        let expected = "a list of \"full_attention\": drafts for llama.cpp are written without windows";
+        return Err(fields.wrong("layer_types", expected));
+    }
     if config.draft_vocab_size < config.vocab_size {
         let expected =
             format!("{}, the target's vocabulary size: drafts for llama.cpp propose every token", config.vocab_size);

@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor, s};
 
 use super::attention::{KeysValues, SCORES, attend_in_parts, seen_keys};
 use super::config::LayerConfig;
+use super::sight::Sight;
 #[cfg(feature = "cube")]
 use crate::cube;
 use crate::kernels::{self, Keys};
@@ -37,6 +38,15 @@ struct Layer {
     index: usize,
     /// Keys that a row sees; `None`: all before it. All are kept, so that a sequence can be cut anywhere.
     window: Option<usize>,
+}
+
+/// What new rows see.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Visible {
+    /// Earlier rows and themselves, within the layer's window.
+    Causal,
+    /// A block of a draft: the newest tokens before it, and the block's slots as in [`Sight`].
+    Block(Sight),
 }
 
 impl KvCache {
@@ -140,8 +150,7 @@ impl KvCache {
         debug_assert!(self.length <= self.capacity);
     }
 
-    /// Appends the new rows of one layer to the sequence and attends to all of it, with causal rows and the layer's
-    /// window: `[n, h, w] -> [n, h * w]`.
+    /// Appends the new rows of one layer to the sequence and attends to what is `visible`: `[n, h, w] -> [n, h * w]`.
     ///
     /// The rows become part of the sequence with [`advance`](Self::advance); without it they are overwritten by the next
     /// call, which is how a draft block is dropped after its round. Room must have been made by
@@ -151,29 +160,40 @@ impl KvCache {
         layer: usize,
         queries_nhw: Tensor<3>,
         new: KeysValues,
-        causal: bool,
+        visible: Visible,
     ) -> Tensor<2> {
         let past = self.length;
         let [n, _, _] = new.keys_ncw.dims();
         self.write(layer, new);
         let Layer { buffer, index, window } = self.layers[layer];
         let buffer = &self.buffers[buffer];
-        let visible = past + n;
-        let seen = |row: usize| if causal { seen_keys(past + row, window) } else { 0..visible };
+        let total = past + n;
+        let seen = |row: usize| match visible {
+            Visible::Causal => seen_keys(past + row, window),
+            Visible::Block(sight) => {
+                let end = if sight.causal { past + row + 1 } else { total };
+                sight.of_context(&(0..past)).start..end
+            }
+        };
         let keys = Keys::Cache { buffer_mctw: buffer, keys: index, values: index + 1 };
         if let Some(attended) = kernels::attend(&queries_nhw, &keys, seen) {
             return attended;
         }
+        let [_, c, _, w] = buffer.dims();
+        // A block's window begins at the same token for all its rows, so only the tokens from there on are taken.
+        let (first, causal, window) = match visible {
+            Visible::Causal => (0, true, window),
+            Visible::Block(sight) => (sight.of_context(&(0..past)).start, sight.causal, None),
+        };
         #[cfg(feature = "cube")]
-        if n <= FEW_ROWS && cube::runs_on(&queries_nhw) {
-            let (end, step) = if causal { (past + 1, 1) } else { (visible, 0) };
-            let seen = cube::SeenKeys { end, step, window: window.filter(|_| causal) };
+        if n <= FEW_ROWS && first == 0 && cube::runs_on(&queries_nhw) {
+            let (end, step) = if causal { (past + 1, 1) } else { (total, 0) };
+            let seen = cube::SeenKeys { end, step, window };
             return cube::cache_attention(queries_nhw, buffer.clone(), [index, index + 1], seen);
         }
-        let [_, c, _, w] = buffer.dims();
         let rows = |index: usize| {
-            let rows = buffer.clone().slice(s![index..index + 1, .., 0..visible, ..]);
-            rows.reshape([c, visible, w])
+            let rows = buffer.clone().slice(s![index..index + 1, .., first..total, ..]);
+            rows.reshape([c, total - first, w])
         };
         attend_in_parts(queries_nhw, [index, index + 1].map(rows), causal, window, SCORES)
     }
@@ -247,7 +267,8 @@ mod tests {
                     let on = |x: &Tensor<3>| Tensor::<3>::from_data(x.to_data(), &device);
                     let [queries, keys_ncw, values_ncw] = rows.each_ref().map(on);
                     cache.reserve(n);
-                    let attended = cache.attend(1, queries, KeysValues { keys_ncw, values_ncw }, causal);
+                    let visible = if causal { Visible::Causal } else { Visible::Block(Sight::default()) };
+                    let attended = cache.attend(1, queries, KeysValues { keys_ncw, values_ncw }, visible);
                     if stays {
                         cache.advance(n);
                     }

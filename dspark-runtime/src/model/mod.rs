@@ -31,6 +31,7 @@ mod perplexity;
 mod qwen3_moe;
 mod rope;
 mod rope_config;
+mod sight;
 mod speculators_layout;
 mod target;
 
@@ -53,5 +54,6 @@ pub use int8_heads::{DraftHeads, UnknownDraftHeads};
 pub use kv_cache::KvCache;
 pub use layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 pub use rope::Rotary;
+pub use sight::{Sight, Sliding};
 pub use speculators_layout::{Verifier, is_speculators};
 pub use target::{LayerId, Target, TargetOutput, TargetParameters, TargetSegment, target_shapes};

@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::attention::attend_sequence;
 use super::config::TargetConfig;
-use super::kv_cache::KvCache;
+use super::kv_cache::{KvCache, Visible};
 use super::layers::{DecoderLayer, Embedding, Linear, RmsNorm};
 use super::rope::Rotaries;
 use crate::checkpoint::{
@@ -230,7 +230,7 @@ impl Target {
                     let (queries_nhw, new) = (queries_nhw.clone().narrow(0, first, count), new.narrow(first, count));
                     first += count;
                     rows.push(match &mut segment.cache {
-                        Some(cache) => cache.attend(index, queries_nhw, new, true),
+                        Some(cache) => cache.attend(index, queries_nhw, new, Visible::Causal),
                         None => attend_sequence(queries_nhw, new, self.config.layers[index].window()),
                     });
                 }

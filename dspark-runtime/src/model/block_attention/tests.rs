@@ -12,24 +12,40 @@ struct Case {
     /// Tokens of all samples.
     tokens: usize,
     seen: Vec<Range<usize>>,
+    /// True if a slot sees no later slots of its block.
+    causal: bool,
 }
 
 fn cases() -> Vec<Case> {
     let sample = |first: usize, ends: &[usize]| ends.iter().map(|&end| first..first + end).collect::<Vec<_>>();
     vec![
         // Nothing divides evenly; the first block has no context, the second one token.
-        Case { sizes: [6, 2, 5, 7, 7], tokens: 61, seen: sample(0, &[0, 1, 2, 17, 31, 32, 59, 60]) },
+        Case { sizes: [6, 2, 5, 7, 7], tokens: 61, seen: sample(0, &[0, 1, 2, 17, 31, 32, 59, 60]), causal: false },
         // Three samples of different length behind each other, one of them with empty contexts only.
         Case {
             sizes: [4, 4, 8, 3, 3],
             tokens: 47,
             seen: [sample(0, &[3, 9, 20]), sample(21, &[0]), sample(23, &[1, 11, 23])].concat(),
+            causal: false,
         },
         // One slot asks, three are asked: an Eagle3 block in its third step.
-        Case { sizes: [4, 2, 16, 1, 3], tokens: 300, seen: sample(0, &(0..299).collect::<Vec<_>>()) },
-        Case { sizes: [1, 1, 1, 1, 1], tokens: 1, seen: sample(0, &[0]) },
+        Case { sizes: [4, 2, 16, 1, 3], tokens: 300, seen: sample(0, &(0..299).collect::<Vec<_>>()), causal: false },
+        Case { sizes: [1, 1, 1, 1, 1], tokens: 1, seen: sample(0, &[0]), causal: false },
+        // Causal inside the blocks, with windows of different length, one of them empty.
+        Case {
+            sizes: [4, 2, 8, 5, 5],
+            tokens: 40,
+            seen: vec![0..0, 1..4, 9..13, 9..14, 30..38, 2..39],
+            causal: true,
+        },
+        Case { sizes: [6, 3, 4, 3, 3], tokens: 90, seen: sample(0, &[0, 4, 40, 89]), causal: true },
         // One head's part of a task is more than one tile.
-        Case { sizes: [8, 1, 32, 7, 7], tokens: 130, seen: sample(0, &(2..130).step_by(3).collect::<Vec<_>>()) },
+        Case {
+            sizes: [8, 1, 32, 7, 7],
+            tokens: 130,
+            seen: sample(0, &(2..130).step_by(3).collect::<Vec<_>>()),
+            causal: false,
+        },
     ]
 }
 
@@ -54,6 +70,10 @@ impl Case {
         let to_context = to_context.reshape([c, a, g * k, s]).mask_fill(unseen, MASKED);
         let queries = queries.reshape([c, a, g * k, w]);
         let to_block = queries.matmul(block(block_keys).swap_dims(2, 3));
+        let later = |row: usize| (0..b).map(move |slot| self.causal && slot > row % k);
+        let later: Vec<bool> = (0..g * k).flat_map(later).collect();
+        let later = Tensor::<2, Bool>::from_data(TensorData::new(later, [g * k, b]), &device);
+        let to_block = to_block.mask_fill(later.reshape([1, 1, g * k, b]).expand([c, a, g * k, b]), MASKED);
         let weights = softmax(Tensor::cat(vec![to_context, to_block], 3), 3);
         let context = weights.clone().narrow(3, 0, s).reshape([c, a * g * k, s]);
         let context = context.matmul(context_values.swap_dims(0, 1)).reshape([c, a, g * k, w]);
@@ -84,8 +104,8 @@ fn values_and_gradients_are_those_of_plain_autodiff() {
         let expected_gradients = tracked.each_ref().map(|x| x.grad(&gradients).unwrap());
 
         let seen: Arc<[Range<usize>]> = case.seen.as_slice().into();
-        let attention = BlockAttention { inputs: inputs.clone(), seen: Arc::clone(&seen) };
-        let host = kernels::attend_blocks(&attention.inputs, &attention.seen).unwrap();
+        let attention = BlockAttention { inputs: inputs.clone(), seen: Arc::clone(&seen), causal: case.causal };
+        let host = kernels::attend_blocks(&attention.inputs, &attention.seen, attention.causal).unwrap();
         let composed = attention.attend_composed();
         close(&format!("case {number}, logarithms"), &host.1, &composed.1);
         for (way, (attended, log_sums)) in [("host", host), ("composed", composed)] {
@@ -139,13 +159,14 @@ fn kernels_compute_what_tensor_operations_do() {
 #[test]
 fn values_and_gradients_are_the_same_in_kernels() {
     let cube = Device::cpu();
-    let case = Case { sizes: [4, 2, 8, 3, 3], tokens: 20, seen: vec![0..0, 0..1, 0..9, 10..13, 10..20] };
+    let case =
+        Case { sizes: [4, 2, 8, 3, 3], tokens: 20, seen: vec![0..0, 0..1, 0..9, 10..13, 10..20], causal: false };
     let inputs = case.inputs(&Device::flex());
     let [h, _, w, k, _] = case.sizes;
     let shape = [case.seen.len() * k, h * w];
     let factors = Normals::new(10).tensor::<2>(shape, 1.0, &Device::flex());
     let compute = |inputs: [Tensor<3>; 5], factors: Tensor<2>| {
-        let attention = BlockAttention { inputs, seen: case.seen.as_slice().into() };
+        let attention = BlockAttention { inputs, seen: case.seen.as_slice().into(), causal: case.causal };
         let (attended, log_sums) = attention.attend();
         (attended.clone(), attention.gradients(attended, log_sums, factors))
     };
@@ -169,7 +190,7 @@ fn it_is_one_step_of_the_graph() {
     let context = KeysValues { keys_ncw: context_keys, values_ncw: context_values };
     let block = KeysValues { keys_ncw: block_keys, values_ncw: block_values };
     let loss = |attended: Tensor<2>| (attended.clone() * attended).sum();
-    let found = loss(attend_blocks(queries, &context, &block, &case.seen)).backward();
+    let found = loss(attend_blocks(queries, &context, &block, &case.seen, case.causal)).backward();
     let expected = loss(case.plain(tracked.clone())).backward();
     for (index, x) in tracked.iter().enumerate() {
         close(&format!("input {index}"), &x.grad(&found).unwrap(), &x.grad(&expected).unwrap());
@@ -178,12 +199,13 @@ fn it_is_one_step_of_the_graph() {
 
 #[test]
 fn the_number_of_threads_changes_nothing() {
-    let case = &cases()[4];
+    let case = &cases()[6];
     let inputs = case.inputs(&Device::flex());
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let attention = BlockAttention { inputs: inputs.clone(), seen: case.seen.as_slice().into() };
+            let attention =
+                BlockAttention { inputs: inputs.clone(), seen: case.seen.as_slice().into(), causal: case.causal };
             let (attended, log_sums) = attention.attend();
             let gradients = attention.gradients(attended.clone(), log_sums, attended.clone());
             let values = gradients.map(|x| x.try_into_vec_as::<f32>().unwrap());
@@ -209,7 +231,11 @@ fn in_bf16_it_is_off_by_rounding_alone() {
         let factors = Normals::new(7).tensor::<2>(shape, 1.0, &Device::flex());
         let seen: Arc<[Range<usize>]> = case.seen.as_slice().into();
         let compute = |dtype: DType| -> Vec<Tensor<3>> {
-            let attention = BlockAttention { inputs: inputs.clone().map(|x| x.cast(dtype)), seen: Arc::clone(&seen) };
+            let attention = BlockAttention {
+                inputs: inputs.clone().map(|x| x.cast(dtype)),
+                seen: Arc::clone(&seen),
+                causal: false,
+            };
             let (attended, log_sums) = attention.attend();
             let gradients = attention.gradients(attended.clone(), log_sums, factors.clone().cast(dtype));
             let [n, width] = attended.dims();
