@@ -363,6 +363,7 @@ fn every_field_is_documented_and_every_documented_field_exists() {
             "evaluate.mode=fixed:1",
             "data.cut_answers=true",
             "data.store=samples",
+            "data.cache=states",
         ],
     )
     .unwrap();
