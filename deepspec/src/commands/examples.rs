@@ -63,6 +63,8 @@ deepspec train recipes/quickstart.toml --plan
 deepspec train recipes/quickstart.toml --set train.steps=100 --set output.dir=runs/trained
 # continue from the newest checkpoint
 deepspec train recipes/quickstart.toml --set train.steps=100 --set output.dir=runs/trained --resume
+# hidden states from a cache instead of the target
+deepspec train recipes/quickstart.toml --set data.cache=runs/states --set output.dir=runs/cached
 # continue from a draft that exists
 deepspec train recipes/quickstart.toml --from runs/quickstart/draft --set train.steps=50 --set output.dir=runs/longer
 ",
@@ -76,7 +78,6 @@ deepspec cache build recipes/quickstart.toml --set data.cache=runs/states --code
 # a job of eight; all build into the same folder
 deepspec cache build recipes/quickstart.toml --set data.cache=runs/states --codec bf16-lossless --shard 0/8
 deepspec cache verify runs/states
-deepspec train recipes/quickstart.toml --set data.cache=runs/states --set output.dir=runs/cached
 ",
     ),
     (

@@ -367,6 +367,7 @@ fn every_field_is_documented_and_every_documented_field_exists() {
             "model.sliding_window_non_causal=true",
             "data.cut_answers=true",
             "data.store=samples",
+            "data.cache=states",
         ],
     )
     .unwrap();

@@ -337,7 +337,7 @@ mod tests {
             assert_eq!(round_trip(codec, &zeros, 64), zeros, "{codec}");
             assert!(round_trip(codec, &tiny, 64).iter().all(|value| value.abs() <= 1e-38), "{codec}");
             let decoded = round_trip(codec, &huge, 64);
-            assert!(decoded.iter().all(|value| (value / 1e37 - 1.0).abs() < 0.2), "{codec}: {decoded:?}");
+            assert!(decoded.iter().all(|value| (value / 1e37 - 1.0).abs() < 0.3), "{codec}: {decoded:?}");
             assert_eq!(round_trip(codec, &[], 64), [0.0; 0], "{codec}");
         }
     }
