@@ -6,12 +6,13 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::{Device, Tensor};
 use dspark_runtime::checkpoint::WeightDtype;
-use dspark_runtime::model::{DSparkConfig, DraftKind, DraftShape};
+use dspark_runtime::model::{DSparkConfig, Draft, DraftKind, DraftShape, Sliding};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use common::drafts::{TARGET, edit_json, edit_tensors, read_json, save, shape};
+use common::drafts::{GreedyBlock, TARGET, dspark, edit_json, edit_tensors, read_json, save, shape, target};
 use common::{deepspec, refused};
 
 fn export(root: &Path, draft: &Path, name: &str, more: &[&str]) -> PathBuf {
@@ -91,6 +92,82 @@ fn a_draft_of_some_tokens_brings_maps_and_its_head() {
     let seen = deepspec(&["inspect", out.to_str().unwrap(), "--target", TARGET, "--replay"]);
     let text = String::from_utf8_lossy(&seen.stdout);
     assert!(seen.status.success(), "{text}");
+}
+
+/// A draft comes back whole from SpecForge's layout, which has no drafts with windows and none without a Markov head.
+#[test]
+fn the_layout_of_specforge_comes_back_whole() {
+    let root = tempfile::tempdir().unwrap();
+    let draft = save(&root.path().join("draft"), &shape(), WeightDtype::F32, false);
+    let out = export(root.path(), &draft, "out", &["--layout", "specforge", "--dtype", "f32"]);
+    let config = read_json(&out.join("config.json"));
+    assert_eq!(config["architectures"], json!(["DSparkDraftModel"]));
+    assert_eq!(config["dflash_config"]["mask_token_id"], 1536);
+    assert_eq!(figures(&out), figures(&draft));
+    let back = export(root.path(), &out, "back", &["--dtype", "f32", "--without-embeddings"]);
+    assert!(fs::read(back.join("model.safetensors")).unwrap() == fs::read(draft.join("model.safetensors")).unwrap());
+    let (ours, before) = (read_json(&back.join("config.json")), read_json(&draft.join("config.json")));
+    assert_eq!(ours, before);
+    let seen = deepspec(&["inspect", out.to_str().unwrap(), "--target", TARGET, "--replay"]);
+    let text = String::from_utf8_lossy(&seen.stdout);
+    assert!(seen.status.success() && text.contains("nothing wrong"), "{text}");
+    let sliding = Some(Sliding { window: 3, layers: vec![true, false], causal: true });
+    for own in [DSparkConfig { sliding, ..dspark() }, DSparkConfig { markov_rank: 0, ..dspark() }] {
+        let own = DSparkConfig { confidence_head_with_markov: false, ..own };
+        let other = DraftShape { kind: DraftKind::DSpark(own), ..shape() };
+        let draft = save(&root.path().join("other"), &other, WeightDtype::F32, false);
+        let arguments =
+            ["export", "--draft", draft.to_str().unwrap(), "--target", TARGET, "--layout", "specforge", "--out"];
+        let out = root.path().join("refused");
+        refused(&deepspec(&[&arguments[..], &[out.to_str().unwrap()]].concat()), &["SpecForge"]);
+        assert!(!out.exists());
+        fs::remove_dir_all(draft).unwrap();
+    }
+}
+
+/// A draft with a window drafts the same in both layouts, and another draft without it. llama.cpp's file has no windows.
+#[test]
+fn windows_survive_the_way_through_the_layout() {
+    let root = tempfile::tempdir().unwrap();
+    let sliding = Some(Sliding { window: 3, layers: vec![true, false], causal: true });
+    let windows = DraftShape { kind: DraftKind::DSpark(DSparkConfig { sliding, ..dspark() }), ..shape() };
+    let draft = save(&root.path().join("draft"), &windows, WeightDtype::F32, false);
+    let options = ["--layout", "speculators", "--dtype", "f32", "--verifier", "owner/name"];
+    let out = export(root.path(), &draft, "out", &options);
+    let config = read_json(&out.join("config.json"));
+    let layers = &config["transformer_layer_config"];
+    assert_eq!(config["sliding_window_non_causal"], false);
+    assert_eq!(layers["layer_types"], json!(["sliding_attention", "full_attention"]));
+    assert_eq!((&layers["sliding_window"], &layers["use_sliding_window"]), (&json!(3), &json!(true)));
+    assert_eq!(figures(&out), figures(&draft));
+    let seen = deepspec(&["inspect", out.to_str().unwrap(), "--target", TARGET, "--replay"]);
+    assert!(seen.status.success(), "{}", String::from_utf8_lossy(&seen.stdout));
+    let back = export(root.path(), &out, "back", &["--dtype", "f32", "--without-embeddings"]);
+    let (ours, before) = (read_json(&back.join("config.json")), read_json(&draft.join("config.json")));
+    for (field, value) in before.as_object().unwrap() {
+        assert_eq!(&ours[field], value, "{field}");
+    }
+    let without = root.path().join("without");
+    fs::create_dir(&without).unwrap();
+    for entry in fs::read_dir(&draft).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()) {
+        fs::copy(&entry, without.join(entry.file_name().unwrap())).unwrap();
+    }
+    edit_json(&without.join("config.json"), |config| {
+        config["layer_types"] = json!(["full_attention", "full_attention"]);
+        config["use_sliding_window"] = json!(false);
+    });
+    let confidences = |folder: &Path| -> Vec<u32> {
+        let draft = Draft::load(folder, &target()).unwrap();
+        let mut context = draft.new_context(32);
+        let features = Tensor::<2>::ones([20, draft.config().feature_width()], &Device::flex()).cumsum(0);
+        draft.extend_context(&mut context, features, &[]);
+        let block = GreedyBlock::draft(&draft, &mut context, 7);
+        block.confidence_logits.iter().map(|logit| logit.to_bits()).collect()
+    };
+    assert_ne!(confidences(&without), confidences(&draft));
+    let gguf = root.path().join("draft.gguf");
+    let arguments = ["export", "--draft", draft.to_str().unwrap(), "--target", TARGET, "--layout", "gguf", "--out"];
+    refused(&deepspec(&[&arguments[..], &[gguf.to_str().unwrap()]].concat()), &["`layer_types`", "llama.cpp"]);
 }
 
 /// Windows are what the package trains by default. A file that says that layers are sliding and windows are off is refused: what

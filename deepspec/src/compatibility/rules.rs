@@ -40,7 +40,7 @@ fn common(facts: &DraftFacts, row: &mut Verdict) {
         match row.engine {
             // The package that trains such drafts.
             "speculators" => {}
-            "llama.cpp" => row.add(Answer::Refuses, "`deepspec export` does not read drafts with windows", ""),
+            "llama.cpp" => row.add(Answer::Refuses, "`deepspec export --layout gguf` writes no drafts with windows", "train without `model.sliding_window`"),
             _ => row.add(
                 Answer::WithCare,
                 "its layers attend to windows: versions differ in whether a slot of such a layer attends to later slots of its block",
