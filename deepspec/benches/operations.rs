@@ -150,7 +150,7 @@ impl AttentionCase {
             let [queries, keys, values, own_keys, own_values] = self.inputs.each_ref().map(tracked);
             let context = KeysValues { keys_ncw: keys, values_ncw: values };
             let block = KeysValues { keys_ncw: own_keys, values_ncw: own_values };
-            attend_blocks(queries, &context, &block, &self.seen).sum().backward();
+            attend_blocks(queries, &context, &block, &self.seen, false).sum().backward();
         });
         let blocks = self.seen.len();
         let [h, _, _, k] = HEADS;

@@ -94,6 +94,37 @@ fn a_draft_of_some_tokens_brings_maps_and_its_head() {
     assert!(seen.status.success(), "{text}");
 }
 
+/// A draft comes back whole from SpecForge's layout, which has no drafts with windows and none without a Markov head.
+#[test]
+fn the_layout_of_specforge_comes_back_whole() {
+    let root = tempfile::tempdir().unwrap();
+    let draft = save(&root.path().join("draft"), &shape(), WeightDtype::F32, false);
+    let out = export(root.path(), &draft, "out", &["--layout", "specforge", "--dtype", "f32"]);
+    let config = read_json(&out.join("config.json"));
+    assert_eq!(config["architectures"], json!(["DSparkDraftModel"]));
+    assert_eq!(config["dflash_config"]["mask_token_id"], 1536);
+    assert_eq!(figures(&out), figures(&draft));
+    let back = export(root.path(), &out, "back", &["--dtype", "f32", "--without-embeddings"]);
+    assert!(fs::read(back.join("model.safetensors")).unwrap() == fs::read(draft.join("model.safetensors")).unwrap());
+    let (ours, before) = (read_json(&back.join("config.json")), read_json(&draft.join("config.json")));
+    assert_eq!(ours, before);
+    let seen = deepspec(&["inspect", out.to_str().unwrap(), "--target", TARGET, "--replay"]);
+    let text = String::from_utf8_lossy(&seen.stdout);
+    assert!(seen.status.success() && text.contains("nothing wrong"), "{text}");
+    let sliding = Some(Sliding { window: 3, layers: vec![true, false], causal: true });
+    for own in [DSparkConfig { sliding, ..dspark() }, DSparkConfig { markov_rank: 0, ..dspark() }] {
+        let own = DSparkConfig { confidence_head_with_markov: false, ..own };
+        let other = DraftShape { kind: DraftKind::DSpark(own), ..shape() };
+        let draft = save(&root.path().join("other"), &other, WeightDtype::F32, false);
+        let arguments =
+            ["export", "--draft", draft.to_str().unwrap(), "--target", TARGET, "--layout", "specforge", "--out"];
+        let out = root.path().join("refused");
+        refused(&deepspec(&[&arguments[..], &[out.to_str().unwrap()]].concat()), &["SpecForge"]);
+        assert!(!out.exists());
+        fs::remove_dir_all(draft).unwrap();
+    }
+}
+
 /// A draft with a window drafts the same in both layouts, and another draft without it.
 #[test]
 fn windows_survive_the_way_through_the_layout() {

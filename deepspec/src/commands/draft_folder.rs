@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use dspark_runtime::checkpoint::{AtomicDirectory, CheckpointError, WeightDtype};
-use dspark_runtime::model::{Draft, DraftConfig, Target, Verifier, is_draft_file};
+use dspark_runtime::model::{Draft, DraftConfig, FolderLayout, Target, is_draft_file};
 use dspark_runtime::schedule::StsTable;
 
 use super::calibrate::DIAGRAM;
@@ -21,8 +21,8 @@ pub struct FolderOptions {
     pub with_embeddings: bool,
     /// Folder of the draft that is written, whose calibration table goes along.
     pub source: PathBuf,
-    /// The target as the `speculators` layout names it; `None`: this project's layout.
-    pub speculators: Option<Verifier>,
+    /// The layout of the folder.
+    pub layout: FolderLayout,
     /// Facts for the model card.
     pub card: CardFacts,
 }
@@ -50,10 +50,7 @@ pub fn write_draft_folder(
 ) -> Result<Vec<PathBuf>> {
     let directory = AtomicDirectory::begin(out)?;
     let (dtype, with_embeddings) = (options.dtype, options.with_embeddings);
-    match &options.speculators {
-        Some(verifier) => draft.write_speculators_into(directory.path(), dtype, with_embeddings, verifier)?,
-        None => draft.write_into(directory.path(), dtype, with_embeddings)?,
-    }
+    draft.write_layout_into(directory.path(), dtype, with_embeddings, &options.layout)?;
     let written = Draft::load(directory.path(), target)?;
     write_replay(directory.path(), &record(target, &written, prompts, stop_token_ids)?)?;
     let mut files = files_below(directory.path(), Path::new(""))?;

@@ -8,7 +8,7 @@ use dspark_runtime::checkpoint::gguf::BlockType;
 use dspark_runtime::checkpoint::{FolderLock, WeightDtype};
 use dspark_runtime::commands::{Named, check_outputs, count, print};
 use dspark_runtime::device::DeviceChoice;
-use dspark_runtime::model::{Draft, DraftConfig, DraftVocabulary, Target, Verifier, write_target_gguf};
+use dspark_runtime::model::{Draft, DraftConfig, DraftVocabulary, FolderLayout, Target, Verifier, write_target_gguf};
 use dspark_runtime::schedule::StsTable;
 use dspark_runtime::text::Tokenizer;
 use serde_json::{Map, Value};
@@ -41,7 +41,7 @@ pub struct Arguments {
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     /// Checkpoint layout: `deepspec` is a folder as read by this project and DeepSpec, `speculators` is a folder for
-    /// the speculators package and vLLM, `gguf` is a file for llama.cpp
+    /// the speculators package and vLLM, `specforge` is a folder as written by SpecForge, `gguf` is a file for llama.cpp
     #[arg(long, value_enum, default_value = "deepspec")]
     layout: Layout,
     /// Also write the target with its tokeniser and chat template to this file (with `--layout gguf`)
@@ -60,7 +60,7 @@ pub struct Arguments {
     /// Conversation files to count answer tokens in, in the formats of a recipe's `data.train`
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "draft_vocab_size")]
     vocabulary_data: Vec<PathBuf>,
-    /// Add a Markov head of zeros to a DFlash draft (with `--layout deepspec` or `speculators`). The draft proposes the
+    /// Add a Markov head of zeros to a DFlash draft (not with `--layout gguf`). The draft proposes the
     /// same tokens. vLLM does not load such a draft without a head; with one, use its method `dspark`
     #[arg(long)]
     zero_markov_head: bool,
@@ -81,6 +81,7 @@ pub struct Arguments {
 enum Layout {
     Deepspec,
     Speculators,
+    Specforge,
     Gguf,
 }
 
@@ -120,7 +121,7 @@ impl DtypeArgument {
 /// Reads the draft, checks it against the target and writes it.
 pub fn run(arguments: &Arguments) -> Result<()> {
     match arguments.layout {
-        Layout::Deepspec | Layout::Speculators => write_folder(arguments),
+        Layout::Deepspec | Layout::Speculators | Layout::Specforge => write_folder(arguments),
         Layout::Gguf => write_gguf(arguments),
     }
 }
@@ -153,11 +154,15 @@ fn write_folder(arguments: &Arguments) -> Result<()> {
         Some(file) => file_prompts(file, &tokenizer, limits).context("--replay-prompts")?,
         None => default_prompts(&tokenizer, limits).context("the replay bundle's own prompts")?,
     };
-    let speculators = (arguments.layout == Layout::Speculators).then(|| verifier(arguments, &target));
+    let layout = match arguments.layout {
+        Layout::Speculators => FolderLayout::Speculators(verifier(arguments, &target)),
+        Layout::Specforge => FolderLayout::SpecForge,
+        Layout::Deepspec | Layout::Gguf => FolderLayout::Native,
+    };
     let source = arguments.draft.clone();
     let named = arguments.verifier.as_deref().unwrap_or(&arguments.target);
     let card = CardFacts::new(&last_name(&arguments.out), named, &folder, target.config());
-    let options = FolderOptions { dtype, with_embeddings: !arguments.without_embeddings, source, speculators, card };
+    let options = FolderOptions { dtype, with_embeddings: !arguments.without_embeddings, source, layout, card };
     write_draft_folder(&draft, &arguments.out, &options, &target, tokenizer.stop_token_ids(), &prompts)?;
     Ok(print(format_args!("wrote {}", arguments.out.display()))?)
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use dspark_runtime::checkpoint::{WeightDtype, WeightPrecision, write_file};
 use dspark_runtime::commands::print;
 use dspark_runtime::device::DeviceChoice;
-use dspark_runtime::model::Draft;
+use dspark_runtime::model::{Draft, FolderLayout};
 use dspark_runtime::speculate::{Decoder, Generation, GenerationOptions, NotFinite, Sampler};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -188,7 +188,7 @@ pub fn execute(prepared: &Prepared, run: Run, tasks: &[Task], evaluation: &str) 
             dtype: WeightDtype::Bf16,
             with_embeddings: !without,
             source,
-            speculators: None,
+            layout: FolderLayout::Native,
             card: card.clone(),
         };
         let stop = described.tokenizer.stop_token_ids();

@@ -12,6 +12,7 @@ use super::config_fields::{
 };
 use super::drafter::{DraftKind, Drafter};
 use super::gemma4;
+use super::nested_layout::{from_nested, is_nested};
 use super::qwen3_moe;
 use super::rope_config::{missing_form, rope_fields};
 use super::sight::Sliding;
@@ -160,7 +161,13 @@ impl DraftConfig {
     /// # Errors
     /// Returns an error if the other layout has settings that this project does not support.
     pub fn native_fields(fields: JsonFields, target_layers: Option<usize>) -> Result<JsonFields, CheckpointError> {
-        if is_speculators(&fields) { from_speculators(&fields, target_layers) } else { Ok(fields) }
+        if is_speculators(&fields) {
+            from_speculators(&fields, target_layers)
+        } else if is_nested(&fields) {
+            from_nested(&fields)
+        } else {
+            Ok(fields)
+        }
     }
 
     fn from_fields(fields: JsonFields) -> Result<Self, CheckpointError> {

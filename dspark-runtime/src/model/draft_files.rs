@@ -9,6 +9,7 @@ use burn::tensor::Tensor;
 use super::draft::{Draft, DraftParameters};
 use super::draft_config::DraftConfig;
 use super::draft_vocabulary::DraftVocabulary;
+use super::nested_layout::to_nested;
 use super::speculators_layout::{Verifier, to_speculators};
 use super::target::Target;
 use crate::checkpoint::{
@@ -103,30 +104,20 @@ impl Draft {
         dtype: WeightDtype,
         with_embeddings: bool,
     ) -> Result<(), CheckpointError> {
-        self.write_files(folder, dtype, with_embeddings, None)
+        self.write_layout_into(folder, dtype, with_embeddings, &FolderLayout::Native)
     }
 
-    /// Writes the draft in the layout of the `speculators` package.
+    /// Writes the draft in one of the layouts of folders.
     ///
     /// # Errors
-    /// Returns the errors of [`save`](Self::save), and an error for drafts that the package does not support, such as
-    /// those with Gemma 4 layers.
-    pub fn write_speculators_into(
+    /// Returns the errors of [`save`](Self::save), and an error for drafts that the layout does not have, such as those with
+    /// Gemma 4 layers.
+    pub fn write_layout_into(
         &self,
         folder: &Path,
         dtype: WeightDtype,
         with_embeddings: bool,
-        verifier: &Verifier,
-    ) -> Result<(), CheckpointError> {
-        self.write_files(folder, dtype, with_embeddings, Some(verifier))
-    }
-
-    fn write_files(
-        &self,
-        folder: &Path,
-        dtype: WeightDtype,
-        with_embeddings: bool,
-        verifier: Option<&Verifier>,
+        layout: &FolderLayout,
     ) -> Result<(), CheckpointError> {
         let mut weights = WeightsToSave::new();
         weights.add_module(&self.parameters);
@@ -136,7 +127,7 @@ impl Draft {
         }
         if let Some(vocabulary) = &self.vocabulary {
             weights.add_integers(VOCABULARY_TENSORS[0], vocabulary.offsets());
-            if verifier.is_some() {
+            if matches!(layout, FolderLayout::Speculators(_)) {
                 weights.add_flags(VOCABULARY_TENSORS[1], vocabulary.flags());
                 // The package makes a full head of the target's, but not a reduced one.
                 weights.add(SHARED[1], &self.lm_head.weight.val());
@@ -146,9 +137,11 @@ impl Draft {
             return Err(CheckpointError::NotFinite { path: folder.to_owned(), name: name.to_owned(), value });
         }
         let native = self.config().to_json(dtype);
-        let config = match verifier {
-            None => native,
-            Some(verifier) => to_speculators(&self.config().kind, &native, verifier).ok_or_else(|| {
+        let config = match layout {
+            FolderLayout::Native => native,
+            FolderLayout::SpecForge => to_nested(&self.config().kind, &native)
+                .map_err(|reason| CheckpointError::Invalid { path: folder.to_owned(), reason })?,
+            FolderLayout::Speculators(verifier) => to_speculators(&self.config().kind, &native, verifier).ok_or_else(|| {
                 let expected =
                     "a DSpark or Eagle3 draft with Qwen3 layers (others cannot be written in the speculators layout)";
                 self.config().fields().wrong("architectures", expected)
@@ -158,6 +151,17 @@ impl Draft {
         let config = serde_json::to_string_pretty(&config).unwrap_or_default() + "\n";
         write_file(&folder.join("config.json"), config.as_bytes())
     }
+}
+
+/// Layouts of a draft's folder, which differ in `config.json`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FolderLayout {
+    /// This project's and the reference's.
+    Native,
+    /// The `speculators` package's, which names the target.
+    Speculators(Verifier),
+    /// SpecForge's and Model-Optimizer's.
+    SpecForge,
 }
 
 /// Returns whether a file of a draft's folder, given by its relative path, is part of the draft: its configuration, its
