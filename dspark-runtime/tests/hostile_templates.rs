@@ -110,11 +110,16 @@ fn depth_is_bounded() {
 #[test]
 fn time_and_text_are_bounded() {
     assert_eq!(limit(SPIN), "ran for more than 5 s");
+    // A slow machine runs into the limit of time first.
+    let stopped = |source: &str| {
+        let limit = limit(source);
+        assert!(["executed more than 50000000 instructions", "ran for more than 5 s"].contains(&&*limit), "{limit}");
+    };
     let nested = (0..12).map(|depth| format!("{{% for a{depth} in range(999) %}}")).collect::<String>();
     let nested = nested + &repeated("{% endfor %}", 12);
-    assert_eq!(limit(&nested), "executed more than 50000000 instructions");
+    stopped(&nested);
     let calls = "{% macro f(n) %}{% if n < 60 %}{{ f(n + 1) }}{{ f(n + 1) }}{% endif %}{% endmacro %}{{ f(0) }}";
-    assert_eq!(limit(calls), "executed more than 50000000 instructions");
+    stopped(calls);
     for long in [
         "{% for a in range(99999) %}{% for b in range(99999) %}xxxxxxxxxxxxxxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",
         "{{ ('a' * 100000) | replace('', 'b' * 1000) }}",
