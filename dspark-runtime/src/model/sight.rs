@@ -61,7 +61,7 @@ impl Sliding {
                 _ => Err(fields.not_computed(
                     "layer_types",
                     "a list of \"full_attention\" and \"sliding_attention\"",
-                    "the draft has a window, and no field says which layers use it",
+                    "`sliding_window` or `use_sliding_window` is set, and no field says which layers use it",
                 )),
             };
         };
@@ -78,7 +78,13 @@ impl Sliding {
             fields.not_computed("layer_types", expected, "other layers are not supported in drafts")
         })?;
         if !layers.contains(&true) {
-            return Ok(None);
+            return match on {
+                Some(true) => {
+                    let reason = "windows are on, and `layer_types` names no sliding layer";
+                    Err(fields.not_computed("use_sliding_window", "false", reason))
+                }
+                _ => Ok(None),
+            };
         }
         if on != Some(true) {
             let reason = "`layer_types` names sliding layers; with windows off, some programs compute full attention";
@@ -149,6 +155,7 @@ mod tests {
         for (change, field) in [
             (json!({"layer_types": ["sliding_attention"]}), "`layer_types`"),
             (json!({"layer_types": ["sliding_attention", "linear_attention"]}), "`layer_types`"),
+            (json!({"layer_types": ["full_attention", "full_attention"]}), "`use_sliding_window`"),
             (json!({"use_sliding_window": false}), "`use_sliding_window`"),
             (json!({"use_sliding_window": null}), "`use_sliding_window`"),
             (json!({"sliding_window": null}), "`sliding_window`"),

@@ -96,7 +96,6 @@ fn fields_that_would_change_a_draft_are_refused_by_name() {
         ("use_qk_norm_after_rope", json!(true)),
         ("some_new_scale", json!(0.0)),
         ("dflash_config", json!({"causal": true})),
-        ("sliding_window_non_causal", json!(true)),
     ];
     for fields in drafts(&target(qwen3()).unwrap()) {
         read_draft(folder.path(), &{

@@ -316,7 +316,7 @@ fn drafts_that_llama_cpp_would_decode_otherwise_are_refused() {
     let plain = json!({});
     refused(&plain, DSparkConfig { markov_rank: 0, enable_confidence_head: false, ..dspark() }, "markov_rank");
     refused(&plain, DSparkConfig { confidence_head_with_markov: false, ..dspark() }, "confidence_head_with_markov");
-    let sliding = Some(crate::model::Sliding { window: 4, layers: vec![true], causal: true });
+    let sliding = Some(crate::model::Sliding { window: 4, layers: vec![true, false], causal: true });
     refused(&plain, DSparkConfig { sliding, ..dspark() }, "layer_types");
     let gated = DSparkConfig { markov_head_type: MarkovHeadType::Gated, ..dspark() };
     refused(&plain, gated, "markov_head_type");
