@@ -44,8 +44,9 @@ fn architecture(fields: &JsonFields) -> Option<&str> {
 /// Returns an error if it is another draft, a nested setting is unknown or contradicts one on top, or layers have windows.
 pub(super) fn from_nested(fields: &JsonFields) -> Result<JsonFields, CheckpointError> {
     if architecture(fields) != Some(ARCHITECTURE) {
+        let nested = NESTED.into_iter().find(|name| fields.get(name).is_some()).unwrap_or(NESTED[0]);
         let expected =
-            format!("[\"{ARCHITECTURE}\"] beside nested settings (drafts named DFlash begin after the anchor)");
+            format!("[\"{ARCHITECTURE}\"] where there is `{nested}` (drafts named DFlash begin behind the anchor)");
         return Err(fields.wrong("architectures", expected));
     }
     if let Some(kind) = fields.optional_text("model_type")?

@@ -141,9 +141,8 @@ mod tests {
             fields_map.retain(|_, value| !value.is_null());
             fields
         };
-        for same in
-            [json!({}), json!({"use_sliding_window": true, "sliding_window": 9}), json!({"layer_types": null})]
-        {
+        let off = json!({"use_sliding_window": false, "sliding_window": 9});
+        for same in [json!({}), off, json!({"sliding_window": 9}), json!({"layer_types": null})] {
             assert_eq!(read(with(same.clone())), Ok(None), "{same}");
         }
         let mixed = json!({"layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": true, "sliding_window": 9});
@@ -155,6 +154,7 @@ mod tests {
         for (change, field) in [
             (json!({"layer_types": ["sliding_attention"]}), "`layer_types`"),
             (json!({"layer_types": ["sliding_attention", "linear_attention"]}), "`layer_types`"),
+            (json!({"layer_types": ["full_attention", "full_attention"]}), "`use_sliding_window`"),
             (json!({"layer_types": ["full_attention", "full_attention"]}), "`use_sliding_window`"),
             (json!({"use_sliding_window": false}), "`use_sliding_window`"),
             (json!({"use_sliding_window": null}), "`use_sliding_window`"),
