@@ -155,7 +155,6 @@ mod tests {
             (json!({"layer_types": ["sliding_attention"]}), "`layer_types`"),
             (json!({"layer_types": ["sliding_attention", "linear_attention"]}), "`layer_types`"),
             (json!({"layer_types": ["full_attention", "full_attention"]}), "`use_sliding_window`"),
-            (json!({"layer_types": ["full_attention", "full_attention"]}), "`use_sliding_window`"),
             (json!({"use_sliding_window": false}), "`use_sliding_window`"),
             (json!({"use_sliding_window": null}), "`use_sliding_window`"),
             (json!({"sliding_window": null}), "`sliding_window`"),
