@@ -18,13 +18,6 @@ use crate::checkpoint::{CheckpointError, JsonFields};
 const NESTED: [&str; 2] = ["dflash_config", "dspark_config"];
 /// The architecture of drafts that are read.
 const ARCHITECTURE: &str = "DSparkDraftModel";
-/// Settings that the layout's model assumes where they are missing.
-const DEFAULTS: [(&str, fn() -> Value); 4] = [
-    ("markov_rank", || json!(256)),
-    ("markov_head_type", || json!("vanilla")),
-    ("enable_confidence_head", || json!(true)),
-    ("confidence_head_with_markov", || json!(true)),
-];
 /// Nested settings with one supported value, and those of trainings.
 const FIXED: [(&str, &str); 2] = [("projector_type", "dspark"), ("attention_mode", "gqa")];
 const OF_TRAINING: [&str; 4] = ["confidence_head_alpha", "ce_loss_alpha", "l1_loss_alpha", "loss_decay_gamma"];
@@ -83,9 +76,15 @@ pub(super) fn from_nested(fields: &JsonFields) -> Result<JsonFields, CheckpointE
             }
         }
     }
-    for (name, value) in DEFAULTS {
+    // What the layout's model assumes where a setting is missing.
+    for (name, value) in [
+        ("markov_rank", json!(256)),
+        ("markov_head_type", json!("vanilla")),
+        ("enable_confidence_head", json!(true)),
+        ("confidence_head_with_markov", json!(true)),
+    ] {
         if native.get(name).is_none_or(Value::is_null) {
-            native.insert(name.to_owned(), value());
+            native.insert(name.to_owned(), value);
         }
     }
     native.insert("architectures".into(), json!([kind.drafter().architecture(Family::Qwen3)]));
