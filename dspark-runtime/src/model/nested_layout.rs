@@ -185,7 +185,7 @@ mod tests {
             ("/architectures", json!(["DFlashDraftModel"]), "`architectures`"),
             ("/model_type", json!("llama"), "`model_type`"),
             ("/hidden_act", json!("gelu"), "`hidden_act`"),
-            ("/rope_scaling", json!({"rope_type": "yarn", "factor": 4.0}), "`rope_scaling`"),
+            ("/rope_scaling", json!({"rope_type": "yarn", "factor": 4.0}), "`rope_type`"),
             ("/quantization_config", json!({"quant_method": "fp8"}), "`quantization_config`"),
             ("/layer_types", json!(["sliding_attention", "full_attention"]), "`use_sliding_window`"),
             ("/dflash_config/sample_from_anchor", json!(false), "`sample_from_anchor`"),
