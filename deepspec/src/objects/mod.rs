@@ -6,6 +6,7 @@
 #[cfg(feature = "cloud")]
 mod store;
 
+#[cfg(not(feature = "cloud"))]
 use std::path::{Path, PathBuf};
 
 /// Reasons that a URL cannot be read.
